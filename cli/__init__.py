@@ -1,0 +1,1 @@
+"""The three console scripts: `kdcache`, `kdtrain` and `kdeval`."""

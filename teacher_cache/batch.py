@@ -1,0 +1,121 @@
+"""Decoded targets of some rows: the one record that the training side sees of a cache.
+
+Shapes: B rows, T positions, D teacher width, M places for masked positions, K kept entries. A `TargetBatch` belongs to
+one view: `input_ids_BT` is exactly what the teacher read to produce the targets beside it, so the student must read the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from teacher_cache.contract import View
+
+RecordT = TypeVar("RecordT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRequest:
+    """Which targets to read: hidden states and attention by layer, the distribution at masked positions or not."""
+
+    hidden_layers: tuple[int, ...] = ()
+    attention_layers: tuple[int, ...] = ()
+    logits: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionVectors:
+    """Queries, keys and values of one layer, all heads side by side, float32."""
+
+    query_BTD: torch.Tensor
+    key_BTD: torch.Tensor
+    value_BTD: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopkLogits:
+    """The teacher's K most probable ids, their log-probabilities, and the log of the mass outside them (may be -inf)."""
+
+    ids_BMK: torch.Tensor
+    log_probs_BMK: torch.Tensor
+    log_tail_BM: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPositions:
+    """Which positions were masked: the first `count_B` of M places are real, the others hold position 0."""
+
+    positions_BM: torch.Tensor
+    original_ids_BM: torch.Tensor
+    count_B: torch.Tensor
+
+    def real_BM(self) -> torch.Tensor:
+        """True at the places that hold a masked position."""
+        import torch
+
+        places = torch.arange(self.positions_BM.shape[1], device=self.positions_BM.device)
+        return places[None, :] < self.count_B[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetBatch:
+    """The input of one view and the targets that belong to it."""
+
+    input_ids_BT: torch.Tensor
+    length_B: torch.Tensor
+    row_id_B: torch.Tensor
+    hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    attention: Mapping[int, AttentionVectors] = field(default_factory=dict)
+    masked: MaskedPositions | None = None
+    logits: TopkLogits | None = None
+
+    def real_BT(self) -> torch.Tensor:
+        """True at the positions that hold a token of the row, False at padding."""
+        import torch
+
+        positions = torch.arange(self.input_ids_BT.shape[1], device=self.input_ids_BT.device)
+        return positions[None, :] < self.length_B[:, None]
+
+    def rows(self, start: int, stop: int) -> TargetBatch:
+        """Rows start..stop of this batch, as views of the same memory."""
+        return _map_tensors(self, lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device | str) -> TargetBatch:
+        """The same batch on another device."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+Batch = dict["View", TargetBatch]
+"""One training batch: for each view that the targets need, the same rows."""
+
+
+def concatenate(batches: Sequence[TargetBatch]) -> TargetBatch:
+    """The rows of several batches of one view, one after another."""
+    import torch
+
+    return batches[0] if len(batches) == 1 else _zip_tensors(batches, torch.cat)
+
+
+def _map_tensors(record: RecordT, function: Any) -> RecordT:
+    return _zip_tensors([record], lambda tensors: function(tensors[0]))
+
+
+def _zip_tensors(records: Sequence[Any], function: Any) -> Any:
+    """Apply `function` to the list of tensors that stand at the same place of each record."""
+    first = records[0]
+    if first is None:
+        return None
+    if is_dataclass(first):
+        parts = {
+            part.name: _zip_tensors([getattr(record, part.name) for record in records], function)
+            for part in fields(first)
+        }
+        return type(first)(**parts)  # type: ignore[call-arg]
+    if isinstance(first, Mapping):
+        return {key: _zip_tensors([record[key] for record in records], function) for key in first}
+    return function(list(records))

@@ -1,0 +1,257 @@
+"""The records that cross from the building side to the training side, and nothing else.
+
+A `Manifest` says what a store holds: which teacher read which rows in which views, which of its outputs were kept and how
+they are coded. It is written as JSON into the root attributes of the zarr group, is the only thing a reader needs to
+know before touching an array, and is what a resumed build is compared with. Standard library only, so that every part of
+the system, and any other program, can import it at no cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from teacher_cache.errors import StoreError
+
+FORMAT_NAME = "kdcache"
+FORMAT_VERSION = 1
+
+View = Literal["plain", "masked"]
+RelationMode = Literal["hidden", "qkv"]
+RowMode = Literal["packed", "document"]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsSpec:
+    """The teacher's distribution at the masked positions, cut to its `entries` most probable ids and a tail mass."""
+
+    entries: int
+    codec: str
+    form: Literal["topk"] = "topk"
+    view: View = "masked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenSpec:
+    """Hidden state `layer`: what Transformers reports as `hidden_states[layer]` (0 is the embedding output)."""
+
+    layer: int
+    codec: str
+    view: View = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Queries, keys and values of layer `layer` (1-based), as its attention function receives them.
+
+    Mode `hidden` keeps the hidden state `layer - 1` that the layer projects (shared with the hidden-state target of that
+    layer where both are asked for in the same view) and the projections once; mode `qkv` keeps the three vectors.
+    """
+
+    layer: int
+    mode: RelationMode
+    codec: str
+    view: View = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpecs:
+    """Everything that a store keeps of the teacher's outputs."""
+
+    logits: LogitsSpec | None = None
+    hidden: tuple[HiddenSpec, ...] = ()
+    attention: tuple[AttentionSpec, ...] = ()
+
+    def views(self) -> tuple[View, ...]:
+        """The views that the teacher must read for these targets, `plain` first."""
+        used = {spec.view for spec in (*self.hidden, *self.attention)}
+        if self.logits is not None:
+            used.add(self.logits.view)
+        order: tuple[View, ...] = ("plain", "masked")
+        return tuple(view for view in order if view in used)
+
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Layers whose hidden states are kept, ascending."""
+        return tuple(sorted(spec.layer for spec in self.hidden))
+
+    def attention_layers(self) -> tuple[int, ...]:
+        """Layers whose queries, keys and values are kept, ascending."""
+        return tuple(sorted(spec.layer for spec in self.attention))
+
+    def find_hidden(self, layer: int) -> HiddenSpec | None:
+        """The specification of hidden state `layer`, or None."""
+        return next((spec for spec in self.hidden if spec.layer == layer), None)
+
+    def find_attention(self, layer: int) -> AttentionSpec | None:
+        """The specification of attention layer `layer`, or None."""
+        return next((spec for spec in self.attention if spec.layer == layer), None)
+
+    def shares_hidden(self, attention: AttentionSpec) -> bool:
+        """Whether the input of this attention target is stored as a hidden-state target already."""
+        hidden = self.find_hidden(attention.layer - 1)
+        return (
+            attention.mode == "hidden"
+            and hidden is not None
+            and (hidden.view, hidden.codec) == (attention.view, attention.codec)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord:
+    """Which model the targets come from, and the sizes that students and readers need."""
+
+    name: str
+    revision: str | None
+    weights_sha256: str
+    model_type: str
+    layers: int
+    hidden_size: int
+    heads: int
+    vocab_size: int
+    max_positions: int
+    has_mlm_head: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """Which text the rows come from. The fingerprint covers the token ids of every document, in order."""
+
+    specs: tuple[str, ...]
+    fingerprint: str
+    documents: int
+    tokens: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store holds. `rows` are its rows; `corpus.rows` are the rows that the whole text would give."""
+
+    teacher: TeacherRecord
+    tokenizer_sha256: str
+    corpus: CorpusRecord
+    seq_len: int
+    row_mode: RowMode
+    rows: int
+    block_rows: int
+    seed: int
+    views: int
+    mlm_probability: float
+    temperature: float
+    dtype: str
+    targets: TargetSpecs
+    software: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, the last of which may be short."""
+        return -(-self.rows // self.block_rows)
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """First row of `block`, and one past its last row."""
+        return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
+
+    @property
+    def masked_per_row(self) -> int:
+        """M: places kept per row for masked positions, max(1, round(mlm_probability * seq_len))."""
+        return max(1, round(self.mlm_probability * self.seq_len))
+
+    def views_of(self, view: View) -> int:
+        """How many inputs of this view each row has: one plain, `views` masked ones."""
+        return self.views if view == "masked" else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {"format": FORMAT_NAME, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StoreError: the object is not a manifest, or its format version is not the one this program reads.
+        """
+        if data.get("format") != FORMAT_NAME:
+            raise StoreError(
+                f"no {FORMAT_NAME} manifest in these attributes (format={data.get('format')!r}): this is some other "
+                "zarr group; give the path of a store that `kdcache build` wrote"
+            )
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"the store has format version {version!r}, this program reads version {FORMAT_VERSION}: its arrays "
+                "would be misread; install the kdcache release that wrote it, or build the store again"
+            )
+        fields = {key: value for key, value in data.items() if key != "format"}
+        targets = fields["targets"]
+        logits = targets["logits"]
+        corpus = fields["corpus"]
+        fields["teacher"] = TeacherRecord(**fields["teacher"])
+        fields["corpus"] = CorpusRecord(**{**corpus, "specs": tuple(corpus["specs"])})
+        fields["targets"] = TargetSpecs(
+            logits=LogitsSpec(**logits) if logits else None,
+            hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
+            attention=tuple(AttentionSpec(**spec) for spec in targets["attention"]),
+        )
+        return cls(**fields)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two builds the same build, flat: a resumed build must agree in every entry.
+
+        Paths, software versions, batch size, device and command lines are free; where the teacher or the text were
+        found does not matter as long as their contents are the same.
+        """
+        teacher, corpus = asdict(self.teacher), asdict(self.corpus)
+        return {
+            "teacher weights": teacher["weights_sha256"],
+            "tokenizer": self.tokenizer_sha256,
+            "corpus": corpus["fingerprint"],
+            "--seq-len": self.seq_len,
+            "--rows": self.row_mode,
+            "number of rows (--max-rows)": self.rows,
+            "--block-rows": self.block_rows,
+            "--seed": self.seed,
+            "--views": self.views,
+            "--mlm-probability": self.mlm_probability,
+            "--temperature": self.temperature,
+            "--dtype": self.dtype,
+            **describe_targets(self.targets),
+        }
+
+    def differences(self, other: Manifest) -> list[tuple[str, Any, Any]]:
+        """Entries of `identity` in which `self` and `other` differ, with both values."""
+        mine, theirs = self.identity(), other.identity()
+        return [
+            (name, mine.get(name), theirs.get(name))
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def describe_targets(targets: TargetSpecs) -> dict[str, str]:
+    """One line per target, in words a user knows: `{"hidden 4": "plain view, int8"}`."""
+    lines: dict[str, str] = {}
+    if targets.logits is not None:
+        spec = targets.logits
+        lines["logits"] = f"{spec.form} {spec.entries}, {spec.view} view, {spec.codec}"
+    for hidden in targets.hidden:
+        lines[f"hidden {hidden.layer}"] = f"{hidden.view} view, {hidden.codec}"
+    for attention in targets.attention:
+        lines[f"attention {attention.layer}"] = f"{attention.mode}, {attention.view} view, {attention.codec}"
+    return lines

@@ -1,0 +1,41 @@
+"""Every error that a user can cause or mend, one class per thing to mend.
+
+A message says what happened, the offending value, why it matters and what to do. The command line prints it without a
+traceback and exits with code 1; anything that is not a `DistillationError` is a defect of ours and keeps its traceback.
+"""
+
+
+class DistillationError(Exception):
+    """Base of everything the user can fix."""
+
+
+class SettingsError(DistillationError):
+    """A flag, a configuration file or a combination of them asks for something that cannot be."""
+
+
+class TeacherError(DistillationError):
+    """The teacher cannot be loaded, or cannot give what is asked of it."""
+
+
+class CorpusError(DistillationError):
+    """The text cannot be read, or there is none."""
+
+
+class StoreError(DistillationError):
+    """The cache is missing, unfinished, damaged, of another format or built with other settings."""
+
+
+class TargetsError(DistillationError):
+    """The cache is fine but does not hold the targets that were asked for."""
+
+
+class StudentError(DistillationError):
+    """The student cannot be built, loaded, initialised or evaluated as asked."""
+
+
+class TrainingError(DistillationError):
+    """Training cannot start, continue or resume."""
+
+
+class SpaceError(DistillationError):
+    """The disk is full."""
