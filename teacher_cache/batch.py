@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class AttentionVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class TopkLogits:
-    """The teacher's K most probable ids, their log-probabilities, and the log of the mass outside them (may be -inf)."""
+    """The teacher's K most probable ids, their log-probabilities, and the log of the remaining mass (may be -inf)."""
 
     ids_BMK: torch.Tensor
     log_probs_BMK: torch.Tensor
@@ -102,7 +102,7 @@ def concatenate(batches: Sequence[TargetBatch]) -> TargetBatch:
 
 
 def _map_tensors(record: RecordT, function: Any) -> RecordT:
-    return _zip_tensors([record], lambda tensors: function(tensors[0]))
+    return cast("RecordT", _zip_tensors([record], lambda tensors: function(tensors[0])))
 
 
 def _zip_tensors(records: Sequence[Any], function: Any) -> Any:
@@ -115,7 +115,7 @@ def _zip_tensors(records: Sequence[Any], function: Any) -> Any:
             part.name: _zip_tensors([getattr(record, part.name) for record in records], function)
             for part in fields(first)
         }
-        return type(first)(**parts)  # type: ignore[call-arg]
+        return cast("Any", type(first))(**parts)
     if isinstance(first, Mapping):
         return {key: _zip_tensors([record[key] for record in records], function) for key in first}
     return function(list(records))

@@ -1,9 +1,9 @@
 """The records that cross from the building side to the training side, and nothing else.
 
-A `Manifest` says what a store holds: which teacher read which rows in which views, which of its outputs were kept and how
-they are coded. It is written as JSON into the root attributes of the zarr group, is the only thing a reader needs to
-know before touching an array, and is what a resumed build is compared with. Standard library only, so that every part of
-the system, and any other program, can import it at no cost.
+A `Manifest` says what a store holds: which teacher read which rows in which views, which of its outputs were kept and
+how they are coded. It is written as JSON into the root attributes of the zarr group, is the only thing a reader needs
+to know before touching an array, and is what a resumed build is compared with. Standard library only, so that every
+part of the system, and any other program, can import it at no cost.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class HiddenSpec:
 class AttentionSpec:
     """Queries, keys and values of layer `layer` (1-based), as its attention function receives them.
 
-    Mode `hidden` keeps the hidden state `layer - 1` that the layer projects (shared with the hidden-state target of that
-    layer where both are asked for in the same view) and the projections once; mode `qkv` keeps the three vectors.
+    Mode `hidden` keeps the hidden state `layer - 1` that the layer projects (shared with the hidden-state target of
+    that layer where both are asked for in the same view) and the projections once; mode `qkv` keeps the three vectors.
     """
 
     layer: int
@@ -77,7 +77,7 @@ class TargetSpecs:
 
     def views(self) -> tuple[View, ...]:
         """The views that the teacher must read for these targets, `plain` first."""
-        used = {spec.view for spec in (*self.hidden, *self.attention)}
+        used = {spec.view for spec in self.hidden} | {spec.view for spec in self.attention}
         if self.logits is not None:
             used.add(self.logits.view)
         order: tuple[View, ...] = ("plain", "masked")

@@ -67,7 +67,8 @@ def default_heads(width: int) -> int:
 def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
     """Layers named by `2,4,6`, `all`, `uniform:N`, `last:N`, or a sum of them such as `uniform:6+last`.
 
-    A name without `:N` takes N from the name before it, or from the default student. Returns ascending layers, each once.
+    A name without `:N` takes N from the name before it, or from the default student. Returns ascending layers, each
+    once.
 
     Raises:
         SettingsError: the text cannot be read, or names a layer outside 1..teacher_layers.
@@ -92,7 +93,8 @@ def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
     beyond = sorted(layer for layer in named if not 0 <= layer <= teacher_layers)
     if beyond:
         raise SettingsError(
-            f"--layers {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers} (0 is the embedding "
+            f"--layers {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers} (0 is the "
+            "embedding "
             "output): there is nothing to keep; name layers that exist"
         )
     return tuple(sorted(named))
@@ -111,6 +113,4 @@ def _whole_number(text: str, whole: str) -> int:
 def default_relation_heads(teacher_width: int, student_width: int) -> int:
     """Largest common divisor of both widths that is at most teacher_width / 16 (64 at 1024, 48 at 768, 24 at 384)."""
     limit = max(1, teacher_width // 16)
-    return next(
-        heads for heads in range(limit, 0, -1) if teacher_width % heads == 0 and student_width % heads == 0
-    )
+    return next(heads for heads in range(limit, 0, -1) if teacher_width % heads == 0 and student_width % heads == 0)

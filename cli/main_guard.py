@@ -1,0 +1,50 @@
+"""What stands around every command: errors become one message, interrupts become exit codes, logging is set up.
+
+Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted. Anything that is not a
+`DistillationError` is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from teacher_cache.errors import DistillationError
+
+INTERRUPTED = 130
+
+
+def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
+    """Run `main` on the arguments without `--debug` and `-v`, and return the exit code.
+
+    `main` returns its exit code, or None for 0. A console script is `return run_command(_main, prog="kdtrain")`.
+    """
+    finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--debug", action="store_true")
+    finder.add_argument("-v", "--verbose", action="store_true")
+    options, own = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    _set_up_logging(options.verbose)
+    try:
+        return main(own) or 0
+    except DistillationError as error:
+        if options.debug:
+            raise
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    if not verbose:
+        # read when transformers is imported; its report of unused weights is about what we do on purpose
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

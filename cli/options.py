@@ -1,0 +1,145 @@
+"""The only place that reads flags and configuration files: argv -> a settings record.
+
+Settings are frozen dataclasses that live beside what they configure; their field docstrings are the help texts. A
+`--config FILE` is YAML whose keys are flags (`seq_len` or `seq-len`); it is turned into flags that stand before the
+user's own, so that what is typed always wins. Values of the file are taken as they are written, without YAML's own
+ideas of types, under which `mapping: 1:4` would read 64. Nothing here imports torch: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from teacher_cache.errors import SettingsError
+
+SettingsT = TypeVar("SettingsT")
+
+COMMON_FLAGS = (
+    "Every command also takes --config FILE (YAML with these flags as keys; flags given here override it), -v (report "
+    "more) and --debug (show the traceback of an error)."
+)
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+SEVERAL = (tuple, list)
+NOTHING = ("", "~", "null")
+
+
+def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> SettingsT:
+    """The settings that `argv`, and the file after `--config` in it, ask for.
+
+    Exits with code 2 and a message where flags or the file's keys are wrong, with 0 after `--help`.
+
+    Raises:
+        SettingsError: the file cannot be read, or the values do not go together.
+    """
+    finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", metavar="FILE")
+    found, own = finder.parse_known_args(list(argv))
+    _refuse_repeats(own, settings_class, prog)
+    flags = _flags_from_file(Path(found.config), settings_class, prog) if found.config is not None else []
+    description = f"{inspect.getdoc(settings_class)}\n\n{COMMON_FLAGS}"
+    return tyro.cli(settings_class, args=[*flags, *own], prog=prog, description=description)
+
+
+def choose_command(argv: Sequence[str], commands: Mapping[str, str], prog: str) -> tuple[str, list[str]]:
+    """The command that `argv` starts with, and the rest of it. `commands` maps each name to one line of help.
+
+    Exits with code 0 after printing the commands for `--help`, with 2 where there is no command or an unknown one.
+    """
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in commands.items())
+    usage = f"usage: {prog} COMMAND ...\n\n{lines}\n\n`{prog} COMMAND --help` lists the flags of a command."
+    if not argv:
+        print(usage, file=sys.stderr)
+        raise SystemExit(2)
+    if argv[0] in ("-h", "--help"):
+        print(usage)
+        raise SystemExit(0)
+    if argv[0] not in commands:
+        _refuse(prog, f"there is no command {argv[0]!r}{_nearest(argv[0], commands)}")
+    return argv[0], list(argv[1:])
+
+
+def _refuse_repeats(argv: Sequence[str], settings_class: type[Any], prog: str) -> None:
+    """A flag of several values, given twice, would silently keep the last values alone."""
+    given = [argument.partition("=")[0].replace("_", "-") for argument in argv]
+    for name, hint in get_type_hints(settings_class).items():
+        flag = _spell(name)
+        if get_origin(hint) in SEVERAL and given.count(flag) > 1:
+            _refuse(prog, f"{flag} is given {given.count(flag)} times: put all its values after one {flag}")
+
+
+def _flags_from_file(path: Path, settings_class: type[Any], prog: str) -> list[str]:
+    hints = get_type_hints(settings_class, include_extras=True)
+    # a positional argument has no flag to turn its key into
+    valid = {
+        field.name: hints[field.name]
+        for field in fields(settings_class)
+        if tyro.conf.Positional not in get_args(hints[field.name])
+    }
+    flags: list[str] = []
+    for key, value in _read_yaml(path).items():
+        name = str(key).replace("-", "_")
+        if name not in valid:
+            _refuse(prog, f"{str(path)!r} sets {key!r}, which {prog} does not know{_nearest(name, valid)}")
+        flags += _flag(name, value, valid[name], path)
+    return flags
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # BaseLoader: strings only
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"--config {str(path)!r} cannot be read: {reason}; give a YAML file of flags") from error
+    if content is None:  # an empty file
+        return {}
+    if not isinstance(content, Mapping):
+        raise SettingsError(
+            f"--config {str(path)!r} holds no settings: it must be lines such as `seq_len: 128`, with flags as keys"
+        )
+    return content
+
+
+def _flag(name: str, value: Any, hint: Any, path: Path) -> list[str]:
+    """One setting as arguments: `--seq-len=128`, `--corpus a b`, `--json`; none where the file leaves it empty."""
+    flag = _spell(name)
+    if isinstance(value, Mapping) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+        raise SettingsError(f"--config {str(path)!r} nests settings under {name!r}: give one value or a list of values")
+    if get_origin(hint) in SEVERAL:
+        return [flag, *(value if isinstance(value, list) else [value])]
+    if isinstance(value, list):
+        return [f"{flag}={','.join(value)}"]
+    if value in NOTHING:
+        return []
+    if hint is bool:
+        if value.lower() not in BOOLEANS:
+            raise SettingsError(
+                f"--config {str(path)!r} sets {name!r} to {value!r}: it is a switch, give true or false"
+            )
+        return [flag if BOOLEANS[value.lower()] else f"--no-{flag.removeprefix('--')}"]
+    return [f"{flag}={value}"]
+
+
+def _spell(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; it knows {', '.join(known)}"
+
+
+def _refuse(prog: str, message: str) -> NoReturn:
+    print(f"{prog}: {message}", file=sys.stderr)
+    raise SystemExit(2)

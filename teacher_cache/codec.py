@@ -1,0 +1,180 @@
+"""Vectors <-> coded arrays, with a declared error.
+
+A codec turns the vectors of one block, [N, D] (N tokens, D components), into a few arrays whose last axis is the token,
+and back. Component-major order, [D, N], puts equal statistics side by side: it is what makes the compressor behind it
+effective, and the transposition is done here, on the tensor's own device, because the store must only move bytes.
+
+`error_bound_ND` is the contract: no decoded component is further from the original than that. Values that a codec
+cannot represent within its bound are an error; nothing saturates silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.errors import SettingsError, TeacherError
+
+Coded = Mapping[str, NDArray[np.generic]]
+"""The arrays of one coded stream by name; the last axis of each is the token."""
+
+PRECISIONS = ("float16", "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedArraySpec:
+    """One array that a codec writes: `components` values per token (None: one number per token, without that axis)."""
+
+    name: str
+    dtype: str
+    components: int | None
+
+
+class VectorCodec(Protocol):
+    """What the store needs of a codec."""
+
+    name: str
+
+    def arrays(self, width: int) -> tuple[CodedArraySpec, ...]:
+        """The arrays that `encode` returns for vectors of `width` components."""
+
+    def encode(self, values_ND: torch.Tensor) -> Coded:
+        """Code float vectors [N, D]."""
+
+    def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Float32 vectors [N, D] from coded tensors, which may lie on any device."""
+
+    def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:
+        """Largest possible distance of each decoded component from `values_ND`."""
+
+
+class Float16Codec:
+    """IEEE half precision: relative error 2^-11, absolute error 2^-25 among subnormal numbers."""
+
+    name = "float16"
+
+    def arrays(self, width: int) -> tuple[CodedArraySpec, ...]:
+        """One array of float16 components."""
+        return (CodedArraySpec(name="codes", dtype="float16", components=width),)
+
+    def encode(self, values_ND: torch.Tensor) -> Coded:
+        """Round to half precision.
+
+        Raises:
+            TeacherError: a value is not finite or beyond the largest half-precision number, 65504.
+        """
+        codes_DN = values_ND.to(torch.float16).T.contiguous()
+        if not bool(torch.isfinite(codes_DN).all()):
+            largest = float(values_ND.abs().max())
+            raise TeacherError(
+                f"the teacher gave a value that float16 cannot hold (largest magnitude {largest:g}, limit 65504): "
+                "infinite targets would ruin training; use --precision int8, or --dtype float32 if the teacher "
+                "overflows"
+            )
+        return {"codes": codes_DN.cpu().numpy()}
+
+    def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Half precision to float32."""
+        return coded["codes"].T.to(torch.float32)
+
+    def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:
+        """Half a unit in the last place."""
+        return (values_ND.abs() * 2.0**-11).clamp_min(2.0**-25)
+
+
+class Int8Codec:
+    """Signed bytes times one scale per token, the token's largest magnitude / 127: error at most half a step."""
+
+    name = "int8"
+
+    def arrays(self, width: int) -> tuple[CodedArraySpec, ...]:
+        """Signed bytes, and a float32 scale per token."""
+        return (
+            CodedArraySpec(name="codes", dtype="int8", components=width),
+            CodedArraySpec(name="scale", dtype="float32", components=None),
+        )
+
+    def encode(self, values_ND: torch.Tensor) -> Coded:
+        """Round to the nearest of 255 levels.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
+        values_ND = values_ND.to(torch.float32)
+        scale_N = values_ND.abs().amax(dim=1) / 127
+        if not bool(torch.isfinite(scale_N).all()):
+            raise TeacherError(
+                "the teacher gave infinite or undefined values: they would ruin training; check the checkpoint, or use "
+                "--dtype float32 if the teacher overflows in half precision"
+            )
+        step_N = torch.where(scale_N > 0, scale_N, 1.0)
+        codes_DN = (values_ND / step_N[:, None]).round_().to(torch.int8).T.contiguous()
+        return {"codes": codes_DN.cpu().numpy(), "scale": scale_N.cpu().numpy()}
+
+    def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Codes times scale."""
+        return (coded["codes"].to(torch.float32) * coded["scale"][None, :]).T
+
+    def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:
+        """Half a step, and the rounding of float32 arithmetic."""
+        largest_N1 = values_ND.abs().amax(dim=1, keepdim=True)
+        return (largest_N1 * (0.5 / 127 + 2.0**-22)).expand_as(values_ND)
+
+
+class LogProbabilityCodec:
+    """Log-probabilities, all <= 0: float16, or unsigned bytes times one scale per position (error half a step)."""
+
+    def __init__(self, precision: str) -> None:
+        self.name = precision
+
+    def arrays(self, width: int) -> tuple[CodedArraySpec, ...]:
+        """Codes, and for bytes a float32 scale per position."""
+        if self.name == "float16":
+            return Float16Codec().arrays(width)
+        return (
+            CodedArraySpec(name="codes", dtype="uint8", components=width),
+            CodedArraySpec(name="scale", dtype="float32", components=None),
+        )
+
+    def encode(self, values_ND: torch.Tensor) -> Coded:
+        """Round finite log-probabilities."""
+        if self.name == "float16":
+            return Float16Codec().encode(values_ND)
+        scale_N = values_ND.amin(dim=1) / -255
+        step_N = torch.where(scale_N > 0, scale_N, 1.0)
+        codes_DN = (values_ND / -step_N[:, None]).round_().to(torch.uint8).T.contiguous()
+        return {"codes": codes_DN.cpu().numpy(), "scale": scale_N.cpu().numpy()}
+
+    def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Codes times scale, negative."""
+        if self.name == "float16":
+            return Float16Codec().decode(coded)
+        return -(coded["codes"].to(torch.float32) * coded["scale"][None, :]).T
+
+    def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:
+        """Half a step."""
+        if self.name == "float16":
+            return Float16Codec().error_bound_ND(values_ND)
+        lowest_N1 = -values_ND.amin(dim=1, keepdim=True)
+        return (lowest_N1 * (0.5 / 255 + 2.0**-22)).expand_as(values_ND)
+
+
+def make_codec(precision: str) -> VectorCodec:
+    """The codec that `--precision` names.
+
+    Raises:
+        SettingsError: there is no such precision.
+    """
+    if precision == "float16":
+        return Float16Codec()
+    if precision == "int8":
+        return Int8Codec()
+    raise SettingsError(
+        f"--precision {precision!r} is unknown: targets could be neither written nor read; choose one of "
+        + ", ".join(PRECISIONS)
+    )

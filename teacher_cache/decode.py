@@ -1,0 +1,135 @@
+"""Coded arrays of a block -> tensors of some of its rows, on any device.
+
+Pure: no disk, no state. The numbers of the columns follow `layout.py`; arrays hold one view only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.batch import AttentionVectors, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.codec import LogProbabilityCodec, make_codec
+from teacher_cache.contract import AttentionSpec, HiddenSpec, LogitsSpec, Manifest, View
+from teacher_cache.layout import attention_input_path
+from teacher_cache.relations import VECTORS, AttentionProjections, project_hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedBlock:
+    """The arrays of one block that a request needs in one view: checked and decompressed, not decoded."""
+
+    block: int
+    view: View
+    request: TargetRequest
+    arrays: Mapping[str, NDArray[np.generic]]
+
+
+def in_view(spec: HiddenSpec | AttentionSpec | LogitsSpec | None, view: View) -> bool:
+    """Whether there is such a target, in this view."""
+    return spec is not None and spec.view == view
+
+
+class RowDecoder:
+    """Rows start..stop of one coded block, counted from its first row, as tensors on a device."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        coded: CodedBlock,
+        start: int,
+        stop: int,
+        *,
+        device: str | torch.device,
+        projections: Callable[[int], AttentionProjections],
+    ) -> None:
+        self.manifest = manifest
+        self.coded = coded
+        self.start = start
+        self.stop = stop
+        self.device = device
+        self.projections = projections
+
+    def decode(self) -> TargetBatch:
+        """The input of the coded view and every target of the request that belongs to it."""
+        request, view, targets = self.coded.request, self.coded.view, self.manifest.targets
+        ids_BT, masked = self._rows("input_ids"), None
+        if view == "masked":
+            masked = MaskedPositions(
+                positions_BM=self._rows("masked/positions"),
+                original_ids_BM=self._rows("masked/original_ids"),
+                count_B=self._rows("masked/count"),
+            )
+            ids_BT = _replace(ids_BT, masked, self._rows("masked/replacement_ids"))
+        hidden = {
+            n: self._vectors(f"hidden/{n}") for n in request.hidden_layers if in_view(targets.find_hidden(n), view)
+        }
+        attention = {
+            n: self._attention(spec)
+            for n in request.attention_layers
+            if (spec := targets.find_attention(n)) is not None and spec.view == view
+        }
+        return TargetBatch(
+            input_ids_BT=ids_BT,
+            length_B=self._rows("length"),
+            row_id_B=self._rows("row_id"),
+            hidden=hidden,
+            attention=attention,
+            masked=masked,
+            logits=self._logits(targets.logits) if request.logits and targets.logits and masked is not None else None,
+        )
+
+    def _rows(self, path: str) -> torch.Tensor:
+        values = torch.from_numpy(self.coded.arrays[path][self.start : self.stop])
+        return values.to(device=self.device, dtype=torch.int64)
+
+    def _columns(self, path: str, per_row: int) -> torch.Tensor:
+        """These rows' range of the last axis of a coded array."""
+        values = self.coded.arrays[path][..., self.start * per_row : self.stop * per_row]
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def _vectors(self, path: str) -> torch.Tensor:
+        positions, width = self.manifest.seq_len, self.manifest.teacher.hidden_size
+        codec = make_codec(self._codec_name(path))
+        coded = {spec.name: self._columns(f"{path}/{spec.name}", positions) for spec in codec.arrays(width)}
+        return codec.decode(coded).reshape(self.stop - self.start, positions, width)
+
+    def _codec_name(self, path: str) -> str:
+        kind, layer, *_ = path.split("/")
+        targets = self.manifest.targets
+        spec = targets.find_hidden(int(layer)) if kind == "hidden" else targets.find_attention(int(layer))
+        assert spec is not None
+        return spec.codec
+
+    def _attention(self, spec: AttentionSpec) -> AttentionVectors:
+        if spec.mode == "hidden":
+            hidden_BTD = self._vectors(attention_input_path(self.manifest, spec))
+            return project_hidden(hidden_BTD, self.projections(spec.layer))
+        query, key, value = (self._vectors(f"attention/{spec.layer}/{name}") for name in VECTORS)
+        return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
+
+    def _logits(self, spec: LogitsSpec) -> TopkLogits:
+        places = self.manifest.masked_per_row
+        shape = (self.stop - self.start, places)
+        codec = LogProbabilityCodec(spec.codec)
+        log_probs = codec.decode(
+            {part.name: self._columns(f"logits/log_probs/{part.name}", places) for part in codec.arrays(spec.entries)}
+        )
+        return TopkLogits(
+            ids_BMK=self._columns("logits/ids", places).T.to(torch.int64).reshape(*shape, spec.entries),
+            log_probs_BMK=log_probs.reshape(*shape, spec.entries),
+            log_tail_BM=self._columns("logits/log_tail", places).to(torch.float32).reshape(shape),
+        )
+
+
+def _replace(ids_BT: torch.Tensor, masked: MaskedPositions, replacement_ids_BM: torch.Tensor) -> torch.Tensor:
+    """Put the replacement ids at the real masked positions."""
+    row_B1 = torch.arange(len(ids_BT), device=ids_BT.device)[:, None]
+    real_BM = masked.real_BM()
+    changed_BT = ids_BT.clone()
+    changed_BT[row_B1.expand_as(real_BM)[real_BM], masked.positions_BM[real_BM]] = replacement_ids_BM[real_BM]
+    return changed_BT

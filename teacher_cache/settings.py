@@ -1,0 +1,107 @@
+"""What a user may ask of `kdcache build`. Standard library only, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from teacher_cache.contract import RelationMode, RowMode, View
+from teacher_cache.errors import SettingsError
+
+DEFAULT_CORPUS = "Salesforce/wikitext:wikitext-103-raw-v1:train"
+TARGETS = ("logits", "hidden", "attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """Run the teacher once over a corpus and write what students learn from."""
+
+    teacher: str
+    """Hugging Face id or folder of a masked-LM encoder."""
+    revision: str | None = None
+    """Revision of the teacher on the hub."""
+    corpus: tuple[str, ...] = (DEFAULT_CORPUS,)
+    """Files, globs or folders (txt, jsonl, csv, parquet, also .gz), or hub names NAME[:CONFIG[:SPLIT]]."""
+    out: str = "cache.zarr"
+    """Folder of the store. An unfinished store of the same settings is continued."""
+    seq_len: int | None = None
+    """Tokens per row, special tokens included. Default: 512, or what the teacher can read if that is less."""
+    max_rows: int = 20_000
+    """Rows to keep: a prefix of the shuffle of the whole corpus."""
+    rows: RowMode = "packed"
+    """packed: rows are cut from joined documents. document: one truncated document a row."""
+    targets: str | None = None
+    """Comma-separated: logits, hidden, attention. Default: all that the checkpoint can give."""
+    layers: str = "uniform+last"
+    """Hidden states to keep: 2,4,6, all, uniform:6, last:6 or uniform:6+last (default: for the default student)."""
+    attention_layer: int | None = None
+    """Layer whose queries, keys and values are kept. Default: the last but one."""
+    relations: RelationMode | None = None
+    """hidden: keep the layer's input and its projections once; qkv: keep the vectors. Default: hidden where it is
+    exact.
+    """
+    k: int = 64
+    """Most probable ids kept at each masked position; the mass outside them is kept as one number."""
+    precision: Literal["float16", "int8"] = "int8"
+    """How targets are coded."""
+    views: int = 1
+    """Masked views of each row; training cycles through them by epoch."""
+    mlm_probability: float = 0.15
+    """Share of a row's tokens that a masked view hides."""
+    hs_view: View = "plain"
+    """View that hidden states and attention are taken from."""
+    temperature: float = 1.0
+    """Softmax temperature of the cached distribution; fixed in the store."""
+    batch_size: int | None = None
+    """Rows per teacher forward. Default: by device and row length."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the teacher. auto: float32 on CPU, bfloat16 on GPU."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N. auto: the first GPU if there is one."""
+    block_rows: int = 64
+    """Rows per block: the unit of writing, commit, reading and shuffling."""
+    seed: int = 0
+    """Seed of row order and masks."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("max_rows", 1),
+            ("k", 1),
+            ("views", 1),
+            ("block_rows", 1),
+            ("batch_size", 1),
+            ("seq_len", 3),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"--{name.replace('_', '-')} {value!r} is too small: it must be at least {least}")
+        if not 0 < self.mlm_probability < 1:
+            raise SettingsError(
+                f"--mlm-probability {self.mlm_probability!r} is not between 0 and 1: it is the share of tokens "
+                "hidden; try 0.15"
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise SettingsError(
+                f"--temperature {self.temperature!r} cannot divide logits: give a positive number, usually 1"
+            )
+        if self.seed < 0:
+            raise SettingsError(f"--seed {self.seed!r} is negative: give a whole number from 0")
+        self.target_names()
+
+    def target_names(self) -> tuple[str, ...] | None:
+        """The targets asked for, or None for all that the teacher can give.
+
+        Raises:
+            SettingsError: a name is unknown.
+        """
+        if self.targets is None:
+            return None
+        names = tuple(name.strip() for name in self.targets.split(",") if name.strip())
+        unknown = [name for name in names if name not in TARGETS]
+        if unknown or not names:
+            raise SettingsError(
+                f"--targets {self.targets!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be "
+                "kept; choose "
+                "among " + ", ".join(TARGETS)
+            )
+        return names

@@ -1,0 +1,155 @@
+"""Settings and a loaded teacher -> exactly what will be stored: target specifications and the manifest.
+
+Every default that depends on the teacher is resolved here, and everything that the teacher cannot give is refused here,
+before a row is read.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from teacher_cache.contract import AttentionSpec, HiddenSpec, LogitsSpec, Manifest, RelationMode, TargetSpecs
+from teacher_cache.corpus import Rows, tokenizer_fingerprint
+from teacher_cache.errors import SettingsError, TeacherError
+from teacher_cache.layers import default_attention_layer, parse_layers
+from teacher_cache.relations import AttentionProjections
+from teacher_cache.settings import TARGETS, BuildSettings
+from teacher_cache.teacher import Teacher
+
+_DEFAULT_SEQ_LEN = 512
+
+
+def plan_targets(
+    settings: BuildSettings, teacher: Teacher, note: Callable[[str], None]
+) -> tuple[TargetSpecs, dict[int, AttentionProjections]]:
+    """What will be kept, and the projections of attention layers kept in `hidden` mode.
+
+    Raises:
+        TeacherError: the teacher cannot give a target that was asked for.
+        SettingsError: a layer does not exist, or more ids are to be kept than the vocabulary has.
+    """
+    names = settings.target_names()
+    if names is None:
+        names = TARGETS if teacher.record.has_mlm_head else tuple(name for name in TARGETS if name != "logits")
+        if not teacher.record.has_mlm_head:
+            note(f"{settings.teacher} has no masked-LM head: building {', '.join(names)} (no logits)")
+    logits = _logits_spec(settings, teacher) if "logits" in names else None
+    hidden: tuple[HiddenSpec, ...] = ()
+    if "hidden" in names:
+        layers = parse_layers(settings.layers, teacher.record.layers)
+        hidden = tuple(HiddenSpec(layer=n, codec=settings.precision, view=settings.hs_view) for n in layers)
+    attention: tuple[AttentionSpec, ...] = ()
+    projections: dict[int, AttentionProjections] = {}
+    if "attention" in names:
+        layer = _attention_layer(settings, teacher)
+        mode, found = _relation_mode(settings, teacher, layer)
+        attention = (AttentionSpec(layer=layer, mode=mode, codec=settings.precision, view=settings.hs_view),)
+        if found is not None:
+            projections[layer] = found
+    targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention)
+    _check_mask_token(teacher, targets)
+    return targets, projections
+
+
+def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
+    if not teacher.record.has_mlm_head:
+        raise TeacherError(
+            f"teacher {settings.teacher!r} has no masked-LM head in its checkpoint: its logits would come from random "
+            "weights; use --targets hidden,attention, or a checkpoint that was saved with its head"
+        )
+    if settings.k > teacher.record.vocab_size:
+        raise SettingsError(
+            f"--k {settings.k} is more than the {teacher.record.vocab_size} ids of the vocabulary: give a smaller "
+            "number"
+        )
+    return LogitsSpec(entries=settings.k, codec=settings.precision)
+
+
+def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
+    layer = settings.attention_layer
+    if layer is None:
+        return default_attention_layer(teacher.record.layers)
+    if not 1 <= layer <= teacher.record.layers:
+        raise SettingsError(
+            f"--attention-layer {layer} does not exist: the teacher has layers 1 to {teacher.record.layers}; the last "
+            "but one "
+            f"({default_attention_layer(teacher.record.layers)}) is the default"
+        )
+    return layer
+
+
+def _relation_mode(
+    settings: BuildSettings, teacher: Teacher, layer: int
+) -> tuple[RelationMode, AttentionProjections | None]:
+    """`hidden` where the attention vectors are exact linear maps of the layer's input, else `qkv`."""
+    if settings.relations == "qkv":
+        teacher.tap()
+        return "qkv", None
+    found = teacher.find_projections(layer)
+    if found is not None:
+        return "hidden", found
+    if settings.relations == "hidden":
+        raise TeacherError(
+            f"family {teacher.record.model_type!r} does not compute attention layer {layer} from hidden state "
+            f"{layer - 1} "
+            "alone (a norm or rotary positions stand between): its queries and keys could not be recomputed; use "
+            "--relations qkv"
+        )
+    return "qkv", None
+
+
+def make_manifest(
+    settings: BuildSettings, teacher: Teacher, targets: TargetSpecs, rows: Rows, seq_len: int
+) -> Manifest:
+    """The manifest of the store that these settings build."""
+    return Manifest(
+        teacher=teacher.record,
+        tokenizer_sha256=tokenizer_fingerprint(teacher.tokenizer),
+        corpus=rows.record,
+        seq_len=seq_len,
+        row_mode=settings.rows,
+        rows=len(rows),
+        block_rows=settings.block_rows,
+        seed=settings.seed,
+        views=settings.views,
+        mlm_probability=settings.mlm_probability,
+        temperature=settings.temperature,
+        dtype=teacher.dtype,
+        targets=targets,
+        software={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},
+        },
+        command=" ".join(sys.argv),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def resolve_seq_len(settings: BuildSettings, teacher: Teacher) -> int:
+    """Tokens per row: as asked for, or 512 where the teacher can read that many.
+
+    Raises:
+        SettingsError: the teacher has fewer positions.
+    """
+    limit = teacher.record.max_positions
+    if settings.seq_len is None:
+        return min(_DEFAULT_SEQ_LEN, limit)
+    if settings.seq_len > limit:
+        raise SettingsError(
+            f"--seq-len {settings.seq_len} is beyond the {limit} positions of teacher {settings.teacher!r}: it has no "
+            "embeddings "
+            f"for the rest; give at most {limit}"
+        )
+    return settings.seq_len
+
+
+def _check_mask_token(teacher: Teacher, targets: TargetSpecs) -> None:
+    if "masked" in targets.views() and teacher.tokenizer.mask_token_id is None:
+        raise TeacherError(
+            f"the tokenizer of teacher {teacher.record.name!r} has no mask token: masked views cannot be made; use "
+            "--targets hidden,attention with --hs-view plain"
+        )

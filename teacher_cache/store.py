@@ -1,0 +1,222 @@
+"""The store on disk: blocks that exist only once committed, and a seal that says the store is whole.
+
+Writing order is the whole protocol. A block's shards are written first (each under a temporary name, then renamed, then
+flushed to the disk), its commit object last; the commit holds the size and SHA-256 of every shard. A block without a
+commit does not exist, so a build can be killed at any moment and started again. The seal is written after all blocks:
+it holds the hash of every commit and of every other object, and readers refuse a store without it. This matters because
+zarr itself reads what is missing as zeros: a deleted or swapped shard would otherwise be wrong numbers, not an error.
+
+Layout of arrays: `layout.py`. Cost: one hash over the bytes written, one small object per block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from teacher_cache.contract import FORMAT_NAME, Manifest
+from teacher_cache.errors import StoreError
+from teacher_cache.layout import ArraySpec, block_arrays
+from teacher_cache.objects import (
+    COMMITS,
+    PARTIAL,
+    SEAL,
+    Commit,
+    ObjectDigest,
+    clear_errors,
+    commit_key,
+    digest_file,
+    flush_to_disk,
+    read_commit,
+    read_manifest,
+    shard_key,
+    write_whole,
+)
+
+
+class CacheStore:
+    """One store in a local folder, for writing. Blocks may be written in any order, each by one writer."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create_or_resume(cls, path: Path, manifest: Manifest) -> CacheStore:
+        """Start a store, or go on with an unfinished one of exactly the same settings.
+
+        Raises:
+            StoreError: the path holds something else, or a store with other settings (each one named).
+            SpaceError: the disk is full.
+        """
+        if path.exists() and (not path.is_dir() or any(file.suffix != PARTIAL for file in path.iterdir())):
+            existing = read_manifest(path)
+            differences = existing.differences(manifest)
+            if differences:
+                raise _other_settings(path, differences, sealed=(path / SEAL).exists())
+            store = cls(path, existing)
+        else:
+            store = cls(path, manifest)
+            with clear_errors(path):
+                # the manifest comes first, in one rename: a folder that has it is ours to continue, any other is not
+                zarr.create_group(str(path), attributes=manifest.to_json())
+        return store
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the store is finished."""
+        return (self.path / SEAL).exists()
+
+    @cached_property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """The arrays that are written block by block, by path."""
+        return {spec.path: spec for spec in block_arrays(self.manifest)}
+
+    @cached_property
+    def _opened(self) -> dict[str, zarr.Array[Any]]:
+        """The zarr arrays, created where they do not exist yet."""
+        with clear_errors(self.path):
+            root = zarr.open_group(str(self.path), mode="r+")
+            return {path: self._open_array(root, spec) for path, spec in self.arrays.items()}
+
+    def _open_array(self, root: zarr.Group, spec: ArraySpec) -> zarr.Array[Any]:
+        if (self.path / spec.path / "zarr.json").exists():
+            return cast("zarr.Array[Any]", root[spec.path])
+        return root.create_array(
+            spec.path,
+            shape=(self.manifest.blocks, *spec.block_shape),
+            shards=(1, *spec.block_shape),
+            chunks=(1, *spec.chunk_shape),
+            dtype=spec.dtype,
+            fill_value=0,
+            serializer=BytesCodec(endian="little"),
+            # zstd's own checksum as well: some readers skip the outer one on partial reads
+            compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+
+    def committed(self) -> set[int]:
+        """Blocks that are finished. A damaged commit counts as missing, so that its block is written again."""
+        folder = self.path / COMMITS
+        files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+        return {commit.block for commit in map(read_commit, files) if commit is not None}
+
+    def write_block(self, block: int, values: Mapping[str, NDArray[np.generic]]) -> Commit:
+        """Write every array of a block, then its commit. `values` has one array per path, of the block's shape.
+
+        Raises:
+            SpaceError: the disk is full; nothing of the block counts, and a rerun goes on here.
+        """
+        if values.keys() != self.arrays.keys():
+            raise ValueError(f"block {block} lacks or adds {sorted(values.keys() ^ self.arrays.keys())}")
+        with clear_errors(self.path):
+            shards = {}
+            for path, spec in self.arrays.items():
+                self._opened[path][block] = values[path]
+                file = self.path / shard_key(spec, block)
+                flush_to_disk(file)
+                shards[shard_key(spec, block)] = digest_file(file)
+            commit = Commit(block=block, rows=self.manifest.block_range(block), shards=shards)
+            self.write_object(commit_key(block), commit.to_bytes())
+        return commit
+
+    def write_constant(self, path: str, value: NDArray[np.generic]) -> None:
+        """Write a small array that is not cut into blocks, such as a projection, replacing one that is there."""
+        with clear_errors(self.path):
+            root = zarr.open_group(str(self.path), mode="r+")
+            array = root.create_array(
+                path,
+                shape=value.shape,
+                chunks=value.shape,
+                dtype=value.dtype,
+                compressors=[Crc32cCodec()],
+                config={"write_empty_chunks": True},
+                overwrite=True,
+            )
+            array[...] = value
+
+    def has_constant(self, path: str) -> bool:
+        """Whether `write_constant` has finished for this path."""
+        files = (file for file in (self.path / path).rglob("*") if file.is_file())
+        return any(file.name != "zarr.json" and file.suffix != PARTIAL for file in files)
+
+    def write_object(self, key: str, data: bytes) -> None:
+        """Write one object so that it is either whole on the disk or not there."""
+        with clear_errors(self.path):
+            write_whole(self.path / key, data)
+
+    def seal(self) -> dict[str, Any]:
+        """Declare the store finished: hash every commit and every object that is not a shard, and write the totals.
+
+        Raises:
+            StoreError: a block is missing.
+        """
+        missing = sorted(set(range(self.manifest.blocks)) - self.committed())
+        if missing:
+            raise StoreError(
+                f"{self.path} lacks {len(missing)} of {self.manifest.blocks} blocks (first: {missing[0]}): an "
+                "unfinished "
+                "store must not pass for whole; run the same `kdcache build` again"
+            )
+        self._remove_partial_files()
+        files = [self.path / commit_key(block) for block in range(self.manifest.blocks)]
+        commits = [Commit.from_bytes(file.read_bytes()) for file in files]
+        others = {key: asdict(digest_file(self.path / key)) for key in self._object_keys()}
+        seal = {
+            "format": FORMAT_NAME,
+            "format_version": self.manifest.format_version,
+            "rows": self.manifest.rows,
+            "blocks": self.manifest.blocks,
+            "bytes_per_array": _bytes_per_array(commits),
+            "commits": [ObjectDigest.of(file.read_bytes()).sha256 for file in files],
+            "objects": others,
+        }
+        self.write_object(SEAL, (json.dumps(seal, indent=1) + "\n").encode())
+        return seal
+
+    def _object_keys(self) -> Iterator[str]:
+        """Every object that is neither shard nor commit nor seal: metadata, constants, teacher files."""
+        shard_folders = {f"{path}/c" for path in self.arrays}
+        for folder, folders, files in os.walk(self.path):
+            inside = Path(folder).relative_to(self.path)
+            folders[:] = sorted(f for f in folders if (inside / f).as_posix() not in shard_folders | {COMMITS})
+            for name in sorted(files):
+                key = (inside / name).as_posix()
+                if key != SEAL:
+                    yield key
+
+    def _remove_partial_files(self) -> None:
+        """Delete what killed writers left under temporary names."""
+        for file in self.path.rglob(f"*{PARTIAL}"):
+            file.unlink()
+
+
+def _other_settings(path: Path, differences: list[tuple[str, Any, Any]], *, sealed: bool) -> StoreError:
+    lines = "".join(
+        f"\n  {name}: the store has {have!r}, this command asks for {want!r}" for name, have, want in differences
+    )
+    state = "a finished" if sealed else "an unfinished"
+    return StoreError(
+        f"{str(path)!r} is {state} store with other settings:{lines}\nMixing them would train on wrong targets; "
+        "repeat the "
+        "settings of the store, or choose another --out"
+    )
+
+
+def _bytes_per_array(commits: list[Commit]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for commit in commits:
+        for key, digest in commit.shards.items():
+            path = key.partition("/c/")[0]
+            totals[path] = totals.get(path, 0) + digest.size
+    return totals

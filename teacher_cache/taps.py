@@ -1,0 +1,143 @@
+"""Read what Transformer encoders compute inside: attention vectors, and the masked-LM head alone.
+
+Attention: every family that goes through the attention interface of Transformers calls a registered function with its
+queries, keys and values. Ours records them and then calls SDPA, so a tapped model computes bit for bit what it computes
+with SDPA, with gradients, and teacher and student are read by the same code. Recording is on only inside
+`record_attention`, and only in the thread that entered it: a recomputation during the backward pass records nothing.
+
+Head: `MaskedLMHead` runs the model's own forward with the encoder replaced by given hidden states, so that logits are
+computed at chosen positions only, without a line of per-family code.
+
+Families that accept the registration and then do not use it record nothing; they are refused by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
+
+from teacher_cache.batch import AttentionVectors
+from teacher_cache.errors import TeacherError
+
+TAP = "kdcache_tap"
+
+
+class AttentionRecord:
+    """Attention vectors of the layers asked for, filled in by one forward pass."""
+
+    def __init__(self, layers: Iterable[int]) -> None:
+        self.layers = frozenset(layers)
+        self.vectors: dict[int, AttentionVectors] = {}
+        self.calls = 0
+
+    def add(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Take [B, heads, T, d] of the next layer; layers are counted, not every family numbers its modules."""
+        self.calls += 1
+        if self.calls in self.layers:
+            self.vectors[self.calls] = AttentionVectors(
+                query_BTD=_side_by_side(query), key_BTD=_side_by_side(key), value_BTD=_side_by_side(value)
+            )
+
+
+def _side_by_side(vectors_BHTd: torch.Tensor) -> torch.Tensor:
+    return vectors_BHTd.transpose(1, 2).flatten(2)
+
+
+_recording: ContextVar[AttentionRecord | None] = ContextVar("recording", default=None)
+
+
+def _tapped_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    record = _recording.get()
+    if record is not None:
+        record.add(query, key, value)
+    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+
+
+AttentionInterface.register(TAP, _tapped_attention)
+AttentionMaskInterface.register(TAP, sdpa_mask)
+
+
+def enable_tap(model: PreTrainedModel) -> None:
+    """Route the model's attention through the tap.
+
+    Raises:
+        TeacherError: the family does not take attention functions.
+    """
+    try:
+        model.set_attn_implementation(TAP)
+    except (ValueError, KeyError) as error:
+        raise _untappable(model, str(error)) from error
+    if model.config._attn_implementation != TAP:
+        raise _untappable(model, "it keeps its own attention function")
+
+
+@contextmanager
+def record_attention(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[AttentionRecord]:
+    """Record queries, keys and values of `layers` (1-based) during one forward pass of `model` inside the context.
+
+    Raises:
+        TeacherError: on leaving the context, if the model did not call the tap once per layer.
+    """
+    record = AttentionRecord(layers)
+    if not record.layers:
+        yield record
+        return
+    token = _recording.set(record)
+    try:
+        yield record
+    finally:
+        _recording.reset(token)
+    expected = model.config.num_hidden_layers
+    if record.calls != expected:
+        raise _untappable(model, f"{record.calls} of its {expected} layers passed through the attention interface")
+
+
+def _untappable(model: PreTrainedModel, why: str) -> TeacherError:
+    family = model.config.model_type
+    return TeacherError(
+        f"attention of family {family!r} cannot be recorded ({why}): its queries, keys and values are out of reach for "
+        "attention transfer; use --targets logits,hidden or a family on the Transformers attention interface such as "
+        "BERT, "
+        "RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
+    )
+
+
+class _GivenHiddenStates(nn.Module):
+    """Stands where the encoder stands and hands over the hidden states that came in as input embeddings."""
+
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+class MaskedLMHead:
+    """The masked-LM head of a model as a function of final hidden states. Shares the model's parameters."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        prefix = model.base_model_prefix
+        if prefix not in model._modules:
+            raise TeacherError(
+                f"{type(model).__name__} has no masked-LM head over its encoder: logits cannot be computed; load it "
+                "with "
+                "AutoModelForMaskedLM or leave logits out"
+            )
+        head = copy.copy(model)
+        # copied so that the encoder is replaced in this shallow copy alone; every other module stays the model's own
+        head._modules = {**model._modules, prefix: _GivenHiddenStates()}
+        self._head = head
+
+    def __call__(self, hidden_PD: torch.Tensor) -> torch.Tensor:
+        """[P, D] final hidden states -> [P, V] logits."""
+        logits: torch.Tensor = self._head(inputs_embeds=hidden_PD[None]).logits
+        return logits[0]

@@ -1,0 +1,135 @@
+"""Documents -> token ids in one temporary file, whatever the corpus weighs.
+
+The tokenizer gets about a million characters at a time (or one document, if that is longer) and works on the documents
+of such a batch in parallel. The ids go to an unnamed temporary file, 4 bytes each, which the operating system removes
+when the process ends, however that ends; memory keeps 8 bytes per document. TMPDIR says where the file lies.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.errors import SpaceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = NDArray[np.int32]
+
+CHARACTERS_AT_ONCE = 1 << 20
+DOCUMENTS_AT_ONCE = 2048
+
+
+class TokenSpool:
+    """The token ids of all documents, one after another, and a fingerprint of them.
+
+    With a `separator`, that id is put before every document but the first; with a `limit`, only so many ids of each
+    document are kept. Neither changes the fingerprint, which covers every id of every document and where each ends.
+    Use it as a context: leaving it closes the file, which lives on for as long as what `ids` mapped.
+    """
+
+    def __init__(self, *, separator: int | None = None, limit: int | None = None) -> None:
+        self.documents = 0
+        self.tokens = 0
+        self._between = np.asarray([] if separator is None else [separator], dtype="<i4")
+        self._limit = limit
+        self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed on leaving the context
+        self._starts = array("q")
+        self._written = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, documents: Sequence[Sequence[int]]) -> None:
+        """Append documents, each its token ids.
+
+        Raises:
+            SpaceError: the disk is full.
+        """
+        write(self._file, b"".join(map(self._take, documents)))
+
+    def _take(self, document: Sequence[int]) -> bytes:
+        ids = np.asarray(document, dtype="<i4")
+        self._digest.update(len(ids).to_bytes(8, "little"))
+        self._digest.update(ids.tobytes())
+        kept = np.concatenate((self._between if self.documents else self._between[:0], ids[: self._limit]))
+        self._starts.append(self._written)
+        self._written += len(kept)
+        self.documents += 1
+        self.tokens += len(ids)
+        return kept.tobytes()
+
+    def ids(self) -> Ids:
+        """All ids, mapped from the file."""
+        if not self._written:
+            return np.empty(0, dtype=np.int32)
+        return np.memmap(self._file, dtype="<i4", mode="r", shape=(self._written,))
+
+    def starts(self) -> NDArray[np.int64]:
+        """Where each document starts among `ids`, the separator before it included."""
+        return np.array(self._starts, dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over every document's number of ids (8 bytes) and ids (4 bytes each), little-endian."""
+        return self._digest.hexdigest()
+
+
+def tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
+    """The token ids of each document, without special tokens, in batches; documents without any are left out."""
+    for batch in _batches(documents):
+        yield [ids for ids in encode(tokenizer, batch, special=False) if ids]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    """Token ids of each text, never cut, with or without the special tokens around it."""
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=special,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # longer than the model's positions is fine: rows are cut afterwards
+    )
+    return cast("list[list[int]]", encoded["input_ids"])
+
+
+def write(file: BinaryIO, data: bytes) -> None:
+    """Write all of `data` through to the disk's cache, where a full disk shows at once.
+
+    Raises:
+        SpaceError: the disk is full.
+    """
+    try:
+        file.write(data)
+        file.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise SpaceError(
+            f"the disk of temporary files, {tempfile.gettempdir()!r}, is full: token ids need 4 bytes each while the "
+            "corpus is packed; free some space or set TMPDIR to a folder on a larger disk"
+        ) from error
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        if batch and (characters + len(document) > CHARACTERS_AT_ONCE or len(batch) == DOCUMENTS_AT_ONCE):
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += len(document)
+    if batch:
+        yield batch
