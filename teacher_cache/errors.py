@@ -4,6 +4,11 @@ A message says what happened, the offending value, why it matters and what to do
 traceback and exits with code 1; anything that is not a `DistillationError` is a defect of ours and keeps its traceback.
 """
 
+import errno
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a disk, a quota or a file size that is used up."""
+
 
 class DistillationError(Exception):
     """Base of everything the user can fix."""

@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from teacher_cache.contract import Manifest, canonical_json
-from teacher_cache.errors import SpaceError, StoreError
+from teacher_cache.errors import NO_SPACE, SpaceError, StoreError
 from teacher_cache.layout import ArraySpec
 
 COMMITS = "commits"
 SEAL = "seal.json"
 PARTIAL = ".partial"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
@@ -144,7 +143,7 @@ def clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise SpaceError(
                 f"no space left while writing {str(path)!r} ({error.strerror}): committed blocks are safe and whole; "
                 "free "

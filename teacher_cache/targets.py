@@ -38,6 +38,8 @@ def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: f
     The tail is a log-sum-exp over the other ids, not 1 - sum(p): the difference of nearly equal numbers would lose it.
     """
     scaled_PV = logits_PV.to(torch.float32) / temperature
+    # the largest value first: differences of large logits would lose the digits that a sure prediction lives in
+    scaled_PV = scaled_PV - scaled_PV.amax(dim=1, keepdim=True)
     total_P1 = torch.logsumexp(scaled_PV, dim=1, keepdim=True)
     values_PK, ids_PK = torch.topk(scaled_PV, entries, dim=1)
     rest_P = torch.logsumexp(scaled_PV.scatter(1, ids_PK, float("-inf")), dim=1)

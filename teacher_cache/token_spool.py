@@ -7,7 +7,6 @@ when the process ends, however that ends; memory keeps 8 bytes per document. TMP
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import tempfile
 from array import array
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.errors import SpaceError
+from teacher_cache.errors import NO_SPACE, SpaceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +113,7 @@ def write(file: BinaryIO, data: bytes) -> None:
         file.write(data)
         file.flush()
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
         raise SpaceError(
             f"the disk of temporary files, {tempfile.gettempdir()!r}, is full: token ids need 4 bytes each while the "

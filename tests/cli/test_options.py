@@ -1,0 +1,182 @@
+"""Flags, files and their precedence, on settings records as the commands have them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+
+from cli.options import choose_command, parse
+from student_train.settings import TrainSettings
+from teacher_cache.errors import SettingsError
+from teacher_cache.settings import BuildSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Do something."""
+
+    cache: Annotated[str, tyro.conf.Positional] = "cache.zarr"
+    """A path."""
+    corpus: tuple[str, ...] = ("default",)
+    """Several values."""
+    layers: str = "all"
+    """One value, often with commas."""
+    seq_len: int = 512
+    lr: float | None = None
+    json: bool = False
+    mode: Literal["a", "b"] = "a"
+
+
+def read(*argv: str) -> Settings:
+    return parse(Settings, argv, "kd test")
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(text: str) -> str:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_defaults_and_flags() -> None:
+    assert read() == Settings()
+    settings = read("x.zarr", "--corpus", "a", "b", "--seq-len", "7", "--lr", "5e-4", "--json", "--mode", "b")
+    assert settings == Settings(cache="x.zarr", corpus=("a", "b"), seq_len=7, lr=5e-4, json=True, mode="b")
+
+
+def test_file_sets_every_kind_of_value(config) -> None:
+    path = config("corpus: [a, b]\nlayers: [2, 4, 6]\nseq_len: 7\nlr: 1e-4\njson: true\nmode: b\n")
+    assert read("--config", path) == Settings(
+        corpus=("a", "b"), layers="2,4,6", seq_len=7, lr=1e-4, json=True, mode="b"
+    )
+
+
+def test_file_may_spell_keys_as_flags_and_single_values_for_lists(config) -> None:
+    assert read("--config", config("seq-len: 9\ncorpus: one.txt\n")) == Settings(seq_len=9, corpus=("one.txt",))
+
+
+def test_values_are_taken_as_written(config) -> None:
+    """YAML 1.1 alone would read 64, True and 10 here."""
+    assert read("--config", config("layers: 1:4\n")).layers == "1:4"
+    assert read("--config", config("layers: on\n")).layers == "on"
+    assert read("--config", config("layers: 0o12\n")).layers == "0o12"
+
+
+def test_flags_win_over_the_file_wherever_they_stand(config) -> None:
+    path = config("corpus: [a, b]\nseq_len: 7\njson: true\nlr: 0.1\n")
+    expected = Settings(corpus=("c",), seq_len=8, json=False, lr=0.1)
+    flags = ["--corpus", "c", "--seq-len", "8", "--no-json"]
+    assert read(*flags, "--config", path) == expected
+    assert read("--config", path, *flags) == expected
+    assert read(f"--config={path}", *flags) == expected
+
+
+def test_empty_values_and_empty_files_leave_the_default(config) -> None:
+    assert read("--config", config("seq_len:\nlr: null\njson: ~\n")) == Settings()
+    assert read("--config", config("# nothing\n")) == Settings()
+
+
+def test_unknown_key_names_itself_and_the_nearest(config, capsys) -> None:
+    with pytest.raises(SystemExit) as raised:
+        read("--config", config("seq_length: 7\n"))
+    assert raised.value.code == 2
+    captured = capsys.readouterr()
+    assert "'seq_length'" in captured.err and "'seq_len'" in captured.err and captured.err.startswith("kd test: ")
+    assert captured.out == ""
+
+
+def test_a_positional_is_no_key(config, capsys) -> None:
+    with pytest.raises(SystemExit) as raised:
+        read("--config", config("cache: x.zarr\n"))
+    assert raised.value.code == 2
+    assert "'cache'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--seq-len", "many"], ["--seq-length", "7"], ["--mode", "c"]])
+def test_wrong_flags_are_usage_errors(flags: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as raised:
+        read(*flags)
+    assert raised.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--seq-len" in captured.err or "--mode" in captured.err
+
+
+def test_wrong_value_in_the_file_is_a_usage_error(config, capsys) -> None:
+    with pytest.raises(SystemExit) as raised:
+        read("--config", config("seq_len: many\n"))
+    assert raised.value.code == 2
+    assert "many" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, needle",
+    [("- a\n- b\n", "holds no settings"), ("a: [\n", "cannot be read"), ("layers: {a: 1}\n", "nests"),
+     ("layers: [[a]]\n", "nests"), ("json: maybe\n", "'maybe'")],
+)  # fmt: skip
+def test_malformed_files_are_settings_errors(text: str, needle: str, config) -> None:
+    with pytest.raises(SettingsError, match=needle):
+        read("--config", config(text))
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nothing\.yaml"):
+        read("--config", str(tmp_path / "nothing.yaml"))
+
+
+def test_repeating_a_flag_of_several_values_is_refused(capsys) -> None:
+    """It would drop the first values without a word."""
+    with pytest.raises(SystemExit) as raised:
+        read("--corpus", "a", "--corpus=b")
+    assert raised.value.code == 2
+    assert "--corpus is given 2 times" in capsys.readouterr().err
+
+
+def test_help_shows_docstrings_and_common_flags(capsys) -> None:
+    with pytest.raises(SystemExit) as raised:
+        read("--help")
+    assert raised.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("Do something.", "Several values.", "--seq-len INT", "--config FILE", "--debug", "(default: 512)"):
+        assert words in text
+
+
+def test_settings_of_the_commands_can_be_parsed() -> None:
+    assert parse(BuildSettings, ["--teacher", "t"], "kdcache build") == BuildSettings(teacher="t")
+    assert parse(TrainSettings, ["--method", "mha"], "kdtrain") == TrainSettings(method="mha")
+
+
+def test_help_does_not_import_torch() -> None:
+    code = """
+import contextlib, io, sys
+from cli.options import parse
+from student_train.settings import TrainSettings
+from teacher_cache.settings import BuildSettings
+for settings in (BuildSettings, TrainSettings):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        parse(settings, ["--help"], "prog")
+print(sorted({"torch", "transformers", "datasets", "zarr", "deepspeed"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_choose_command(capsys) -> None:
+    commands = {"build": "make a store", "info": "describe a store"}
+    assert choose_command(["info", "--json"], commands, "kdcache") == ("info", ["--json"])
+    for argv, code in (["--help"], 0), ([], 2), (["biuld"], 2):
+        with pytest.raises(SystemExit) as raised:
+            choose_command(argv, commands, "kdcache")
+        assert raised.value.code == code
+    captured = capsys.readouterr()
+    assert "make a store" in captured.out
+    assert "did you mean 'build'" in captured.err

@@ -1,0 +1,257 @@
+"""What a build stores is what a fresh teacher computes, for every family, precision, batch size and interruption."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from teacher_cache.batch import Batch, TargetRequest
+from teacher_cache.build import build_cache
+from teacher_cache.codec import LogProbabilityCodec, make_codec
+from teacher_cache.errors import SettingsError, StoreError, TeacherError
+from teacher_cache.reader import CacheReader
+from teacher_cache.relations import VECTORS
+from teacher_cache.settings import BuildSettings
+from teacher_cache.taps import enable_tap, record_attention
+
+Settings = Callable[..., BuildSettings]
+FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
+EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
+
+
+def assert_within(values: torch.Tensor, live: torch.Tensor, bound: torch.Tensor) -> None:
+    """Every decoded value is within the codec's bound of the live one, and float noise of another batch shape."""
+    noise = 1e-5 * live.abs().max()
+    excess = (values - live).abs() - bound - noise
+    assert float(excess.max()) <= 0, f"off by {float(excess.max()):g} beyond the declared error"
+
+
+def check_against_live_teacher(teacher: str, batch: Batch, precision: str, k: int, temperature: float = 1.0) -> None:
+    """Run the teacher as any user would, row by row, and compare every target."""
+    model = AutoModelForMaskedLM.from_pretrained(teacher).eval()
+    enable_tap(model)
+    codec = make_codec(precision)
+    for targets in batch.values():
+        for row in range(len(targets.input_ids_BT)):
+            ids_BT, real_T = targets.input_ids_BT[row : row + 1], targets.real_BT()[row]
+            with torch.no_grad(), record_attention(model, [3]) as recorded:
+                live = model(ids_BT, attention_mask=real_T[None].long(), output_hidden_states=True)
+            for layer, values in targets.hidden.items():
+                want_TD = live.hidden_states[layer][0][real_T]
+                assert_within(values[row][real_T], want_TD, codec.error_bound_ND(want_TD))
+                assert not values[row][~real_T].any(), "padding is stored as zeros"
+            for vectors in targets.attention.values():
+                for name in VECTORS:
+                    want_TD = getattr(recorded.vectors[3], f"{name}_BTD")[0][real_T]
+                    have_TD = getattr(vectors, f"{name}_BTD")[row][real_T]
+                    # in `hidden` mode the error is that of the projected input: bounded by its norm, loosely
+                    assert (have_TD - want_TD).pow(2).mean() <= 1e-3 * want_TD.pow(2).mean()
+                    if precision == "float16":
+                        assert (have_TD - want_TD).abs().max() <= 4e-3 * want_TD.abs().max()
+            if targets.logits is not None:
+                assert targets.masked is not None
+                real_M = targets.masked.real_BM()[row]
+                positions_M = targets.masked.positions_BM[row][real_M]
+                want_MV = (live.logits[0, positions_M] / temperature).double().log_softmax(-1)
+                top = want_MV.topk(k, dim=-1)
+                have_ids = targets.logits.ids_BMK[row][real_M]
+                assert torch.equal(have_ids.sort().values, top.indices.sort().values)
+                want_log_probs = want_MV.gather(1, have_ids).float()
+                bound = LogProbabilityCodec(precision).error_bound_ND(want_log_probs)
+                assert_within(targets.logits.log_probs_BMK[row][real_M], want_log_probs, bound)
+                want_tail = (1 - top.values.exp().sum(-1)).log()
+                assert (targets.logits.log_tail_BM[row][real_M] - want_tail).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_live_for_every_target_and_family(small_settings: Settings, tmp_path: Path, family: str) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", family)
+    build_cache(settings)
+    batch = CacheReader.open(settings.out).read_rows(10, 40, EVERYTHING)
+    assert set(batch) == {"plain", "masked"}
+    check_against_live_teacher(settings.teacher, batch, "float16", settings.k)
+
+
+def test_int8_is_within_its_declared_error_at_any_temperature(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="int8", temperature=2.5, relations="qkv")
+    build_cache(settings)
+    batch = CacheReader.open(settings.out).read_rows(0, 20, EVERYTHING)
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.k, temperature=2.5)
+
+
+def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "some.txt"
+    import gzip
+
+    with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
+        corpus.write_text("".join(line for line, _ in zip(text, range(20), strict=False)), encoding="utf-8")
+    settings = BuildSettings(
+        teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=64, max_rows=8,
+        layers="2,4", attention_layer=3, precision="float16",
+    )  # fmt: skip
+    build_cache(settings)
+    batch = CacheReader.open(settings.out).read_rows(0, 8, EVERYTHING)
+    check_against_live_teacher(settings.teacher, batch, "float16", settings.k)
+
+
+def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", hs_view="masked", views=2)
+    build_cache(settings)
+    reader = CacheReader.open(settings.out)
+    first = reader.read_rows(14, 20, EVERYTHING, masked_view=0)
+    second = reader.read_rows(14, 20, EVERYTHING, masked_view=1)
+    assert set(first) == {"masked"}
+    assert not torch.equal(first["masked"].input_ids_BT, second["masked"].input_ids_BT)
+    check_against_live_teacher(settings.teacher, first, "float16", settings.k)
+    check_against_live_teacher(settings.teacher, second, "float16", settings.k)
+
+
+def test_relation_mode_follows_the_family(small_settings: Settings, tmp_path: Path) -> None:
+    modes = {}
+    for family in ("bert", "modernbert"):
+        settings = small_settings(tmp_path / f"{family}.zarr", family, max_rows=4)
+        build_cache(settings)
+        modes[family] = CacheReader.open(settings.out).manifest.targets.attention[0].mode
+    assert modes == {"bert": "hidden", "modernbert": "qkv"}
+    with pytest.raises(TeacherError, match="modernbert.*--relations qkv"):
+        build_cache(small_settings(tmp_path / "no.zarr", "modernbert", relations="hidden"))
+
+
+def test_the_attention_input_is_stored_once(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", max_rows=16)
+    build_cache(settings)
+    assert (Path(settings.out) / "hidden/2/codes").is_dir()
+    assert not (Path(settings.out) / "attention/3/input").exists()
+    alone = small_settings(tmp_path / "alone.zarr", max_rows=16, targets="attention")
+    build_cache(alone)
+    assert (Path(alone.out) / "attention/3/input/codes").is_dir()
+    request = TargetRequest(attention_layers=(3,))
+    shared, own = (CacheReader.open(s.out).read_rows(0, 16, request)["plain"] for s in (settings, alone))
+    assert torch.equal(shared.attention[3].key_BTD, own.attention[3].key_BTD)
+
+
+def test_a_checkpoint_without_head_gives_all_but_logits(
+    small_settings: Settings, tiny_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    headless = str(tiny_teacher("bert", head=False))
+    settings = small_settings(tmp_path / "cache.zarr", teacher=headless, max_rows=8)
+    build_cache(settings)
+    reader = CacheReader.open(settings.out)
+    assert reader.manifest.targets.logits is None
+    assert reader.views_for(TargetRequest(hidden_layers=(2,))) == ("plain",)
+    _, info = AutoModel.from_pretrained(reader.teacher_folder(), output_loading_info=True)
+    assert not [key for key in info["missing_keys"] if not key.startswith("pooler")]
+    with pytest.raises(TeacherError, match="no masked-LM head"):
+        build_cache(small_settings(tmp_path / "no.zarr", teacher=headless, targets="logits"))
+    assert not (tmp_path / "no.zarr").exists()
+
+
+def test_the_store_carries_the_teacher_unchanged(small_settings: Settings, small_store: Path, tmp_path: Path) -> None:
+    original = AutoModelForMaskedLM.from_pretrained(small_settings(tmp_path).teacher)
+    kept = AutoModelForMaskedLM.from_pretrained(CacheReader.open(small_store).teacher_folder())
+    for (name, want), (_, have) in zip(original.state_dict().items(), kept.state_dict().items(), strict=True):
+        assert torch.equal(want, have), name
+
+
+def test_a_longer_build_starts_with_the_same_rows_and_masks(small_settings: Settings, tmp_path: Path) -> None:
+    batches = []
+    for rows, block_rows in ((12, 5), (40, 16)):
+        settings = small_settings(tmp_path / f"{rows}.zarr", max_rows=rows, block_rows=block_rows, batch_size=3)
+        build_cache(settings)
+        batches.append(CacheReader.open(settings.out).read_rows(0, 12, EVERYTHING))
+    short, long = batches
+    for view in ("plain", "masked"):
+        assert torch.equal(short[view].input_ids_BT, long[view].input_ids_BT)
+        assert torch.equal(short[view].row_id_B, long[view].row_id_B)
+
+
+def arrays_and_commits(store: Path) -> dict[str, bytes]:
+    """Every shard, constant and commit; not the root manifest, which records time and command line."""
+    return {
+        file.relative_to(store).as_posix(): file.read_bytes()
+        for file in sorted(store.rglob("*"))
+        if file.is_file() and file.name not in ("zarr.json", "seal.json") and "teacher" not in file.parts
+    }
+
+
+def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, small_store: Path, tmp_path: Path) -> None:
+    """SIGKILL after 0, 1 and 2 committed blocks, and while a block's shards are half written; each is then resumed."""
+    settings = small_settings(tmp_path / "cache.zarr")
+    want = arrays_and_commits(small_store)
+    out = Path(settings.out)
+    for blocks_before_kill in (0, 1, 2):
+        shutil.rmtree(out, ignore_errors=True)
+        run_and_kill(settings, blocks_before_kill)
+        assert not (out / "seal.json").exists()
+        with pytest.raises(StoreError, match="unfinished"):
+            CacheReader.open(out)
+        build_cache(settings)
+        assert arrays_and_commits(out) == want
+        assert not list(out.rglob("*.partial"))
+
+
+KILLER = """
+import os, signal, sys
+from teacher_cache import build, store
+from teacher_cache.settings import BuildSettings
+settings = eval(sys.argv[1])
+left = int(sys.argv[2])
+original = store.CacheStore.write_object
+def write_object(self, key, data):
+    global left
+    if key.startswith("commits/"):
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)  # the block's shards are written, its commit is not
+        left -= 1
+    original(self, key, data)
+store.CacheStore.write_object = write_object
+build.build_cache(settings)
+"""
+
+
+def run_and_kill(settings: BuildSettings, blocks: int) -> None:
+    """Build in a process of its own that is killed as it is about to commit block number `blocks`."""
+    command = [sys.executable, "-c", KILLER, repr(settings), str(blocks)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def test_resuming_with_other_settings_is_refused_by_name(small_settings: Settings, small_store: Path) -> None:
+    with pytest.raises(StoreError) as refused:
+        build_cache(small_settings(small_store, seed=7, k=4, views=2))
+    message = str(refused.value)
+    for part in ("--seed: the store has 0, this command asks for 7", "--views", "topk 8", "topk 4"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seq_len": 65}, "--seq-len 65 is beyond the 64 positions"),
+        ({"layers": "2,9"}, "names layer 9, the teacher has layers 1 to 4"),
+        ({"attention_layer": 5}, "--attention-layer 5 does not exist"),
+        ({"k": 100000}, "more than the 200 ids"),
+    ],
+)
+def test_what_the_teacher_cannot_give_is_refused(
+    small_settings: Settings, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        build_cache(small_settings(tmp_path / "cache.zarr", **changes))
+    assert not (tmp_path / "cache.zarr").exists()
+
+
+def test_another_folder_is_not_overwritten(small_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(StoreError, match="not a store"):
+        build_cache(small_settings(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]

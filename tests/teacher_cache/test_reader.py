@@ -1,0 +1,146 @@
+"""A reader gives what was committed or refuses; it never gives anything else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from teacher_cache.batch import TargetRequest, concatenate
+from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.reader import CacheReader
+
+EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
+
+
+@pytest.fixture
+def copy(small_store: Path, tmp_path: Path) -> Path:
+    """A store to damage."""
+    return Path(shutil.copytree(small_store, tmp_path / "cache.zarr"))
+
+
+def test_any_row_range_is_a_slice_of_the_whole(small_store: Path) -> None:
+    reader = CacheReader.open(small_store)
+    whole = reader.read_rows(0, 40, EVERYTHING)
+    for start, stop in ((0, 1), (15, 17), (3, 35), (39, 40)):
+        part = reader.read_rows(start, stop, EVERYTHING)
+        for view in ("plain", "masked"):
+            want = whole[view].rows(start, stop)
+            assert torch.equal(part[view].input_ids_BT, want.input_ids_BT)
+            assert part[view].hidden.keys() == want.hidden.keys()
+            assert all(torch.equal(part[view].hidden[n], want.hidden[n]) for n in want.hidden)
+        part_logits, want_logits = part["masked"].logits, whole["masked"].rows(start, stop).logits
+        assert part_logits is not None
+        assert want_logits is not None
+        assert torch.equal(part_logits.ids_BMK, want_logits.ids_BMK)
+        assert torch.equal(part_logits.log_tail_BM, want_logits.log_tail_BM)
+    halves = [whole["masked"].rows(0, 20), whole["masked"].rows(20, 40)]
+    assert torch.equal(concatenate(halves).row_id_B, whole["masked"].row_id_B)
+
+
+def test_plain_zarr_reads_the_documented_layout(small_store: Path) -> None:
+    """Without a line of ours: row 17, position 5, hidden state 4, as layout.py says."""
+    codes = zarr.open_array(str(small_store / "hidden/4/codes"), mode="r")
+    block, row, position, positions = 17 // 16, 17 % 16, 5, 24
+    plain = np.asarray(codes[block])[:, row * positions + position].astype(np.float32)
+    ours = CacheReader.open(small_store).read_rows(17, 18, TargetRequest(hidden_layers=(4,)))["plain"]
+    assert np.array_equal(plain, ours.hidden[4][0, position].numpy())
+    assert codes.shape == (3, 32, 16 * 24)
+
+
+def test_variance_is_that_of_the_stored_states(small_store: Path) -> None:
+    reader = CacheReader.open(small_store)
+    targets = reader.read_rows(0, 40, TargetRequest(hidden_layers=(2,)))["plain"]
+    values = targets.hidden[2][targets.real_BT()].double()
+    want = ((values - values.mean(0)) ** 2).sum(1).mean()
+    assert reader.hidden_variance(2) == pytest.approx(float(want), rel=1e-6)
+
+
+Damage = Callable[[Path], object]
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "a flipped bit": (lambda store: flip(store / "hidden/2/codes/c/1/0/0"), "other contents"),
+    "a truncated shard": (lambda store: (store / "hidden/2/codes/c/1/0/0").write_bytes(b"short"), "bytes instead of"),
+    "an empty shard": (lambda store: (store / "logits/ids/c/1/0/0").write_bytes(b""), "bytes instead of"),
+    "a deleted shard": (lambda store: (store / "input_ids/c/1/0/0").unlink(), "is missing"),
+    "two swapped shards": (
+        lambda store: swap(store / "hidden/2/codes/c/1/0/0", store / "hidden/4/codes/c/1/0/0"),
+        "instead of|other contents",
+    ),
+    "a changed commit": (lambda store: flip(store / "commits/00000001.json"), "changed after|cannot be read"),
+    "a deleted commit": (lambda store: (store / "commits/00000001.json").unlink(), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_refused_and_the_rest_still_reads(copy: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    damage(copy)
+    reader = CacheReader.open(copy)
+    with pytest.raises(StoreError, match=message):
+        reader.read_rows(16, 32, EVERYTHING)
+    assert len(reader.read_rows(0, 16, EVERYTHING)["plain"].input_ids_BT) == 16
+
+
+@pytest.mark.parametrize("key", ["hidden/2/variance/c", "hidden/2/codes/zarr.json", "zarr.json"])
+def test_changed_metadata_is_refused_on_opening(copy: Path, key: str) -> None:
+    file = copy / key
+    data = file.read_bytes()
+    file.write_bytes(data + b" " if key.endswith("json") else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StoreError, match="damaged"):
+        CacheReader.open(copy)
+
+
+def test_changed_teacher_weights_are_refused(copy: Path) -> None:
+    flip(copy / "teacher/model.safetensors")
+    with pytest.raises(StoreError, match="other contents"):
+        CacheReader.open(copy).teacher_folder()
+
+
+def test_unsealed_stores_are_refused_unless_asked(copy: Path) -> None:
+    (copy / "seal.json").unlink()
+    with pytest.raises(StoreError, match="unfinished.*same `kdcache build`"):
+        CacheReader.open(copy)
+    assert CacheReader.open(copy, allow_unsealed=True).rows == 40
+
+
+def test_newer_formats_and_other_folders_are_refused(copy: Path, tmp_path: Path) -> None:
+    metadata = json.loads((copy / "zarr.json").read_text())
+    metadata["attributes"]["format_version"] = 2
+    (copy / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="format version 2.*reads version 1"):
+        CacheReader.open(copy)
+    with pytest.raises(StoreError, match="no store at"):
+        CacheReader.open(tmp_path / "nowhere")
+    zarr.create_group(str(tmp_path / "other.zarr"))
+    with pytest.raises(StoreError, match="some other zarr group"):
+        CacheReader.open(tmp_path / "other.zarr")
+
+
+def test_lacking_targets_are_named_with_the_flags_that_add_them(small_store: Path) -> None:
+    reader = CacheReader.open(small_store)
+    with pytest.raises(TargetsError) as refused:
+        reader.require(TargetRequest(hidden_layers=(1, 2), attention_layers=(4,)))
+    message = str(refused.value)
+    assert "lacks hidden 1, attention 4" in message
+    assert "It has logits, hidden 2, hidden 4, attention 3" in message
+    assert "--targets logits,hidden,attention --layers 1,2,4 --attention-layer 4" in message

@@ -1,0 +1,111 @@
+"""Nothing half-written is taken for finished, and a full disk is a message, not a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.build import build_cache
+from teacher_cache.errors import StoreError
+from teacher_cache.info import describe_store
+from teacher_cache.objects import Commit, digest_file, read_manifest
+from teacher_cache.reader import CacheReader
+from teacher_cache.settings import BuildSettings
+from teacher_cache.store import CacheStore
+
+Settings = Callable[..., BuildSettings]
+
+
+def test_commits_and_seal_cover_every_file(small_store: Path) -> None:
+    seal = json.loads((small_store / "seal.json").read_text())
+    covered = {"seal.json", *seal["objects"]}
+    for number in range(3):
+        commit = Commit.from_bytes((small_store / f"commits/{number:08d}.json").read_bytes())
+        covered |= {f"commits/{number:08d}.json", *commit.shards}
+        for key, digest in commit.shards.items():
+            assert digest_file(small_store / key) == digest
+    files = {file.relative_to(small_store).as_posix() for file in small_store.rglob("*") if file.is_file()}
+    assert files == covered
+    assert len(seal["commits"]) == seal["blocks"] == 3
+
+
+def test_manifest_survives_json(small_store: Path) -> None:
+    manifest = read_manifest(small_store)
+    again = type(manifest).from_json(json.loads(json.dumps(manifest.to_json())))
+    assert again == manifest
+    assert manifest.differences(again) == []
+
+
+def test_sealing_refuses_missing_blocks_and_info_names_them(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr")
+    build_cache(settings)
+    out = Path(settings.out)
+    (out / "seal.json").unlink()
+    (out / "commits/00000001.json").write_text("{")
+    info = describe_store(out)
+    assert (info.sealed, info.missing_blocks, info.committed_rows) == (False, (1,), 24)
+    with pytest.raises(StoreError, match="lacks 1 of 3 blocks"):
+        CacheStore(out, read_manifest(out)).seal()
+    report = build_cache(settings)
+    assert report.computed_rows == 16
+    assert describe_store(out).sealed
+
+
+def test_info_counts_the_bytes_on_disk(small_store: Path) -> None:
+    info = describe_store(small_store)
+    on_disk = sum(file.stat().st_size for file in small_store.rglob("*") if file.is_file())
+    assert info.total_bytes == on_disk
+    seal = json.loads((small_store / "seal.json").read_text())
+    assert info.bytes_per_array == seal["bytes_per_array"]
+    assert info.committed_rows == 40
+
+
+FILLER = """
+import resource, sys
+from teacher_cache.build import Silent, build_cache
+from teacher_cache.errors import SpaceError
+from teacher_cache.reader import CacheReader
+from teacher_cache.settings import BuildSettings
+
+def no_more_space():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+
+class UntilTheBlocks(Silent):
+    def committed(self, rows, total, written):
+        no_more_space()
+
+if sys.argv[2] == "corpus":
+    no_more_space()
+try:
+    build_cache(eval(sys.argv[1]), UntilTheBlocks())
+except SpaceError as error:
+    print(error)
+    raise SystemExit(9)
+"""
+
+
+@pytest.mark.parametrize("when", ["corpus", "blocks"])
+def test_a_full_disk_is_a_message_and_the_build_goes_on_later(
+    small_settings: Settings, tmp_path: Path, when: str
+) -> None:
+    """A limit on file size gives the operating system's own error in the midst of a write, as a full disk does."""
+    settings = small_settings(tmp_path / "cache.zarr", block_rows=40)
+    out = Path(settings.out)
+    command = [sys.executable, "-c", FILLER, repr(settings), when]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    assert "free some space" in done.stdout
+    if when == "blocks":
+        assert "run the same command again" in done.stdout
+        assert describe_store(out).missing_blocks == (0,)
+        with pytest.raises(StoreError, match="unfinished"):
+            CacheReader.open(out)
+    build_cache(settings)
+    assert CacheReader.open(out).rows == 40
