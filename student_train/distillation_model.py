@@ -1,0 +1,88 @@
+"""The module that the engine trains: the student, its train-only projections, and one forward pass per view.
+
+In: a batch of decoded targets. Out: the loss sums of the objective's methods. The student's encoder runs once per view
+that some method reads; logits are computed at masked positions only. Dropout is off unless asked for: the hidden states
+and relations to be matched are those of the network that will be deployed. The student's configuration, and so the
+exported student, keeps its own dropout rates for fine-tuning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from student_train.losses import LossSum
+from student_train.methods import StudentNeeds, StudentOutputs
+from student_train.objective import Objective
+from student_train.pretrained import encoder_of
+from teacher_cache.batch import Batch, TargetBatch
+from teacher_cache.contract import View
+from teacher_cache.taps import MaskedLMHead, enable_tap, record_attention
+
+
+class DistillationModel(nn.Module):
+    """Student and objective as one trainable module. The student's attention goes through the tap from here on."""
+
+    def __init__(self, student: PreTrainedModel, objective: Objective, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        set_dropout(student, dropout)
+        if objective.request.attention_layers:
+            enable_tap(student)
+
+    def forward(self, batch: Batch) -> dict[str, LossSum]:
+        """The loss of every method on these rows, unweighted, as sums over this batch's positions."""
+        outputs: dict[View, StudentOutputs] = {}
+        for view, targets in batch.items():
+            needs = self.objective.needs(view)
+            if needs:
+                outputs[view] = self._run_student(targets, needs)
+        losses: dict[str, LossSum] = self.objective(outputs, batch)
+        return losses
+
+    def _run_student(self, targets: TargetBatch, needs: StudentNeeds) -> StudentOutputs:
+        encoder = encoder_of(self.student)
+        with record_attention(encoder, needs.attention_layers) as recorded:
+            result = encoder(
+                input_ids=targets.input_ids_BT.long(),
+                attention_mask=targets.real_BT().long(),
+                output_hidden_states=bool(needs.hidden_layers),
+            )
+        return StudentOutputs(
+            hidden={layer: result.hidden_states[layer] for layer in needs.hidden_layers},
+            attention=recorded.vectors,
+            last_hidden_BTD=result.last_hidden_state,
+            head=MaskedLMHead(self.student) if needs.head else None,
+        )
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout rate of the model's modules; configurations stay as they are.
+
+    Families keep rates as dropout modules or as numbers handed to the attention function.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(module, name, probability)
+
+
+def freeze_unused(model: DistillationModel, batch: Batch) -> tuple[str, ...]:
+    """Freeze the parameters that the losses do not reach, found by one backward pass on `batch`; returns their names.
+
+    Left trainable they would drift by weight decay (upper parts of the last layer, a pooler, an unused head), and
+    engines that wait for every gradient would wait in vain.
+    """
+    losses: dict[str, LossSum] = model(batch)
+    torch.stack([loss.total for loss in losses.values()]).sum().backward()
+    unused = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.requires_grad_(False)
+            unused.append(name)
+    model.zero_grad(set_to_none=True)
+    return tuple(unused)

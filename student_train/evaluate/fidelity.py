@@ -1,0 +1,283 @@
+"""How close a student comes to its teacher on rows that it was not trained on: `kdeval fidelity`.
+
+In: a student's directory and a cache. Out: a `FidelityReport` with every measure that the two allow.
+
+- Relations: KL(teacher || student) of the query, key and value relations, as attention transfer defines it (MiniLMv2).
+- Hidden states: ||h_T - W h_S - b||^2 / E||h_T - mean||^2 with the best linear map (ridge regression), fitted on one
+  half of the rows and measured on the other. The projections of training are never exported, and students that were
+  trained without any are measured by the same rule.
+- Output distribution at masked positions: KL(teacher || student) with one bucket for all entries outside the teacher's
+  K most probable ones, and the share of positions at which both name the same most probable entry.
+
+Cost: one student forward per view of the rows; memory for one batch and, per layer pair, d_S * (d_S + d_T) numbers. The
+teacher is not needed. The student's projections, dropout and engine play no part: it is loaded from its directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from student_train.evaluate.load import LoadedStudent, check_fit, load_student, weights_fingerprint
+from student_train.evaluate.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
+from student_train.evaluate.records import DistributionFidelity, FidelityReport, HiddenFidelity, RelationFidelity
+from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
+from student_train.kernels.relation import relation_kl_sum
+from student_train.losses import LOGITS_AT_A_TIME, TopkTargets, distribution_tail_loss
+from student_train.methods import StudentOutputs
+from teacher_cache.batch import TargetBatch, TargetRequest
+from teacher_cache.contract import View
+from teacher_cache.errors import StudentError
+from teacher_cache.reader import CacheReader
+from teacher_cache.relations import VECTORS, split_relation_heads
+from teacher_cache.taps import enable_tap, record_attention
+
+Advance = Callable[[int, int], None]
+"""Told how many of the rows are done, and how many there are."""
+
+
+def measure_fidelity(
+    student: str | Path,
+    cache: str | Path,
+    *,
+    rows: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    advance: Advance | None = None,
+) -> FidelityReport:
+    """Measure the student in a directory on the held-out rows of a cache.
+
+    Args:
+        student: what `kdtrain` wrote, or any Hugging Face encoder directory with the teacher's vocabulary.
+        cache: path of the store.
+        rows: at most so many of the held-out rows, the last ones.
+        batch_size: rows per forward pass; changes memory and speed alone.
+        device: where the student runs.
+        advance: called after every block of the cache.
+
+    Raises:
+        StudentError: the student cannot be loaded, has another vocabulary, or shares no measure with the cache.
+        StoreError: the cache cannot be read.
+        TeacherError: attention of the student's family cannot be recorded.
+    """
+    reader = CacheReader.open(cache)
+    loaded = load_student(student, device)
+    check_fit(loaded, reader.manifest, reader.teacher_folder())
+    plan = plan_fidelity(
+        reader.manifest,
+        identity_sha256=reader.identity_sha256,
+        student_layers=loaded.config.num_hidden_layers,
+        student_width=loaded.config.hidden_size,
+        has_head=loaded.head is not None,
+        provenance=loaded.provenance,
+        rows=rows,
+    )
+    if plan.request == TargetRequest():
+        raise StudentError(
+            f"student {str(student)!r} can be compared with nothing in {reader.path!r} ({'; '.join(plan.notes)}): "
+            "build a cache with --targets that the student can be measured on"
+        )
+    measurement = Measurement(plan, loaded, temperature=reader.manifest.temperature)
+    with torch.inference_mode():
+        for block, rows_of_block in _blocks(reader, plan.rows):
+            for view in reader.views_for(plan.request):
+                _add_block(measurement, reader, block, rows_of_block, view, batch_size, device)
+            if advance is not None:
+                advance(rows_of_block.stop - plan.rows.start, len(plan.rows))
+        report = measurement.report(str(student), reader.path)
+    return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
+
+
+def _fingerprints(reader: CacheReader, folder: Path) -> dict[str, str]:
+    manifest = reader.manifest
+    return {
+        "cache": reader.identity_sha256,
+        "corpus": manifest.corpus.fingerprint,
+        "teacher": manifest.teacher.weights_sha256,
+        "student": weights_fingerprint(folder),
+    }
+
+
+def _blocks(reader: CacheReader, rows: range) -> Iterator[tuple[int, range]]:
+    """The blocks that hold `rows`, each with those of its rows."""
+    block_rows = reader.manifest.block_rows
+    for block in range(rows.start // block_rows, -(-rows.stop // block_rows)):
+        first, last = reader.manifest.block_range(block)
+        yield block, range(max(first, rows.start), min(last, rows.stop))
+
+
+def _add_block(
+    measurement: Measurement, reader: CacheReader, block: int, rows: range, view: View, batch_size: int, device: str
+) -> None:
+    """Read a block once and decode it in batches."""
+    coded = reader.load_block(block, measurement.plan.request, view)
+    offset = reader.manifest.block_range(block)[0]
+    for first in range(rows.start, rows.stop, batch_size):
+        last = min(first + batch_size, rows.stop)
+        measurement.add(view, reader.decode(coded, first - offset, last - offset, device), first)
+
+
+class Measurement:
+    """The sums behind a report, batch by batch."""
+
+    def __init__(self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float) -> None:
+        self.plan, self.student = plan, student
+        self.relations = {pair: RelationSum(pair) for pair in plan.relations}
+        self.hidden = {pair: HiddenSum(pair, middle=plan.rows.start + len(plan.rows) // 2) for pair in plan.hidden}
+        self.distribution = DistributionSum(student.config.vocab_size, temperature)
+        self.tokens: dict[View, int] = {}
+        if plan.relations:
+            enable_tap(student.encoder)
+
+    def add(self, view: View, targets: TargetBatch, first_row: int) -> None:
+        """Count the rows of `targets`, of which the first is row `first_row` of the cache."""
+        relations = [pair for pair in self.relations if pair.view == view]
+        hidden = [pair for pair in self.hidden if pair.view == view]
+        outputs = run_student(self.student, targets, {pair.student_layer for pair in relations})
+        for relation in relations:
+            self.relations[relation].add(outputs, targets)
+        for pair in hidden:
+            self.hidden[pair].add(outputs, targets, first_row)
+        if self.plan.logits_view == view:
+            self.distribution.add(outputs, targets)
+        self.tokens[view] = self.tokens.get(view, 0) + int(targets.length_B.sum())
+
+    def report(self, student: str, cache: str) -> FidelityReport:
+        """The measures of everything added so far."""
+        return FidelityReport(
+            student=student,
+            cache=cache,
+            first_row=self.plan.rows.start,
+            last_row=self.plan.rows.stop - 1,
+            held_out=self.plan.held_out,
+            tokens=max(self.tokens.values(), default=0),
+            relations=tuple(found.result() for found in self.relations.values()),
+            hidden=tuple(found.result() for found in self.hidden.values()),
+            distribution=self.distribution.result() if self.plan.logits_view is not None else None,
+            notes=self.plan.notes,
+        )
+
+
+def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: set[int]) -> StudentOutputs:
+    """One forward pass on exactly the input that the teacher read."""
+    with record_attention(student.encoder, attention_layers) as recorded:
+        result = student.encoder(
+            input_ids=targets.input_ids_BT.long(), attention_mask=targets.real_BT().long(), output_hidden_states=True
+        )
+    return StudentOutputs(
+        hidden=dict(enumerate(result.hidden_states)),
+        attention=recorded.vectors,
+        last_hidden_BTD=result.last_hidden_state,
+        head=student.head,
+    )
+
+
+class RelationSum:
+    """Relation KL of one pair of layers, summed over real positions."""
+
+    def __init__(self, pair: RelationPair) -> None:
+        self.pair = pair
+        self._total = dict.fromkeys(VECTORS, 0.0)
+        self._positions = 0
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the real positions of a batch."""
+        student, teacher = outputs.attention[self.pair.student_layer], targets.attention[self.pair.teacher_layer]
+        for name in VECTORS:
+            student_BATd, teacher_BATd = (
+                split_relation_heads(getattr(vectors, f"{name}_BTD").float(), self.pair.heads)
+                for vectors in (student, teacher)
+            )
+            self._total[name] += float(relation_kl_sum(teacher_BATd, student_BATd, targets.length_B))
+        self._positions += int(targets.length_B.sum())
+
+    def result(self) -> RelationFidelity:
+        """Means over heads and real positions."""
+        pair = self.pair
+        return RelationFidelity(
+            student_layer=pair.student_layer,
+            teacher_layer=pair.teacher_layer,
+            heads=pair.heads,
+            view=pair.view,
+            **{name: total / self._positions for name, total in self._total.items()},
+        )
+
+
+class HiddenSum:
+    """Moments of one pair of layers: of the rows before row `middle`, which the map is fitted on, and of the others."""
+
+    def __init__(self, pair: HiddenPair, middle: int) -> None:
+        self.pair = pair
+        self._middle = middle
+        self._moments: tuple[Moments, Moments] | None = None
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
+        """Count the real positions of a batch."""
+        student_BTD, teacher_BTD = outputs.hidden[self.pair.student_layer], targets.hidden[self.pair.teacher_layer]
+        if self._moments is None:
+            widths = student_BTD.shape[-1], teacher_BTD.shape[-1]
+            self._moments = Moments(*widths, student_BTD.device), Moments(*widths, student_BTD.device)
+        real_BT = targets.real_BT()
+        fitted = min(max(self._middle - first_row, 0), len(real_BT))
+        for moments, rows in zip(self._moments, (slice(None, fitted), slice(fitted, None)), strict=True):
+            moments.add(student_BTD[rows][real_BT[rows]], teacher_BTD[rows][real_BT[rows]])
+
+    def result(self) -> HiddenFidelity:
+        """The error of the map fitted on the first half, on the second half."""
+        assert self._moments is not None
+        fitted_on, measured_on = self._moments
+        linear = fit_ridge(fitted_on)
+        pair = self.pair
+        return HiddenFidelity(
+            student_layer=pair.student_layer,
+            teacher_layer=pair.teacher_layer,
+            view=pair.view,
+            nmse=normalised_error(linear, measured_on),
+            ridge=linear.strength,
+        )
+
+
+class DistributionSum:
+    """KL and agreement of the most probable entry at masked positions."""
+
+    def __init__(self, vocab_size: int, temperature: float) -> None:
+        self._vocab_size, self._temperature = vocab_size, temperature
+        self._kl, self._agreed, self._positions = 0.0, 0, 0
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
+        assert outputs.head is not None and targets.masked is not None and targets.logits is not None
+        real_BM = targets.masked.real_BM()
+        positions_BM1 = targets.masked.positions_BM.long().unsqueeze(-1)
+        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1)[real_BM]
+        logits = targets.logits
+        ids_PK, log_probs_PK, log_tail_P = (
+            part[real_BM] for part in (logits.ids_BMK, logits.log_probs_BMK, logits.log_tail_BM)
+        )
+        run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
+        for rows in (slice(first, first + run) for first in range(0, len(hidden_PD), run)):
+            self._count(outputs.head(hidden_PD[rows]), ids_PK[rows], log_probs_PK[rows], log_tail_P[rows])
+
+    def _count(self, logits_PV: Tensor, ids_PK: Tensor, log_probs_PK: Tensor, log_tail_P: Tensor) -> None:
+        real_P = torch.ones_like(log_tail_P, dtype=torch.bool)
+        targets = TopkTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=log_tail_P, real_P=real_P)
+        loss = distribution_tail_loss(logits_PV, targets, temperature=self._temperature)
+        # the loss is scaled by tau^2 to keep its gradient's size; the divergence itself is not
+        self._kl += float(loss) / self._temperature**2
+        teachers_P = ids_PK.long().gather(1, log_probs_PK.argmax(1, keepdim=True)).squeeze(1)
+        self._agreed += int((logits_PV.argmax(1) == teachers_P).sum())
+        self._positions += len(logits_PV)
+
+    def result(self) -> DistributionFidelity:
+        """Means over masked positions."""
+        positions = max(1, self._positions)
+        return DistributionFidelity(
+            kl=self._kl / positions,
+            top1_agreement=self._agreed / positions,
+            positions=self._positions,
+            temperature=self._temperature,
+        )

@@ -1,0 +1,175 @@
+"""What to compare: which layers, relation heads and rows, given what the cache holds and the student's own record.
+
+A student of `kdtrain` is measured at the layers and heads it was trained on, on the rows that its training held out.
+For whatever it was not trained on, and for students from elsewhere, the defaults of `kdtrain` stand in, cut to what the
+cache holds. Pure decisions, nothing is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from student_train.layer_map import LayerPairs, parse_mapping
+from student_train.split import held_out_rows
+from teacher_cache.batch import TargetRequest
+from teacher_cache.contract import Manifest, View
+from teacher_cache.layers import default_relation_heads
+
+DEFAULT_MAPPING = "uniform+last"
+DEFAULT_SHARE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationPair:
+    """Attention relations of one student layer against one teacher layer, in `heads` relation heads."""
+
+    student_layer: int
+    teacher_layer: int
+    heads: int
+    view: View
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenPair:
+    """Hidden state of one student layer against that of one teacher layer."""
+
+    student_layer: int
+    teacher_layer: int
+    view: View
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityPlan:
+    """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report."""
+
+    rows: range
+    held_out: bool
+    relations: tuple[RelationPair, ...]
+    hidden: tuple[HiddenPair, ...]
+    logits_view: View | None
+    notes: tuple[str, ...]
+
+    @property
+    def request(self) -> TargetRequest:
+        """The targets to read."""
+        return TargetRequest(
+            hidden_layers=tuple(sorted({pair.teacher_layer for pair in self.hidden})),
+            attention_layers=tuple(sorted({pair.teacher_layer for pair in self.relations})),
+            logits=self.logits_view is not None,
+        )
+
+
+def plan_fidelity(
+    manifest: Manifest,
+    *,
+    identity_sha256: str,
+    student_layers: int,
+    student_width: int,
+    has_head: bool,
+    provenance: Mapping[str, Any],
+    rows: int | None = None,
+) -> FidelityPlan:
+    """What to measure of a student of this shape on this cache.
+
+    Args:
+        manifest: what the cache holds.
+        identity_sha256: the cache's, compared with the one in the provenance.
+        student_layers: the student's depth.
+        student_width: the student's hidden width.
+        has_head: whether the student has a trained masked-LM head.
+        provenance: the record that `kdtrain` left with the student, or nothing.
+        rows: at most so many of the held-out rows, the last ones.
+    """
+    notes: list[str] = []
+    objective: Mapping[str, Any] = provenance.get("objective", {})
+    measured_rows, held_out = _rows(manifest, identity_sha256, provenance, rows, notes)
+    return FidelityPlan(
+        rows=measured_rows,
+        held_out=held_out,
+        relations=_relations(manifest, objective.get("mha"), student_layers, student_width, notes),
+        hidden=_hidden(manifest, objective.get("hs"), student_layers, len(measured_rows), notes),
+        logits_view=_logits_view(manifest, has_head, notes),
+        notes=tuple(notes),
+    )
+
+
+def _rows(
+    manifest: Manifest, identity_sha256: str, provenance: Mapping[str, Any], limit: int | None, notes: list[str]
+) -> tuple[range, bool]:
+    cache = provenance.get("cache", {})
+    known = cache.get("identity_sha256") == identity_sha256
+    # a store that was built again or got more targets has the same rows in the same order: its last ones are the same
+    if cache.get("rows") == manifest.rows:
+        count = int(provenance["held_out_rows"]["count"])
+    else:
+        count = held_out_rows(manifest.rows, DEFAULT_SHARE) if manifest.rows > 1 else manifest.rows
+    if provenance and not known:
+        notes.append(
+            f"the student was trained from a store with other contents ({cache.get('path')!r}): the last {count} rows "
+            "of this one are held out only if both hold the same rows"
+        )
+    stop = manifest.rows
+    return range(stop - min(count, limit or count), stop), known
+
+
+def _relations(
+    manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, width: int, notes: list[str]
+) -> tuple[RelationPair, ...]:
+    cached = manifest.targets.attention_layers()
+    teacher_width = manifest.teacher.hidden_size
+    student_layer, wanted, heads = layers, cached, default_relation_heads(teacher_width, width)
+    if trained is not None and trained["teacher_layer"] in cached:
+        student_layer, wanted = trained["student_layer"], (trained["teacher_layer"],)
+        heads = trained["relation_heads"]
+    elif trained is not None:
+        notes.append(f"attention of the teacher layer trained on, {trained['teacher_layer']}, is not in this cache")
+    elif not cached:
+        notes.append("no relation KL: the cache holds no attention targets")
+    return tuple(
+        RelationPair(student_layer=student_layer, teacher_layer=spec.layer, heads=heads, view=spec.view)
+        for spec in manifest.targets.attention
+        if spec.layer in wanted
+    )
+
+
+def _hidden(
+    manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, rows: int, notes: list[str]
+) -> tuple[HiddenPair, ...]:
+    views = {spec.layer: spec.view for spec in manifest.targets.hidden}
+    if not views:
+        notes.append("no hidden NMSE: the cache holds no hidden states")
+        return ()
+    if rows < 2:
+        notes.append("no hidden NMSE: it takes two rows, one to fit the linear map on and one to measure it on")
+        return ()
+    pairs = _trained_pairs(trained) or _default_pairs(manifest, layers)
+    missing = sorted({teacher for _, teacher in pairs if teacher not in views})
+    if missing:
+        notes.append(f"hidden states of teacher layers {', '.join(map(str, missing))} are not in this cache")
+    usable = [pair for pair in pairs if pair[1] in views] or [(layers, teacher) for teacher in sorted(views)]
+    return tuple(
+        HiddenPair(student_layer=student, teacher_layer=teacher, view=views[teacher]) for student, teacher in usable
+    )
+
+
+def _trained_pairs(trained: Mapping[str, Any] | None) -> LayerPairs:
+    return tuple((student, teacher) for student, teacher in trained["pairs"]) if trained else ()
+
+
+def _default_pairs(manifest: Manifest, layers: int) -> LayerPairs:
+    """The default mapping; a student deeper than its teacher has none and is compared at the last layers."""
+    teacher_layers = manifest.teacher.layers
+    if layers > teacher_layers:
+        return ((layers, teacher_layers),)
+    return parse_mapping(DEFAULT_MAPPING, teacher_layers, layers)
+
+
+def _logits_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View | None:
+    spec = manifest.targets.logits
+    if spec is None:
+        notes.append("no output KL: the cache holds no output distributions")
+    elif not has_head:
+        notes.append("no output KL: the student has no masked-LM head")
+    return spec.view if spec is not None and has_head else None

@@ -1,0 +1,127 @@
+"""What an evaluation found, as plain records that turn into JSON and back. Standard library only.
+
+`kdeval fidelity` writes a `FidelityReport` into the student's directory; tables, plots and comparisons of students read
+it back from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationFidelity:
+    """KL(teacher || student) of the query, key and value relations, mean over heads and real positions, in nats."""
+
+    student_layer: int
+    teacher_layer: int
+    heads: int
+    view: str
+    query: float
+    key: float
+    value: float
+
+    @property
+    def total(self) -> float:
+        """The sum of the three, which is what attention transfer minimises at equal weights."""
+        return self.query + self.key + self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenFidelity:
+    """Error of predicting a teacher's hidden state linearly from the student's, as a share of its variance."""
+
+    student_layer: int
+    teacher_layer: int
+    view: str
+    nmse: float
+    ridge: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionFidelity:
+    """KL(teacher || student) at masked positions in nats, and how often both name the same most probable token."""
+
+    kl: float
+    top1_agreement: float
+    positions: int
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityReport:
+    """Every measure that the cache and the student allow, on rows `first_row`..`last_row` (inclusive) of the cache.
+
+    `held_out` says whether these rows are known to have been kept out of the student's training. `fingerprints`
+    identify what was compared: contents of the cache, its text, the weights of teacher and student.
+    """
+
+    student: str
+    cache: str
+    first_row: int
+    last_row: int
+    held_out: bool
+    tokens: int
+    relations: tuple[RelationFidelity, ...] = ()
+    hidden: tuple[HiddenFidelity, ...] = ()
+    distribution: DistributionFidelity | None = None
+    notes: tuple[str, ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hidden_mean(self) -> float | None:
+        """Mean of the hidden-state errors over the layer pairs."""
+        return sum(pair.nmse for pair in self.hidden) / len(self.hidden) if self.hidden else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back, with the sums and means spelled out for other readers."""
+        record = asdict(self)
+        record["relations"] = [{**asdict(relation), "total": relation.total} for relation in self.relations]
+        record["hidden_mean"] = self.hidden_mean
+        return record
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote; entries that other programs or later versions added are ignored."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        relations = [{key: value for key, value in entry.items() if key != "total"} for entry in data["relations"]]
+        known["relations"] = tuple(RelationFidelity(**entry) for entry in relations)
+        known["hidden"] = tuple(HiddenFidelity(**entry) for entry in data["hidden"])
+        known["distribution"] = DistributionFidelity(**data["distribution"]) if data.get("distribution") else None
+        known["notes"] = tuple(data.get("notes", ()))
+        return cls(**known)
+
+    def lines(self) -> dict[str, Measure]:
+        """The measures one by one under stable keys, in reading order, for tables and plots."""
+        found: dict[str, Measure] = {}
+        for relation in self.relations:
+            place = f"student {relation.student_layer} → teacher {relation.teacher_layer}, {relation.heads} heads"
+            for name in ("query", "key", "value", "total"):
+                label = "relation KL, sum of the three" if name == "total" else f"relation KL, {name}"
+                key = f"relation.{relation.student_layer}.{relation.teacher_layer}.{relation.heads}.{name}"
+                found[key] = Measure(label=label, place=place, value=getattr(relation, name))
+        for pair in self.hidden:
+            key = f"hidden.{pair.student_layer}.{pair.teacher_layer}"
+            place = f"student {pair.student_layer} → teacher {pair.teacher_layer}"
+            found[key] = Measure(label="hidden NMSE", place=place, value=pair.nmse)
+        if self.hidden_mean is not None and len(self.hidden) > 1:
+            found["hidden.mean"] = Measure(label="hidden NMSE, mean", place="all pairs", value=self.hidden_mean)
+        if self.distribution is not None:
+            place = f"{self.distribution.positions:,} masked positions"
+            found["distribution.kl"] = Measure(label="output KL", place=place, value=self.distribution.kl)
+            found["distribution.top1"] = Measure(
+                label="top-1 agreement", place=place, value=self.distribution.top1_agreement, higher_is_better=True
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number of a report, in words a reader knows."""
+
+    label: str
+    place: str
+    value: float
+    higher_is_better: bool = False

@@ -1,0 +1,37 @@
+"""The flags of `kdeval`. Standard library only, so that `--help` is instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from teacher_cache.errors import SettingsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """Measure how close a student comes to the teacher on rows of a cache that it was not trained on."""
+
+    student: str = "student"
+    """Directory of the student: what kdtrain wrote, or any Hugging Face encoder with the teacher's vocabulary."""
+
+    cache: str = "cache.zarr"
+    """Store that `kdcache build` wrote."""
+
+    rows: int | None = None
+    """Measure on so many of the held-out rows instead of all of them."""
+
+    batch_size: int = 16
+    """Rows per forward pass."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the student runs."""
+
+    json: bool = False
+    """Print one JSON record on standard output instead of a table."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SettingsError(f"--batch-size {self.batch_size!r} leaves nothing to compute: give 1 or more")
+        if self.rows is not None and self.rows < 1:
+            raise SettingsError(f"--rows {self.rows!r} leaves nothing to measure on: give 1 or more")

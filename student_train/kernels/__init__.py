@@ -1,0 +1,1 @@
+"""Loss kernels whose plain form would need memory quadratic in the row length."""

@@ -1,0 +1,247 @@
+"""Rows of a cache as training batches: in an order that one number describes, read ahead, decoded on the device.
+
+An epoch is a permutation of the blocks that depends on (seed, epoch) alone; the rows of epoch after epoch form one
+endless stream, which is cut into global batches. Rank r of R takes the r-th contiguous share of each. So the global
+batches do not depend on R, and the place in the stream is one integer: the rows before it. Masked view `epoch mod
+views` is read in each epoch.
+
+A thread reads, checks and decompresses whole blocks ahead of the consumer, a bounded number of them; decoding to
+float32 runs in the consumer, on the device, row range by row range. Memory: the compressed-integer form of at most
+`READ_AHEAD + 2` blocks. No process is forked and no shared memory is used. The thread ends when the loader is closed or
+collected.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count, groupby
+from queue import Full, Queue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.batch import Batch, TargetRequest, concatenate
+from teacher_cache.contract import View
+from teacher_cache.decode import CodedBlock
+from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.hashing import uniform_bits
+from teacher_cache.reader import CacheReader
+
+READ_AHEAD = 2
+_POLL_SECONDS = 0.1
+
+HostFacts = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Rows start..stop of a block, counted from the block's first row, read in one epoch."""
+
+    epoch: int
+    block: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOrder:
+    """The endless stream of some rows of a store, block by block, in a new order each epoch (seed None: as stored)."""
+
+    rows: range
+    block_rows: int
+    seed: int | None
+
+    def segments(self, start: int, stop: int) -> Iterator[Segment]:
+        """The pieces of blocks that rows start..stop of the stream lie in, in the order of the stream."""
+        while start < stop:
+            epoch, offset = divmod(start, len(self.rows))
+            blocks, ends = _epoch_blocks(self, epoch)
+            place = int(np.searchsorted(ends, offset, side="right"))
+            block, left = int(blocks[place]), int(ends[place]) - offset
+            # a block ends where the next one starts, or where the rows end
+            block_stop = min((block + 1) * self.block_rows, self.rows.stop) - block * self.block_rows
+            first = block_stop - left
+            taken = min(left, stop - start)
+            yield Segment(epoch=epoch, block=block, start=first, stop=first + taken)
+            start += taken
+
+
+@lru_cache(maxsize=8)
+def _epoch_blocks(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The blocks of an epoch in order, and the rows of the epoch up to the end of each."""
+    blocks = np.arange(order.rows.start // order.block_rows, -(-order.rows.stop // order.block_rows))
+    if order.seed is not None:
+        blocks = blocks[np.argsort(uniform_bits(order.seed, epoch, blocks), kind="stable")]
+    starts = np.maximum(blocks * order.block_rows, order.rows.start)
+    stops = np.minimum((blocks + 1) * order.block_rows, order.rows.stop)
+    return blocks, np.cumsum(stops - starts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """One rank's share of a global batch. `position` is the number of rows of the stream before the global batch.
+
+    `counts` are what the losses of this share are sums over: real `positions`, and `masked` places (0 without them).
+    They and `row_ids` are on the host already, so that looking at them does not wait for the device.
+    """
+
+    position: int
+    views: Batch
+    counts: Mapping[str, int]
+    row_ids: tuple[int, ...]
+
+
+class CacheLoader(Iterator[TrainingBatch]):
+    """Iterates over the training batches of `rows` from `position` on, endlessly or up to `stop` rows of the stream.
+
+    Only a last batch cut by `stop` is short. Raises what reading raised, with the block named.
+    """
+
+    def __init__(
+        self,
+        reader: CacheReader,
+        request: TargetRequest,
+        *,
+        rows: range,
+        batch_size: int,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        position: int = 0,
+        stop: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.wait_seconds = 0.0
+        self._reader = reader
+        self._device = device
+        self._visit: tuple[int, int] | None = None
+        self._blocks: dict[View, CodedBlock] = {}
+        order = RowOrder(rows=rows, block_rows=reader.manifest.block_rows, seed=seed)
+        plan = _Plan(order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop)
+        self._batches = plan.batches()
+        self._queue: Queue[dict[View, CodedBlock] | BaseException] = Queue(READ_AHEAD)
+        self._stopped = threading.Event()
+        # the thread is given everything but the loader itself, which could not be collected otherwise
+        self._thread = threading.Thread(
+            target=_read_ahead,
+            args=(reader, request, plan.visits(), self._queue, self._stopped),
+            name="kdtrain-loader",
+            daemon=True,
+        )
+        weakref.finalize(self, self._stopped.set)
+        self._thread.start()
+
+    def __next__(self) -> TrainingBatch:
+        if self._stopped.is_set():
+            raise StopIteration
+        position, segments = next(self._batches)
+        pieces, facts = zip(*[self._decode(segment) for segment in segments], strict=True)
+        views = {view: concatenate([piece[view] for piece in pieces]) for view in pieces[0]}
+        return TrainingBatch(
+            position=position,
+            views=views,
+            counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked")},
+            row_ids=tuple(row_id for fact in facts for row_id in fact["row_ids"].tolist()),
+        )
+
+    def close(self) -> None:
+        """End the thread. The loader gives nothing afterwards."""
+        self._stopped.set()
+        self._thread.join()
+        self._blocks = {}
+
+    def _decode(self, segment: Segment) -> tuple[Batch, HostFacts]:
+        visit = (segment.epoch, segment.block)
+        if visit != self._visit:
+            started = time.perf_counter()
+            blocks = self._queue.get()
+            self.wait_seconds += time.perf_counter() - started
+            if isinstance(blocks, BaseException):
+                self.close()
+                raise blocks
+            self._visit, self._blocks = visit, blocks
+        start, stop = segment.start, segment.stop
+        batch = {
+            view: self._reader.decode(block, start, stop, device=self._device) for view, block in self._blocks.items()
+        }
+        return batch, _host_facts(self._blocks, start, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Which pieces of which blocks make up the batches of one rank."""
+
+    order: RowOrder
+    batch_size: int
+    rank: int
+    world_size: int
+    position: int
+    stop: int | None
+
+    def batches(self) -> Iterator[tuple[int, list[Segment]]]:
+        for first in count(self.position, self.batch_size):
+            rows = self.batch_size if self.stop is None else min(self.batch_size, self.stop - first)
+            if rows <= 0:
+                return
+            start, stop = (first + rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield first, list(self.order.segments(start, stop))
+
+    def visits(self) -> Iterator[tuple[int, int]]:
+        """(epoch, block) in the order in which `batches` first needs them: a block stays while batches cross it."""
+        needed = ((part.epoch, part.block) for _, segments in self.batches() for part in segments)
+        return (visit for visit, _ in groupby(needed))
+
+
+def _read_ahead(
+    reader: CacheReader,
+    request: TargetRequest,
+    visits: Iterator[tuple[int, int]],
+    queue: Queue[dict[View, CodedBlock] | BaseException],
+    stopped: threading.Event,
+) -> None:
+    for epoch, block in visits:
+        item: dict[View, CodedBlock] | BaseException
+        try:
+            item = _load(reader, request, epoch, block)
+        except Exception as error:  # noqa: BLE001 - the consumer raises it
+            item = _name_block(error, reader, block)
+        while not stopped.is_set():
+            try:
+                queue.put(item, timeout=_POLL_SECONDS)
+                break
+            except Full:
+                continue
+        if stopped.is_set() or isinstance(item, BaseException):
+            return
+
+
+def _load(reader: CacheReader, request: TargetRequest, epoch: int, block: int) -> dict[View, CodedBlock]:
+    return {
+        view: reader.load_block(block, request, view, masked_view=epoch % reader.manifest.views_of(view))
+        for view in reader.views_for(request)
+    }
+
+
+def _name_block(error: Exception, reader: CacheReader, block: int) -> Exception:
+    if isinstance(error, DistillationError | OSError):
+        named = StoreError(f"block {block} of {reader.path} cannot be read, training needs every row of it: {error}")
+        named.__cause__ = error
+        return named
+    error.add_note(f"while reading block {block} of {reader.path}")
+    return error
+
+
+def _host_facts(blocks: Mapping[View, CodedBlock], start: int, stop: int) -> HostFacts:
+    """Row ids, and what is counted, of rows start..stop of a block."""
+    arrays = {name: array for block in blocks.values() for name, array in block.arrays.items()}
+    return {
+        "row_ids": arrays["row_id"][start:stop],
+        "positions": arrays["length"][start:stop],
+        "masked": arrays.get("masked/count", np.zeros(0))[start:stop],
+    }

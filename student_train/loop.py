@@ -1,0 +1,227 @@
+"""The training loop: batches from the loader, steps of the engine, records, validations and checkpoints.
+
+Losses are sums over the real positions of the batch divided by their number in the global batch, so that the result
+does not depend on how a batch is cut into passes. Reading a loss off the device waits for it, so the record of a step
+is written, and checked for NaN, while the next step runs. SIGTERM and Ctrl-C finish the step, save a checkpoint and
+end the loop; a second one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student_train.checkpoint import save_checkpoint
+from student_train.engine import gradient_norm
+from student_train.loader import CacheLoader, TrainingBatch
+from student_train.losses import LossSum
+from student_train.metrics import MetricsLog, Progress
+from student_train.run import TrainingRun
+from teacher_cache.errors import TrainingError
+
+COUNTED = {"od": "masked"}
+"""What a method's loss is a sum over, where that is not the real positions."""
+
+
+@dataclass(kw_only=True)
+class Progression:
+    """How far a run has come; saved with every checkpoint."""
+
+    step: int = 0
+    position: int = 0
+    tokens: int = 0
+    best_valid_loss: float = math.inf
+    best_step: int = 0
+    valid: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What a step left on the device and on the host, not yet waited for."""
+
+    step: int
+    losses: dict[str, Tensor]
+    gradient_norm: Any
+    learning_rate: float
+    tokens_seen: int
+    tokens: int
+    seconds: float
+    wait: float
+    row_ids: list[int]
+
+
+class Trainer:
+    """One run from where it stands to its last step."""
+
+    def __init__(self, run: TrainingRun, engine: Any, state: Progression, log: MetricsLog, progress: Progress) -> None:
+        self.run, self.engine, self.state, self.log, self.progress = run, engine, state, log, progress
+        self._pending: StepOutcome | None = None
+        self._saved_step = state.step
+
+    def fit(self) -> signal.Signals | None:
+        """Train to the last step, or until a signal asks to stop, which it returns; it is saved either way."""
+        run, state = self.run, self.state
+        self.progress.start(total=run.steps, step=state.step)
+        with _stop_signals() as received, closing(run.training_batches(state.position)) as batches:
+            if state.step == 0:
+                self.validate()
+            while state.step < run.steps and not received:
+                self.update(batches)
+                if state.step % run.valid_every == 0 or state.step == run.steps:
+                    self.validate()
+                if state.step % run.settings.save_every == 0:
+                    self.save()
+            if state.step != self._saved_step:
+                self.save()
+        return received[0] if received else None
+
+    def update(self, batches: CacheLoader) -> None:
+        """One optimizer step on the next batch; writes the record of the step before."""
+        started, waited = time.perf_counter(), batches.wait_seconds
+        batch = next(batches)
+        learning_rate = self.engine.get_lr()[0]
+        losses, norm = self.backward(batch)
+        state = self.state
+        state.step += 1
+        state.position = batch.position + self.run.settings.batch_size
+        state.tokens += batch.counts["positions"]
+        self.write_pending()
+        self._pending = StepOutcome(
+            step=state.step,
+            losses=losses,
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            tokens_seen=state.tokens,
+            tokens=batch.counts["positions"],
+            seconds=time.perf_counter() - started,
+            wait=batches.wait_seconds - waited,
+            row_ids=list(batch.row_ids),
+        )
+
+    def backward(self, batch: TrainingBatch) -> tuple[dict[str, Tensor], Any]:
+        """Gradients of the batch, pass by pass, and the optimizer step. Returns the losses and the gradient's norm."""
+        engine, rows = self.engine, self.run.micro_batch
+        parts: dict[str, Tensor] = {}
+        norm = None
+        for start in range(0, len(batch.row_ids), rows):
+            sums = engine({view: targets.rows(start, start + rows) for view, targets in batch.views.items()})
+            losses = {name: part.total / _count(name, batch.counts) for name, part in sums.items()}
+            # each pass has its share of one sum already: DeepSpeed must not divide by the number of passes, and what it
+            # averages over ranks is multiplied again
+            loss = self.weighted(losses) * torch.distributed.get_world_size()
+            engine.backward(loss, scale_wrt_gas=False)
+            if engine.is_gradient_accumulation_boundary():
+                norm = gradient_norm(engine)
+            engine.step()
+            for name, value in losses.items():
+                parts[name] = parts.get(name, 0) + value.detach()
+        return parts, engine.get_global_grad_norm() if norm is None else norm
+
+    def weighted(self, losses: Mapping[str, Any]) -> Any:
+        """The sum of the methods' losses, each times its weight."""
+        return sum(weight * losses[name] for name, weight in self.run.objective.weights.items())
+
+    def write_pending(self) -> None:
+        """Write the record of the last step that has none yet.
+
+        Raises:
+            TrainingError: its loss is NaN or infinite.
+        """
+        outcome, self._pending = self._pending, None
+        if outcome is None:
+            return
+        losses = {name: value.item() for name, value in outcome.losses.items()}
+        loss = self.weighted(losses)
+        if not math.isfinite(loss):
+            raise _not_finite(outcome, losses)
+        norm = outcome.gradient_norm
+        self.log.write(
+            {
+                "step": outcome.step,
+                "loss": loss,
+                **losses,
+                "lr": outcome.learning_rate,
+                "tokens": outcome.tokens_seen,
+                "grad_norm": None if norm is None else float(norm),
+                "seconds": outcome.seconds,
+                "wait": outcome.wait,
+            }
+        )
+        self.progress.step(outcome.step, loss=loss, tokens=outcome.tokens)
+
+    def validate(self) -> None:
+        """Losses on the held-out rows, recorded under `valid_…`."""
+        self.write_pending()
+        sums: dict[str, list[LossSum]] = {}
+        self.engine.eval()
+        with torch.no_grad(), closing(self.run.validation_batches()) as batches:
+            for batch in batches:
+                for name, part in self.engine(batch.views).items():
+                    sums.setdefault(name, []).append(part)
+        self.engine.train()
+        losses = {name: _mean(parts) for name, parts in sums.items()}
+        loss, state = self.weighted(losses), self.state
+        state.valid = {"valid_loss": loss, **{f"valid_{name}": value for name, value in losses.items()}}
+        if loss < state.best_valid_loss:
+            state.best_valid_loss, state.best_step = loss, state.step
+        self.log.write({"step": state.step, **state.valid})
+        parts_text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        self.progress.say(f"step {state.step}/{self.run.steps}: validation loss {loss:.4g} ({parts_text})")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, once its loss is known to be a number."""
+        self.write_pending()
+        out, state = Path(self.run.settings.out), asdict(self.state)
+        save_checkpoint(self.engine, out, step=self.state.step, identity=self.run.identity(), state=state)
+        self._saved_step = self.state.step
+
+
+def _count(name: str, counts: Mapping[str, int]) -> int:
+    return max(1, counts[COUNTED.get(name, "positions")])
+
+
+def _mean(parts: list[LossSum]) -> float:
+    """The mean over all positions of all parts: a short last batch weighs as much as it holds."""
+    total = torch.stack([part.total.double() for part in parts]).sum()
+    count = torch.stack([part.count for part in parts]).sum()
+    return float(total / count.clamp(min=1))
+
+
+def _not_finite(outcome: StepOutcome, losses: Mapping[str, float]) -> TrainingError:
+    parts = ", ".join(f"{name} {value!r}" for name, value in losses.items())
+    return TrainingError(
+        f"the loss of step {outcome.step} is not a finite number ({parts}) on the rows with ids {outcome.row_ids}: "
+        "every weight would become NaN with it, so training stopped; start anew with a lower --lr or a longer "
+        "--warmup, and if it happens on the same rows again look at them in the cache"
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """While inside, SIGTERM and SIGINT are noted in the list; the second one is handled as it was before."""
+    received: list[signal.Signals] = []
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in handled}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in handled:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

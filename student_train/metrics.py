@@ -1,0 +1,111 @@
+"""What a training run tells: metrics.jsonl for programs, TensorBoard for eyes, progress on standard error.
+
+`metrics.jsonl` holds one JSON object a line. Training records have `step` (counted from 1), `loss`, one entry per part
+of it, `lr`, `tokens` (real tokens seen so far), `grad_norm`, `seconds` and `wait` (of which: waiting for the cache).
+Validation records have `step` and `valid_…` entries. Lines are written whole and flushed at once, so that a killed run
+loses none that it announced.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS_NAME = "metrics.jsonl"
+TENSORBOARD_NAME = "tensorboard"
+_PLAIN_LINE_SECONDS = 10.0
+
+
+class MetricsLog:
+    """Appends records to metrics.jsonl and TensorBoard, after dropping those beyond the step that is gone on from."""
+
+    def __init__(self, out: Path, *, last_step: int | None) -> None:
+        """Open both in `out`, to go on after `last_step`, or (None) from the beginning."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = out / METRICS_NAME
+        truncate_records(path, -1 if last_step is None else last_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board: Any = SummaryWriter(out / TENSORBOARD_NAME, purge_step=0 if last_step is None else last_step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write one record; every number but the step becomes a TensorBoard curve."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                group = "valid" if name.startswith("valid_") else "train"
+                self._board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Every whole record of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def truncate_records(path: Path, last_step: int) -> None:
+    """Keep the records up to `last_step`, so that a resumed run records no step twice; replaces the file whole."""
+    if not path.exists():
+        return
+    kept = [record for record in read_records(path) if record["step"] <= last_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+class Progress:
+    """Tells on standard error what happens: lines of text, and a bar on a terminal or else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        """One line, above the bar if there is one. Taken literally, never wrapped."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, *, total: int, step: int) -> None:
+        """Steps from `step` to `total` follow."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._total, self._first = total, step
+        self._started = self._last_line = time.monotonic()
+        self._tokens = 0
+        if self._console.is_terminal:
+            columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=self._console)
+            self._task = self._bar.add_task("", total=total, completed=step)
+            self._bar.start()
+
+    def step(self, step: int, *, loss: float, tokens: int) -> None:
+        """Step `step` is done: it cost `loss` and read `tokens` tokens."""
+        now = time.monotonic()
+        self._tokens += tokens
+        seconds = max(now - self._started, 1e-9)
+        text = f"loss {loss:.4g}, {self._tokens / seconds:,.0f} tok/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif now - self._last_line >= _PLAIN_LINE_SECONDS or step == self._total:
+            self._last_line = now
+            left = (self._total - step) * seconds / (step - self._first)
+            self.say(f"step {step}/{self._total}: {text}, {left:,.0f} s left")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,213 @@
+"""Everything that a training needs, made and checked before the first file is written.
+
+In: the settings. Out: a `TrainingRun`: the open cache, the student in its distillation wrapper, the objective, the rows
+to train and to validate on, the engine's configuration, and what has to be recorded of them. A run that cannot work is
+refused here, with nothing left behind. Cost: the student's weights are made or read, and one pass over two rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student_train.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
+from student_train.distillation_model import DistillationModel, freeze_unused
+from student_train.engine import DeepSpeedConfig, choose_device, choose_dtype, choose_micro_batch, make_config
+from student_train.loader import CacheLoader
+from student_train.metrics import METRICS_NAME
+from student_train.objective import Objective, make_objective
+from student_train.provenance import run_provenance
+from student_train.settings import TrainSettings
+from student_train.split import held_out_rows
+from student_train.student import BuiltStudent, build_student
+from teacher_cache.errors import TrainingError
+from teacher_cache.reader import CacheReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches."""
+
+    settings: TrainSettings
+    reader: CacheReader
+    built: BuiltStudent
+    model: DistillationModel
+    objective: Objective
+    steps: int
+    training_rows: range
+    held_out_rows: range
+    device: str
+    micro_batch: int
+    config: DeepSpeedConfig
+    frozen: tuple[str, ...]
+
+    def training_batches(self, position: int) -> CacheLoader:
+        """The endless stream of training batches from row `position` of the stream on."""
+        settings = self.settings
+        return CacheLoader(
+            self.reader,
+            self.objective.request,
+            rows=self.training_rows,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            position=position,
+            device=self.device,
+        )
+
+    def validation_batches(self) -> CacheLoader:
+        """The held-out rows once, in the order of the store."""
+        return CacheLoader(
+            self.reader,
+            self.objective.request,
+            rows=self.held_out_rows,
+            batch_size=self.micro_batch,
+            seed=None,
+            stop=len(self.held_out_rows),
+            device=self.device,
+        )
+
+    @property
+    def valid_every(self) -> int:
+        """Steps between validations."""
+        return self.settings.valid_every or max(1, self.steps // 10)
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the run it goes on with, by the name a user knows it under."""
+        return {
+            **self.settings.identity(),
+            "cache contents": self.reader.identity_sha256,
+            "number of steps": self.steps,
+            "number type": str(self.config["bf16"].get("enabled")),
+        }
+
+    def describe(self) -> list[str]:
+        """What is about to happen, in lines for a user to read."""
+        settings, manifest = self.settings, self.reader.manifest
+        teacher = manifest.teacher
+        source = f"{manifest.rows:,} rows of {manifest.seq_len} tokens from {teacher.name}"
+        lines = [
+            f"cache    {self.reader.path}: {source} ({teacher.layers}x{teacher.hidden_size})",
+            f"rows     {len(self.training_rows):,} to train on, the last {len(self.held_out_rows):,} held out",
+            f"student  {self.built.description}",
+        ]
+        weights = self.objective.weights
+        for name, description in self.objective.describe().items():
+            details = ", ".join(f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in description.items())
+            lines.append(f"{name:8} weight {weights[name]:g}: {details}")
+        half = "bfloat16" if self.config["bf16"].get("enabled") else "float32"
+        lines.append(
+            f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time) on "
+            f"{self.device} in {half}, learning rate up to {settings.lr:g}"
+        )
+        if self.frozen:
+            lines.append(f"frozen   {len(self.frozen)} parameters that no loss reaches, such as {self.frozen[0]}")
+        return lines
+
+    def provenance(self) -> dict[str, Any]:
+        """What the exported student carries about where it comes from."""
+        manifest = self.reader.manifest
+        return {
+            **run_provenance(),
+            "cache": {
+                "path": self.reader.path,
+                "identity_sha256": self.reader.identity_sha256,
+                "rows": manifest.rows,
+                "teacher": asdict(manifest.teacher),
+            },
+            "held_out_rows": {"first": self.held_out_rows.start, "count": len(self.held_out_rows)},
+            "student": {"description": self.built.description, "copied": list(self.built.copied)},
+            "objective": self.objective.describe(),
+            "weights": self.objective.weights,
+            "steps": self.steps,
+            "settings": asdict(self.settings),
+            "deepspeed": self.config,
+        }
+
+
+def _in_words(value: Any) -> str:
+    """A description's value for a line of text; pairs of layers as student<-teacher."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return " ".join(f"{student}<-{teacher}" for student, teacher in value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def prepare_run(settings: TrainSettings) -> TrainingRun:
+    """Open the cache, build the student and the objective, and find out what no loss reaches.
+
+    Raises:
+        DistillationError: something asked for cannot be; nothing has been written.
+    """
+    reader = CacheReader.open(settings.cache)
+    manifest = reader.manifest
+    held_out = held_out_rows(manifest.rows, settings.valid_share)
+    training_rows = range(manifest.rows - held_out)
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
+    micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len)
+    config = make_config(settings, dtype=dtype, micro_batch=micro_batch)
+    torch.manual_seed(settings.seed)
+    built = build_student(
+        settings.student,
+        teacher_folder=reader.teacher_folder(),
+        init=settings.init,
+        with_mlm_head="od" in settings.methods(),
+        seed=settings.seed,
+        seq_len=manifest.seq_len,
+    )
+    objective = make_objective(
+        settings.method_weights(),
+        source=reader,
+        student=built.model.config,
+        mapping=settings.mapping,
+        attention_layer=settings.attention_layer,
+        relation_heads=settings.relation_heads,
+        relation_weights=settings.relation_weight_values(),
+        seed=settings.seed,
+    )
+    model = DistillationModel(built.model, objective, dropout=settings.dropout).to(device)
+    frozen = freeze_unused(model, reader.read_rows(0, min(2, manifest.rows), objective.request, device=device))
+    return TrainingRun(
+        settings=settings,
+        reader=reader,
+        built=built,
+        model=model,
+        objective=objective,
+        steps=settings.total_steps(len(training_rows)),
+        training_rows=training_rows,
+        held_out_rows=range(training_rows.stop, manifest.rows),
+        device=device,
+        micro_batch=micro_batch,
+        config=config,
+        frozen=frozen,
+    )
+
+
+def find_start(settings: TrainSettings) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh.
+
+    Raises:
+        TrainingError: OUT holds something that would be overwritten, or there is no such checkpoint.
+    """
+    out = Path(settings.out)
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"--out {settings.out!r} is a file: the student needs a directory; choose another --out")
+    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    ours = METRICS_NAME in found or FOLDER_NAME in found
+    if found and (settings.resume == "never" or not ours):
+        advice = "give --resume auto to go on with that run, or choose" if ours else "choose"
+        raise TrainingError(
+            f"--out {settings.out!r} already holds {_some(found)}: training would overwrite it; {advice} another --out"
+        )
+    if settings.resume in ("never", "auto"):
+        return newest_checkpoint(out)
+    path = Path(settings.resume)
+    check_checkpoint(path)
+    return path
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

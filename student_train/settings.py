@@ -1,0 +1,218 @@
+"""The flags of `kdtrain`. Standard library only, so that `--help` is instant.
+
+What only the cache, the teacher or the device can tell (whether a layer exists, how many steps an epoch has) is checked
+where they are known; here each value is checked by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from teacher_cache.errors import SettingsError
+
+METHODS = ("mha", "hs", "od")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train a student from a teacher cache and write it as a Hugging Face directory."""
+
+    method: str
+    """What to learn: mha (attention relations), hs (hidden states), od (output distribution), or a sum such as
+    mha+hs."""
+
+    cache: str = "cache.zarr"
+    """Store that `kdcache build` wrote."""
+
+    weights: str | None = None
+    """Weight of each method, in the order of --method, such as 1,0.1 (default: 1 for each)."""
+
+    mapping: str = "uniform+last"
+    """For hs, which teacher layers teach which student layers: last1, last, uniform, uniform+last, or pairs
+    student:teacher such as 1:4,2:8,3:12."""
+
+    attention_layer: int | None = None
+    """For mha, the teacher layer whose relations are learned (default: the last but one, or the only one cached)."""
+
+    relation_heads: int | None = None
+    """For mha, heads into which both models' attention vectors are re-split (default: the largest number that divides
+    both widths and is at most a sixteenth of the teacher's)."""
+
+    relation_weights: str = "1,1,1"
+    """For mha, weights of the query, key and value relations."""
+
+    student: str | None = None
+    """Layers x width[:heads[:feed-forward]] such as 6x768:12:3072, or a Hugging Face directory (default: 6 layers if
+    the teacher has 12 or more, else half of them, and the teacher's width up to 768)."""
+
+    init: str = "auto"
+    """Where the first weights come from: auto (the teacher's embeddings and uniformly chosen layers where the widths
+    match), random, embeddings, teacher:LAYERS such as teacher:2,4,6, or a Hugging Face directory."""
+
+    steps: int | None = None
+    """Updates in total; 0 writes the untrained student (default: as many as --epochs has)."""
+
+    epochs: float | None = None
+    """Passes over the training rows (default: 3, unless --steps is given)."""
+
+    batch_size: int = 32
+    """Rows per update, over all devices."""
+
+    micro_batch_size: int | None = None
+    """Rows per forward pass of one device, a divisor of its share of the batch; changes memory, not the result
+    (default: the most that keeps a pass within 8,192 tokens on a CPU and 65,536 on a GPU)."""
+
+    lr: float = 5e-4
+    """Highest learning rate: reached at the end of a linear warm-up, then falling linearly to 0 at the last step."""
+
+    warmup: float = 0.05
+    """Length of the warm-up: a share of all steps if below 1, else a number of steps."""
+
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay of weight matrices; biases and normalisation layers are left alone."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    dropout: float = 0.0
+    """Dropout of the student during distillation. The exported config keeps the family's own value."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the student's passes; the weights that are updated are float32 (auto: bfloat16 where the device
+    has it, else float32)."""
+
+    valid_share: float = 0.02
+    """Share of the rows, the last ones of the store, that is held out to validate on."""
+
+    valid_every: int | None = None
+    """Steps between validations; there is always one before the first step and one after the last (default: a tenth of
+    all steps)."""
+
+    save_every: int = 500
+    """Steps between checkpoints; there is always one after the last step and one on SIGTERM or Ctrl-C."""
+
+    deepspeed: str | None = None
+    """JSON file with DeepSpeed settings that override those derived from these flags."""
+
+    out: str = "student"
+    """Directory to write: the student, metrics.jsonl, provenance.json, tensorboard/ and checkpoints/."""
+
+    resume: str = "never"
+    """never refuses an OUT that holds something; auto goes on from its newest complete checkpoint, or starts afresh
+    where there is none; anything else is the path of a checkpoint such as student/checkpoints/step-00000500."""
+
+    seed: int = 0
+    """Decides the order of the rows and every random weight."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
+    json: bool = False
+    """Print the result as one JSON record on standard output."""
+
+    def __post_init__(self) -> None:
+        methods = self.methods()
+        unknown = [name for name in methods if name not in METHODS]
+        if unknown or len(set(methods)) < len(methods):
+            raise SettingsError(
+                f"--method {self.method!r} cannot be read at {(unknown or methods)[-1]!r}: give each of "
+                f"{', '.join(METHODS)} at most once, several joined by + such as mha+hs"
+            )
+        self.method_weights()
+        self.relation_weight_values()
+        if self.steps is not None and self.epochs is not None:
+            raise SettingsError(
+                f"--steps {self.steps!r} and --epochs {self.epochs!r} both say how long to train: give one of them"
+            )
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            # written so that NaN fails too
+            if value is not None and not lowest <= value < float("inf"):
+                raise SettingsError(f"{_flag(name)} {value!r} cannot be: give a number of at least {lowest}")
+        for name in ("valid_share", "dropout"):
+            if not getattr(self, name) < 1:
+                raise SettingsError(
+                    f"{_flag(name)} {getattr(self, name)!r} is a share: give a number from 0 to below 1"
+                )
+
+    def methods(self) -> tuple[str, ...]:
+        """The methods by name, in the order given."""
+        return tuple(self.method.replace(" ", "").split("+"))
+
+    def method_weights(self) -> dict[str, float]:
+        """Weight of each method, in order."""
+        methods = self.methods()
+        if self.weights is None:
+            return dict.fromkeys(methods, 1.0)
+        weights = dict(zip(methods, _read_weights("--weights", self.weights, len(methods)), strict=True))
+        if not all(weights.values()):
+            raise SettingsError(
+                f"--weights {self.weights!r} gives a method of --method {self.method!r} the weight 0: it would be "
+                "computed for nothing; leave it out of --method"
+            )
+        return weights
+
+    def relation_weight_values(self) -> tuple[float, float, float]:
+        """Weights of the query, key and value relations."""
+        query, key, value = _read_weights("--relation-weights", self.relation_weights, 3)
+        return query, key, value
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the warm-up in a training of `steps` steps, at least 1."""
+        return max(1, round(self.warmup * steps if self.warmup < 1 else self.warmup))
+
+    def total_steps(self, training_rows: int) -> int:
+        """Updates in total, given how many rows are there to train on."""
+        if self.steps is not None:
+            return self.steps
+        epochs = 3 if self.epochs is None else self.epochs
+        return math.ceil(epochs * training_rows / self.batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a resumed run must share with the run it continues, by flag.
+
+        Left out is what may change without changing what is computed: where things are, how often to look, and how a
+        batch is cut into passes.
+        """
+        return {_flag(name): value for name, value in asdict(self).items() if name not in _FREE}
+
+
+_FREE = frozenset(
+    {"cache", "deepspeed", "device", "json", "micro_batch_size", "out", "resume", "save_every", "valid_every"}
+)
+_LOWEST = {
+    "steps": 0,
+    "epochs": 0,
+    "batch_size": 1,
+    "micro_batch_size": 1,
+    "lr": 0,
+    "warmup": 0,
+    "weight_decay": 0,
+    "clip": 0,
+    "dropout": 0,
+    "valid_share": 0,
+    "valid_every": 1,
+    "save_every": 1,
+    "seed": 0,
+    "attention_layer": 1,
+    "relation_heads": 1,
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read_weights(flag: str, text: str, count: int) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != count or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise SettingsError(
+            f"{flag} {text!r} cannot be used: give {count} non-negative numbers joined by commas, not all zero, such "
+            f"as {','.join(['1'] * count)}"
+        )
+    return weights

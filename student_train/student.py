@@ -1,0 +1,138 @@
+"""Students: a model of the asked shape with its first weights.
+
+In: a shape such as `3x384` or a Hugging Face folder, and the teacher's folder inside the cache. Out: a plain
+Transformers model of the teacher's family, or of the folder's. Folders that do not fit the cache are refused: another
+vocabulary would read other words, too few positions would not read the rows at all. Train-only parts are added
+elsewhere and never enter this model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from student_train.initialise import copy_teacher, copy_whole, parse_init
+from student_train.pretrained import load_config, pooler_option
+from student_train.shape import SHAPE, derive_config, shape_of, student_shape
+from teacher_cache.errors import StudentError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltStudent:
+    """A student, one line on where its weights come from, and what was copied."""
+
+    model: PreTrainedModel
+    description: str
+    copied: tuple[str, ...]
+
+
+def build_student(
+    spec: str | None, *, teacher_folder: Path, init: str, with_mlm_head: bool, seed: int, seq_len: int
+) -> BuiltStudent:
+    """Make the student and give it its first weights.
+
+    Args:
+        spec: None for the teacher's default student, a shape (see `parse_shape`), or a Hugging Face folder.
+        teacher_folder: Hugging Face folder of the teacher inside the cache.
+        init: `auto`, `random`, `embeddings`, `teacher:2,4,6` or a folder; with a folder as `spec`, `auto` takes that
+            folder's weights.
+        with_mlm_head: whether the student needs a masked-LM head (to learn the output distribution).
+        seed: of every random weight.
+        seq_len: positions that the student must be able to read.
+
+    Raises:
+        SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
+        StudentError: a folder cannot be loaded, has another vocabulary, or has too few positions.
+    """
+    teacher_config = load_config(teacher_folder)
+    folder = _folder_of(spec)
+    plan = parse_init(init, from_folder=folder, teacher_layers=teacher_config.num_hidden_layers)
+    if folder is None:
+        shape = student_shape(spec, teacher_config)
+        layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
+        config = derive_config(teacher_config, shape, layers)
+    else:
+        config, layers = load_config(folder), ()
+    for place in {place for place in (folder, plan.folder) if place is not None}:
+        _check_family(place)
+        _check_vocabulary(place, teacher_folder)
+    model = _random_model(config, with_mlm_head, seed)
+    _check_positions(model, seq_len, str(spec))
+    if plan.folder is not None:
+        copied = copy_whole(model, plan.folder)
+        origin = f"weights of {str(plan.folder)!r}"
+    else:
+        copied, origin = copy_teacher(model, teacher_folder, plan, layers)
+    name = str(shape_of(config))
+    return BuiltStudent(model=model, description=f"{config.model_type} {name}: {origin}", copied=copied)
+
+
+def _folder_of(spec: str | None) -> Path | None:
+    """The folder that `spec` names; what reads as a shape is one, even if a folder is called like it."""
+    if not spec or SHAPE.fullmatch(spec):
+        return None
+    folder = Path(spec).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _random_model(config: PreTrainedConfig, with_mlm_head: bool, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loader, options = (AutoModelForMaskedLM, {}) if with_mlm_head else (AutoModel, pooler_option(config))
+        model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _check_family(folder: Path) -> None:
+    config = load_config(folder)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise StudentError(
+            f"student {str(folder)!r} is of family {config.model_type!r}, which has no masked language model: only "
+            "encoders can learn from this cache; choose a family such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or "
+            "ModernBERT"
+        )
+
+
+def _check_vocabulary(folder: Path, teacher_folder: Path) -> None:
+    """Refuse a student whose token ids mean something else than the teacher's."""
+    entries, teacher_entries = load_config(folder).vocab_size, load_config(teacher_folder).vocab_size
+    difference = None
+    if entries != teacher_entries:
+        difference = f"{entries} vocabulary entries, the teacher {teacher_entries}"
+    elif (folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists():
+        own = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+        teachers = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True).get_vocab()
+        differing = {token for token, _ in own.items() ^ teachers.items()}
+        if differing:
+            difference = f"other ids for {len(differing)} tokens such as {min(differing)!r}"
+    if difference is not None:
+        raise StudentError(
+            f"student {str(folder)!r} has {difference}: the rows of the cache are the teacher's token ids and would "
+            "mean other words to it; choose a student with the teacher's vocabulary, or one by shape such as "
+            "--student 6x768"
+        )
+
+
+def _check_positions(model: PreTrainedModel, seq_len: int, spec: str) -> None:
+    positions = model.config.max_position_embeddings
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from the one after the padding id
+            positions = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    if positions < seq_len:
+        raise StudentError(
+            f"student {spec!r} reads at most {positions} positions, the rows of the cache have {seq_len}: it cannot be "
+            f"trained on them; choose a student of at least {seq_len} positions, or build a cache with --seq-len "
+            f"{positions}"
+        )

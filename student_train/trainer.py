@@ -1,0 +1,110 @@
+"""From settings to a student: prepare, train, export.
+
+What appears in OUT: `metrics.jsonl`, `tensorboard/` and `checkpoints/` during the training, and at its end the student
+as a Hugging Face directory with `provenance.json`. A run that a signal stopped leaves a checkpoint and no student.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from student_train.checkpoint import check_checkpoint, load_checkpoint
+from student_train.engine import restore_full_precision, start_engine
+from student_train.export import export_student
+from student_train.loop import Progression, Trainer
+from student_train.metrics import MetricsLog, Progress
+from student_train.run import TrainingRun, find_start, prepare_run
+from student_train.settings import TrainSettings
+from teacher_cache.errors import TrainingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came out. `stopped_by` is the signal that ended the run early: a checkpoint is saved, nothing exported."""
+
+    out: str
+    steps: int
+    tokens: int
+    valid: Mapping[str, float]
+    best_step: int
+    seconds: float
+    stopped_by: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Train a student as the settings say and export it.
+
+    Raises:
+        DistillationError: something asked for cannot be, the cache cannot be read, or a loss is NaN or infinite.
+    """
+    started = time.perf_counter()
+    progress = Progress()
+    checkpoint = find_start(settings)
+    run = prepare_run(settings)
+    for line in run.describe():
+        progress.say(line)
+    state, stopped_by = Progression(), None
+    Path(settings.out).mkdir(parents=True, exist_ok=True)
+    if run.steps > 0:
+        state, stopped_by = _train_with_engine(run, checkpoint, progress)
+    if stopped_by is None:
+        provenance = {**run.provenance(), "result": asdict(state)}
+        export_student(
+            run.built.model,
+            Path(settings.out),
+            teacher_folder=run.reader.teacher_folder(),
+            seq_len=run.reader.manifest.seq_len,
+            provenance=provenance,
+        )
+    return TrainResult(
+        out=settings.out,
+        steps=state.step,
+        tokens=state.tokens,
+        valid=state.valid,
+        best_step=state.best_step,
+        seconds=time.perf_counter() - started,
+        stopped_by=stopped_by,
+    )
+
+
+def _train_with_engine(
+    run: TrainingRun, checkpoint: Path | None, progress: Progress
+) -> tuple[Progression, signal.Signals | None]:
+    engine = start_engine(
+        run.model, run.config, device=run.device, warmup=run.settings.warmup_steps(run.steps), steps=run.steps
+    )
+    state = Progression() if checkpoint is None else _resume(engine, checkpoint, run, progress)
+    log = MetricsLog(Path(run.settings.out), last_step=None if checkpoint is None else state.step)
+    try:
+        trainer = Trainer(run, engine, state, log, progress)
+        stopped_by = trainer.fit()
+        if stopped_by is None:
+            restore_full_precision(engine)
+    finally:
+        progress.stop()
+        log.close()
+        engine.destroy()
+    return state, stopped_by
+
+
+def _resume(engine: Any, checkpoint: Path, run: TrainingRun, progress: Progress) -> Progression:
+    before, now = check_checkpoint(checkpoint).identity, run.identity()
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if differing:
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
+        raise TrainingError(
+            f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is not "
+            "that run; give the same settings, or start afresh in another --out"
+        )
+    state = Progression(**load_checkpoint(engine, checkpoint))
+    progress.say(f"resumed  {checkpoint} after step {state.step}")
+    return state

@@ -1,0 +1,180 @@
+"""The command as a user runs it: real processes, real signals, exit codes and streams."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cli.kdtrain import main
+from student_train.metrics import read_records
+from teacher_cache.build import build_cache
+from teacher_cache.settings import BuildSettings
+
+STEPS = 40
+TIMES = ("seconds", "wait")
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny_teacher, tiny_corpus, tmp_path_factory):
+    """A folder with a store under its default name, as `kdcache build` leaves it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    settings = BuildSettings(
+        teacher=str(tiny_teacher("bert")),
+        corpus=(str(tiny_corpus),),
+        out=str(folder / "cache.zarr"),
+        seq_len=24,
+        max_rows=64,
+        block_rows=8,
+        rows="document",
+        layers="all",
+        device="cpu",
+    )
+    build_cache(settings)
+    return folder
+
+
+def flags(workplace, out, *more):
+    fixed = ["--cache", str(workplace / "cache.zarr"), "--out", str(out), "--method", "mha+od", "--steps", str(STEPS)]
+    return [*fixed, "--batch-size", "8", "--save-every", "6", "--valid-every", "16", "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workplace):
+    """Records of the run that the others must equal."""
+    assert main(flags(workplace, workplace / "whole")) == 0
+    return read_records(workplace / "whole" / "metrics.jsonl")
+
+
+def without_times(records):
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def start(workplace, out, *more):
+    command = [sys.executable, "-c", "import sys; from cli.kdtrain import main; sys.exit(main())"]
+    return subprocess.Popen(
+        [*command, *flags(workplace, out, *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+
+
+def wait_for_step(process, out, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(record["step"] >= step for record in read_records(out / "metrics.jsonl")):
+            return
+        time.sleep(0.005)
+    pytest.fail(f"step {step} was not reached: {process.communicate()}")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(workplace, uninterrupted, number, code, capsys):
+    out = workplace / f"stopped-{number.name}"
+    process = start(workplace, out)
+    wait_for_step(process, out, 8)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    stopped_at = max(record["step"] for record in read_records(out / "metrics.jsonl"))
+    assert 8 <= stopped_at < STEPS
+    assert not (out / "model.safetensors").exists()
+    saved = max(path.name for path in (out / "checkpoints").iterdir() if (path / "complete.json").exists())
+    if number == signal.SIGTERM:
+        assert saved == f"step-{stopped_at:08d}"
+        assert "--resume auto" in output
+    else:
+        assert output == ""
+
+    assert main(flags(workplace, out)) == 1
+    assert "--resume auto" in capsys.readouterr().err
+    assert main(flags(workplace, out, "--resume", "auto")) == 0
+    assert without_times(read_records(out / "metrics.jsonl")) == without_times(uninterrupted)
+    ours, theirs = ((folder / "model.safetensors").read_bytes() for folder in (out, workplace / "whole"))
+    assert ours == theirs
+
+
+def test_ctrl_c_saves_and_exits_with_130(workplace, capsys):
+    """In this process, which starts nothing: the signal comes while a step is under way."""
+    out = workplace / "ctrl-c"
+    import threading
+
+    def interrupt():
+        while not any(record["step"] >= 2 for record in read_records(out / "metrics.jsonl")):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    assert main(flags(workplace, out)) == 130
+    thread.join()
+    assert list((out / "checkpoints").glob("*/complete.json"))
+    # handlers are back: the next Ctrl-C is Python's own
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_command_works_with_the_flags_of_the_readme_alone(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    assert main(["--method", "hs", "--mapping", "uniform+last", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["out"] == "student"
+    assert result["steps"] == 6  # 3 epochs of 63 rows in batches of 32
+    assert result["valid"].keys() == {"valid_loss", "valid_hs"}
+    assert (workplace / "student" / "model.safetensors").exists()
+    for told in (
+        "cache.zarr: 64 rows of 24 tokens",
+        "63 to train on, the last 1 held out",
+        "pairs 1<-2 1<-3 2<-4",
+        "layers 2, 4",
+    ):
+        assert told in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, told",
+    [
+        (["--method", "hs", "--cache", "nothing.zarr"], 1, "nothing.zarr"),
+        (["--method", "hx"], 1, "'hx'"),
+        (["--method", "hs", "--mapping", "1:7"], 1, "layer 7"),
+        (["--method", "mha", "--attention-layer", "1"], 1, "kdcache build"),
+        (["--method", "mha", "--relation-heads", "5"], 1, "5"),
+        (["--method", "hs", "--student", "9x32"], 1, "9"),
+        (["--method", "hs", "--seed", "x"], 2, "--seed"),
+        (["--no-such-flag"], 2, "--no-such-flag"),
+        ([], 2, "--method"),
+    ],
+)
+def test_what_cannot_be_is_one_message_and_nothing_written(workplace, monkeypatch, capsys, arguments, code, told):
+    monkeypatch.chdir(workplace)
+    arguments = [*arguments, "--out", "refused"]
+    try:
+        returned = main(arguments)
+    except SystemExit as leaving:
+        returned = leaving.code
+    captured = capsys.readouterr()
+    assert (returned, captured.out) == (code, "")
+    assert told in captured.err
+    assert "Traceback" not in captured.err
+    assert not (workplace / "refused").exists()
+
+
+HELP = """
+import sys
+from cli.kdtrain import main
+try:
+    main(["--help"])
+finally:
+    sys.exit("torch" in sys.modules)
+"""
+
+
+def test_help_needs_no_torch():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--micro-batch-size" in done.stdout

@@ -1,0 +1,333 @@
+"""Training from a real store with the real engine, at toy size, against plain PyTorch loops written out here."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from student_train.checkpoint import checkpoint_path, newest_checkpoint
+from student_train.distillation_model import DistillationModel
+from student_train.engine import ADAM_BETAS
+from student_train.loader import RowOrder
+from student_train.metrics import read_records
+from student_train.objective import make_objective
+from student_train.settings import TrainSettings
+from student_train.student import build_student
+from student_train.trainer import train
+from teacher_cache.batch import concatenate
+from teacher_cache.errors import StoreError, TrainingError
+from teacher_cache.reader import CacheReader
+
+STEPS, BATCH, HELD_OUT, LR = 12, 16, 5, 2e-3
+TIMES = ("seconds", "wait")
+
+
+@pytest.fixture(scope="module")
+def run_training(tiny_store):
+    """`run_training(out, **settings)`: a training of 12 steps on 96 rows, 5 held out; returns its records."""
+
+    def run(out, **options):
+        settings = {
+            "method": "mha+hs+od",
+            "weights": "1,0.1,2",
+            "cache": str(tiny_store),
+            "out": str(out),
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "lr": LR,
+            "warmup": 3,
+            "valid_share": HELD_OUT / 101,
+            "valid_every": 5,
+            "save_every": 4,
+            "device": "cpu",
+        } | options
+        result = train(TrainSettings(**settings))
+        assert result.stopped_by is None
+        return read_records(Path(out) / "metrics.jsonl")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(run_training, tmp_path_factory):
+    """A finished run: its directory and records."""
+    out = tmp_path_factory.mktemp("finished") / "student"
+    return out, run_training(out)
+
+
+def steps_of(records):
+    """Training records without the times that no two runs share."""
+    return [{key: record[key] for key in record if key not in TIMES} for record in records if "loss" in record]
+
+
+def validations_of(records):
+    return [record for record in records if "valid_loss" in record]
+
+
+def make_model(store, methods=("mha", "hs", "od"), weights=(1.0, 0.1, 2.0)):
+    reader = CacheReader.open(store)
+    built = build_student(
+        None,
+        teacher_folder=reader.teacher_folder(),
+        init="auto",
+        with_mlm_head="od" in methods,
+        seed=0,
+        seq_len=reader.manifest.seq_len,
+    )
+    objective = make_objective(dict(zip(methods, weights, strict=True)), source=reader, student=built.model.config)
+    return reader, DistillationModel(built.model, objective), objective
+
+
+def read_batch(reader, request, order, number):
+    """Global batch `number` of the stream, row range by row range."""
+    parts = []
+    for segment in order.segments(number * BATCH, (number + 1) * BATCH):
+        first = segment.block * order.block_rows
+        parts.append(
+            reader.read_rows(first + segment.start, first + segment.stop, request, masked_view=segment.epoch % 2)
+        )
+    return {view: concatenate([part[view] for part in parts]) for view in parts[0]}
+
+
+def train_plain(store):
+    """The same training without engine, loader or trainer: one loss per batch, textbook AdamW, clipping, schedule."""
+    reader, model, objective = make_model(store)
+    order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], betas=ADAM_BETAS
+    )
+    records = []
+    for step in range(STEPS):
+        rate = LR * (min((step + 1) / 3, 1.0) if step < 3 else (STEPS - step) / (STEPS - 3))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        sums = model(read_batch(reader, objective.request, order, step))
+        losses = {name: part.total / part.count for name, part in sums.items()}
+        loss = losses["mha"] + 0.1 * losses["hs"] + 2 * losses["od"]
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        parts = {name: value.item() for name, value in losses.items()}
+        records.append({"loss": loss.item(), **parts, "lr": rate, "grad_norm": norm.item()})
+    return records, model.student
+
+
+def test_the_training_is_that_of_a_plain_loop(finished, tiny_store):
+    out, records = finished
+    plain, student = train_plain(tiny_store)
+    ours = steps_of(records)
+    assert [record["step"] for record in ours] == list(range(1, STEPS + 1))
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert {name: mine[name] for name in theirs} == pytest.approx(theirs, rel=1e-5)
+    exported = AutoModelForMaskedLM.from_pretrained(out).state_dict()
+    mine, theirs = (
+        torch.cat([value.flatten() for _, value in sorted(state.items())]) for state in (exported, student.state_dict())
+    )
+    assert (mine - theirs).norm() / theirs.norm() < 1e-4
+    assert ours[-1]["loss"] < ours[0]["loss"] / 1.2
+
+
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_accumulation_does_not_change_the_training(run_training, finished, tmp_path, micro_batch):
+    """Micro-batches hold different numbers of real positions: a mean of means would differ."""
+    records = run_training(tmp_path / "student", micro_batch_size=micro_batch, save_every=100)
+    for ours, theirs in zip(steps_of(records), steps_of(finished[1]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for ours, theirs in zip(validations_of(records), validations_of(finished[1]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_validation_is_the_mean_over_all_held_out_positions(finished, tiny_store):
+    validations = validations_of(finished[1])
+    assert [record["step"] for record in validations] == [0, 5, 10, 12]
+    reader, model, objective = make_model(tiny_store)
+    with torch.no_grad():
+        sums = model(reader.read_rows(reader.rows - HELD_OUT, reader.rows, objective.request))
+    expected = {f"valid_{name}": (part.total / part.count).item() for name, part in sums.items()}
+    expected["valid_loss"] = expected["valid_mha"] + 0.1 * expected["valid_hs"] + 2 * expected["valid_od"]
+    assert validations[0] == pytest.approx({"step": 0, **expected}, rel=1e-5)
+
+
+def test_a_short_last_validation_batch_counts_for_what_it_holds(run_training, finished, tmp_path):
+    records = run_training(tmp_path / "student", micro_batch_size=2, steps=1, warmup=1)
+    assert validations_of(records)[0] == pytest.approx(validations_of(finished[1])[0], rel=1e-5)
+
+
+def test_tokens_are_the_real_ones_seen_so_far(finished, tiny_store):
+    reader = CacheReader.open(tiny_store)
+    order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
+    _, _, objective = make_model(tiny_store)
+    seen = 0
+    for number, record in enumerate(steps_of(finished[1])):
+        seen += int(read_batch(reader, objective.request, order, number)["plain"].length_B.sum())
+        assert record["tokens"] == seen
+
+
+def test_the_output_is_a_plain_student_and_what_it_comes_from(finished, tiny_store):
+    out, records = finished
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "metrics.jsonl",
+        "provenance.json",
+        "tensorboard",
+        "checkpoints",
+    }
+    _, loading = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["held_out_rows"] == {"first": 96, "count": 5}
+    assert provenance["cache"]["identity_sha256"] == CacheReader.open(tiny_store).identity_sha256
+    assert provenance["objective"]["hs"]["pairs"] == [[1, 2], [1, 3], [2, 4]]
+    assert provenance["weights"] == {"mha": 1.0, "hs": 0.1, "od": 2.0}
+    assert provenance["result"]["valid"]["valid_loss"] == validations_of(records)[-1]["valid_loss"]
+    assert "copied from the teacher" in provenance["student"]["description"]
+
+
+def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path):
+    """Attention transfer ends at the last layer's queries, keys and values: nothing may decay what follows."""
+    run_training(tmp_path / "student", method="mha", weights=None, init="random", steps=3)
+    trained = AutoModel.from_pretrained(tmp_path / "student").state_dict()
+    reader = CacheReader.open(tiny_store)
+    before = build_student(
+        None, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=24
+    ).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], trained[name])}
+    assert "encoder.layer.1.attention.self.query.weight" in changed
+    assert "encoder.layer.0.output.dense.weight" in changed
+    assert not {name for name in changed if name.startswith(("encoder.layer.1.output", "encoder.layer.1.intermediate"))}
+
+
+def test_no_steps_export_the_untrained_student(run_training, tiny_store, tmp_path):
+    out = tmp_path / "student"
+    assert run_training(out, steps=0) == []
+    _, model, _ = make_model(tiny_store)
+    exported = AutoModelForMaskedLM.from_pretrained(out).state_dict()
+    for name, value in model.student.state_dict().items():
+        assert torch.equal(exported[name], value), name
+
+
+def test_bfloat16_trains_alike_and_exports_float32(run_training, finished, tmp_path):
+    out = tmp_path / "student"
+    records = run_training(out, dtype="bfloat16")
+    ours, theirs = steps_of(records), steps_of(finished[1])
+    assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], rel=0.05)
+    assert {value.dtype for value in AutoModelForMaskedLM.from_pretrained(out).state_dict().values()} == {torch.float32}
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(finished, tmp_path):
+    """The finished run as it was when step 11 was recorded, with the checkpoints of steps 8 and 12, and no student."""
+    out = tmp_path / "student"
+    shutil.copytree(finished[0], out)
+    for name in ("config.json", "model.safetensors", "provenance.json"):
+        (out / name).unlink()
+    return out
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run_training, finished, interrupted):
+    shutil.rmtree(checkpoint_path(interrupted, STEPS))
+    records = run_training(interrupted, resume="auto")
+    assert steps_of(records) == steps_of(finished[1])
+    assert validations_of(records) == validations_of(finished[1])
+    ours, theirs = (AutoModelForMaskedLM.from_pretrained(out).state_dict() for out in (interrupted, finished[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_named_one_taken(run_training, finished, interrupted):
+    last = checkpoint_path(interrupted, STEPS)
+    next(last.glob("*.pt")).write_bytes(b"")
+    with pytest.raises(TrainingError, match="damaged"):
+        run_training(interrupted, resume=str(last))
+    records = run_training(interrupted, resume=str(checkpoint_path(interrupted, 8)))
+    assert steps_of(records) == steps_of(finished[1])
+
+
+def test_a_run_whose_last_step_is_saved_only_exports(run_training, finished, interrupted):
+    assert run_training(interrupted, resume="auto") == finished[1]
+    assert (interrupted / "model.safetensors").exists()
+
+
+def test_resuming_without_a_checkpoint_starts_afresh(run_training, finished, interrupted):
+    shutil.rmtree(interrupted / "checkpoints")
+    records = run_training(interrupted, resume="auto")
+    assert steps_of(records) == steps_of(finished[1])
+    assert len(validations_of(records)) == len(validations_of(finished[1]))
+
+
+def test_another_setting_is_refused_by_name(run_training, interrupted):
+    with pytest.raises(TrainingError, match=r"--lr was 0\.002 and is 0\.001"):
+        run_training(interrupted, resume="auto", lr=1e-3)
+    with pytest.raises(TrainingError, match="number of steps was 12 and is 13"):
+        run_training(interrupted, resume="auto", steps=13)
+
+
+def test_a_directory_that_holds_something_is_refused(run_training, finished, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("*")}
+    with pytest.raises(TrainingError, match=r"checkpoints.*--resume auto"):
+        run_training(finished[0])
+    assert {path: path.stat().st_mtime_ns for path in finished[0].rglob("*")} == before
+
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for resume in ("never", "auto"):
+        with pytest.raises(TrainingError, match=r"thesis\.tex.*choose another --out"):
+            run_training(tmp_path, resume=resume)
+    with pytest.raises(TrainingError, match="is a file"):
+        run_training(tmp_path / "thesis.tex")
+    with pytest.raises(TrainingError, match="no complete checkpoint"):
+        run_training(tmp_path / "new", resume=str(tmp_path / "nowhere"))
+
+
+# ---- what goes wrong on the way -------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_rows(run_training, tiny_store, tmp_path):
+    with pytest.raises(TrainingError, match="loss of step") as caught:
+        run_training(tmp_path / "student", lr=1e30, clip=0.0, save_every=1)
+    records = steps_of(read_records(tmp_path / "student" / "metrics.jsonl"))
+    failed = len(records) + 1
+    assert f"step {failed} " in str(caught.value)
+    assert all(math.isfinite(record["loss"]) for record in records)
+    assert not (tmp_path / "student" / "model.safetensors").exists()
+    newest = newest_checkpoint(tmp_path / "student")
+    assert newest is None or newest == checkpoint_path(tmp_path / "student", failed - 1)
+    reader, _, objective = make_model(tiny_store)
+    order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
+    rows = read_batch(reader, objective.request, order, failed - 1)["plain"].row_id_B.tolist()
+    assert str(rows) in str(caught.value)
+
+
+def test_a_damaged_block_stops_the_run_and_a_mended_one_goes_on(run_training, finished, tiny_store, tmp_path):
+    store, out = shutil.copytree(tiny_store, tmp_path / "cache.zarr"), tmp_path / "student"
+    shards = sorted(
+        path for path in (store / "hidden" / "2").rglob("*") if path.is_file() and path.stat().st_size > 2000
+    )
+    content = shards[-1].read_bytes()
+    shards[-1].write_bytes(content[:-1])
+    with pytest.raises(StoreError, match=r"block \d+ of .*damaged"):
+        run_training(out, cache=str(store), save_every=1)
+    assert not (out / "model.safetensors").exists()
+    shards[-1].write_bytes(content)
+    assert steps_of(run_training(out, cache=str(store), save_every=1, resume="auto")) == steps_of(finished[1])
+
+
+def test_a_refused_run_leaves_nothing_behind(run_training, tmp_path):
+    from teacher_cache.errors import DistillationError
+
+    for wrong in ({"mapping": "1:9"}, {"relation_heads": 5}, {"cache": str(tmp_path / "none.zarr")}):
+        with pytest.raises(DistillationError):
+            run_training(tmp_path / "student", **wrong)
+        assert not (tmp_path / "student").exists()

@@ -1,0 +1,98 @@
+"""The house itself: packaging, commands, pinned versions, and words that have no place in the tree."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("teacher_cache", "student_train", "cli")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[^\w-]", requirement)[0].lower()
+
+
+def pins() -> dict[str, str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return {name.lower(): version for name, _, version in (line.partition("==") for line in lines if line)}
+
+
+def test_every_requirement_is_pinned_and_no_pin_is_below_its_bound() -> None:
+    from packaging.requirements import Requirement
+
+    project = PROJECT["project"]
+    for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        requirement = Requirement(line)
+        assert requirement.name in pins(), f"{requirement.name} is not in constraints.txt"
+        assert requirement.specifier.contains(pins()[requirement.name])
+
+
+def test_versions_here_are_the_pinned_ones() -> None:
+    """What is tested is what constraints.txt says. A build tag such as +cpu is the same version."""
+    for name, version in pins().items():
+        assert importlib.metadata.version(name).partition("+")[0] == version
+
+
+def test_torch_pin() -> None:
+    assert pins()["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("command", ["kdcache", "kdtrain", "kdeval"])
+def test_help_of_each_command_is_light(command: str) -> None:
+    """--help answers without importing what takes seconds."""
+    module, function = PROJECT["project"]["scripts"][command].split(":")
+    code = f"""
+import atexit, sys
+sys.argv = [{command!r}, "--help"]
+heavy = {{"torch", "transformers", "datasets", "zarr", "deepspeed", "matplotlib"}}
+atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))
+from {module} import {function}
+sys.exit({function}())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"usage: {command}" in result.stdout
+    assert result.stderr.strip() == "[]"
+
+
+def test_packages_import_without_heavy_libraries() -> None:
+    code = f"import sys, {', '.join(PACKAGES)}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_every_module_says_what_it_is() -> None:
+    modules = [path for path in SOURCES if "tests" not in path.relative_to(ROOT).parts]
+    silent = [str(path.relative_to(ROOT)) for path in modules if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
+
+
+def test_no_leftovers_in_the_tree() -> None:
+    """Marks of unfinished work, and paths of somebody's machine."""
+    forbidden = re.compile(
+        "|".join([r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bXX" + r"X\b", r"/ho" + r"me/", r"/wo" + r"rk/"])
+    )
+    texts = [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in texts
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if forbidden.search(line)
+    ]
+    assert found == []
+
+
+def test_continuous_integration_runs_the_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().rstrip().endswith("make test")

@@ -1,0 +1,105 @@
+"""XLM-R's 250,002 ids: a store builds and OD trains without any tensor of the size of [B, T, V]."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+
+from student_train.distillation_model import DistillationModel
+from student_train.losses import LOGITS_AT_A_TIME
+from student_train.objective import make_objective
+from student_train.settings import TrainSettings
+from student_train.student import build_student
+from student_train.trainer import train
+from teacher_cache.build import build_cache
+from teacher_cache.reader import CacheReader
+from teacher_cache.settings import BuildSettings
+
+VOCABULARY, ROWS, SEQ_LEN = 250_002, 24, 64
+
+
+class LargestVocabularyTensor(TorchDispatchMode):
+    """The most elements of any tensor with a vocabulary axis, other than weights, that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            # weights and their gradients have the vocabulary in front
+            if (
+                isinstance(leaf, torch.Tensor)
+                and leaf.ndim > 1
+                and leaf.shape[-1] == VOCABULARY
+                and leaf.shape[0] != 16
+            ):
+                self.elements = max(self.elements, leaf.numel())
+        return result
+
+
+@pytest.fixture(scope="module")
+def teacher(shared_xlm_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random XLM-R with the full vocabulary and its real tokenizer."""
+    folder = tmp_path_factory.mktemp("xlm") / "teacher"
+    shutil.copytree(shared_xlm_tokenizer, folder)
+    torch.manual_seed(0)
+    config = XLMRobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=514, initializer_range=0.2, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    XLMRobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(teacher: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A store of its outputs on several languages, and the largest vocabulary tensor of the build."""
+    out = tmp_path_factory.mktemp("xlm-store") / "cache.zarr"
+    corpus = tuple(str(shared_data / "corpus" / f"{name}-wikipedia.txt.gz") for name in ("ko", "vi"))
+    settings = BuildSettings(
+        teacher=str(teacher), corpus=corpus, out=str(out), seq_len=SEQ_LEN, max_rows=ROWS, targets="logits",
+        batch_size=ROWS, device="cpu",
+    )  # fmt: skip
+    with LargestVocabularyTensor() as largest:
+        build_cache(settings)
+    return out, largest.elements
+
+
+def test_a_build_holds_logits_of_a_few_positions_only(store: tuple[Path, int]) -> None:
+    _, largest = store
+    assert 0 < largest <= 2**24 < ROWS * SEQ_LEN * VOCABULARY / 20
+    reader = CacheReader.open(store[0])
+    assert reader.manifest.teacher.vocab_size == VOCABULARY
+
+
+def test_od_trains_in_bounded_memory_and_learns(store: tuple[Path, int], tmp_path: Path) -> None:
+    reader = CacheReader.open(store[0])
+    built = build_student(
+        None, teacher_folder=reader.teacher_folder(), init="auto", with_mlm_head=True, seed=0, seq_len=SEQ_LEN
+    )
+    objective = make_objective({"od": 1.0}, source=reader, student=built.model.config)
+    model = DistillationModel(built.model, objective)
+    batch = reader.read_rows(0, ROWS, objective.request)
+    with LargestVocabularyTensor() as largest:
+        model(batch)["od"].total.backward()
+    assert 0 < largest.elements <= LOGITS_AT_A_TIME < ROWS * SEQ_LEN * VOCABULARY / 10
+    settings = TrainSettings(
+        method="od", cache=str(store[0]), out=str(tmp_path / "student"), student="2x16:2", init="random", steps=8,
+        batch_size=8, lr=2e-2, warmup=1, valid_share=0.1, device="cpu",
+    )  # fmt: skip
+    result = train(settings)
+    first = next(
+        float(line.split('"valid_loss": ')[1].split(",")[0].rstrip("}\n"))
+        for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
+        if "valid_loss" in line
+    )
+    assert result.valid["valid_loss"] < first
