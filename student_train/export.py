@@ -56,6 +56,8 @@ def _write(model: PreTrainedModel, folder: Path, teacher_folder: Path, seq_len: 
         tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
         tokenizer.model_max_length = seq_len
         tokenizer.save_pretrained(folder)
+    # safetensors lets only its owner read a file; a student is as readable as the rest of its directory
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def _check_reload(model: PreTrainedModel, folder: Path) -> None:

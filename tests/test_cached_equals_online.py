@@ -144,7 +144,7 @@ class Online:
 
 
 @pytest.mark.parametrize("method", ["mha", "hs", "od"])
-def test_losses_agree_step_for_step() -> None:
+def test_losses_agree_step_for_step(store: Path, shared_teacher: Path, tmp_path: Path, method: str) -> None:
     settings = TrainSettings(
         method=method, cache=str(store), out=str(tmp_path / "student"), steps=STEPS, batch_size=BATCH, lr=RATE,
         warmup=1, relation_heads=24, device="cpu",

@@ -55,6 +55,7 @@ def test_round_trip(family: str, head: bool, tiny_teacher: Any, live_cache: Any,
     student = trained_student(live_cache, tiny_teacher(family), methods)
     export(student, tmp_path, tiny_teacher(family))
     assert {file.name for file in tmp_path.iterdir()} == FILES
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
     loader = AutoModelForMaskedLM if head else AutoModel
     loaded, report = loader.from_pretrained(tmp_path, output_loading_info=True)
     assert {name for name in report["missing_keys"] if "pooler." not in name} == set()
