@@ -64,7 +64,7 @@ class TrainSettings:
     """Rows per forward pass of one device, a divisor of its share of the batch; changes memory, not the result
     (default: the most that keeps a pass within 8,192 tokens on a CPU and 65,536 on a GPU)."""
 
-    lr: float = 5e-4
+    lr: float = 1e-3
     """Highest learning rate: reached at the end of a linear warm-up, then falling linearly to 0 at the last step."""
 
     warmup: float = 0.05

@@ -97,14 +97,14 @@ class FidelityReport:
         """The measures one by one under stable keys, in reading order, for tables and plots."""
         found: dict[str, Measure] = {}
         for relation in self.relations:
-            place = f"student {relation.student_layer} → teacher {relation.teacher_layer}, {relation.heads} heads"
+            place = f"layers {relation.student_layer} → {relation.teacher_layer}, {relation.heads} heads"
             for name in ("query", "key", "value", "total"):
-                label = "relation KL, sum of the three" if name == "total" else f"relation KL, {name}"
+                label = "relation KL, sum" if name == "total" else f"relation KL, {name}"
                 key = f"relation.{relation.student_layer}.{relation.teacher_layer}.{relation.heads}.{name}"
                 found[key] = Measure(label=label, place=place, value=getattr(relation, name))
         for pair in self.hidden:
             key = f"hidden.{pair.student_layer}.{pair.teacher_layer}"
-            place = f"student {pair.student_layer} → teacher {pair.teacher_layer}"
+            place = f"layers {pair.student_layer} → {pair.teacher_layer}"
             found[key] = Measure(label="hidden NMSE", place=place, value=pair.nmse)
         if self.hidden_mean is not None and len(self.hidden) > 1:
             found["hidden.mean"] = Measure(label="hidden NMSE, mean", place="all pairs", value=self.hidden_mean)

@@ -24,7 +24,12 @@ def fidelity_table(reports: Mapping[str, FidelityReport]) -> Table:
     from rich.table import Table
 
     columns = {name: report.lines() for name, report in reports.items()}
-    table = Table(title="Fidelity to the teacher", caption=_caption(next(iter(reports.values()))), title_justify="left")
+    table = Table(
+        title="Fidelity to the teacher",
+        caption=_caption(next(iter(reports.values()))),
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("measure")
     table.add_column("where", style="dim")
     for name in columns:
@@ -47,7 +52,8 @@ def _union(columns: Mapping[str, Mapping[str, Measure]]) -> dict[str, Measure]:
 def _caption(report: FidelityReport) -> str:
     kind = "held-out rows" if report.held_out else "rows"
     place = f"{kind} {report.first_row:,} to {report.last_row:,} of {report.cache}, {report.tokens:,} tokens"
-    return f"{place}; lower is better" + (", top-1 agreement aside" if report.distribution else "")
+    exception = ", top-1 agreement aside" if report.distribution else ""
+    return f"{place}; layers: student → teacher; lower is better{exception}"
 
 
 def format_value(measure: Measure | None) -> str:

@@ -1,0 +1,155 @@
+"""How fast a build runs compared with the bare teacher on the same rows.
+
+Bare means the same passes and nothing else: one forward per view of every batch, the masked-LM head at the masked
+positions only, outputs thrown away. The build is `build_cache` from the first forward pass to the sealed store: coding,
+hashing and writing count, loading the teacher and packing the text do not, in neither. Rounds alternate which of the
+two goes first, so that a machine that warms up or is shared favours neither, and the median ratio counts.
+
+    python benchmarks/build.py --teacher DIR --corpus FILE
+
+On two CPU cores the default size takes about five minutes a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from record import print_record
+from rich.console import Console
+from rich.table import Table
+
+from teacher_cache.batch import Batch, TargetRequest
+from teacher_cache.build import build_cache
+from teacher_cache.contract import Manifest
+from teacher_cache.reader import CacheReader
+from teacher_cache.settings import BuildSettings
+from teacher_cache.teacher import Teacher
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        settings = BuildSettings(
+            teacher=options.teacher,
+            corpus=tuple(options.corpus),
+            out=str(Path(scratch) / "cache.zarr"),
+            seq_len=options.seq_len,
+            max_rows=options.rows,
+            batch_size=options.batch_size,
+            precision=options.precision,
+        )
+        say("warming up: one build, which also gives the rows for the bare teacher")
+        build_cache(settings)
+        manifest = CacheReader.open(settings.out).manifest
+        rounds = [time_round(settings, number) for number in range(options.rounds)]
+    report(options, manifest, rounds)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--corpus", required=True, nargs="+")
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", help="folder for the stores (default: the system's temporary folder)")
+    return parser.parse_args()
+
+
+def time_round(settings: BuildSettings, number: int) -> dict[str, float]:
+    """Seconds of the bare teacher and of a fresh build."""
+    batches = read_batches(settings)
+    shutil.rmtree(settings.out)
+    seconds = {}
+    for name in ("bare", "build") if number % 2 == 0 else ("build", "bare"):
+        if name == "bare":
+            seconds[name] = time_bare_teacher(settings, batches)
+        else:
+            seconds[name] = build_cache(settings).seconds
+    say(f"round {number + 1}: bare {seconds['bare']:.1f} s, build {seconds['build']:.1f} s")
+    return seconds
+
+
+def read_batches(settings: BuildSettings) -> list[Batch]:
+    """The inputs of every view, in the batches that the build made."""
+    reader = CacheReader.open(settings.out)
+    targets = reader.manifest.targets
+    # one small target of each view is enough to make the reader give its inputs
+    request = TargetRequest(
+        hidden_layers=targets.hidden_layers()[:1],
+        attention_layers=targets.attention_layers()[:1],
+        logits=targets.logits is not None,
+    )
+    assert settings.batch_size is not None
+    starts = [
+        (start, min(start + settings.batch_size, last))
+        for first, last in map(reader.manifest.block_range, range(reader.manifest.blocks))
+        for start in range(first, last, settings.batch_size)
+    ]
+    return [inputs_only(reader.read_rows(start, stop, request)) for start, stop in starts]
+
+
+def inputs_only(batch: Batch) -> Batch:
+    return {view: replace(targets, hidden={}, attention={}, logits=None) for view, targets in batch.items()}
+
+
+@torch.inference_mode()
+def time_bare_teacher(settings: BuildSettings, batches: list[Batch]) -> float:
+    """Seconds that the teacher takes for its passes over `batches`."""
+    teacher = Teacher.load(settings.teacher)
+    started = time.monotonic()
+    teacher.start()
+    head = teacher.head() if teacher.record.has_mlm_head else None
+    for batch in batches:
+        for targets in batch.values():
+            final_BTD = teacher.run(targets.input_ids_BT, targets.length_B).final_BTD
+            if targets.masked is not None and head is not None:
+                positions_BM1 = targets.masked.positions_BM.unsqueeze(-1).to(final_BTD.device)
+                real_BM = targets.masked.real_BM().to(final_BTD.device)
+                head(final_BTD.take_along_dim(positions_BM1, dim=1)[real_BM])
+    if teacher.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - started
+
+
+def report(options: argparse.Namespace, manifest: Manifest, rounds: list[dict[str, float]]) -> None:
+    views = sum(manifest.views_of(view) for view in manifest.targets.views())
+    tokens = manifest.rows * manifest.seq_len * views
+    table = Table(title=f"{manifest.rows} rows x {manifest.seq_len} tokens, {views} views, {options.precision}")
+    for name in ("round", "bare teacher tok/s", "build tok/s", "build / bare"):
+        table.add_column(name, justify="right")
+    ratios = [seconds["bare"] / seconds["build"] for seconds in rounds]
+    for number, (seconds, ratio) in enumerate(zip(rounds, ratios, strict=True), start=1):
+        table.add_row(
+            str(number), f"{tokens / seconds['bare']:,.0f}", f"{tokens / seconds['build']:,.0f}", f"{ratio:.3f}"
+        )
+    table.add_row("median", "", "", f"{statistics.median(ratios):.3f}")
+    Console().print(table)
+    print_record(
+        "build",
+        teacher=manifest.teacher.name,
+        rows=manifest.rows,
+        seq_len=manifest.seq_len,
+        views=views,
+        precision=options.precision,
+        seconds=rounds,
+        ratio_median=statistics.median(ratios),
+    )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
