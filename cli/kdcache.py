@@ -54,14 +54,17 @@ def _main(argv: list[str]) -> int:
 
 def _build(argv: list[str]) -> int:
     settings = parse(BuildSettings, argv, "kdcache build")
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     progress = BuildDisplay()
     from transformers.utils import logging
 
     from teacher_cache.build import build_cache
 
     logging.disable_progress_bar()
-    report = build_cache(settings, progress)
+    try:
+        report = build_cache(settings, progress)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
     print(
         f"{report.path}: {report.rows} rows, complete. Computed {report.computed_rows} rows in {report.seconds:.1f} s "

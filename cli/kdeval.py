@@ -92,7 +92,7 @@ def _print_table(report: FidelityReport) -> None:
     from student_train.evaluate.report import fidelity_table
 
     console = Console()
-    console.print(fidelity_table({report.student: report}))
+    console.print(fidelity_table({Path(report.student).resolve().name: report}))
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 

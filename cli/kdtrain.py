@@ -41,3 +41,7 @@ def _in_words(result: TrainResult) -> str:
     if result.stopped_by is not None:
         return f"stopped after {trained}; the checkpoint is in {result.out}/checkpoints, --resume auto goes on from it"
     return f"student in {result.out} ({trained}){': validation ' + parts if parts else ''}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -29,6 +29,8 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     finder.add_argument("-v", "--verbose", action="store_true")
     options, own = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     _set_up_logging(options.verbose)
+    # read when torch is imported: threads that wait by spinning slow everything down on cores that others use too
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         try:
             return main(own) or 0

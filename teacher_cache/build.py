@@ -10,10 +10,8 @@ corpus size.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +37,7 @@ from teacher_cache.teacher import Teacher
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 _BLOCKS_WAITING = 2
 _STATISTICS_BLOCKS = 4
+_STATISTICS_ROWS = 16
 
 
 class BuildProgress(Protocol):
@@ -69,7 +68,7 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What a build did: rows in the store, rows computed by this run, bytes it wrote, seconds in teacher and coding."""
+    """What a build did: rows in the store, rows that this run computed, bytes it wrote, seconds up to the seal."""
 
     path: str
     rows: int
@@ -136,12 +135,10 @@ def _announce(manifest: Manifest, progress: BuildProgress) -> None:
 
 def _write_teacher(store: CacheStore, teacher: Teacher) -> None:
     """Keep what students need of the teacher, so that training needs neither the teacher nor a network."""
-    with tempfile.TemporaryDirectory() as scratch:
-        teacher.save(Path(scratch))
-        for file in sorted(Path(scratch).rglob("*")):
-            key = f"teacher/{file.relative_to(scratch).as_posix()}"
-            if file.is_file() and not (store.path / key).exists():
-                store.write_object(key, file.read_bytes())
+    if store.has_folder("teacher"):
+        return
+    with store.new_folder("teacher") as folder:
+        teacher.save(folder)
 
 
 def _write_projections(store: CacheStore, projections: dict[int, AttentionProjections]) -> None:
@@ -252,11 +249,17 @@ def _write_statistics(store: CacheStore) -> None:
     stop = min(store.manifest.rows, _STATISTICS_BLOCKS * store.manifest.block_rows)
     for layer in store.manifest.targets.hidden_layers():
         if not store.has_constant(f"hidden/{layer}/variance"):
-            batch = reader.read_rows(0, stop, TargetRequest(hidden_layers=(layer,)))
-            variance = _total_variance([targets.hidden[layer][targets.real_BT()] for targets in batch.values()])
-            store.write_constant(f"hidden/{layer}/variance", np.array(variance))
+            store.write_constant(f"hidden/{layer}/variance", np.array(_total_variance(reader, layer, stop)))
 
 
-def _total_variance(values_ND: Sequence[torch.Tensor]) -> float:
-    values = torch.cat(list(values_ND)).double()
-    return float((values - values.mean(dim=0)).pow(2).sum(dim=1).mean())
+def _total_variance(reader: CacheReader, layer: int, stop: int) -> float:
+    """E||h - mean||^2 over the real positions of rows 0..stop, from sums of a few rows at a time."""
+    count, total_D, squares = 0, torch.zeros(reader.manifest.teacher.hidden_size, dtype=torch.float64), 0.0
+    for first in range(0, stop, _STATISTICS_ROWS):
+        batch = reader.read_rows(first, min(first + _STATISTICS_ROWS, stop), TargetRequest(hidden_layers=(layer,)))
+        for targets in batch.values():
+            values_ND = targets.hidden[layer][targets.real_BT()].double()
+            count += len(values_ND)
+            total_D += values_ND.sum(dim=0)
+            squares += float(values_ND.square().sum())
+    return squares / count - float((total_D / count).square().sum())

@@ -70,11 +70,11 @@ class Float16Codec:
         """
         codes_DN = values_ND.to(torch.float16).T.contiguous()
         if not bool(torch.isfinite(codes_DN).all()):
+            _refuse_infinite(values_ND)
             largest = float(values_ND.abs().max())
             raise TeacherError(
                 f"the teacher gave a value that float16 cannot hold (largest magnitude {largest:g}, limit 65504): "
-                "infinite targets would ruin training; use --precision int8, or --dtype float32 if the teacher "
-                "overflows"
+                "infinite targets would ruin training; use --precision int8"
             )
         return {"codes": codes_DN.cpu().numpy()}
 
@@ -107,11 +107,7 @@ class Int8Codec:
         """
         values_ND = values_ND.to(torch.float32)
         scale_N = values_ND.abs().amax(dim=1) / 127
-        if not bool(torch.isfinite(scale_N).all()):
-            raise TeacherError(
-                "the teacher gave infinite or undefined values: they would ruin training; check the checkpoint, or use "
-                "--dtype float32 if the teacher overflows in half precision"
-            )
+        _refuse_infinite(scale_N)
         step_N = torch.where(scale_N > 0, scale_N, 1.0)
         codes_DN = (values_ND / step_N[:, None]).round_().to(torch.int8).T.contiguous()
         return {"codes": codes_DN.cpu().numpy(), "scale": scale_N.cpu().numpy()}
@@ -142,10 +138,15 @@ class LogProbabilityCodec:
         )
 
     def encode(self, values_ND: torch.Tensor) -> Coded:
-        """Round finite log-probabilities."""
+        """Round finite log-probabilities.
+
+        Raises:
+            TeacherError: a value is not finite.
+        """
         if self.name == "float16":
             return Float16Codec().encode(values_ND)
         scale_N = values_ND.amin(dim=1) / -255
+        _refuse_infinite(scale_N)
         step_N = torch.where(scale_N > 0, scale_N, 1.0)
         codes_DN = (values_ND / -step_N[:, None]).round_().to(torch.uint8).T.contiguous()
         return {"codes": codes_DN.cpu().numpy(), "scale": scale_N.cpu().numpy()}
@@ -162,6 +163,14 @@ class LogProbabilityCodec:
             return Float16Codec().error_bound_ND(values_ND)
         lowest_N1 = -values_ND.amin(dim=1, keepdim=True)
         return (lowest_N1 * (0.5 / 255 + 2.0**-22)).expand_as(values_ND)
+
+
+def _refuse_infinite(values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise TeacherError(
+            "the teacher gave infinite or undefined values: they would ruin training; check the checkpoint, or use "
+            "--dtype float32 if the teacher overflows in half precision"
+        )
 
 
 def make_codec(precision: str) -> VectorCodec:

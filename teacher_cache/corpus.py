@@ -63,7 +63,15 @@ class RowFrame:
         """
         plain = encode(tokenizer, [PROBE], special=False)[0]
         whole = encode(tokenizer, [PROBE], special=True)[0]
-        start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+        starts = [at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain]
+        if not starts:
+            raise TeacherError(
+                f"the tokenizer {tokenizer.name_or_path!r} reads {PROBE!r} as {plain} alone and as {whole} in a row: "
+                "where "
+                "text stands between special tokens cannot be told, so rows cannot be made; use the teacher's own "
+                "tokenizer"
+            )
+        start = starts[0]
         separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
         for name, token in (("separator (sep_token or eos_token)", separator), ("padding", tokenizer.pad_token_id)):
             if token is None:

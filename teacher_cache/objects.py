@@ -9,11 +9,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from teacher_cache.contract import Manifest, canonical_json
 from teacher_cache.errors import NO_SPACE, SpaceError, StoreError
@@ -22,7 +25,9 @@ from teacher_cache.layout import ArraySpec
 COMMITS = "commits"
 SEAL = "seal.json"
 PARTIAL = ".partial"
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+_REMOTE = re.compile(r"[a-z0-9]+:/")
+_NUMBER_IN_MESSAGE = re.compile(r"os error (\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +87,43 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         StoreError: there is no store of this format and version.
     """
-    metadata = path / "zarr.json"
-    if not path.exists():
-        raise StoreError(
-            f"no store at {str(path)!r}: there is nothing to read; build one with `kdcache build --out {path}`"
-        )
+    refuse_remote(path)
     try:
-        attributes = json.loads(metadata.read_bytes())["attributes"]
+        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        if not isinstance(attributes, dict):
+            raise TypeError("no attributes")
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise StoreError(
+                f"no store at {str(path)!r}: there is nothing to read; build one with `kdcache build --out {path}`"
+            ) from error
+        raise _not_a_store(path, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{str(path)!r} is not a store ({type(error).__name__} at its zarr.json): it holds something else, which "
-            "must "
-            "not be read as targets or overwritten; give another path"
-        ) from error
+        raise _not_a_store(path, error) from error
     try:
         return Manifest.from_json(attributes)
     except StoreError as error:
         raise StoreError(f"{str(path)!r}: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{str(path)!r} has a damaged manifest ({error!r}): build the store again") from error
+
+
+def refuse_remote(path: Path) -> None:
+    """Refuse `s3://bucket/...`, which would otherwise become a folder named `s3:`.
+
+    Raises:
+        StoreError: the path names a remote store.
+    """
+    if _REMOTE.match(str(path)):
+        raise StoreError(f"{str(path)!r} names a remote store: stores are local folders so far; give a local path")
+
+
+def _not_a_store(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{str(path)!r} is not a store ({type(error).__name__} at its zarr.json): it holds something else, which must "
+        "not "
+        "be read as targets or overwritten; give another path"
+    )
 
 
 def read_commit(file: Path) -> Commit | None:
@@ -128,6 +151,14 @@ def write_whole(target: Path, data: bytes) -> None:
     flush_to_disk(target.parent)
 
 
+def has_size(file: Path, size: int) -> bool:
+    """Whether there is a file of this size."""
+    try:
+        return file.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -142,16 +173,26 @@ def clear_errors(path: Path) -> Iterator[None]:
     """Say what to do when the disk is full or may not be written."""
     try:
         yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in NO_SPACE:
             raise SpaceError(
-                f"no space left while writing {str(path)!r} ({error.strerror}): committed blocks are safe and whole; "
-                "free "
-                "some space and run the same command again, it continues there"
+                f"no space left while writing {str(path)!r} ({os.strerror(number)}): committed blocks are safe and "
+                "whole; "
+                "free some space and run the same command again, it continues there"
             ) from error
-        if error.errno in _NOT_WRITABLE:
+        if number in _NOT_WRITABLE:
             raise StoreError(
-                f"cannot write {str(path)!r} ({error.strerror}): the store needs a folder that may be written; choose "
+                f"cannot write {str(path)!r} ({os.strerror(number)}): the store needs a folder that may be written; "
+                "choose "
                 "another --out or mend its permissions"
             ) from error
         raise
+
+
+def _error_number(error: OSError | SafetensorError) -> int:
+    """The operating system's number of an error, 0 if it has none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = _NUMBER_IN_MESSAGE.search(str(error))  # safetensors hands on the text alone
+    return int(found.group(1)) if found else 0

@@ -251,10 +251,15 @@ class CacheReader:
             raise self._damaged(key, "has other contents than were committed")
 
     def _damaged(self, key: str, what: str) -> StoreError:
+        mend = "restore it from a copy, or delete the store's folder and build again"
+        if key.startswith("commits/") or "/c/" in key:
+            mend = (
+                "restore it from a copy, or delete it and run the same `kdcache build` again, which computes the rows "
+                "of "
+                "this block anew"
+            )
         return StoreError(
-            f"{self.path!r} is damaged: {key!r} {what}. Its numbers would be wrong targets, so nothing was read; "
-            "restore the "
-            "file from a copy, or build the store again"
+            f"{self.path!r} is damaged: {key!r} {what}. Its numbers would be wrong targets, so nothing was read; {mend}"
         )
 
 
@@ -269,6 +274,7 @@ def _read_seal(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return cast("dict[str, Any]", json.loads(file.read_bytes()))
-    except ValueError as error:
+        seal = cast("dict[str, Any]", json.loads(file.read_bytes()))
+        return {"commits": list(seal["commits"]), "objects": dict(seal["objects"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{str(file)!r} is damaged ({error}): the store cannot be trusted; build it again") from error

@@ -66,6 +66,7 @@ def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
             f"--k {settings.k} is more than the {teacher.record.vocab_size} ids of the vocabulary: give a smaller "
             "number"
         )
+    teacher.probe_head()
     return LogitsSpec(entries=settings.k, codec=settings.precision)
 
 
@@ -86,10 +87,9 @@ def _relation_mode(
     settings: BuildSettings, teacher: Teacher, layer: int
 ) -> tuple[RelationMode, AttentionProjections | None]:
     """`hidden` where the attention vectors are exact linear maps of the layer's input, else `qkv`."""
+    found = teacher.probe_attention(layer)
     if settings.relations == "qkv":
-        teacher.tap()
         return "qkv", None
-    found = teacher.find_projections(layer)
     if found is not None:
         return "hidden", found
     if settings.relations == "hidden":

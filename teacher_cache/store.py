@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +39,10 @@ from teacher_cache.objects import (
     commit_key,
     digest_file,
     flush_to_disk,
+    has_size,
     read_commit,
     read_manifest,
+    refuse_remote,
     shard_key,
     write_whole,
 )
@@ -59,12 +63,17 @@ class CacheStore:
             StoreError: the path holds something else, or a store with other settings (each one named).
             SpaceError: the disk is full.
         """
-        if path.exists() and (not path.is_dir() or any(file.suffix != PARTIAL for file in path.iterdir())):
+        refuse_remote(path)
+        if _exists(path) and (not path.is_dir() or any(file.suffix != PARTIAL for file in path.iterdir())):
             existing = read_manifest(path)
             differences = existing.differences(manifest)
             if differences:
                 raise _other_settings(path, differences, sealed=(path / SEAL).exists())
             store = cls(path, existing)
+            with clear_errors(path):
+                store._remove_partial_files()
+                if store.sealed and len(store.committed()) < existing.blocks:
+                    (path / SEAL).unlink()  # a block was lost since: it is written again, and the store sealed again
         else:
             store = cls(path, manifest)
             with clear_errors(path):
@@ -106,10 +115,19 @@ class CacheStore:
         )
 
     def committed(self) -> set[int]:
-        """Blocks that are finished. A damaged commit counts as missing, so that its block is written again."""
+        """Blocks that are finished: their commit can be read, and every shard has the size that it says.
+
+        Contents are compared when they are read; here a look at sizes finds what was deleted or cut short.
+        """
         folder = self.path / COMMITS
         files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        return {commit.block for commit in map(read_commit, files) if commit is not None}
+        return {commit.block for commit in map(read_commit, files) if commit is not None and self._is_whole(commit)}
+
+    def _is_whole(self, commit: Commit) -> bool:
+        expected = {shard_key(spec, commit.block) for spec in self.arrays.values()}
+        return commit.shards.keys() == expected and all(
+            has_size(self.path / key, digest.size) for key, digest in commit.shards.items()
+        )
 
     def write_block(self, block: int, values: Mapping[str, NDArray[np.generic]]) -> Commit:
         """Write every array of a block, then its commit. `values` has one array per path, of the block's shape.
@@ -122,9 +140,12 @@ class CacheStore:
         with clear_errors(self.path):
             shards = {}
             for path, spec in self.arrays.items():
-                self._opened[path][block] = values[path]
                 file = self.path / shard_key(spec, block)
+                # zarr reads the index of a shard that it overwrites, and fails where that is damaged
+                file.unlink(missing_ok=True)
+                self._opened[path][block] = values[path]
                 flush_to_disk(file)
+                flush_to_disk(file.parent)
                 shards[shard_key(spec, block)] = digest_file(file)
             commit = Commit(block=block, rows=self.manifest.block_range(block), shards=shards)
             self.write_object(commit_key(block), commit.to_bytes())
@@ -155,6 +176,26 @@ class CacheStore:
         with clear_errors(self.path):
             write_whole(self.path / key, data)
 
+    def has_folder(self, key: str) -> bool:
+        """Whether `new_folder` has finished for this key."""
+        return (self.path / key).is_dir()
+
+    @contextmanager
+    def new_folder(self, key: str) -> Iterator[Path]:
+        """A folder to fill with files, which appears under `key` once it is whole.
+
+        Raises:
+            SpaceError: the disk is full.
+        """
+        scratch = self.path / f"{key}{PARTIAL}"
+        with clear_errors(self.path):
+            scratch.mkdir()
+            yield scratch
+            for file in scratch.rglob("*"):
+                flush_to_disk(file)
+            scratch.rename(self.path / key)
+            flush_to_disk(self.path)
+
     def seal(self) -> dict[str, Any]:
         """Declare the store finished: hash every commit and every object that is not a shard, and write the totals.
 
@@ -168,7 +209,10 @@ class CacheStore:
                 "unfinished "
                 "store must not pass for whole; run the same `kdcache build` again"
             )
-        self._remove_partial_files()
+        with clear_errors(self.path):
+            for key in self._object_keys():
+                flush_to_disk(self.path / key)
+                flush_to_disk((self.path / key).parent)
         files = [self.path / commit_key(block) for block in range(self.manifest.blocks)]
         commits = [Commit.from_bytes(file.read_bytes()) for file in files]
         others = {key: asdict(digest_file(self.path / key)) for key in self._object_keys()}
@@ -187,23 +231,28 @@ class CacheStore:
     def _object_keys(self) -> Iterator[str]:
         """Every object that is neither shard nor commit nor seal: metadata, constants, teacher files."""
         shard_folders = {f"{path}/c" for path in self.arrays}
-        for folder, folders, files in os.walk(self.path):
-            inside = Path(folder).relative_to(self.path)
-            folders[:] = sorted(f for f in folders if (inside / f).as_posix() not in shard_folders | {COMMITS})
-            for name in sorted(files):
-                key = (inside / name).as_posix()
-                if key != SEAL:
-                    yield key
+        ours = {"teacher", *(path.partition("/")[0] for path in self.arrays), "attention"}
+        yield "zarr.json"
+        for top in sorted(folder for folder in ours if (self.path / folder).is_dir()):
+            for folder, folders, files in os.walk(self.path / top):
+                inside = Path(folder).relative_to(self.path)
+                folders[:] = sorted(name for name in folders if (inside / name).as_posix() not in shard_folders)
+                # what a file manager leaves behind must not become part of the store
+                yield from ((inside / name).as_posix() for name in sorted(files) if not name.startswith("."))
 
     def _remove_partial_files(self) -> None:
         """Delete what killed writers left under temporary names."""
-        for file in self.path.rglob(f"*{PARTIAL}"):
-            file.unlink()
+        for path in list(self.path.rglob(f"*{PARTIAL}")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _other_settings(path: Path, differences: list[tuple[str, Any, Any]], *, sealed: bool) -> StoreError:
     lines = "".join(
-        f"\n  {name}: the store has {have!r}, this command asks for {want!r}" for name, have, want in differences
+        f"\n  {name}: the store has {_said(have)}, this command asks for {_said(want)}"
+        for name, have, want in differences
     )
     state = "a finished" if sealed else "an unfinished"
     return StoreError(
@@ -211,6 +260,15 @@ def _other_settings(path: Path, differences: list[tuple[str, Any, Any]], *, seal
         "repeat the "
         "settings of the store, or choose another --out"
     )
+
+
+def _exists(path: Path) -> bool:
+    with clear_errors(path):
+        return path.exists()
+
+
+def _said(value: Any) -> str:
+    return "nothing" if value is None else repr(value)
 
 
 def _bytes_per_array(commits: list[Commit]) -> dict[str, int]:

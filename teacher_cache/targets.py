@@ -19,8 +19,8 @@ from teacher_cache.codec import Coded, LogProbabilityCodec, make_codec
 from teacher_cache.contract import Manifest, View
 from teacher_cache.layout import VectorStream, block_arrays, vector_streams
 
-_LOGITS_AT_ONCE = 2**24
-"""Logits held at a time (64 MiB in float32): 67 positions of a 250,002-id vocabulary, 549 of a 30,522-id one."""
+_LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+"""Logits held at a time (64 MiB and 1 GiB in float32): on the CPU 67 positions of a 250,002-id vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,24 @@ class TopkTargets:
 def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: float) -> TopkTargets:
     """The `entries` largest log-softmax values at this temperature, and the log of the rest of the mass.
 
-    The tail is a log-sum-exp over the other ids, not 1 - sum(p): the difference of nearly equal numbers would lose it.
+    The tail is summed over the other ids, not taken as 1 - sum(p): the difference of nearly equal numbers would lose
+    it. One exponential per logit; where the whole tail is below the smallest float32 it is computed again by
+    log-sum-exp.
     """
-    scaled_PV = logits_PV.to(torch.float32) / temperature
-    # the largest value first: differences of large logits would lose the digits that a sure prediction lives in
-    scaled_PV = scaled_PV - scaled_PV.amax(dim=1, keepdim=True)
-    total_P1 = torch.logsumexp(scaled_PV, dim=1, keepdim=True)
+    scaled_PV = logits_PV.to(torch.float32)
+    if temperature != 1.0:
+        scaled_PV = scaled_PV / temperature
     values_PK, ids_PK = torch.topk(scaled_PV, entries, dim=1)
-    rest_P = torch.logsumexp(scaled_PV.scatter(1, ids_PK, float("-inf")), dim=1)
-    return TopkTargets(ids_PK=ids_PK, log_probs_PK=values_PK - total_P1, log_tail_P=rest_P - total_P1[:, 0])
+    # the largest value first: differences of large logits would lose the digits that a sure prediction lives in
+    shifted_PV = scaled_PV - values_PK[:, :1]
+    powers_PV = shifted_PV.exp()
+    total_P1 = powers_PV.sum(dim=1, keepdim=True).log()
+    log_tail_P = powers_PV.scatter_(1, ids_PK, 0).sum(dim=1).log() - total_P1[:, 0]
+    lost_P = torch.isneginf(log_tail_P)
+    if entries < logits_PV.shape[1] and bool(lost_P.any()):
+        others_PV = shifted_PV[lost_P].scatter(1, ids_PK[lost_P], float("-inf"))
+        log_tail_P[lost_P] = torch.logsumexp(others_PV, dim=1) - total_P1[lost_P, 0]
+    return TopkTargets(ids_PK=ids_PK, log_probs_PK=values_PK - values_PK[:, :1] - total_P1, log_tail_P=log_tail_P)
 
 
 class BlockTargets:
@@ -95,9 +104,12 @@ class BlockTargets:
         codec = LogProbabilityCodec(spec.codec)
         start = (masked_view * self.manifest.block_rows + first) * self.manifest.masked_per_row
         places_P = real_BM.flatten().nonzero()[:, 0]
+        if not len(places_P):
+            return
         final_PD = final_BMD.flatten(0, 1)[places_P]
-        at_once = max(1, _LOGITS_AT_ONCE // self.manifest.teacher.vocab_size)
-        for chunk_P, chunk_PD in zip(places_P.split(at_once), final_PD.split(at_once), strict=True):
+        at_once = max(1, _LOGITS_AT_ONCE.get(final_PD.device.type, 2**28) // self.manifest.teacher.vocab_size)
+        chunks = max(1, -(-len(places_P) // at_once))
+        for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
             topk = topk_log_probabilities(head(chunk_PD), spec.entries, self.manifest.temperature)
             columns = start + chunk_P.cpu().numpy()
             self.arrays["logits/ids"][:, columns] = topk.ids_PK.T.cpu().numpy()

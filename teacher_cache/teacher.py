@@ -12,9 +12,11 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -64,7 +66,7 @@ class Teacher:
             model, info = AutoModelForMaskedLM.from_pretrained(
                 name, revision=revision, dtype="auto", output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
             raise _cannot_load(name, error) from error
         has_head = _check_loaded(name, model, info["missing_keys"])
         _check_tokenizer(name, tokenizer, config)
@@ -128,11 +130,14 @@ class Teacher:
         return MaskedLMHead(self.model)
 
     @torch.inference_mode()
-    def find_projections(self, layer: int) -> AttentionProjections | None:
+    def probe_attention(self, layer: int) -> AttentionProjections | None:
         """The linear maps from hidden state `layer - 1` to the attention vectors of `layer`, if there are such maps.
 
         Found by watching, not by name: the modules whose input is that hidden state and whose outputs are the recorded
         vectors, bit for bit. None where another operation stands between (a norm before attention, rotary positions).
+
+        Raises:
+            TeacherError: attention cannot be recorded, or its vectors are not as wide as the hidden states.
         """
         self.tap()
         ids_BT = torch.arange(16).view(2, 8) % self.record.vocab_size
@@ -150,19 +155,52 @@ class Teacher:
         found = {}
         for name in VECTORS:
             vectors_BTD = getattr(outputs.attention[layer], f"{name}_BTD")
+            self._check_width(name, vectors_BTD.shape[-1])
             for module, given, output in seen:
                 if torch.equal(given, outputs.hidden[layer - 1]) and _same(output, vectors_BTD):
-                    found[name] = _projection(module)
+                    found[name] = _projection(module, getattr(torch, self.dtype))
         return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+
+    def _check_width(self, name: str, width: int) -> None:
+        if width != self.record.hidden_size:
+            raise TeacherError(
+                f"the {name} vectors of family {self.record.model_type!r} are {width} wide, its hidden states "
+                f"{self.record.hidden_size} (shared key heads, or a bottleneck): such attention cannot be cached yet; "
+                "use "
+                "--targets logits,hidden"
+            )
+
+    @torch.inference_mode()
+    def probe_head(self) -> None:
+        """Try the masked-LM head on one position.
+
+        Raises:
+            TeacherError: the family's head needs more than final hidden states.
+        """
+        final_PD = torch.zeros(1, self.record.hidden_size, device=self.model.device, dtype=self.model.dtype)
+        try:
+            shape = tuple(self.head()(final_PD).shape)
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise TeacherError(
+                f"the masked-LM head of family {self.record.model_type!r} cannot be run on hidden states alone "
+                f"({error}): "
+                "its logits are out of reach; use --targets hidden,attention"
+            ) from error
+        if shape != (1, self.record.vocab_size):
+            raise TeacherError(
+                f"the masked-LM head of family {self.record.model_type!r} gives {shape} for one position of "
+                f"{self.record.vocab_size} ids: its logits cannot be read; use --targets hidden,attention"
+            )
 
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left, right)
 
 
-def _projection(module: nn.Linear) -> Projection:
-    weight = module.weight.detach().float().cpu()
-    bias = torch.zeros(weight.shape[0]) if module.bias is None else module.bias.detach().float().cpu()
+def _projection(module: nn.Linear, dtype: torch.dtype) -> Projection:
+    """The map as the teacher will use it: rounded to the arithmetic that it runs in."""
+    weight = module.weight.detach().to(dtype).float().cpu()
+    bias = torch.zeros(weight.shape[0]) if module.bias is None else module.bias.detach().to(dtype).float().cpu()
     return Projection(weight=weight, bias=bias)
 
 
@@ -196,7 +234,7 @@ def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
 
 def _cannot_load(name: str, error: Exception) -> TeacherError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    kind = "folder" if Path(name).exists() else "id, and no folder of that name exists"
+    kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
     return TeacherError(
         f"teacher {name!r} cannot be loaded ({kind}): {reason}\nThere is nothing to distil from without it; check the "
         "spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, tokenizer)"
@@ -204,22 +242,23 @@ def _cannot_load(name: str, error: Exception) -> TeacherError:
 
 
 def _refuse_other_architectures(name: str, config: PreTrainedConfig) -> None:
+    what = _why_not_an_encoder(config)
+    if what is not None:
+        raise TeacherError(
+            f"teacher {name!r} is of family {config.model_type!r}, {what}: only masked-LM encoders can be distilled "
+            "here; use a teacher such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
+        )
+
+
+def _why_not_an_encoder(config: PreTrainedConfig) -> str | None:
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        what = "an encoder-decoder"
-    elif getattr(config, "is_decoder", False):
-        what = "a decoder"
-    elif family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return
-    else:
-        what = (
-            "a decoder" if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "without a masked-LM class in Transformers"
-        )
-    raise TeacherError(
-        f"teacher {name!r} is of family {family!r}, {what}: only masked-LM encoders can be distilled here; use a "
-        "teacher such "
-        "as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
-    )
+        return "an encoder-decoder"
+    if getattr(config, "is_decoder", False):
+        return "a decoder"
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return None
+    return "a decoder" if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "without a masked-LM class in Transformers"
 
 
 def _check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> bool:
@@ -236,14 +275,24 @@ def _check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> 
 
 
 def _check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> None:
-    if len(tokenizer) > config.vocab_size:
+    ids = set(tokenizer.get_vocab().values())
+    if ids <= set(tokenizer.all_special_ids):
         raise TeacherError(
-            f"the tokenizer of teacher {name!r} has {len(tokenizer)} ids, its embeddings {config.vocab_size}: some "
-            "tokens "
-            "could not be read; the folder mixes files of different models"
+            f"teacher {name!r} comes without a usable tokenizer (it knows {len(ids)} special tokens and no others): "
+            "every "
+            "word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) to it"
+        )
+    if max(ids) >= config.vocab_size:
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} has ids up to {max(ids)}, its embeddings end at "
+            f"{config.vocab_size - 1}: "
+            "some tokens could not be read; the folder mixes files of different models"
         )
     if tokenizer.pad_token_id is None:
-        raise TeacherError(f"the tokenizer of teacher {name!r} has no padding token: short rows could not be filled")
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} has no padding token: short rows could not be filled; set pad_token in "
+            "its tokenizer_config.json"
+        )
 
 
 def _hash_weights(model: nn.Module) -> str:

@@ -20,20 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student, weights_fingerprint
-from student_train.evaluate.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
-from student_train.evaluate.records import DistributionFidelity, FidelityReport, HiddenFidelity, RelationFidelity
-from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
-from student_train.kernels.relation import relation_kl_sum
-from student_train.losses import LOGITS_AT_A_TIME, TopkTargets, distribution_tail_loss
+from student_train.evaluate.plan import FidelityPlan, plan_fidelity
+from student_train.evaluate.records import FidelityReport
+from student_train.evaluate.sums import DistributionSum, HiddenSum, RelationSum
 from student_train.methods import StudentOutputs
 from teacher_cache.batch import TargetBatch, TargetRequest
 from teacher_cache.contract import View
 from teacher_cache.errors import StudentError
 from teacher_cache.reader import CacheReader
-from teacher_cache.relations import VECTORS, split_relation_heads
 from teacher_cache.taps import enable_tap, record_attention
 
 Advance = Callable[[int, int], None]
@@ -127,7 +123,7 @@ class Measurement:
     def __init__(self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float) -> None:
         self.plan, self.student = plan, student
         self.relations = {pair: RelationSum(pair) for pair in plan.relations}
-        self.hidden = {pair: HiddenSum(pair, middle=plan.rows.start + len(plan.rows) // 2) for pair in plan.hidden}
+        self.hidden = {pair: HiddenSum(pair, plan.rows) for pair in plan.hidden}
         self.distribution = DistributionSum(student.config.vocab_size, temperature)
         self.tokens: dict[View, int] = {}
         if plan.relations:
@@ -174,110 +170,3 @@ def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: 
         last_hidden_BTD=result.last_hidden_state,
         head=student.head,
     )
-
-
-class RelationSum:
-    """Relation KL of one pair of layers, summed over real positions."""
-
-    def __init__(self, pair: RelationPair) -> None:
-        self.pair = pair
-        self._total = dict.fromkeys(VECTORS, 0.0)
-        self._positions = 0
-
-    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
-        """Count the real positions of a batch."""
-        student, teacher = outputs.attention[self.pair.student_layer], targets.attention[self.pair.teacher_layer]
-        for name in VECTORS:
-            student_BATd, teacher_BATd = (
-                split_relation_heads(getattr(vectors, f"{name}_BTD").float(), self.pair.heads)
-                for vectors in (student, teacher)
-            )
-            self._total[name] += float(relation_kl_sum(teacher_BATd, student_BATd, targets.length_B))
-        self._positions += int(targets.length_B.sum())
-
-    def result(self) -> RelationFidelity:
-        """Means over heads and real positions."""
-        pair = self.pair
-        return RelationFidelity(
-            student_layer=pair.student_layer,
-            teacher_layer=pair.teacher_layer,
-            heads=pair.heads,
-            view=pair.view,
-            **{name: total / self._positions for name, total in self._total.items()},
-        )
-
-
-class HiddenSum:
-    """Moments of one pair of layers: of the rows before row `middle`, which the map is fitted on, and of the others."""
-
-    def __init__(self, pair: HiddenPair, middle: int) -> None:
-        self.pair = pair
-        self._middle = middle
-        self._moments: tuple[Moments, Moments] | None = None
-
-    def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
-        """Count the real positions of a batch."""
-        student_BTD, teacher_BTD = outputs.hidden[self.pair.student_layer], targets.hidden[self.pair.teacher_layer]
-        if self._moments is None:
-            widths = student_BTD.shape[-1], teacher_BTD.shape[-1]
-            self._moments = Moments(*widths, student_BTD.device), Moments(*widths, student_BTD.device)
-        real_BT = targets.real_BT()
-        fitted = min(max(self._middle - first_row, 0), len(real_BT))
-        for moments, rows in zip(self._moments, (slice(None, fitted), slice(fitted, None)), strict=True):
-            moments.add(student_BTD[rows][real_BT[rows]], teacher_BTD[rows][real_BT[rows]])
-
-    def result(self) -> HiddenFidelity:
-        """The error of the map fitted on the first half, on the second half."""
-        assert self._moments is not None
-        fitted_on, measured_on = self._moments
-        linear = fit_ridge(fitted_on)
-        pair = self.pair
-        return HiddenFidelity(
-            student_layer=pair.student_layer,
-            teacher_layer=pair.teacher_layer,
-            view=pair.view,
-            nmse=normalised_error(linear, measured_on),
-            ridge=linear.strength,
-        )
-
-
-class DistributionSum:
-    """KL and agreement of the most probable entry at masked positions."""
-
-    def __init__(self, vocab_size: int, temperature: float) -> None:
-        self._vocab_size, self._temperature = vocab_size, temperature
-        self._kl, self._agreed, self._positions = 0.0, 0, 0
-
-    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
-        """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
-        assert outputs.head is not None and targets.masked is not None and targets.logits is not None
-        real_BM = targets.masked.real_BM()
-        positions_BM1 = targets.masked.positions_BM.long().unsqueeze(-1)
-        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1)[real_BM]
-        logits = targets.logits
-        ids_PK, log_probs_PK, log_tail_P = (
-            part[real_BM] for part in (logits.ids_BMK, logits.log_probs_BMK, logits.log_tail_BM)
-        )
-        run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
-        for rows in (slice(first, first + run) for first in range(0, len(hidden_PD), run)):
-            self._count(outputs.head(hidden_PD[rows]), ids_PK[rows], log_probs_PK[rows], log_tail_P[rows])
-
-    def _count(self, logits_PV: Tensor, ids_PK: Tensor, log_probs_PK: Tensor, log_tail_P: Tensor) -> None:
-        real_P = torch.ones_like(log_tail_P, dtype=torch.bool)
-        targets = TopkTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=log_tail_P, real_P=real_P)
-        loss = distribution_tail_loss(logits_PV, targets, temperature=self._temperature)
-        # the loss is scaled by tau^2 to keep its gradient's size; the divergence itself is not
-        self._kl += float(loss) / self._temperature**2
-        teachers_P = ids_PK.long().gather(1, log_probs_PK.argmax(1, keepdim=True)).squeeze(1)
-        self._agreed += int((logits_PV.argmax(1) == teachers_P).sum())
-        self._positions += len(logits_PV)
-
-    def result(self) -> DistributionFidelity:
-        """Means over masked positions."""
-        positions = max(1, self._positions)
-        return DistributionFidelity(
-            kl=self._kl / positions,
-            top1_agreement=self._agreed / positions,
-            positions=self._positions,
-            temperature=self._temperature,
-        )

@@ -97,19 +97,19 @@ class FidelityReport:
         """The measures one by one under stable keys, in reading order, for tables and plots."""
         found: dict[str, Measure] = {}
         for relation in self.relations:
-            place = f"layers {relation.student_layer} → {relation.teacher_layer}, {relation.heads} heads"
+            place = f"{relation.student_layer} → {relation.teacher_layer}, {relation.heads} heads"
             for name in ("query", "key", "value", "total"):
                 label = "relation KL, sum" if name == "total" else f"relation KL, {name}"
                 key = f"relation.{relation.student_layer}.{relation.teacher_layer}.{relation.heads}.{name}"
                 found[key] = Measure(label=label, place=place, value=getattr(relation, name))
         for pair in self.hidden:
             key = f"hidden.{pair.student_layer}.{pair.teacher_layer}"
-            place = f"layers {pair.student_layer} → {pair.teacher_layer}"
+            place = f"{pair.student_layer} → {pair.teacher_layer}"
             found[key] = Measure(label="hidden NMSE", place=place, value=pair.nmse)
         if self.hidden_mean is not None and len(self.hidden) > 1:
             found["hidden.mean"] = Measure(label="hidden NMSE, mean", place="all pairs", value=self.hidden_mean)
         if self.distribution is not None:
-            place = f"{self.distribution.positions:,} masked positions"
+            place = f"{self.distribution.positions:,} positions"
             found["distribution.kl"] = Measure(label="output KL", place=place, value=self.distribution.kl)
             found["distribution.top1"] = Measure(
                 label="top-1 agreement", place=place, value=self.distribution.top1_agreement, higher_is_better=True

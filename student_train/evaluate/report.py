@@ -147,7 +147,7 @@ def _draw_fidelity(axes: Axes, reports: Mapping[str, FidelityReport]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.22, y=0.12)
     axes.grid(axis="x", color=_LIGHT, linewidth=0.6)
-    axes.set_title("Distance to the teacher on held-out rows (left is better)", loc="left", fontsize=11)
+    axes.set_title("Distance to the teacher on held-out rows (layers: student → teacher)", loc="left", fontsize=11)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2)
 
 

@@ -63,6 +63,27 @@ def test_bad_input_is_one_message_and_exit_code_1(
     assert not out.exists()
 
 
+def test_corpora_that_cannot_be_read(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the command, each with the store not begun."""
+    files = {
+        "empty.txt": (b"", "empty"),
+        "blank.txt": (b"\n \n", "empty"),
+        "binary.txt": (bytes(range(256)) * 40, "binary.txt"),
+        "columns.jsonl": (b'{"left": "a", "right": "b"}\n', "left"),
+        "numbers.csv": (b"a,b\n1,2\n", "numbers.csv"),
+    }
+    for name, (data, part) in files.items():
+        (tmp_path / name).write_bytes(data)
+        flags = dict(zip(arguments[::2], arguments[1::2], strict=True)) | {"--corpus": str(tmp_path / name)}
+        out = tmp_path / f"{name}.zarr"
+        words = [word for pair in flags.items() for word in pair]
+        assert kdcache.main(["build", *words, "--out", str(out)]) == 1, name
+        printed = capsys.readouterr().err
+        assert part in printed
+        assert "Traceback" not in printed
+        assert not out.exists()
+
+
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         ["build", "--teacher", "x", "--no-such-flag"],

@@ -54,23 +54,23 @@ def render(reports: dict[str, FidelityReport]) -> list[list[str]]:
 def test_one_report() -> None:
     lines = render({"student": make_report()})
     assert ["measure", "where", "student"] in lines
-    assert ["relation KL, query", "layers 3 → 5, 24 heads", "0.8"] in lines
-    assert ["relation KL, sum", "layers 3 → 5, 24 heads", "2"] in lines
+    assert ["relation KL, query", "3 → 5, 24 heads", "0.8"] in lines
+    assert ["relation KL, sum", "3 → 5, 24 heads", "2"] in lines
     assert ["hidden NMSE, mean", "all pairs", "0.5"] in lines
-    assert ["top-1 agreement", "380 masked positions", "50.0%"] in lines
+    assert ["top-1 agreement", "380 positions", "50.0%"] in lines
     caption = " ".join(line[0] for line in lines if len(line) == 1)
     assert "held-out rows 980 to 999 of cache.zarr, 2,560 tokens" in caption
 
 
 def test_two_reports_are_compared() -> None:
     lines = render({"before": make_report(), "after": make_report(0.625)})
-    assert ["relation KL, sum", "layers 3 → 5, 24 heads", "2", "1.25", "1.60×"] in lines
-    assert ["top-1 agreement", "380 masked positions", "50.0%", "80.0%", "+30.0 points"] in lines
+    assert ["relation KL, sum", "3 → 5, 24 heads", "2", "1.25", "1.60×"] in lines
+    assert ["top-1 agreement", "380 positions", "50.0%", "80.0%", "+30.0 points"] in lines
 
 
 def test_what_one_report_lacks_is_a_dash() -> None:
     lines = render({"before": make_report(), "after": replace(make_report(), distribution=None)})
-    assert ["output KL", "380 masked positions", "4", "–", "–"] in lines
+    assert ["output KL", "380 positions", "4", "–", "–"] in lines
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 1.4])

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, EuroBertConfig, EuroBertForMaskedLM
 
 from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.build import build_cache
@@ -172,57 +173,123 @@ def test_a_longer_build_starts_with_the_same_rows_and_masks(small_settings: Sett
     for view in ("plain", "masked"):
         assert torch.equal(short[view].input_ids_BT, long[view].input_ids_BT)
         assert torch.equal(short[view].row_id_B, long[view].row_id_B)
+    short_masks, long_masks = short["masked"].masked, long["masked"].masked
+    assert short_masks is not None
+    assert long_masks is not None
+    for name in ("positions_BM", "original_ids_BM", "count_B"):
+        assert torch.equal(getattr(short_masks, name), getattr(long_masks, name))
 
 
-def arrays_and_commits(store: Path) -> dict[str, bytes]:
-    """Every shard, constant and commit; not the root manifest, which records time and command line."""
-    return {
-        file.relative_to(store).as_posix(): file.read_bytes()
-        for file in sorted(store.rglob("*"))
-        if file.is_file() and file.name not in ("zarr.json", "seal.json") and "teacher" not in file.parts
-    }
+def all_but_provenance(store: Path) -> dict[str, bytes]:
+    """Every file; not the root manifest, which records time and command line, and the seal, which holds its hash."""
+    files = {file.relative_to(store).as_posix(): file for file in sorted(store.rglob("*")) if file.is_file()}
+    return {key: file.read_bytes() for key, file in files.items() if key not in ("zarr.json", "seal.json")}
 
 
 def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, small_store: Path, tmp_path: Path) -> None:
-    """SIGKILL after 0, 1 and 2 committed blocks, and while a block's shards are half written; each is then resumed."""
+    """SIGKILL in front of file operations of all phases: creation, teacher, constants, shards, commits, seal.
+
+    KDCACHE_FAULTS sets how many of them; each is followed by a run of the same command.
+    """
     settings = small_settings(tmp_path / "cache.zarr")
-    want = arrays_and_commits(small_store)
     out = Path(settings.out)
-    for blocks_before_kill in (0, 1, 2):
-        shutil.rmtree(out, ignore_errors=True)
-        run_and_kill(settings, blocks_before_kill)
-        assert not (out / "seal.json").exists()
-        with pytest.raises(StoreError, match="unfinished"):
-            CacheReader.open(out)
+    want = all_but_provenance(small_store)
+    operations = int(run_build(settings, kill_before=0).stdout)
+    shutil.rmtree(out)
+    faults = int(os.environ.get("KDCACHE_FAULTS", "3"))
+    for fault in range(faults):
+        kill_before = 1 + (2 * fault + 1) * operations // (2 * faults)
+        done = run_build(settings, kill_before)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        if out.exists():
+            with pytest.raises(StoreError, match="unfinished|not a store"):
+                CacheReader.open(out)
         build_cache(settings)
-        assert arrays_and_commits(out) == want
+        assert all_but_provenance(out) == want, f"killed before file operation {kill_before} of {operations}"
         assert not list(out.rglob("*.partial"))
+        CacheReader.open(out).teacher_folder()
+        shutil.rmtree(out)
 
 
-KILLER = """
+BUILDER = """
 import os, signal, sys
-from teacher_cache import build, store
+from teacher_cache.build import build_cache
 from teacher_cache.settings import BuildSettings
-settings = eval(sys.argv[1])
-left = int(sys.argv[2])
-original = store.CacheStore.write_object
-def write_object(self, key, data):
-    global left
-    if key.startswith("commits/"):
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)  # the block's shards are written, its commit is not
-        left -= 1
-    original(self, key, data)
-store.CacheStore.write_object = write_object
-build.build_cache(settings)
+
+settings, kill_before, seen = eval(sys.argv[1]), int(sys.argv[2]), 0
+
+def count(event, arguments):
+    global seen
+    if event in ("open", "os.rename", "os.mkdir", "os.remove") and any(settings.out in str(a) for a in arguments):
+        seen += 1
+        if seen == kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+build_cache(settings)
+print(seen)
 """
 
 
-def run_and_kill(settings: BuildSettings, blocks: int) -> None:
-    """Build in a process of its own that is killed as it is about to commit block number `blocks`."""
-    command = [sys.executable, "-c", KILLER, repr(settings), str(blocks)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+def run_build(settings: BuildSettings, kill_before: int) -> subprocess.CompletedProcess[str]:
+    """Build in a process of its own that is killed in front of a file operation (0: none); it prints their number."""
+    command = [sys.executable, "-c", BUILDER, repr(settings), str(kill_before)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+
+
+def test_a_damaged_shard_that_no_commit_counts_does_not_stop_a_build(
+    small_settings: Settings, small_store: Path, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr")
+    out = Path(shutil.copytree(small_store, settings.out))
+    (out / "seal.json").unlink()
+    (out / "commits/00000001.json").unlink()
+    (out / "hidden/4/codes/c/1/0/0").write_bytes(b"half a shard")
+    build_cache(settings)
+    assert all_but_provenance(out) == all_but_provenance(small_store)
+
+
+def test_building_again_refills_what_a_sealed_store_lost(
+    small_settings: Settings, small_store: Path, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr")
+    out = Path(shutil.copytree(small_store, settings.out))
+    (out / "hidden/2/codes/c/2/0/0").unlink()
+    with pytest.raises(StoreError, match="delete it and run the same `kdcache build` again"):
+        CacheReader.open(out).read_rows(32, 40, EVERYTHING)
+    assert build_cache(settings).computed_rows == 8
+    assert all_but_provenance(out) == all_but_provenance(small_store)
+    assert build_cache(settings).computed_rows == 0
+
+
+def test_undefined_logits_are_refused_whatever_the_precision(
+    small_settings: Settings, tiny_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_teacher("bert"), tmp_path / "teacher"))
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.cls.predictions.bias[7] = float("nan")
+    model.save_pretrained(folder)
+    for precision in ("float16", "int8"):
+        settings = small_settings(tmp_path / f"{precision}.zarr", teacher=str(folder), precision=precision)
+        with pytest.raises(TeacherError, match="infinite or undefined"):
+            build_cache(settings)
+
+
+def test_attention_narrower_than_the_hidden_states_is_refused_before_anything_is_written(
+    small_settings: Settings, tiny_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = EuroBertConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    EuroBertForMaskedLM(config).save_pretrained(tmp_path / "teacher")
+    tiny_tokenizer("bert").save_pretrained(tmp_path / "teacher")
+    settings = small_settings(tmp_path / "cache.zarr", teacher=str(tmp_path / "teacher"))
+    with pytest.raises(TeacherError, match="key vectors of family 'eurobert' are 16 wide"):
+        build_cache(settings)
+    assert not (tmp_path / "cache.zarr").exists()
 
 
 def test_resuming_with_other_settings_is_refused_by_name(small_settings: Settings, small_store: Path) -> None:

@@ -144,3 +144,21 @@ def test_lacking_targets_are_named_with_the_flags_that_add_them(small_store: Pat
     assert "lacks hidden 1, attention 4" in message
     assert "It has logits, hidden 2, hidden 4, attention 3" in message
     assert "--targets logits,hidden,attention --layers 1,2,4 --attention-layer 4" in message
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"attributes": null}', '{"attributes": []}'])
+def test_other_json_is_not_a_store(tmp_path: Path, content: str) -> None:
+    (tmp_path / "zarr.json").write_text(content)
+    with pytest.raises(StoreError, match="not a store"):
+        CacheReader.open(tmp_path)
+
+
+def test_a_damaged_seal_is_refused(copy: Path) -> None:
+    (copy / "seal.json").write_text("[]")
+    with pytest.raises(StoreError, match="seal.json.*damaged"):
+        CacheReader.open(copy)
+
+
+def test_remote_names_are_refused_until_they_work() -> None:
+    with pytest.raises(StoreError, match="remote store"):
+        CacheReader.open("s3://bucket/cache.zarr")

@@ -55,7 +55,7 @@ def test_devices_that_do_not_exist_are_refused(tiny_teacher: Callable[..., Path]
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "electra"])
 def test_projections_are_found_and_exact(tiny_teacher: Callable[..., Path], family: str) -> None:
     teacher = Teacher.load(str(tiny_teacher(family)))
-    found = teacher.find_projections(3)
+    found = teacher.probe_attention(3)
     assert found is not None
     ids_BT = torch.arange(10, 40).view(3, 10)
     outputs = teacher.run(ids_BT, torch.full((3,), 10), hidden_layers=[2], attention_layers=[3])
@@ -65,16 +65,42 @@ def test_projections_are_found_and_exact(tiny_teacher: Callable[..., Path], fami
 
 
 def test_no_projections_where_rotary_positions_stand_between(tiny_teacher: Callable[..., Path]) -> None:
-    assert Teacher.load(str(tiny_teacher("modernbert"))).find_projections(3) is None
+    assert Teacher.load(str(tiny_teacher("modernbert"))).probe_attention(3) is None
 
 
 def test_running_changes_no_weight(tiny_teacher: Callable[..., Path]) -> None:
     teacher = Teacher.load(str(tiny_teacher("bert")))
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    teacher.find_projections(2)
+    teacher.probe_attention(2)
     teacher.start()
     outputs = teacher.run(torch.arange(10, 30).view(2, 10), torch.tensor([10, 4]), hidden_layers=[4])
     assert torch.equal(outputs.hidden[4], outputs.final_BTD)
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     for name, tensor in teacher.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_a_teacher_without_tokenizer_files_is_refused(tiny_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_teacher("bert"), tmp_path / "teacher"))
+    for file in folder.glob("tok*"):
+        file.unlink()
+    with pytest.raises(TeacherError, match="tokenizer"):
+        Teacher.load(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_damaged_weights_are_a_message(tiny_teacher: Callable[..., Path], tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(tiny_teacher("bert"), tmp_path / "teacher"))
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2] if damage == "cut" else bytes(range(256)) * 9)
+    with pytest.raises(TeacherError, match="cannot be loaded.*not a readable model"):
+        Teacher.load(str(folder))
+
+
+def test_the_head_is_tried_before_anything_is_built(tiny_teacher: Callable[..., Path]) -> None:
+    teacher = Teacher.load(str(tiny_teacher("bert")))
+    teacher.probe_head()
+    teacher.model.cls = torch.nn.Identity()
+    with pytest.raises(TeacherError, match="head of family 'bert' gives"):
+        teacher.probe_head()

@@ -1,0 +1,141 @@
+"""The sums behind a fidelity report: one record per measure that counts batches and gives a result at the end.
+
+In: what the student computed on a batch (`StudentOutputs`) and the decoded targets of the same rows. Padding and unused
+places for masked positions are left out. Memory does not depend on the number of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from student_train.evaluate.plan import HiddenPair, RelationPair
+from student_train.evaluate.records import DistributionFidelity, HiddenFidelity, RelationFidelity
+from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
+from student_train.kernels.relation import relation_kl_sum
+from student_train.losses import LOGITS_AT_A_TIME, TopkTargets, distribution_tail_loss
+from student_train.methods import StudentOutputs
+from teacher_cache.batch import TargetBatch
+from teacher_cache.relations import VECTORS, split_relation_heads
+
+
+class RelationSum:
+    """Relation KL of one pair of layers, summed over real positions."""
+
+    def __init__(self, pair: RelationPair) -> None:
+        self.pair = pair
+        self._total = dict.fromkeys(VECTORS, 0.0)
+        self._positions = 0
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the real positions of a batch."""
+        student, teacher = outputs.attention[self.pair.student_layer], targets.attention[self.pair.teacher_layer]
+        for name in VECTORS:
+            student_BATd, teacher_BATd = (
+                split_relation_heads(getattr(vectors, f"{name}_BTD").float(), self.pair.heads)
+                for vectors in (student, teacher)
+            )
+            self._total[name] += float(relation_kl_sum(teacher_BATd, student_BATd, targets.length_B))
+        self._positions += int(targets.length_B.sum())
+
+    def result(self) -> RelationFidelity:
+        """Means over heads and real positions."""
+        pair = self.pair
+        return RelationFidelity(
+            student_layer=pair.student_layer,
+            teacher_layer=pair.teacher_layer,
+            heads=pair.heads,
+            view=pair.view,
+            **{name: total / self._positions for name, total in self._total.items()},
+        )
+
+
+class HiddenSum:
+    """Moments of one pair of layers in three parts: two that the linear map is fitted on, and one it is measured on.
+
+    The first half of the rows is the fit's, cut into a first and a second quarter; a half of one row is cut in its
+    middle.
+    """
+
+    def __init__(self, pair: HiddenPair, rows: range) -> None:
+        self.pair = pair
+        self._rows = rows
+        self._moments: tuple[Moments, Moments, Moments] | None = None
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
+        """Count the real positions of a batch."""
+        student_BTD, teacher_BTD = outputs.hidden[self.pair.student_layer], targets.hidden[self.pair.teacher_layer]
+        if self._moments is None:
+            widths = student_BTD.shape[-1], teacher_BTD.shape[-1]
+            first, second, third = (Moments(*widths, student_BTD.device) for _ in range(3))
+            self._moments = first, second, third
+        part_BT = self._part_BT(targets, first_row)
+        for part, moments in enumerate(self._moments):
+            moments.add(student_BTD[part_BT == part], teacher_BTD[part_BT == part])
+
+    def _part_BT(self, targets: TargetBatch, first_row: int) -> Tensor:
+        """0 and 1 where the map is fitted, 2 where it is measured, -1 at padding."""
+        real_BT, half = targets.real_BT(), len(self._rows) // 2
+        row_B1 = torch.arange(len(real_BT), device=real_BT.device)[:, None] + first_row - self._rows.start
+        if half > 1:
+            second_BT = (row_B1 >= half // 2).expand_as(real_BT)
+        else:
+            second_BT = real_BT.cumsum(1) > targets.length_B[:, None] // 2
+        part_BT = torch.where(row_B1 < half, second_BT.long(), 2)
+        return part_BT.masked_fill(~real_BT, -1)
+
+    def result(self) -> HiddenFidelity:
+        """The error of the map fitted on the first half, on the second half."""
+        assert self._moments is not None
+        first, second, measured_on = (moments.statistics() for moments in self._moments)
+        linear = fit_ridge(first, second)
+        pair = self.pair
+        return HiddenFidelity(
+            student_layer=pair.student_layer,
+            teacher_layer=pair.teacher_layer,
+            view=pair.view,
+            nmse=normalised_error(linear, measured_on),
+            ridge=linear.strength,
+        )
+
+
+class DistributionSum:
+    """KL and agreement of the most probable entry at masked positions."""
+
+    def __init__(self, vocab_size: int, temperature: float) -> None:
+        self._vocab_size, self._temperature = vocab_size, temperature
+        self._kl, self._agreed, self._positions = 0.0, 0, 0
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
+        assert outputs.head is not None and targets.masked is not None and targets.logits is not None
+        real_BM = targets.masked.real_BM()
+        positions_BM1 = targets.masked.positions_BM.long().unsqueeze(-1)
+        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1)[real_BM]
+        logits = targets.logits
+        ids_PK, log_probs_PK, log_tail_P = (
+            part[real_BM] for part in (logits.ids_BMK, logits.log_probs_BMK, logits.log_tail_BM)
+        )
+        run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
+        for rows in (slice(first, first + run) for first in range(0, len(hidden_PD), run)):
+            self._count(outputs.head(hidden_PD[rows]), ids_PK[rows], log_probs_PK[rows], log_tail_P[rows])
+
+    def _count(self, logits_PV: Tensor, ids_PK: Tensor, log_probs_PK: Tensor, log_tail_P: Tensor) -> None:
+        real_P = torch.ones_like(log_tail_P, dtype=torch.bool)
+        targets = TopkTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=log_tail_P, real_P=real_P)
+        loss = distribution_tail_loss(logits_PV, targets, temperature=self._temperature)
+        # the loss is scaled by tau^2 to keep its gradient's size; the divergence itself is not
+        self._kl += float(loss) / self._temperature**2
+        teachers_P = ids_PK.long().gather(1, log_probs_PK.argmax(1, keepdim=True)).squeeze(1)
+        self._agreed += int((logits_PV.argmax(1) == teachers_P).sum())
+        self._positions += len(logits_PV)
+
+    def result(self) -> DistributionFidelity:
+        """Means over masked positions."""
+        positions = max(1, self._positions)
+        return DistributionFidelity(
+            kl=self._kl / positions,
+            top1_agreement=self._agreed / positions,
+            positions=self._positions,
+            temperature=self._temperature,
+        )
