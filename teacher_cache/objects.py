@@ -14,6 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
 
 from teacher_cache.contract import Manifest, canonical_json
 from teacher_cache.errors import NO_SPACE, SpaceError, StoreError
@@ -101,6 +106,11 @@ def read_manifest(path: Path) -> Manifest:
         raise StoreError(f"{str(path)!r}: {error}") from error
     except (KeyError, TypeError) as error:
         raise StoreError(f"{str(path)!r} has a damaged manifest ({error!r}): build the store again") from error
+
+
+def read_constant(path: Path, name: str) -> NDArray[Any]:
+    """A small array that is not cut into blocks, such as a projection."""
+    return np.asarray(zarr.open_array(str(path / name), mode="r")[...])
 
 
 def read_commit(file: Path) -> Commit | None:

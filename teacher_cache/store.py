@@ -144,6 +144,14 @@ class CacheStore:
                 overwrite=True,
             )
             array[...] = value
+            for file in (self.path / path).rglob("*"):
+                flush_to_disk(file)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest in the root attributes, in one rename. This object keeps the old one: open it anew."""
+        metadata = json.loads((self.path / "zarr.json").read_bytes())
+        metadata["attributes"] = manifest.to_json()
+        self.write_object("zarr.json", json.dumps(metadata, indent=2).encode())
 
     def has_constant(self, path: str) -> bool:
         """Whether `write_constant` has finished for this path."""

@@ -18,6 +18,8 @@ from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.build import build_cache
 from teacher_cache.codec import LogProbabilityCodec, make_codec
 from teacher_cache.errors import SettingsError, StoreError, TeacherError
+from teacher_cache.info import describe_store
+from teacher_cache.objects import read_manifest
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS
 from teacher_cache.settings import BuildSettings
@@ -101,6 +103,88 @@ def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_cor
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 8, EVERYTHING)
     check_against_live_teacher(settings.teacher, batch, "float16", settings.k)
+
+
+def measured_nmse(settings: BuildSettings) -> dict[str, float]:
+    """The error of every hidden and attention target over all rows of a store, against the teacher as users run it."""
+    model = AutoModelForMaskedLM.from_pretrained(settings.teacher).eval()
+    enable_tap(model)
+    reader = CacheReader.open(settings.out)
+    layer = reader.manifest.targets.attention_layers()[0]
+    request = TargetRequest(hidden_layers=reader.manifest.targets.hidden_layers(), attention_layers=(layer,))
+    (targets,) = reader.read_rows(0, reader.rows, request).values()
+    real_BT = targets.real_BT()
+    with torch.no_grad(), record_attention(model, [layer]) as recorded:
+        live = model(targets.input_ids_BT, attention_mask=real_BT.long(), output_hidden_states=True)
+    pairs = {f"hidden/{n}": (values, live.hidden_states[n]) for n, values in targets.hidden.items()}
+    sides = (targets.attention[layer], recorded.vectors[layer])
+    pairs["attention"] = tuple(torch.cat([getattr(v, f"{n}_BTD") for n in VECTORS], dim=2) for v in sides)
+    errors = {}
+    for name, (have_BTD, want_BTD) in pairs.items():
+        have_ND, want_ND = have_BTD[real_BT].double(), want_BTD[real_BT].double()
+        errors[name] = float((have_ND - want_ND).square().sum() / (want_ND - want_ND.mean(0)).square().sum())
+    return errors
+
+
+@pytest.mark.parametrize("target", [1e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": "attention"},
+        {"relations": "qkv"},
+        {"rows": "document"},
+        {"hs_view": "masked", "targets": "hidden,attention"},
+    ],
+    ids=["packed", "attention in its own metric", "qkv", "documents", "masked"],
+)
+def test_nmse_is_the_declared_one(
+    small_settings: Settings, tmp_path: Path, target: float, changes: dict[str, object]
+) -> None:
+    """A tiny sample of tiny vectors: the error of all rows is the declared one but for what a sample varies."""
+    settings = small_settings(tmp_path / "cache.zarr", max_rows=150, precision=f"nmse:{target}", **changes)
+    build_cache(settings)
+    errors = measured_nmse(settings)
+    if changes.get("targets") != "attention":
+        assert errors.pop("hidden/2") == pytest.approx(target, rel=0.15)
+        assert errors.pop("hidden/4") == pytest.approx(target, rel=0.15)
+    records = CacheReader.open(settings.out).manifest.calibration
+    assert all(record.nmse == pytest.approx(target, rel=0.15) for record in records.values())
+    assert ("attention/3/projected" in records) == (changes.get("targets") == "attention")
+    if "targets" in changes or "relations" in changes:
+        # where attention shares a hidden state, the error is declared on that
+        assert errors["attention"] == pytest.approx(target, rel=0.15 if "view" not in str(changes) else 1.0)
+
+
+@pytest.mark.parametrize("target", [1e-3, 1e-2, 1e-1])
+def test_nmse_holds_on_the_real_teacher(
+    shared_teacher: Path, shared_corpus: Path, tmp_path: Path, target: float
+) -> None:
+    import gzip
+
+    corpus = tmp_path / "some.txt"
+    with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
+        corpus.write_text("".join(line for line, _ in zip(text, range(60), strict=False)), encoding="utf-8")
+    settings = BuildSettings(
+        teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=64, max_rows=96,
+        targets="hidden,attention", layers="2", attention_layer=5, precision=f"nmse:{target}",
+    )  # fmt: skip
+    build_cache(settings)
+    errors = measured_nmse(settings)
+    assert errors["hidden/2"] == pytest.approx(target, rel=0.1)
+    assert errors["attention"] == pytest.approx(target, rel=0.1)
+    bits = describe_store(settings.out).bits_per_value()
+    limit = {1e-3: 5.0, 1e-2: 3.4, 1e-1: 1.8}[target]
+    assert 0 < bits["attention/5/projected"] < bits["hidden/2"] < limit
+
+
+def test_log_probabilities_take_a_byte_where_vectors_take_a_share_of_their_variance(
+    small_settings: Settings, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", targets="logits")
+    build_cache(settings)
+    batch = CacheReader.open(settings.out).read_rows(0, 20, TargetRequest(logits=True))
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.k)
 
 
 def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_path: Path) -> None:
@@ -199,28 +283,51 @@ def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, sma
         assert not list(out.rglob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    "prefix, writes",
+    [("hidden/2/", 2), ("hidden/4/", 1), ("zarr.json", 0), ("commits/", 0), ("commits/", 2)],
+    ids=["between constants", "after some constants", "before the records", "before a commit", "later"],
+)
+def test_builds_killed_in_calibration_or_later_end_as_an_uninterrupted_one(
+    small_settings: Settings, nmse_store: Path, tmp_path: Path, prefix: str, writes: int
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2)
+    run_and_kill(settings, writes, prefix)
+    out = Path(settings.out)
+    calibrated = bool(read_manifest(out).calibration)
+    assert calibrated == (prefix == "commits/")
+    assert len(describe_store(out).missing_blocks) == 3 - (writes if calibrated else 0)
+    # a resumed build codes with what is stored, whatever its own batches would have calibrated
+    build_cache(settings)
+    assert arrays_and_commits(out) == arrays_and_commits(nmse_store)
+    assert read_manifest(out).calibration == read_manifest(nmse_store).calibration
+
+
 KILLER = """
 import os, signal, sys
 from teacher_cache import build, store
 from teacher_cache.settings import BuildSettings
 settings = eval(sys.argv[1])
 left = int(sys.argv[2])
-original = store.CacheStore.write_object
-def write_object(self, key, data):
-    global left
-    if key.startswith("commits/"):
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)  # the block's shards are written, its commit is not
-        left -= 1
-    original(self, key, data)
-store.CacheStore.write_object = write_object
+def watch(name):
+    original = getattr(store.CacheStore, name)
+    def write(self, key, data):
+        global left
+        if key.startswith(sys.argv[3]):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)  # what came before is written, this is not
+            left -= 1
+        original(self, key, data)
+    setattr(store.CacheStore, name, write)
+watch("write_object")
+watch("write_constant")
 build.build_cache(settings)
 """
 
 
-def run_and_kill(settings: BuildSettings, blocks: int) -> None:
-    """Build in a process of its own that is killed as it is about to commit block number `blocks`."""
-    command = [sys.executable, "-c", KILLER, repr(settings), str(blocks)]
+def run_and_kill(settings: BuildSettings, writes: int, prefix: str = "commits/") -> None:
+    """Build in a process of its own that is killed when it has written `writes` such objects and starts another."""
+    command = [sys.executable, "-c", KILLER, repr(settings), str(writes), prefix]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
