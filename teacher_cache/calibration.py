@@ -29,7 +29,7 @@ from teacher_cache.transform import CalibrationSample, Quantiser, as_array, cali
 _FITTED_PER_COMPONENT = 48
 """Tokens for each component of a covariance: at this number the rotation costs held-out rows about 1% more error."""
 _MEASURED_TOKENS = 8192
-_MOST_ROWS = 384
+_MOST_ROWS, _ENOUGH_ROWS, _ENOUGH_SHARE = 384, 128, 20
 
 
 def ensure_calibrated(
@@ -76,10 +76,14 @@ def _projections(stream: VectorStream, projections: Mapping[int, AttentionProjec
 
 
 def share_rows(rows: int, seq_len: int, width: int) -> tuple[int, int, int]:
-    """How many of the first rows fit rotations, tune steps and check errors; fewer in proportion in small stores."""
+    """How many of the first rows fit rotations, tune steps and check errors.
+
+    In small stores a twentieth of the rows, or 128 if that is more: a rotation fitted on fewer tokens costs bits, not
+    error, because the step is set on rows that the rotation has not seen.
+    """
     measured = -(-_MEASURED_TOKENS // seq_len)
     wanted = -(-_FITTED_PER_COMPONENT * width // seq_len) + 2 * measured
-    available = min(rows, wanted, _MOST_ROWS)
+    available = min(rows, wanted, _MOST_ROWS, max(_ENOUGH_ROWS, rows // _ENOUGH_SHARE))
     measured = max(1, min(measured * available // wanted, available // 4))
     return max(1, available - 2 * measured), measured, measured
 
