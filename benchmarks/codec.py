@@ -137,9 +137,7 @@ def measure(
         )
     nmse = measure_error(decoded[known:], truth[known:])
     values = truth.numel()
-    constants = sum(
-        file.stat().st_size for n in ("basis", "mean") for file in (out / f"hidden/{layer}/{n}").rglob("c/*")
-    )
+    constants = [file for name in ("basis", "mean") for file in (out / f"hidden/{layer}/{name}").rglob("*")]
     return {
         "layer": layer,
         "precision": precision,
@@ -149,7 +147,7 @@ def measure(
         "NMSE": nmse,
         **{f"{name}_values_per_second": values / took for name, took in seconds.items() if name != "calibrate"},
         "calibrate_seconds": seconds["calibrate"],
-        "constants_bytes": constants,
+        "constants_bytes": sum(file.stat().st_size for file in constants if file.is_file()),
         "components": {path: dict(r.components) for path, r in store.manifest.calibration.items()},
     }
 
