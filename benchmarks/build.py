@@ -60,7 +60,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--precision", default="nmse:1e-2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", help="folder for the stores (default: the system's temporary folder)")
     return parser.parse_args()

@@ -162,6 +162,11 @@ def _print_info(info: StoreInfo) -> None:
         print(f"{name:<14}{value}")
     if info.missing_blocks:
         print(f"{'missing':<14}blocks {_ranges(info.missing_blocks)}")
+    print(f"\n{'stream':<28}{'bits/value':>14}{'NMSE':>14}")
+    for path, bits in info.bits_per_value().items():
+        calibration = manifest.calibration.get(path)
+        error = f"{calibration.nmse:.3g}" if calibration else "-"
+        print(f"{path:<28}{bits:>14.3f}{error:>14}")
     print(f"\n{'array':<28}{'bytes':>14}{'bytes/token':>14}")
     for array, size in info.bytes_per_array.items():
         print(f"{array:<28}{size:>14,}{info.bytes_per_token(array):>14.2f}")

@@ -1,17 +1,18 @@
 """The one loop that chains corpus, teacher, targets and store.
 
-    rows (packed, shuffled) -> views -> one teacher pass per view -> coded arrays of a block -> shards, commit -> seal
+    rows (packed, shuffled) -> calibration, views -> one teacher pass per view -> coded block -> shards, commit -> seal
 
 Each block is computed from its rows alone, in batches that start at its first row, so that it comes out the same
-whether the build ran through or was killed and started again. Compressing, hashing and writing a block happen in a
-background thread while the teacher reads the next one; at most two blocks wait, which bounds the memory whatever the
-corpus size.
+whether the build ran through or was killed and started again. Packing, compressing, hashing and writing a block happen
+in a background thread while the teacher reads the next one; at most two blocks wait, which bounds the memory whatever
+the corpus size.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from teacher_cache.batch import TargetRequest
-from teacher_cache.contract import Manifest, View, describe_targets
+from teacher_cache.calibration import ensure_calibrated
+from teacher_cache.contract import Manifest, describe_targets
 from teacher_cache.corpus import RowBlock, Rows, pack_corpus
-from teacher_cache.masking import MaskedRows, mask_rows
+from teacher_cache.masking import MaskedRows
 from teacher_cache.objects import Commit
+from teacher_cache.passes import TeacherPass, run_views
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS, AttentionProjections
 from teacher_cache.settings import BuildSettings
@@ -33,6 +35,7 @@ from teacher_cache.specify import make_manifest, plan_targets, resolve_seq_len
 from teacher_cache.store import CacheStore
 from teacher_cache.targets import BlockTargets
 from teacher_cache.teacher import Teacher
+from teacher_cache.transform import Quantiser
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 _BLOCKS_WAITING = 2
@@ -106,7 +109,9 @@ def build_cache(settings: BuildSettings, progress: BuildProgress | None = None) 
     _write_projections(store, projections)
     started = time.monotonic()
     teacher.start()
-    computed, written = _build_blocks(store, teacher, rows, _batch_rows(settings, teacher, seq_len), progress)
+    batch_rows = _batch_rows(settings, teacher, seq_len)
+    store, quantisers = ensure_calibrated(store, teacher, rows, batch_rows, projections)
+    computed, written = _build_blocks(store, teacher, quantisers, rows, batch_rows, progress)
     _write_statistics(store)
     store.seal()
     return BuildReport(
@@ -151,7 +156,12 @@ def _write_projections(store: CacheStore, projections: dict[int, AttentionProjec
 
 
 def _build_blocks(
-    store: CacheStore, teacher: Teacher, rows: Rows, batch_rows: int, progress: BuildProgress
+    store: CacheStore,
+    teacher: Teacher,
+    quantisers: Mapping[str, Quantiser],
+    rows: Rows,
+    batch_rows: int,
+    progress: BuildProgress,
 ) -> tuple[int, int]:
     """Compute, code and commit every missing block; returns rows computed and bytes written."""
     manifest = store.manifest
@@ -162,8 +172,9 @@ def _build_blocks(
     waiting: deque[Future[Commit]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer:
         for block in sorted(set(range(manifest.blocks)) - committed):
-            targets = compute_block(manifest, teacher, rows.read(*manifest.block_range(block)), batch_rows)
-            waiting.append(writer.submit(store.write_block, block, targets.arrays))
+            block_rows = rows.read(*manifest.block_range(block))
+            targets = compute_block(manifest, teacher, quantisers, block_rows, batch_rows)
+            waiting.append(writer.submit(_write_block, store, block, targets))
             last_block = done + computed + len(waiting) * manifest.block_rows >= manifest.rows
             while waiting and (last_block or waiting[0].done() or len(waiting) > _BLOCKS_WAITING):
                 commit = waiting.popleft().result()
@@ -173,38 +184,28 @@ def _build_blocks(
     return computed, written
 
 
-def compute_block(manifest: Manifest, teacher: Teacher, rows: RowBlock, batch_rows: int) -> BlockTargets:
-    """Everything that the store keeps of one block of rows."""
-    block = BlockTargets(manifest)
+def _write_block(store: CacheStore, block: int, targets: BlockTargets) -> Commit:
+    return store.write_block(block, targets.finish())
+
+
+@torch.inference_mode()
+def compute_block(
+    manifest: Manifest, teacher: Teacher, quantisers: Mapping[str, Quantiser], rows: RowBlock, batch_rows: int
+) -> BlockTargets:
+    """Everything that the store keeps of one block of rows, coded and not yet packed."""
+    block = BlockTargets(manifest, quantisers)
     block.put_rows("input_ids", rows.input_ids_BT)
     block.put_rows("length", rows.length_B)
     block.put_rows("row_id", rows.row_id_B)
     block.put_rows("document", rows.document_B)
-    for view in manifest.targets.views():
-        for masked_view in range(manifest.views_of(view)):
-            masked = _mask(manifest, teacher, rows, masked_view) if view == "masked" else None
-            input_ids_BT = rows.input_ids_BT if masked is None else masked.apply(rows.input_ids_BT)
-            if masked is not None:
-                _put_mask(block, masked, masked_view * manifest.block_rows)
-            for first in range(0, len(input_ids_BT), batch_rows):
-                part = slice(first, first + batch_rows)
-                _run_batch(block, teacher, input_ids_BT[part], rows.length_B[part], masked, masked_view, first)
+    for one in run_views(manifest, teacher, block.streams, rows, batch_rows):
+        block.put_vectors(one)
+        if one.masked is not None:
+            if one.first == 0:
+                _put_mask(block, one.masked, one.masked_view * manifest.block_rows)
+            if manifest.targets.logits is not None:
+                _put_logits(block, teacher, one, one.masked)
     return block
-
-
-def _mask(manifest: Manifest, teacher: Teacher, rows: RowBlock, masked_view: int) -> MaskedRows:
-    return mask_rows(
-        rows.input_ids_BT,
-        rows.length_B,
-        rows.row_id_B,
-        special_ids=teacher.tokenizer.all_special_ids,
-        mask_id=teacher.tokenizer.mask_token_id,
-        vocab_size=len(teacher.tokenizer),
-        places=manifest.masked_per_row,
-        probability=manifest.mlm_probability,
-        seed=manifest.seed,
-        view=masked_view,
-    )
 
 
 def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
@@ -214,33 +215,13 @@ def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
     block.put_rows("masked/count", masked.count_B, first)
 
 
-@torch.inference_mode()
-def _run_batch(
-    block: BlockTargets,
-    teacher: Teacher,
-    input_ids_BT: NDArray[np.int32],
-    length_B: NDArray[np.int32],
-    masked: MaskedRows | None,
-    masked_view: int,
-    first: int,
-) -> None:
-    """One teacher pass over some rows in one view, and everything that is kept of it."""
-    view: View = "plain" if masked is None else "masked"
-    streams = [stream for stream in block.streams if stream.view == view]
-    outputs = teacher.run(
-        torch.from_numpy(input_ids_BT).long(),
-        torch.from_numpy(length_B),
-        hidden_layers={stream.layer for stream in streams if stream.source == "hidden"},
-        attention_layers={stream.layer for stream in streams if stream.source != "hidden"},
-    )
-    real_BT = torch.arange(input_ids_BT.shape[1]) < torch.from_numpy(length_B)[:, None]
-    block.put_vectors(view, masked_view, first, real_BT.to(teacher.device), outputs.hidden, outputs.attention)
-    if masked is not None and block.manifest.targets.logits is not None:
-        part = slice(first, first + len(input_ids_BT))
-        positions_BM = torch.from_numpy(masked.positions_BM[part].astype(np.int64)).to(teacher.device)
-        real_BM = torch.arange(positions_BM.shape[1]) < torch.from_numpy(masked.count_B[part])[:, None]
-        final_BMD = outputs.final_BTD.gather(1, positions_BM[:, :, None].expand(-1, -1, outputs.final_BTD.shape[2]))
-        block.put_logits(masked_view, first, real_BM.to(teacher.device), final_BMD, teacher.head())
+def _put_logits(block: BlockTargets, teacher: Teacher, one: TeacherPass, masked: MaskedRows) -> None:
+    final_BTD = one.outputs.final_BTD
+    part = slice(one.first, one.first + len(final_BTD))
+    positions_BM = torch.from_numpy(masked.positions_BM[part].astype(np.int64)).to(teacher.device)
+    real_BM = torch.arange(positions_BM.shape[1]) < torch.from_numpy(masked.count_B[part])[:, None]
+    final_BMD = final_BTD.gather(1, positions_BM[:, :, None].expand(-1, -1, final_BTD.shape[2]))
+    block.put_logits(one.masked_view, one.first, real_BM.to(teacher.device), final_BMD, teacher.head())
 
 
 def _write_statistics(store: CacheStore) -> None:

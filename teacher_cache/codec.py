@@ -4,6 +4,8 @@ A codec turns the vectors of one block, [N, D] (N tokens, D components), into a 
 and back. Component-major order, [D, N], puts equal statistics side by side: it is what makes the compressor behind it
 effective, and the transposition is done here, on the tensor's own device, because the store must only move bytes.
 
+The codecs here need nothing but the vectors; the calibrated one is in `transform.py`.
+
 `error_bound_ND` is the contract: no decoded component is further from the original than that. Values that a codec
 cannot represent within its bound are an error; nothing saturates silently.
 """
@@ -18,12 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from teacher_cache.contract import FIXED_PRECISIONS
 from teacher_cache.errors import SettingsError, TeacherError
 
 Coded = Mapping[str, NDArray[np.generic]]
 """The arrays of one coded stream by name; the last axis of each is the token."""
-
-PRECISIONS = ("float16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def _refuse_infinite(values: torch.Tensor) -> None:
 
 
 def make_codec(precision: str) -> VectorCodec:
-    """The codec that `--precision` names.
+    """The codec of this name; `nmse` needs calibration and is in `transform.py`.
 
     Raises:
         SettingsError: there is no such precision.
@@ -184,6 +185,6 @@ def make_codec(precision: str) -> VectorCodec:
     if precision == "int8":
         return Int8Codec()
     raise SettingsError(
-        f"--precision {precision!r} is unknown: targets could be neither written nor read; choose one of "
-        + ", ".join(PRECISIONS)
+        f"codec {precision!r} is unknown: targets could be neither written nor read; choose one of "
+        + ", ".join(FIXED_PRECISIONS)
     )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from teacher_cache.errors import StoreError
+from teacher_cache.errors import SettingsError, StoreError
 
 FORMAT_NAME = "kdcache"
 FORMAT_VERSION = 1
@@ -22,6 +22,38 @@ FORMAT_VERSION = 1
 View = Literal["plain", "masked"]
 RelationMode = Literal["hidden", "qkv"]
 RowMode = Literal["packed", "document"]
+
+
+FIXED_PRECISIONS = ("float16", "int8")
+_NMSE = "nmse:"
+_NMSE_RANGE = (1e-6, 0.5)
+
+
+def nmse_target(codec: str) -> float | None:
+    """The normalised mean squared error that a codec `nmse:<x>` is calibrated to; None for every other codec."""
+    return float(codec.removeprefix(_NMSE)) if codec.startswith(_NMSE) else None
+
+
+def parse_precision(text: str) -> str:
+    """The codec that `--precision` names, equal numbers written equally: `nmse:1e-2` is `nmse:0.01`.
+
+    Raises:
+        SettingsError: there is no such precision.
+    """
+    if text in FIXED_PRECISIONS:
+        return text
+    least, most = _NMSE_RANGE
+    try:
+        target = nmse_target(text)
+    except ValueError:
+        target = None
+    if target is None or not least <= target <= most:
+        raise SettingsError(
+            f"--precision {text!r} is unknown: targets could be neither written nor read; choose "
+            f"{', '.join(FIXED_PRECISIONS)} or nmse:X, X being the share of the variance that may be lost, from "
+            f"{least:g} to {most:g}"
+        )
+    return f"{_NMSE}{target:g}"
 
 
 def canonical_json(value: Any) -> str:
@@ -137,8 +169,24 @@ class CorpusRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransformRecord:
+    """What calibration fixed for one stream of vectors in an `nmse` codec.
+
+    `nmse` is the error measured on rows of the calibration sample that neither rotation nor step saw; `components`
+    counts the components of each packing, in packing order.
+    """
+
+    step: float
+    nmse: float
+    components: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a store holds. `rows` are its rows; `corpus.rows` are the rows that the whole text would give."""
+    """What a store holds. `rows` are its rows; `corpus.rows` are the rows that the whole text would give.
+
+    `calibration` has one record per stream in an `nmse` codec, by path, once the build has calibrated them.
+    """
 
     teacher: TeacherRecord
     tokenizer_sha256: str
@@ -153,6 +201,7 @@ class Manifest:
     temperature: float
     dtype: str
     targets: TargetSpecs
+    calibration: Mapping[str, TransformRecord] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     created: str = ""
@@ -209,6 +258,8 @@ class Manifest:
             hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
             attention=tuple(AttentionSpec(**spec) for spec in targets["attention"]),
         )
+        calibration = fields.get("calibration", {})
+        fields["calibration"] = {path: TransformRecord(**record) for path, record in calibration.items()}
         return cls(**fields)
 
     def identity(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from teacher_cache.batch import AttentionVectors, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
 from teacher_cache.codec import LogProbabilityCodec, make_codec
 from teacher_cache.contract import AttentionSpec, HiddenSpec, LogitsSpec, Manifest, View
-from teacher_cache.layout import attention_input_path
+from teacher_cache.layout import VectorStream, attention_input_path, vector_streams
+from teacher_cache.packing import ranges
 from teacher_cache.relations import VECTORS, AttentionProjections, project_hidden
+from teacher_cache.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,8 @@ class RowDecoder:
         *,
         device: str | torch.device,
         projections: Callable[[int], AttentionProjections],
+        transforms: Callable[[str], Transform],
+        rotated: bool = False,
     ) -> None:
         self.manifest = manifest
         self.coded = coded
@@ -53,6 +58,9 @@ class RowDecoder:
         self.stop = stop
         self.device = device
         self.projections = projections
+        self.transforms = transforms
+        self.rotated = rotated
+        self.streams = {stream.path: stream for stream in vector_streams(manifest)}
 
     def decode(self) -> TargetBatch:
         """The input of the coded view and every target of the request that belongs to it."""
@@ -93,22 +101,47 @@ class RowDecoder:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def _vectors(self, path: str) -> torch.Tensor:
-        positions, width = self.manifest.seq_len, self.manifest.teacher.hidden_size
-        codec = make_codec(self._codec_name(path))
-        coded = {spec.name: self._columns(f"{path}/{spec.name}", positions) for spec in codec.arrays(width)}
-        return codec.decode(coded).reshape(self.stop - self.start, positions, width)
+        """Vectors [B, T, D] of a stream."""
+        stream, positions = self.streams[path], self.manifest.seq_len
+        if stream.calibration is not None:
+            values_ND = self._coordinates(stream)
+            if not self.rotated:
+                values_ND = self.transforms(path).synthesise(values_ND)
+        else:
+            codec = make_codec(stream.codec)
+            coded = {spec.name: self._columns(f"{path}/{spec.name}", positions) for spec in codec.arrays(stream.width)}
+            values_ND = codec.decode(coded)
+        return values_ND.reshape(self.stop - self.start, positions, -1)
 
-    def _codec_name(self, path: str) -> str:
-        kind, layer, *_ = path.split("/")
-        targets = self.manifest.targets
-        spec = targets.find_hidden(int(layer)) if kind == "hidden" else targets.find_attention(int(layer))
-        assert spec is not None
-        return spec.codec
+    def _coordinates(self, stream: VectorStream) -> torch.Tensor:
+        """Rotated coordinates [N, D] of a calibrated stream: codes times step."""
+        assert stream.calibration is not None
+        per_view = self.manifest.block_rows * self.manifest.seq_len
+        start, stop = self.start * self.manifest.seq_len, self.stop * self.manifest.seq_len
+        codes_DN = torch.empty((stream.width, stop - start), dtype=torch.float32, device=self.device)
+        stored = 0
+        for packing, part in ranges(stream.calibration.components):
+            packed = cast("NDArray[np.integer[Any]]", self.coded.arrays[f"{stream.path}/codes/{packing.name}"])
+            codes_DN[part] = torch.from_numpy(packing.unpack(packed, start, stop)).to(self.device)
+            stored = part.stop
+        codes_DN[stored:] = 0
+        index, value = (self.coded.arrays[f"{stream.path}/escapes/{name}"] for name in ("index", "value"))
+        component, token = np.divmod(index, per_view)
+        here = (token >= start) & (token < stop)
+        where = [torch.from_numpy(axis[here].astype(np.int64)).to(self.device) for axis in (component, token - start)]
+        codes_DN[where[0], where[1]] = torch.from_numpy(value[here].astype(np.float32)).to(self.device)
+        return codes_DN.mul_(stream.calibration.step).T
 
     def _attention(self, spec: AttentionSpec) -> AttentionVectors:
         if spec.mode == "hidden":
-            hidden_BTD = self._vectors(attention_input_path(self.manifest, spec))
-            return project_hidden(hidden_BTD, self.projections(spec.layer))
+            stream, positions = self.streams[attention_input_path(self.manifest, spec)], self.manifest.seq_len
+            # `projections` start where the coordinates end: the rotation is part of them
+            coded_BTD = (
+                self._vectors(stream.path)
+                if stream.calibration is None
+                else self._coordinates(stream).reshape(self.stop - self.start, positions, -1)
+            )
+            return project_hidden(coded_BTD, self.projections(spec.layer))
         query, key, value = (self._vectors(f"attention/{spec.layer}/{name}") for name in VECTORS)
         return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
 

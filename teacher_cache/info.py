@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.contract import Manifest
-from teacher_cache.layout import block_arrays
+from teacher_cache.layout import block_arrays, vector_streams
 from teacher_cache.objects import SEAL, read_manifest, shard_key
 from teacher_cache.store import CacheStore
 
@@ -38,12 +38,22 @@ class StoreInfo:
         """Bytes on disk per position of a committed row."""
         return self.bytes_per_array[array] / max(1, self.committed_tokens)
 
+    def bits_per_value(self) -> dict[str, float]:
+        """Bits on disk per component and position of a committed row, padding included, of each stream of vectors."""
+        bits = {}
+        for stream in vector_streams(self.manifest):
+            size = sum(size for path, size in self.bytes_per_array.items() if path.startswith(f"{stream.path}/"))
+            values = self.committed_tokens * self.manifest.views_of(stream.view) * stream.width
+            bits[stream.path] = 8 * size / max(1, values)
+        return bits
+
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines."""
         return {
             **asdict(self),
             "manifest": self.manifest.to_json(),
             "total_bytes": self.total_bytes,
+            "bits_per_value": self.bits_per_value(),
             "bytes_per_token": {array: self.bytes_per_token(array) for array in self.bytes_per_array},
         }
 

@@ -13,18 +13,32 @@ W * R * T tokens (token ((w * R) + r) * T + t is position t of row r in view w),
     hidden/<l>/…         [blocks, D, N]               as coded by the vector codec
     attention/<l>/input/…, attention/<l>/{query,key,value}/…  likewise
 
+In an `nmse` codec a stream of vectors has, once it is calibrated, and with n = R * T tokens a view, `packing.py`:
+
+    …/codes/<packing>    [blocks, D', W * length(n)]  the D' components of that packing
+    …/escapes/count      [blocks, W]       int32      how many values of a view are beyond their packing
+    …/escapes/index      [blocks, W, E]    int32      component * n + token (int64 where that is beyond 32 bits)
+    …/escapes/value      [blocks, W, E]    int16
+    …/basis, …/mean, …/step                           constants: x = mean + step * basis @ codes
+
+and attention in mode `hidden` that shares no hidden state lies in attention/<l>/projected/… (x = all of q, k, v).
+
 Nothing here touches a disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from teacher_cache.codec import CodedArraySpec, LogProbabilityCodec, make_codec
-from teacher_cache.contract import AttentionSpec, Manifest, View
+from teacher_cache.contract import AttentionSpec, Manifest, TransformRecord, View, nmse_target
+from teacher_cache.packing import ranges
 from teacher_cache.relations import VECTORS
 
 _CHUNK_BYTES = 2**19
+_PACKED_CHUNK_BYTES = 2**17  # zstd makes one Huffman table for so many bytes: larger chunks would not share it either
+_ESCAPES_PER_CHUNK = 2**14
+_VALUES_PER_ESCAPE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +53,11 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorStream:
-    """Vectors of one layer in one view, stored under `path`. `source` is `hidden`, `query`, `key` or `value`."""
+    """Vectors of one layer in one view, stored under `path`. `source` is `hidden`, `query`, `key` or `value`.
+
+    `projected`: coded as the queries, keys and values that the next layer computes from this hidden state.
+    `calibration` is set in calibrated `nmse` streams only.
+    """
 
     path: str
     source: str
@@ -47,6 +65,8 @@ class VectorStream:
     view: View
     codec: str
     width: int
+    projected: bool = False
+    calibration: TransformRecord | None = None
 
 
 def vector_streams(manifest: Manifest) -> tuple[VectorStream, ...]:
@@ -66,21 +86,37 @@ def vector_streams(manifest: Manifest) -> tuple[VectorStream, ...]:
     for spec in targets.attention:
         if not targets.shares_hidden(spec):
             streams.extend(_attention_streams(spec, width))
-    return tuple(streams)
+    return tuple(replace(stream, calibration=manifest.calibration.get(stream.path)) for stream in streams)
 
 
 def _attention_streams(spec: AttentionSpec, width: int) -> list[VectorStream]:
     folder = f"attention/{spec.layer}"
-    sources = {"input": ("hidden", spec.layer - 1)} if spec.mode == "hidden" else {v: (v, spec.layer) for v in VECTORS}
+    if spec.mode == "qkv":
+        return [
+            VectorStream(
+                path=f"{folder}/{name}", source=name, layer=spec.layer, view=spec.view, codec=spec.codec, width=width
+            )
+            for name in VECTORS
+        ]
+    projected = nmse_target(spec.codec) is not None
     return [
-        VectorStream(path=f"{folder}/{name}", source=source, layer=layer, view=spec.view, codec=spec.codec, width=width)
-        for name, (source, layer) in sources.items()
+        VectorStream(
+            path=f"{folder}/{'projected' if projected else 'input'}",
+            source="hidden",
+            layer=spec.layer - 1,
+            view=spec.view,
+            codec=spec.codec,
+            width=width,
+            projected=projected,
+        )
     ]
 
 
 def attention_input_path(manifest: Manifest, spec: AttentionSpec) -> str:
-    """Where the hidden state lies that a `hidden`-mode attention target projects."""
-    return f"hidden/{spec.layer - 1}" if manifest.targets.shares_hidden(spec) else f"attention/{spec.layer}/input"
+    """Where that lies from which a `hidden`-mode attention target is computed."""
+    if manifest.targets.shares_hidden(spec):
+        return f"hidden/{spec.layer - 1}"
+    return _attention_streams(spec, manifest.teacher.hidden_size)[0].path
 
 
 def block_arrays(manifest: Manifest) -> tuple[ArraySpec, ...]:
@@ -101,10 +137,36 @@ def block_arrays(manifest: Manifest) -> tuple[ArraySpec, ...]:
         arrays += _logits_arrays(manifest)
     for stream in vector_streams(manifest):
         views = manifest.views_of(stream.view)
+        if nmse_target(stream.codec) is not None:
+            arrays += _packed_arrays(stream, views, rows * positions)
+            continue
         arrays += [
             _coded(stream.path, spec, views, rows * positions) for spec in make_codec(stream.codec).arrays(stream.width)
         ]
     return tuple(arrays)
+
+
+def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpec]:
+    """The arrays of an `nmse` stream; none before it is calibrated."""
+    if stream.calibration is None:
+        return []
+    arrays = []
+    for packing, part in ranges(stream.calibration.components):
+        spec = CodedArraySpec(name=f"codes/{packing.name}", dtype=packing.dtype, components=part.stop - part.start)
+        arrays.append(_coded(stream.path, spec, views, packing.length(tokens), _PACKED_CHUNK_BYTES))
+    chunks = -(-stream.width * tokens // (_VALUES_PER_ESCAPE * _ESCAPES_PER_CHUNK))
+    index = "int32" if stream.width * tokens < 2**31 else "int64"
+    arrays.append(_array(f"{stream.path}/escapes/count", "int32", views))
+    for name, dtype in (("index", index), ("value", "int16")):
+        arrays.append(
+            ArraySpec(
+                path=f"{stream.path}/escapes/{name}",
+                dtype=dtype,
+                block_shape=(views, chunks * _ESCAPES_PER_CHUNK),
+                chunk_shape=(1, _ESCAPES_PER_CHUNK),
+            )
+        )
+    return arrays
 
 
 def _logits_arrays(manifest: Manifest) -> list[ArraySpec]:
@@ -122,7 +184,9 @@ def _array(path: str, dtype: str, *block_shape: int) -> ArraySpec:
     return ArraySpec(path=path, dtype=dtype, block_shape=block_shape, chunk_shape=block_shape)
 
 
-def _coded(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int) -> ArraySpec:
+def _coded(
+    folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int, chunk_bytes: int = _CHUNK_BYTES
+) -> ArraySpec:
     """A coded array: chunks hold one view of a few components, so that a reader can take a single view."""
     path = f"{folder}/{spec.name}"
     if spec.components is None:
@@ -130,7 +194,7 @@ def _coded(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int) 
             path=path, dtype=spec.dtype, block_shape=(views * tokens_per_view,), chunk_shape=(tokens_per_view,)
         )
     itemsize = {"8": 1, "6": 2, "2": 4}[spec.dtype[-1]]  # int8 and uint8, float16, float32 and int32
-    wanted = max(1, _CHUNK_BYTES // (tokens_per_view * itemsize))
+    wanted = max(1, chunk_bytes // (tokens_per_view * itemsize))
     components = max(part for part in range(1, min(wanted, spec.components) + 1) if spec.components % part == 0)
     return ArraySpec(
         path=path,

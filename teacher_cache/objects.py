@@ -15,7 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import zarr
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from teacher_cache.contract import Manifest, canonical_json
@@ -121,9 +125,13 @@ def refuse_remote(path: Path) -> None:
 def _not_a_store(path: Path, error: Exception) -> StoreError:
     return StoreError(
         f"{str(path)!r} is not a store ({type(error).__name__} at its zarr.json): it holds something else, which must "
-        "not "
-        "be read as targets or overwritten; give another path"
+        "not be read as targets or overwritten; give another path"
     )
+
+
+def read_constant(path: Path, name: str) -> NDArray[Any]:
+    """A small array that is not cut into blocks, such as a projection."""
+    return np.asarray(zarr.open_array(str(path / name), mode="r")[...])
 
 
 def read_commit(file: Path) -> Commit | None:

@@ -24,8 +24,18 @@ from teacher_cache.contract import Manifest, View, describe_targets, sha256_of_j
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
 from teacher_cache.errors import StoreError, TargetsError
 from teacher_cache.layout import attention_input_path, block_arrays
-from teacher_cache.objects import SEAL, Commit, ObjectDigest, commit_key, digest_file, read_manifest, shard_key
+from teacher_cache.objects import (
+    SEAL,
+    Commit,
+    ObjectDigest,
+    commit_key,
+    digest_file,
+    read_constant,
+    read_manifest,
+    shard_key,
+)
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
+from teacher_cache.transform import Transform, fold_projections, projections_of_projected
 
 
 class CacheReader:
@@ -40,6 +50,7 @@ class CacheReader:
         self._specs = {spec.path: spec for spec in block_arrays(manifest)}
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
+        self._transforms: dict[tuple[str, str], Transform] = {}
 
     @classmethod
     def open(cls, path: str | Path, *, allow_unsealed: bool = False) -> CacheReader:
@@ -131,13 +142,37 @@ class CacheReader:
         arrays = {path: self._load(path, commit, view, masked_view) for path in self._paths(request, view)}
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
-    def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
-        """Rows start..stop of a block, counted from its first row, as tensors on `device`."""
+    def decode(
+        self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu", *, rotated: bool = False
+    ) -> TargetBatch:
+        """Rows start..stop of a block, counted from its first row, as tensors on `device`.
+
+        With `rotated`, hidden states come in the coordinates in which they are coded (see `rotation`), which saves a
+        matrix product where a learned map follows. Distances and variances are the same in both.
+        """
 
         def projections(layer: int) -> AttentionProjections:
             return self._projections_on(layer, device)
 
-        return RowDecoder(self.manifest, coded, start, stop, device=device, projections=projections).decode()
+        def transforms(path: str) -> Transform:
+            return self._transform_on(path, device)
+
+        decoder = RowDecoder(
+            self.manifest,
+            coded,
+            start,
+            stop,
+            device=device,
+            projections=projections,
+            transforms=transforms,
+            rotated=rotated,
+        )
+        return decoder.decode()
+
+    def rotation(self, layer: int, device: str | torch.device = "cpu") -> Transform | None:
+        """What takes rotated coordinates of hidden state `layer` back (`synthesise`); None if it is coded as it is."""
+        path = f"hidden/{layer}"
+        return self._transform_on(path, device) if path in self.manifest.calibration else None
 
     def read_rows(
         self,
@@ -185,7 +220,7 @@ class CacheReader:
             paths += [path for path in self._specs if path.startswith("masked/")]
         if request.logits and in_view(targets.logits, view):
             paths += [path for path in self._specs if path.startswith("logits/")]
-        paths += [path for path in self._specs if path.rpartition("/")[0] in folders]
+        paths += [path for path in self._specs if path.startswith(tuple(f"{folder}/" for folder in folders))]
         return paths
 
     def _load(self, path: str, commit: Commit, view: View, masked_view: int) -> NDArray[np.generic]:
@@ -193,6 +228,12 @@ class CacheReader:
         key = shard_key(spec, commit.block)
         self._check(key, commit.shards.get(key))
         block = self._array(path)
+        if "/escapes/" in path:
+            counts_path = f"{path.rpartition('/')[0]}/count"
+            if path == counts_path:
+                return cast("NDArray[np.generic]", block[commit.block, masked_view : masked_view + 1])
+            count = int(cast("Any", self._array(counts_path)[commit.block, masked_view]))
+            return cast("NDArray[np.generic]", block[commit.block, masked_view, :count])
         if view == "plain" or path in ("input_ids", "length", "row_id"):
             return cast("NDArray[np.generic]", block[commit.block])
         if path.startswith("masked/"):
@@ -202,16 +243,35 @@ class CacheReader:
         return cast("NDArray[np.generic]", block[commit.block, ..., masked_view * tokens : (masked_view + 1) * tokens])
 
     def _projections_on(self, layer: int, device: str | torch.device) -> AttentionProjections:
-        """The projections of a layer, read once per device."""
+        """What takes the stored input of an attention layer to its q, k, v; read and combined once per device."""
         key = (layer, str(device))
         if key not in self._projections:
-            folder = f"attention/{layer}/projection"
-            loaded = {}
-            for name in VECTORS:
-                parts = {p: self._array(f"{folder}/{name}/{p}")[...] for p in ("weight", "bias")}
-                loaded[name] = Projection(**{p: torch.from_numpy(np.asarray(value)) for p, value in parts.items()})
-            self._projections[key] = AttentionProjections(**loaded).to(device)
+            spec = self.manifest.targets.find_attention(layer)
+            assert spec is not None
+            path = attention_input_path(self.manifest, spec)
+            if path.endswith("/projected"):
+                found = projections_of_projected(self._transform_on(path, "cpu"))
+            else:
+                found = self._read_projections(layer)
+                if path in self.manifest.calibration:
+                    found = fold_projections(self._transform_on(path, "cpu"), found)
+            self._projections[key] = found.to(device)
         return self._projections[key]
+
+    def _read_projections(self, layer: int) -> AttentionProjections:
+        loaded = {}
+        for name in VECTORS:
+            folder = f"attention/{layer}/projection/{name}"
+            parts = {p: torch.from_numpy(read_constant(self._folder, f"{folder}/{p}")) for p in ("weight", "bias")}
+            loaded[name] = Projection(**parts)
+        return AttentionProjections(**loaded)
+
+    def _transform_on(self, path: str, device: str | torch.device) -> Transform:
+        """The constants of a calibrated stream, read once per device."""
+        key = (path, str(device))
+        if key not in self._transforms:
+            self._transforms[key] = read_transform(self._folder, path).to(device)
+        return self._transforms[key]
 
     def _array(self, path: str) -> zarr.Array[Any]:
         if path not in self._arrays:
@@ -261,6 +321,12 @@ class CacheReader:
         return StoreError(
             f"{self.path!r} is damaged: {key!r} {what}. Its numbers would be wrong targets, so nothing was read; {mend}"
         )
+
+
+def read_transform(folder: Path, path: str) -> Transform:
+    """The constants of a calibrated stream of the store in `folder`: what every run of its build codes with."""
+    basis, mean, step = (read_constant(folder, f"{path}/{name}") for name in ("basis", "mean", "step"))
+    return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
 
 
 def request_names(request: TargetRequest) -> tuple[str, ...]:

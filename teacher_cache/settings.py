@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from teacher_cache.contract import RelationMode, RowMode, View
+from teacher_cache.contract import RelationMode, RowMode, View, parse_precision
 from teacher_cache.errors import SettingsError
 
 DEFAULT_CORPUS = "Salesforce/wikitext:wikitext-103-raw-v1:train"
@@ -42,8 +42,9 @@ class BuildSettings:
     """
     k: int = 64
     """Most probable ids kept at each masked position; the mass outside them is kept as one number."""
-    precision: Literal["float16", "int8"] = "int8"
-    """How targets are coded."""
+    precision: str = "nmse:1e-2"
+    """float16, int8, or nmse:X: hidden states and attention in as few bits as keep all but a share X of the variance.
+    """
     views: int = 1
     """Masked views of each row; training cycles through them by epoch."""
     mlm_probability: float = 0.15
@@ -86,6 +87,7 @@ class BuildSettings:
             )
         if self.seed < 0:
             raise SettingsError(f"--seed {self.seed!r} is negative: give a whole number from 0")
+        parse_precision(self.precision)
         self.target_names()
 
     def target_names(self) -> tuple[str, ...] | None:

@@ -12,7 +12,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from teacher_cache.contract import AttentionSpec, HiddenSpec, LogitsSpec, Manifest, RelationMode, TargetSpecs
+from teacher_cache.contract import (
+    FIXED_PRECISIONS,
+    AttentionSpec,
+    HiddenSpec,
+    LogitsSpec,
+    Manifest,
+    RelationMode,
+    TargetSpecs,
+    parse_precision,
+)
 from teacher_cache.corpus import Rows, tokenizer_fingerprint
 from teacher_cache.errors import SettingsError, TeacherError
 from teacher_cache.layers import default_attention_layer, parse_layers
@@ -32,7 +41,7 @@ def plan_targets(
         TeacherError: the teacher cannot give a target that was asked for.
         SettingsError: a layer does not exist, or more ids are to be kept than the vocabulary has.
     """
-    names = settings.target_names()
+    names, codec = settings.target_names(), parse_precision(settings.precision)
     if names is None:
         names = TARGETS if teacher.record.has_mlm_head else tuple(name for name in TARGETS if name != "logits")
         if not teacher.record.has_mlm_head:
@@ -41,13 +50,13 @@ def plan_targets(
     hidden: tuple[HiddenSpec, ...] = ()
     if "hidden" in names:
         layers = parse_layers(settings.layers, teacher.record.layers)
-        hidden = tuple(HiddenSpec(layer=n, codec=settings.precision, view=settings.hs_view) for n in layers)
+        hidden = tuple(HiddenSpec(layer=n, codec=codec, view=settings.hs_view) for n in layers)
     attention: tuple[AttentionSpec, ...] = ()
     projections: dict[int, AttentionProjections] = {}
     if "attention" in names:
         layer = _attention_layer(settings, teacher)
         mode, found = _relation_mode(settings, teacher, layer)
-        attention = (AttentionSpec(layer=layer, mode=mode, codec=settings.precision, view=settings.hs_view),)
+        attention = (AttentionSpec(layer=layer, mode=mode, codec=codec, view=settings.hs_view),)
         if found is not None:
             projections[layer] = found
     targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention)
@@ -67,7 +76,9 @@ def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
             "number"
         )
     teacher.probe_head()
-    return LogitsSpec(entries=settings.k, codec=settings.precision)
+    codec = parse_precision(settings.precision)
+    # a share of the variance means nothing for log-probabilities: one byte each
+    return LogitsSpec(entries=settings.k, codec=codec if codec in FIXED_PRECISIONS else "int8")
 
 
 def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import zarr
@@ -46,6 +46,11 @@ from teacher_cache.objects import (
     shard_key,
     write_whole,
 )
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArrayConfigLike
+
+_EVERY_CHUNK: ArrayConfigLike = {"write_empty_chunks": True}
 
 
 class CacheStore:
@@ -100,7 +105,9 @@ class CacheStore:
 
     def _open_array(self, root: zarr.Group, spec: ArraySpec) -> zarr.Array[Any]:
         if (self.path / spec.path / "zarr.json").exists():
-            return cast("zarr.Array[Any]", root[spec.path])
+            # how empty chunks are written is not part of an array's metadata: without this, a resumed build would
+            # leave out chunks of zeros that an uninterrupted one writes
+            return cast("zarr.Array[Any]", root[spec.path]).with_config(_EVERY_CHUNK)
         return root.create_array(
             spec.path,
             shape=(self.manifest.blocks, *spec.block_shape),
@@ -111,7 +118,7 @@ class CacheStore:
             serializer=BytesCodec(endian="little"),
             # zstd's own checksum as well: some readers skip the outer one on partial reads
             compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
-            config={"write_empty_chunks": True},
+            config=_EVERY_CHUNK,
         )
 
     def committed(self) -> set[int]:
@@ -161,10 +168,18 @@ class CacheStore:
                 chunks=value.shape,
                 dtype=value.dtype,
                 compressors=[Crc32cCodec()],
-                config={"write_empty_chunks": True},
+                config=_EVERY_CHUNK,
                 overwrite=True,
             )
             array[...] = value
+            for file in (self.path / path).rglob("*"):
+                flush_to_disk(file)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest in the root attributes, in one rename. This object keeps the old one: open it anew."""
+        metadata = json.loads((self.path / "zarr.json").read_bytes())
+        metadata["attributes"] = manifest.to_json()
+        self.write_object("zarr.json", json.dumps(metadata, indent=2).encode())
 
     def has_constant(self, path: str) -> bool:
         """Whether `write_constant` has finished for this path."""

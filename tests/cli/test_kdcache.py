@@ -21,7 +21,7 @@ def test_build_then_info(arguments: list[str], tmp_path: Path, capsys: pytest.Ca
     assert kdcache.main(["build", *arguments, "--out", out]) == 0
     printed = capsys.readouterr()
     assert "20 rows, complete" in printed.out
-    assert "attention 3: hidden, plain view, int8" in printed.err
+    assert "attention 3: hidden, plain view, nmse:0.01" in printed.err
     assert kdcache.main(["info", out]) == 0
     text = capsys.readouterr().out
     assert "complete" in text

@@ -40,3 +40,11 @@ def small_store(small_settings: Callable[..., BuildSettings], tmp_path_factory: 
     out = tmp_path_factory.mktemp("small") / "cache.zarr"
     build_cache(small_settings(out))
     return out
+
+
+@pytest.fixture(scope="session")
+def nmse_store(small_settings: Callable[..., BuildSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store like `small_store` in the `nmse` codec, with two masked views. Read only."""
+    out = tmp_path_factory.mktemp("nmse") / "cache.zarr"
+    build_cache(small_settings(out, precision="nmse:1e-2", views=2))
+    return out

@@ -19,6 +19,8 @@ from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.build import build_cache
 from teacher_cache.codec import LogProbabilityCodec, make_codec
 from teacher_cache.errors import SettingsError, StoreError, TeacherError
+from teacher_cache.info import describe_store
+from teacher_cache.objects import read_manifest
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS
 from teacher_cache.settings import BuildSettings
@@ -104,6 +106,84 @@ def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_cor
     check_against_live_teacher(settings.teacher, batch, "float16", settings.k)
 
 
+def measured_nmse(settings: BuildSettings) -> dict[str, float]:
+    """The error of every hidden and attention target over all rows of a store, against the teacher as users run it."""
+    model = AutoModelForMaskedLM.from_pretrained(settings.teacher).eval()
+    enable_tap(model)
+    reader = CacheReader.open(settings.out)
+    layer = reader.manifest.targets.attention_layers()[0]
+    request = TargetRequest(hidden_layers=reader.manifest.targets.hidden_layers(), attention_layers=(layer,))
+    (targets,) = reader.read_rows(0, reader.rows, request).values()
+    real_BT = targets.real_BT()
+    with torch.no_grad(), record_attention(model, [layer]) as recorded:
+        live = model.base_model(targets.input_ids_BT, attention_mask=real_BT.long(), output_hidden_states=True)
+    pairs = {f"hidden/{n}": (values, live.hidden_states[n]) for n, values in targets.hidden.items()}
+    sides = (targets.attention[layer], recorded.vectors[layer])
+    pairs["attention"] = tuple(torch.cat([getattr(v, f"{n}_BTD") for n in VECTORS], dim=2) for v in sides)
+    errors = {}
+    for name, (have_BTD, want_BTD) in pairs.items():
+        have_ND, want_ND = have_BTD[real_BT].double(), want_BTD[real_BT].double()
+        errors[name] = float((have_ND - want_ND).square().sum() / (want_ND - want_ND.mean(0)).square().sum())
+    return errors
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": "attention"},
+        {"relations": "qkv"},
+        {"rows": "document"},
+        {"hs_view": "masked", "targets": "hidden,attention"},
+    ],
+    ids=["packed", "attention in its own metric", "qkv", "documents", "masked"],
+)
+def test_nmse_is_the_declared_one(small_settings: Settings, tmp_path: Path, changes: dict[str, object]) -> None:
+    """A tiny sample of tiny vectors: the error of all rows is the declared one but for what a sample varies."""
+    target = 1e-2
+    settings = small_settings(tmp_path / "cache.zarr", max_rows=150, precision=f"nmse:{target}", **changes)
+    build_cache(settings)
+    errors = measured_nmse(settings)
+    attention_error = errors.pop("attention")
+    assert all(error == pytest.approx(target, rel=0.15) for error in errors.values())
+    records = CacheReader.open(settings.out).manifest.calibration
+    assert all(record.nmse == pytest.approx(target, rel=0.15) for record in records.values())
+    alone = changes.get("targets") == "attention"
+    assert ("attention/3/projected" in records) == alone
+    if alone or "relations" in changes:
+        # where attention shares a hidden state, the error is declared on that
+        assert attention_error == pytest.approx(target, rel=0.15)
+
+
+def test_nmse_holds_on_the_real_teacher(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:
+    import gzip
+
+    target = 1e-2
+
+    corpus = tmp_path / "some.txt"
+    with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
+        corpus.write_text("".join(line for line, _ in zip(text, range(60), strict=False)), encoding="utf-8")
+    settings = BuildSettings(
+        teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=64, max_rows=96,
+        targets="hidden,attention", layers="2", attention_layer=5, precision=f"nmse:{target}",
+    )  # fmt: skip
+    build_cache(settings)
+    errors = measured_nmse(settings)
+    assert errors["hidden/2"] == pytest.approx(target, rel=0.1)
+    assert errors["attention"] == pytest.approx(target, rel=0.1)
+    bits = describe_store(settings.out).bits_per_value()
+    assert 0 < bits["attention/5/projected"] < bits["hidden/2"] < 3.4
+
+
+def test_log_probabilities_take_a_byte_where_vectors_take_a_share_of_their_variance(
+    small_settings: Settings, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", targets="logits")
+    build_cache(settings)
+    batch = CacheReader.open(settings.out).read_rows(0, 20, TargetRequest(logits=True))
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.k)
+
+
 def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "cache.zarr", hs_view="masked", views=2)
     build_cache(settings)
@@ -186,14 +266,14 @@ def all_but_provenance(store: Path) -> dict[str, bytes]:
     return {key: file.read_bytes() for key, file in files.items() if key not in ("zarr.json", "seal.json")}
 
 
-def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, small_store: Path, tmp_path: Path) -> None:
-    """SIGKILL in front of file operations of all phases: creation, teacher, constants, shards, commits, seal.
+def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, nmse_store: Path, tmp_path: Path) -> None:
+    """SIGKILL in front of file operations of all phases: creation, teacher, calibration, shards, commits, seal.
 
     KDCACHE_FAULTS sets how many of them; each is followed by a run of the same command.
     """
-    settings = small_settings(tmp_path / "cache.zarr")
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2)
     out = Path(settings.out)
-    want = all_but_provenance(small_store)
+    want = all_but_provenance(nmse_store)
     operations = int(run_build(settings, kill_before=0).stdout)
     shutil.rmtree(out)
     faults = int(os.environ.get("KDCACHE_FAULTS", "3"))
@@ -206,6 +286,7 @@ def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, sma
                 CacheReader.open(out)
         build_cache(settings)
         assert all_but_provenance(out) == want, f"killed before file operation {kill_before} of {operations}"
+        assert read_manifest(out).calibration == read_manifest(nmse_store).calibration
         assert not list(out.rglob("*.partial"))
         CacheReader.open(out).teacher_folder()
         shutil.rmtree(out)
@@ -234,8 +315,8 @@ print(seen)
 def run_build(settings: BuildSettings, kill_before: int) -> subprocess.CompletedProcess[str]:
     """Build in a process of its own that is killed in front of a file operation (0: none); it prints their number."""
     command = [sys.executable, "-c", BUILDER, repr(settings), str(kill_before)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    # with as many threads as here: sums in another order would differ in their last bits
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def test_a_damaged_shard_that_no_commit_counts_does_not_stop_a_build(

@@ -35,8 +35,10 @@ def test_commits_and_seal_cover_every_file(small_store: Path) -> None:
     assert len(seal["commits"]) == seal["blocks"] == 3
 
 
-def test_manifest_survives_json(small_store: Path) -> None:
-    manifest = read_manifest(small_store)
+@pytest.mark.parametrize("store", ["small_store", "nmse_store"])
+def test_manifest_survives_json(store: str, request: pytest.FixtureRequest) -> None:
+    manifest = read_manifest(request.getfixturevalue(store))
+    assert bool(manifest.calibration) == (store == "nmse_store")
     again = type(manifest).from_json(json.loads(json.dumps(manifest.to_json())))
     assert again == manifest
     assert manifest.differences(again) == []
@@ -64,6 +66,21 @@ def test_info_counts_the_bytes_on_disk(small_store: Path) -> None:
     seal = json.loads((small_store / "seal.json").read_text())
     assert info.bytes_per_array == seal["bytes_per_array"]
     assert info.committed_rows == 40
+
+
+def test_info_gives_bits_per_value_of_each_stream(small_store: Path, nmse_store: Path) -> None:
+    info = describe_store(nmse_store)
+    bits = info.bits_per_value()
+    assert bits.keys() == info.manifest.calibration.keys() == {"hidden/2", "hidden/4"}
+    on_disk = sum(
+        file.stat().st_size
+        for part in ("codes", "escapes")
+        for file in (nmse_store / "hidden/2" / part).rglob("c/**/*")
+        if file.is_file()
+    )
+    assert bits["hidden/2"] == pytest.approx(8 * on_disk / (40 * 24 * 32))
+    assert bits["hidden/2"] < describe_store(small_store).bits_per_value()["hidden/2"]
+    assert info.to_json()["bits_per_value"] == bits
 
 
 FILLER = """
