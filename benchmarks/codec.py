@@ -114,7 +114,7 @@ def measure(
     seconds = dict.fromkeys(("calibrate", "replay", "encode", "write", "load", "unpack", "decode"), 0.0)
     clock = Clock(seconds)
     teacher: Any = recorded
-    store, quantisers = ensure_calibrated(store, teacher, rows, 16, {})
+    store, quantisers = ensure_calibrated(store, teacher, rows, 16, {}, lambda _text: None)
     clock.lap("calibrate")
     for block in range(store.manifest.blocks):
         part = rows.read(*store.manifest.block_range(block))

@@ -10,7 +10,7 @@ stream in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -38,8 +38,11 @@ def ensure_calibrated(
     rows: Rows,
     batch_rows: int,
     projections: Mapping[int, AttentionProjections],
+    note: Callable[[str], None],
 ) -> tuple[CacheStore, dict[str, Quantiser]]:
     """The store with a calibrated manifest, and the coding direction of each `nmse` stream by path.
+
+    `note` is told what is going on.
 
     Raises:
         TeacherError: the teacher gives values that are not finite.
@@ -47,6 +50,8 @@ def ensure_calibrated(
     streams = [stream for stream in vector_streams(store.manifest) if nmse_target(stream.codec) is not None]
     if any(stream.calibration is None for stream in streams):
         records = {}
+        used = sum(share_rows(store.manifest.rows, store.manifest.seq_len, store.manifest.teacher.hidden_size))
+        note(f"calibrating {len(streams)} streams on the first {min(used, store.manifest.rows)} rows")
         samples = _collect(store.manifest, teacher, streams, rows, batch_rows)
         for stream in streams:
             target = nmse_target(stream.codec)
@@ -54,6 +59,7 @@ def ensure_calibrated(
             transform, records[stream.path] = calibrate(
                 samples.pop(stream.path), target, _projections(stream, projections)
             )
+            note(f"  {stream.path}: NMSE {records[stream.path].nmse:.3g} on rows held out")
             store.write_constant(f"{stream.path}/basis", as_array(transform.basis_DK))
             store.write_constant(f"{stream.path}/mean", as_array(transform.mean_D))
             store.write_constant(f"{stream.path}/step", np.array(transform.step))

@@ -91,6 +91,7 @@ class AttentionSpec:
 
     Mode `hidden` keeps the hidden state `layer - 1` that the layer projects (shared with the hidden-state target of
     that layer where both are asked for in the same view) and the projections once; mode `qkv` keeps the three vectors.
+    In an `nmse` codec a hidden state that is not shared is coded in the metric of the projected vectors.
     """
 
     layer: int

@@ -151,34 +151,40 @@ def calibrate(
     mean_D = weight_DH @ mean_H + bias_D
     unit = Quantiser(Transform(basis_DK=basis_DK, mean_D=mean_D, step=1.0), projections)
     tune_NK, check_NK = (_coordinates(unit, torch.cat(part)) for part in (sample.tune, sample.check))
-    step = find_step(tune_NK, target)
+    # the variance of every token at hand: it varies more from row to row than the error of rounding does
+    trace = float((weight_DH @ covariance_HH * weight_DH).sum())
+    others = float(tune_NK.square().sum() + check_NK.square().sum())
+    variance = (sample.count * trace + others) / (sample.count + len(tune_NK) + len(check_NK))
+    step = find_step(tune_NK, target * variance)
     codes_NK = torch.cat([tune_NK, check_NK]).div(step).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
     order, components = choose_packings(codes_NK.to(torch.int16).numpy(), GROUP)
     transform = Transform(basis_DK=basis_DK[:, order].float().contiguous(), mean_D=mean_D.float(), step=step)
-    return transform, TransformRecord(step=step, nmse=measure_nmse(check_NK, step), components=components)
+    nmse = rounding_error(check_NK, step) / variance if variance > 0 else 0.0
+    return transform, TransformRecord(step=step, nmse=nmse, components=components)
 
 
 def _coordinates(unit: Quantiser, values_NH: torch.Tensor) -> torch.Tensor:
     return torch.addmm(unit.offset_K1.T.cpu(), values_NH, unit.weight_KH.T.cpu())
 
 
-def measure_nmse(coordinates_NK: torch.Tensor, step: float) -> float:
-    """E||x - x'||^2 / E||x - mean||^2 of rounding rotated coordinates to multiples of `step`."""
+def rounding_error(coordinates_NK: torch.Tensor, step: float) -> float:
+    """E||z - z'||^2 of rounding rotated coordinates to multiples of `step`."""
     error_NK = coordinates_NK - (coordinates_NK / step).round_() * step
-    spread_NK = coordinates_NK - coordinates_NK.mean(dim=0)
-    total = float(spread_NK.square().sum())
-    return float(error_NK.square().sum()) / total if total > 0 else 0.0
+    return float(error_NK.square().sum(dim=1).mean())
 
 
-def find_step(coordinates_NK: torch.Tensor, target: float) -> float:
-    """The step at which rounding costs `target` of the variance, by bisection of its logarithm."""
-    spread = float((coordinates_NK - coordinates_NK.mean(dim=0)).square().mean().sqrt())
-    if not spread > 0:
+def find_step(coordinates_NK: torch.Tensor, error: float) -> float:
+    """The step at which rounding has this error, by bisection of its logarithm; any step if there is nothing to code.
+
+    Rounding costs at most step^2 / 4 a component, so the step is at least twice the root of the error of one.
+    """
+    if not error > 0:
         return 1.0
-    low, high = spread * target**0.5, spread * 1e3
+    low = 2 * (error / coordinates_NK.shape[1]) ** 0.5
+    high = max(4 * low, 4 * float(coordinates_NK.abs().amax()))
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if measure_nmse(coordinates_NK, middle) < target else (low, middle)
+        low, high = (middle, high) if rounding_error(coordinates_NK, middle) < error else (low, middle)
         if high / low < 1 + 1e-4:
             break
     return float((low * high) ** 0.5)

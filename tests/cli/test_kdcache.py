@@ -22,10 +22,12 @@ def test_build_then_info(arguments: list[str], tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr()
     assert "20 rows, complete" in printed.out
     assert "attention 3: hidden, plain view, nmse:0.01" in printed.err
+    assert "calibrating 3 streams on the first 20 rows" in printed.err
     assert kdcache.main(["info", out]) == 0
     text = capsys.readouterr().out
     assert "complete" in text
     assert "hidden/4/codes" in text
+    assert "bits/value" in text
     assert kdcache.main(["info", out, "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["sealed"] is True
@@ -44,6 +46,7 @@ def test_build_then_info(arguments: list[str], tmp_path: Path, capsys: pytest.Ca
         (["--layers", "2,77"], ["layer 77"]),
         (["--targets", "logits,smell"], ["'smell'", "logits, hidden, attention"]),
         (["--mlm-probability", "1.5"], ["1.5", "between 0 and 1"]),
+        (["--precision", "nmse:2"], ["--precision 'nmse:2'", "nmse:X", "from 1e-06 to 0.5"]),
         (["--relations", "qkv", "--attention-layer", "9"], ["--attention-layer 9"]),
     ],
 )

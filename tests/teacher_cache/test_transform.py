@@ -15,8 +15,8 @@ from teacher_cache.transform import (
     calibrate,
     find_step,
     fold_projections,
-    measure_nmse,
     projections_of_projected,
+    rounding_error,
 )
 
 WIDTH = 24
@@ -108,7 +108,8 @@ def test_folded_projections_equal_projecting_after_the_inverse_rotation() -> Non
 def test_the_step_costs_what_it_should() -> None:
     coordinates = correlated(4000, 1)
     for target in (1e-4, 1e-2, 0.3):
-        assert measure_nmse(coordinates, find_step(coordinates, target)) == pytest.approx(target, rel=0.02)
+        error = target * float((coordinates - coordinates.mean(0)).square().sum(1).mean())
+        assert rounding_error(coordinates, find_step(coordinates, error)) == pytest.approx(error, rel=0.02)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e12])
