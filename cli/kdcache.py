@@ -148,8 +148,7 @@ def _print_info(info: StoreInfo) -> None:
             "corpus",
             (
                 f"{' '.join(manifest.corpus.specs)}: {manifest.corpus.documents} documents, {manifest.corpus.tokens} "
-                "tokens, "
-                f"{manifest.corpus.rows} rows"
+                f"tokens, {manifest.corpus.rows} rows"
             ),
         ),
         ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}, seed {manifest.seed}"),

@@ -67,9 +67,8 @@ class RowFrame:
         if not starts:
             raise TeacherError(
                 f"the tokenizer {tokenizer.name_or_path!r} reads {PROBE!r} as {plain} alone and as {whole} in a row: "
-                "where "
-                "text stands between special tokens cannot be told, so rows cannot be made; use the teacher's own "
-                "tokenizer"
+                "where text stands between special tokens cannot be told, so rows cannot be made; use the teacher's "
+                "own tokenizer"
             )
         start = starts[0]
         separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id

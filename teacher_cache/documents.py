@@ -146,13 +146,13 @@ def _refuse_file(path: Path, error: Exception) -> NoReturn:
         _refuse_binary(path, _first_undecodable(path), "bytes that are not UTF-8")
     if isinstance(error, PermissionError):
         raise CorpusError(
-            f"the corpus file {str(path)!r} may not be read by this user: permission denied; change its permissions "
-            "or copy it"
+            f"the corpus file {str(path)!r} may not be read by this user: permission denied; change its permissions or "
+            "copy it"
         ) from error
     raise CorpusError(
         f"the corpus file {str(path)!r} cannot be read ({_first_line(error)}): it is damaged, or its suffix does not "
-        f"say what it is; files are read by suffix ({', '.join(READERS)}, each but the last also .gz), others as "
-        "plain text"
+        f"say what it is; files are read by suffix ({', '.join(READERS)}, each but the last also .gz), others as plain "
+        "text"
     ) from error
 
 

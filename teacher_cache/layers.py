@@ -94,8 +94,7 @@ def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
     if beyond:
         raise SettingsError(
             f"--layers {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers} (0 is the "
-            "embedding "
-            "output): there is nothing to keep; name layers that exist"
+            "embedding output): there is nothing to keep; name layers that exist"
         )
     return tuple(sorted(named))
 

@@ -186,14 +186,12 @@ def clear_errors(path: Path) -> Iterator[None]:
         if number in NO_SPACE:
             raise SpaceError(
                 f"no space left while writing {str(path)!r} ({os.strerror(number)}): committed blocks are safe and "
-                "whole; "
-                "free some space and run the same command again, it continues there"
+                "whole; free some space and run the same command again, it continues there"
             ) from error
         if number in _NOT_WRITABLE:
             raise StoreError(
                 f"cannot write {str(path)!r} ({os.strerror(number)}): the store needs a folder that may be written; "
-                "choose "
-                "another --out or mend its permissions"
+                "choose another --out or mend its permissions"
             ) from error
         raise
 

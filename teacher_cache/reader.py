@@ -66,8 +66,7 @@ class CacheReader:
             done = len(list((folder / "commits").glob("*.json")))
             raise StoreError(
                 f"{str(path)!r} is unfinished ({done} of {manifest.blocks} blocks): what is missing would be read as "
-                "zeros; "
-                "run the same `kdcache build` command again, it continues where it stopped"
+                "zeros; run the same `kdcache build` command again, it continues where it stopped"
             )
         reader = cls(folder, manifest, seal)
         reader._check_objects(lambda key: not key.startswith("teacher/"))
@@ -315,8 +314,7 @@ class CacheReader:
         if key.startswith("commits/") or "/c/" in key:
             mend = (
                 "restore it from a copy, or delete it and run the same `kdcache build` again, which computes the rows "
-                "of "
-                "this block anew"
+                "of this block anew"
             )
         return StoreError(
             f"{self.path!r} is damaged: {key!r} {what}. Its numbers would be wrong targets, so nothing was read; {mend}"

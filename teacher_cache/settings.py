@@ -102,8 +102,8 @@ class BuildSettings:
         unknown = [name for name in names if name not in TARGETS]
         if unknown or not names:
             raise SettingsError(
-                f"--targets {self.targets!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be "
-                "kept; choose "
+                f"--targets {self.targets!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be kept; "
+                "choose "
                 "among " + ", ".join(TARGETS)
             )
         return names

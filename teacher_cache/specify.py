@@ -88,8 +88,7 @@ def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
     if not 1 <= layer <= teacher.record.layers:
         raise SettingsError(
             f"--attention-layer {layer} does not exist: the teacher has layers 1 to {teacher.record.layers}; the last "
-            "but one "
-            f"({default_attention_layer(teacher.record.layers)}) is the default"
+            f"but one ({default_attention_layer(teacher.record.layers)}) is the default"
         )
     return layer
 
@@ -106,9 +105,8 @@ def _relation_mode(
     if settings.relations == "hidden":
         raise TeacherError(
             f"family {teacher.record.model_type!r} does not compute attention layer {layer} from hidden state "
-            f"{layer - 1} "
-            "alone (a norm or rotary positions stand between): its queries and keys could not be recomputed; use "
-            "--relations qkv"
+            f"{layer - 1} alone (a norm or rotary positions stand between): its queries and keys could not be "
+            "recomputed; use --relations qkv"
         )
     return "qkv", None
 
@@ -152,8 +150,7 @@ def resolve_seq_len(settings: BuildSettings, teacher: Teacher) -> int:
     if settings.seq_len > limit:
         raise SettingsError(
             f"--seq-len {settings.seq_len} is beyond the {limit} positions of teacher {settings.teacher!r}: it has no "
-            "embeddings "
-            f"for the rest; give at most {limit}"
+            f"embeddings for the rest; give at most {limit}"
         )
     return settings.seq_len
 

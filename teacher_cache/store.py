@@ -221,8 +221,7 @@ class CacheStore:
         if missing:
             raise StoreError(
                 f"{self.path} lacks {len(missing)} of {self.manifest.blocks} blocks (first: {missing[0]}): an "
-                "unfinished "
-                "store must not pass for whole; run the same `kdcache build` again"
+                "unfinished store must not pass for whole; run the same `kdcache build` again"
             )
         with clear_errors(self.path):
             for key in self._object_keys():
@@ -271,9 +270,8 @@ def _other_settings(path: Path, differences: list[tuple[str, Any, Any]], *, seal
     )
     state = "a finished" if sealed else "an unfinished"
     return StoreError(
-        f"{str(path)!r} is {state} store with other settings:{lines}\nMixing them would train on wrong targets; "
-        "repeat the "
-        "settings of the store, or choose another --out"
+        f"{str(path)!r} is {state} store with other settings:{lines}\nMixing them would train on wrong targets; repeat "
+        "the settings of the store, or choose another --out"
     )
 
 

@@ -109,8 +109,7 @@ def _untappable(model: PreTrainedModel, why: str) -> TeacherError:
     return TeacherError(
         f"attention of family {family!r} cannot be recorded ({why}): its queries, keys and values are out of reach for "
         "attention transfer; use --targets logits,hidden or a family on the Transformers attention interface such as "
-        "BERT, "
-        "RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
+        "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
     )
 
 
@@ -129,8 +128,7 @@ class MaskedLMHead:
         if prefix not in model._modules:
             raise TeacherError(
                 f"{type(model).__name__} has no masked-LM head over its encoder: logits cannot be computed; load it "
-                "with "
-                "AutoModelForMaskedLM or leave logits out"
+                "with AutoModelForMaskedLM or leave logits out"
             )
         head = copy.copy(model)
         # copied so that the encoder is replaced in this shallow copy alone; every other module stays the model's own

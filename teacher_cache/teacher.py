@@ -166,8 +166,7 @@ class Teacher:
             raise TeacherError(
                 f"the {name} vectors of family {self.record.model_type!r} are {width} wide, its hidden states "
                 f"{self.record.hidden_size} (shared key heads, or a bottleneck): such attention cannot be cached yet; "
-                "use "
-                "--targets logits,hidden"
+                "use --targets logits,hidden"
             )
 
     @torch.inference_mode()
@@ -183,8 +182,7 @@ class Teacher:
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise TeacherError(
                 f"the masked-LM head of family {self.record.model_type!r} cannot be run on hidden states alone "
-                f"({error}): "
-                "its logits are out of reach; use --targets hidden,attention"
+                f"({error}): its logits are out of reach; use --targets hidden,attention"
             ) from error
         if shape != (1, self.record.vocab_size):
             raise TeacherError(
@@ -279,8 +277,8 @@ def _check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> Non
     if ids <= set(tokenizer.all_special_ids):
         raise TeacherError(
             f"teacher {name!r} comes without a usable tokenizer (it knows {len(ids)} special tokens and no others): "
-            "every "
-            "word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) to it"
+            "every word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) "
+            "to it"
         )
     if max(ids) >= config.vocab_size:
         raise TeacherError(
