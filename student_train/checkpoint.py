@@ -4,7 +4,8 @@
 keep: random generators, position in the data, best validation. `complete.json` beside them lists every file with its
 size and SHA-256 and is renamed into place after all of them have reached the disk; DeepSpeed's own `latest` file is
 written in place and is not used. A folder whose marker is missing or does not match is never loaded. The newest `KEPT`
-checkpoints stay. Cost: the files are read once more to hash them.
+checkpoints stay, and none from beyond the step that a run goes on from. Cost: the files are read once more to hash
+them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from student_train.disk import clear_write_errors
 from teacher_cache.errors import TrainingError
 
 FOLDER_NAME = "checkpoints"
@@ -50,14 +52,18 @@ def save_checkpoint(engine: Any, out: Path, *, step: int, identity: Mapping[str,
 
     `identity` is what a run must share to go on from it and is kept in the marker as JSON; `state` is anything that
     torch.save takes and comes back from `load_checkpoint`.
+
+    Raises:
+        SpaceError, TrainingError: it cannot be written.
     """
     path = checkpoint_path(out, step)
-    if path.exists():  # half-written by a run that was killed
-        shutil.rmtree(path)
     client_state = {"kdtrain": {**state, "random": random_state()}}
-    engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
-    seal_checkpoint(path, step=step, identity=identity)
-    _drop_old(out)
+    with clear_write_errors(path):
+        if path.exists():  # half-written by a run that was killed
+            _delete(path)
+        engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
+        seal_checkpoint(path, step=step, identity=identity)
+        _drop_old(out, path)
     return path
 
 
@@ -90,7 +96,7 @@ def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any]) -> No
     files = {str(file.relative_to(path)): _measure(file) for file in _files(path)}
     temporary = path / f"{MARKER_NAME}.tmp"
     with temporary.open("w", encoding="utf-8") as stream:
-        json.dump({"step": step, "identity": identity, "files": files}, stream)
+        json.dump({"step": step, "identity": identity, "files": files}, stream, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path / MARKER_NAME)
@@ -123,7 +129,7 @@ def check_checkpoint(path: Path) -> Marker:
 
 def newest_checkpoint(out: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    for path in sorted((out / FOLDER_NAME).glob("step-*"), reverse=True):
+    for path in reversed(_step_folders(out)):
         try:
             check_checkpoint(path)
         except TrainingError:
@@ -133,10 +139,11 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 
 def random_state() -> RandomState:
-    """The state of every random generator that training may draw from."""
+    """The state of every random generator that training may draw from, that of the current CUDA device among them."""
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # of the device that trains: other devices, and how many there are, are not the run's
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "numpy": np.random.get_state(),  # noqa: NPY002 - the global generator is what a library might draw from
         "python": random.getstate(),
     }
@@ -145,18 +152,42 @@ def random_state() -> RandomState:
 def set_random_state(state: RandomState) -> None:
     """Go back to what `random_state` returned."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
 
 
-def _drop_old(out: Path) -> None:
-    complete = [path for path in sorted((out / FOLDER_NAME).glob("step-*")) if (path / MARKER_NAME).exists()]
-    for path in complete[:-KEPT]:
-        # the marker first: a deletion that is interrupted must not leave something that looks whole
-        (path / MARKER_NAME).unlink()
-        shutil.rmtree(path)
+def drop_beyond(out: Path, step: int) -> None:
+    """Delete the checkpoints of `out` from beyond `step`, which a run that goes on from there would never have written.
+
+    Half-written ones go too. With step 0 none is left.
+
+    Raises:
+        TrainingError: they cannot be deleted.
+    """
+    with clear_write_errors(out / FOLDER_NAME):
+        for path in _step_folders(out):
+            if int(path.name.removeprefix("step-")) > step or not (path / MARKER_NAME).exists():
+                _delete(path)
+
+
+def _step_folders(out: Path) -> list[Path]:
+    found = (out / FOLDER_NAME).glob("step-*")
+    return sorted(path for path in found if path.name.removeprefix("step-").isdecimal() and path.is_dir())
+
+
+def _drop_old(out: Path, written: Path) -> None:
+    """Keep the checkpoint just written and the newest others."""
+    others = [path for path in _step_folders(out) if (path / MARKER_NAME).exists() and path != written]
+    for path in others[: len(others) - (KEPT - 1)]:
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    # the marker first: a deletion that is interrupted must not leave something that looks whole
+    (path / MARKER_NAME).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel
 
+from student_train.disk import clear_write_errors
 from student_train.pretrained import encoder_of, load_model, quiet_transformers
 from teacher_cache.errors import StudentError
 
@@ -35,27 +36,37 @@ def export_student(
 
     Raises:
         StudentError: what was written does not load without missing or unexpected weights.
+        SpaceError, TrainingError: it cannot be written.
     """
     unfinished = out / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    _write(model, unfinished, teacher_folder, seq_len)
-    (unfinished / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    _check_reload(model, unfinished)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
+    tokenizer.model_max_length = seq_len
+    try:
+        with clear_write_errors(out):
+            _write(model, unfinished, tokenizer, provenance)
+        _check_reload(model, unfinished)
+        with clear_write_errors(out):
+            _move(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move(unfinished: Path, out: Path) -> None:
     (out / PROVENANCE).unlink(missing_ok=True)
     # False sorts before True: everything else first, the record last
     for file in sorted(unfinished.iterdir(), key=lambda file: file.name == PROVENANCE):
         file.replace(out / file.name)
-    unfinished.rmdir()
 
 
-def _write(model: PreTrainedModel, folder: Path, teacher_folder: Path, seq_len: int) -> None:
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Any, provenance: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True)
     with quiet_transformers():
         # one file at any size: an earlier export's shards could not be told from this one's
         model.save_pretrained(folder, max_shard_size="1TB")
-        tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
-        tokenizer.model_max_length = seq_len
         tokenizer.save_pretrained(folder)
+    text = json.dumps(provenance, indent=2, allow_nan=False) + "\n"
+    (folder / PROVENANCE).write_text(text, encoding="utf-8")
     # safetensors lets only its owner read a file; a student is as readable as the rest of its directory
     (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 

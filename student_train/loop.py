@@ -40,7 +40,7 @@ class Progression:
     step: int = 0
     position: int = 0
     tokens: int = 0
-    best_valid_loss: float = math.inf
+    best_valid_loss: float | None = None
     best_step: int = 0
     valid: dict[str, float] = field(default_factory=dict)
 
@@ -135,16 +135,16 @@ class Trainer:
         """Write the record of the last step that has none yet.
 
         Raises:
-            TrainingError: its loss is NaN or infinite.
+            TrainingError: its loss, or the norm of its gradient where that is known, is NaN or infinite.
         """
         outcome, self._pending = self._pending, None
         if outcome is None:
             return
         losses = {name: value.item() for name, value in outcome.losses.items()}
         loss = self.weighted(losses)
-        if not math.isfinite(loss):
-            raise _not_finite(outcome, losses)
-        norm = outcome.gradient_norm
+        norm = None if outcome.gradient_norm is None else float(outcome.gradient_norm)
+        if not math.isfinite(loss) or not math.isfinite(norm or 0.0):
+            raise _step_not_finite(outcome, losses, norm)
         self.log.write(
             {
                 "step": outcome.step,
@@ -152,7 +152,7 @@ class Trainer:
                 **losses,
                 "lr": outcome.learning_rate,
                 "tokens": outcome.tokens_seen,
-                "grad_norm": None if norm is None else float(norm),
+                "grad_norm": norm,
                 "seconds": outcome.seconds,
                 "wait": outcome.wait,
             }
@@ -160,7 +160,11 @@ class Trainer:
         self.progress.step(outcome.step, loss=loss, tokens=outcome.tokens)
 
     def validate(self) -> None:
-        """Losses on the held-out rows, recorded under `valid_…`."""
+        """Losses on the held-out rows, recorded under `valid_…`.
+
+        Raises:
+            TrainingError: one of them is NaN or infinite, and so are weights of the student.
+        """
         self.write_pending()
         sums: dict[str, list[LossSum]] = {}
         self.engine.eval()
@@ -171,8 +175,10 @@ class Trainer:
         self.engine.train()
         losses = {name: _mean(parts) for name, parts in sums.items()}
         loss, state = self.weighted(losses), self.state
+        if not math.isfinite(loss):
+            raise _validation_not_finite(state.step, losses)
         state.valid = {"valid_loss": loss, **{f"valid_{name}": value for name, value in losses.items()}}
-        if loss < state.best_valid_loss:
+        if state.best_valid_loss is None or loss < state.best_valid_loss:
             state.best_valid_loss, state.best_step = loss, state.step
         self.log.write({"step": state.step, **state.valid})
         parts_text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
@@ -197,13 +203,27 @@ def _mean(parts: list[LossSum]) -> float:
     return float(total / count.clamp(min=1))
 
 
-def _not_finite(outcome: StepOutcome, losses: Mapping[str, float]) -> TrainingError:
-    parts = ", ".join(f"{name} {value!r}" for name, value in losses.items())
+def _step_not_finite(outcome: StepOutcome, losses: Mapping[str, float], norm: float | None) -> TrainingError:
+    what = "gradient" if all(map(math.isfinite, losses.values())) else "loss"
     return TrainingError(
-        f"the loss of step {outcome.step} is not a finite number ({parts}) on the rows with ids {outcome.row_ids}: "
-        "every weight would become NaN with it, so training stopped; start anew with a lower --lr or a longer "
-        "--warmup, and if it happens on the same rows again look at them in the cache"
+        f"the {what} of step {outcome.step} is not a finite number ({_in_words(losses)}, gradient norm {norm!r}) on "
+        f"the rows with ids {outcome.row_ids}: every weight would become NaN with it, so training stopped; start anew "
+        "with a lower --lr or a longer --warmup, and if it happens on the same rows again look at them in the cache"
     )
+
+
+def _validation_not_finite(step: int, losses: Mapping[str, float]) -> TrainingError:
+    advice = "start anew with a lower --lr or a longer --warmup"
+    if step == 0:
+        advice = "nothing is trained yet, so look at the weights that --student or --init names, and at the cache"
+    return TrainingError(
+        f"the validation loss after step {step} is not a finite number ({_in_words(losses)}): the student's weights "
+        f"are of no use any more, so they were neither saved nor exported; {advice}"
+    )
+
+
+def _in_words(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in losses.items())
 
 
 @contextmanager

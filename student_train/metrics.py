@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from student_train.disk import clear_write_errors
+
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 _PLAIN_LINE_SECONDS = 10.0
@@ -27,23 +29,30 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_NAME
-        truncate_records(path, -1 if last_step is None else last_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board: Any = SummaryWriter(out / TENSORBOARD_NAME, purge_step=0 if last_step is None else last_step + 1)
+        self._out = out
+        with clear_write_errors(out):
+            truncate_records(path, -1 if last_step is None else last_step)
+            self._file = path.open("a", encoding="utf-8")
+            purge_step = 0 if last_step is None else last_step + 1
+            self._board: Any = SummaryWriter(out / TENSORBOARD_NAME, purge_step=purge_step)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write one record; every number but the step becomes a TensorBoard curve."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name != "step" and value is not None:
-                group = "valid" if name.startswith("valid_") else "train"
-                self._board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, record["step"])
+        """Write one record of finite numbers; each of them but the step becomes a TensorBoard curve."""
+        with clear_write_errors(self._out):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in record.items():
+                if name != "step" and value is not None:
+                    group = "valid" if name.startswith("valid_") else "train"
+                    self._board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, record["step"])
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        with clear_write_errors(self._out):
+            try:
+                self._file.close()
+            finally:
+                self._board.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +69,7 @@ def truncate_records(path: Path, last_step: int) -> None:
         return
     kept = [record for record in read_records(path) if record["step"] <= last_step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept), encoding="utf-8")
     temporary.replace(path)
 
 

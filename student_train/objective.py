@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedConfig
 
-from student_train.layer_map import parse_mapping
+from student_train.layer_map import LayerPairs, parse_mapping
 from student_train.losses import LossSum
 from student_train.methods import (
     AttentionTransfer,
@@ -113,32 +113,35 @@ def make_objective(
         SettingsError: heads, layers or a vocabulary that do not fit.
         TargetsError: the cache lacks what the methods read.
     """
+    manifest = source.manifest
+    layer = _choose_attention_layer(manifest, attention_layer)
+    pairs = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else ()
+    # of all methods at once: whoever has to build another store should learn everything that it must hold
+    source.require(
+        TargetRequest(
+            hidden_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
+            attention_layers=(layer,) if "mha" in weights else (),
+            logits="od" in weights,
+        )
+    )
     methods: dict[str, Method] = {}
     for name in weights:
         if name == "mha":
-            methods[name] = _attention_transfer(source, student, attention_layer, relation_heads, relation_weights)
+            methods[name] = _attention_transfer(manifest, student, layer, relation_heads, relation_weights)
         elif name == "hs":
-            methods[name] = _hidden_transfer(source, student, mapping)
+            methods[name] = _hidden_transfer(source, mapping, pairs)
         elif name == "od":
-            methods[name] = _distribution_transfer(source, student)
+            methods[name] = _distribution_transfer(manifest, student)
         else:
             raise ValueError(f"unknown method {name!r}")
-    pairs = [pair for method in methods.values() if isinstance(method, HiddenTransfer) for pair in method.pairs]
-    projections = _make_projections(pairs, student.hidden_size, source.manifest.teacher.hidden_size, seed)
+    projections = _make_projections(pairs, student.hidden_size, manifest.teacher.hidden_size, seed)
     return Objective(methods, weights, projections)
 
 
 def _attention_transfer(
-    source: TargetSource,
-    student: PreTrainedConfig,
-    layer: int | None,
-    heads: int | None,
-    weights: Sequence[float],
+    manifest: Manifest, student: PreTrainedConfig, layer: int, heads: int | None, weights: Sequence[float]
 ) -> AttentionTransfer:
-    manifest, width = source.manifest, student.hidden_size
-    if layer is None:
-        layer = _cached_attention_layer(manifest)
-    source.require(TargetRequest(attention_layers=(layer,)))
+    width = student.hidden_size
     spec = manifest.targets.find_attention(layer)
     assert spec is not None
     if heads is None:
@@ -151,6 +154,18 @@ def _attention_transfer(
         relation_heads=heads,
         weights=tuple(weights),
     )
+
+
+def _choose_attention_layer(manifest: Manifest, asked: int | None) -> int:
+    if asked is None:
+        return _cached_attention_layer(manifest)
+    layers = manifest.teacher.layers
+    if not 1 <= asked <= layers:
+        raise SettingsError(
+            f"--attention-layer {asked!r}: the teacher has layers 1 to {layers}, so no cache of it can hold that one; "
+            "give one of these layers"
+        )
+    return asked
 
 
 def _cached_attention_layer(manifest: Manifest) -> int:
@@ -173,22 +188,17 @@ def _check_relation_heads(heads: int, teacher_width: int, student_width: int) ->
     )
 
 
-def _hidden_transfer(source: TargetSource, student: PreTrainedConfig, mapping: str) -> HiddenTransfer:
-    targets = source.manifest.targets
-    pairs = parse_mapping(mapping, source.manifest.teacher.layers, student.num_hidden_layers)
-    layers = tuple(sorted({teacher_layer for _, teacher_layer in pairs}))
-    source.require(TargetRequest(hidden_layers=layers))
+def _hidden_transfer(source: TargetSource, mapping: str, pairs: LayerPairs) -> HiddenTransfer:
+    layers = sorted({teacher_layer for _, teacher_layer in pairs})
     return HiddenTransfer(
         mapping=mapping,
         pairs=pairs,
-        views={spec.layer: spec.view for spec in targets.hidden if spec.layer in layers},
+        views={spec.layer: spec.view for spec in source.manifest.targets.hidden if spec.layer in layers},
         variance={layer: source.hidden_variance(layer) for layer in layers},
     )
 
 
-def _distribution_transfer(source: TargetSource, student: PreTrainedConfig) -> DistributionTransfer:
-    manifest = source.manifest
-    source.require(TargetRequest(logits=True))
+def _distribution_transfer(manifest: Manifest, student: PreTrainedConfig) -> DistributionTransfer:
     spec = manifest.targets.logits
     assert spec is not None
     if student.vocab_size != manifest.teacher.vocab_size:

@@ -14,11 +14,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from teacher_cache.errors import StudentError
+
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+_UNREADABLE = (OSError, RuntimeError, SafetensorError, *_MALFORMED)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +58,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
     return config
 
@@ -61,7 +76,7 @@ def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
             model, report = loader.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
     missing = frozenset(name for name in report["missing_keys"] if "pooler." not in name)
     encoder = {name for name in missing if not with_mlm_head or name.startswith(model.base_model_prefix + ".")}
@@ -76,6 +91,62 @@ def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The base model inside a model with a head; a base model itself."""
     return cast(PreTrainedModel, model.base_model)
+
+
+def check_family(folder: Path) -> None:
+    """Refuse a model that is no encoder with a masked-LM class.
+
+    Raises:
+        StudentError: it is not, or its configuration cannot be read.
+    """
+    config = load_config(folder)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise StudentError(
+            f"student {str(folder)!r} is of family {config.model_type!r}, which is no encoder with a masked language "
+            "model: no other kind can be compared with what this cache holds; choose a family such as BERT, RoBERTa, "
+            "XLM-R, DistilBERT, ELECTRA or ModernBERT"
+        )
+
+
+def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:
+    """In what the token ids of the model in `folder` mean something else than the teacher's, or None.
+
+    A folder with weights alone says nothing about the meaning of its ids: then their number has to do.
+
+    Raises:
+        StudentError: a configuration or a tokenizer cannot be read.
+    """
+    entries, teacher_entries = (getattr(load_config(each), "vocab_size", None) for each in (folder, teacher_folder))
+    if entries != teacher_entries:
+        return f"{entries} vocabulary entries, the teacher {teacher_entries}"
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    differing = {token for token, _ in _load_vocabulary(folder).items() ^ _load_vocabulary(teacher_folder).items()}
+    return f"other ids for {len(differing)} tokens such as {min(differing)!r}" if differing else None
+
+
+def _load_vocabulary(folder: Path) -> Mapping[str, int]:
+    try:
+        with quiet_transformers():
+            vocabulary: Mapping[str, int] = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+    except Exception as error:
+        # the tokenizers library raises nothing more special
+        raise StudentError(
+            f"the tokenizer in {str(folder)!r} cannot be read ({type(error).__name__}: {error}): whether its token ids "
+            "mean what the teacher's mean cannot be told; restore its files, or delete all of them to go by the number "
+            "of ids alone"
+        ) from error
+    return vocabulary
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """How many positions the model can read, None if nothing limits it."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from the one after the padding id
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    return positions
 
 
 def pooler_option(config: PreTrainedConfig) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """Where an artifact comes from: software versions, the revision of this code, the command line, and when.
 
-Costs a few milliseconds and one call of git where the code lies in a working copy. Imports none of the packages whose
+Costs a few milliseconds and two calls of git where the code lies in a working copy. Imports none of the packages whose
 versions it reports. What was trained on what is for the caller to add.
 """
 
@@ -40,12 +40,19 @@ def software_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit this code runs from, with `-dirty` where files differ from it; None outside a working copy."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit this code runs from, with `-dirty` where files differ from it; None outside its working copy.
+
+    An installed package may lie inside some other project's working copy, whose commits say nothing about this code.
+    """
+    file = Path(__file__)
     try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        _ask_git(file.parent, "ls-files", "--error-unmatch", file.name)
+        return _ask_git(file.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+
+
+def _ask_git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return answer.stdout.strip()

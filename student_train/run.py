@@ -15,7 +15,8 @@ import torch
 
 from student_train.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
 from student_train.distillation_model import DistillationModel, freeze_unused
-from student_train.engine import DeepSpeedConfig, choose_device, choose_dtype, choose_micro_batch, make_config
+from student_train.engine import DeepSpeedConfig
+from student_train.engine_config import choose_device, choose_dtype, choose_micro_batch, flatten_config, make_config
 from student_train.loader import CacheLoader
 from student_train.metrics import METRICS_NAME
 from student_train.objective import Objective, make_objective
@@ -80,8 +81,23 @@ class TrainingRun:
             **self.settings.identity(),
             "cache contents": self.reader.identity_sha256,
             "number of steps": self.steps,
-            "number type": str(self.config["bf16"].get("enabled")),
+            **{f"DeepSpeed's {name}": value for name, value in flatten_config(self.config).items()},
         }
+
+    def check_same(self, checkpoint: Path) -> None:
+        """Refuse to go on from the checkpoint of a run that had other settings.
+
+        Raises:
+            TrainingError: it had; the message names every one that differs.
+        """
+        before, now = check_checkpoint(checkpoint).identity, self.identity()
+        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        if differing:
+            changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
+            raise TrainingError(
+                f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is "
+                "not that run; give the same settings, or start afresh in another --out"
+            )
 
     def describe(self) -> list[str]:
         """What is about to happen, in lines for a user to read."""
@@ -100,11 +116,16 @@ class TrainingRun:
         half = "bfloat16" if self.config["bf16"].get("enabled") else "float32"
         lines.append(
             f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time) on "
-            f"{self.device} in {half}, learning rate up to {settings.lr:g}"
+            f"{self.device} in {half}, {self._learning_rate()}"
         )
         if self.frozen:
             lines.append(f"frozen   {len(self.frozen)} parameters that no loss reaches, such as {self.frozen[0]}")
         return lines
+
+    def _learning_rate(self) -> str:
+        if "scheduler" in self.config:
+            return f"learning rate by the scheduler in {self.settings.deepspeed!r}"
+        return f"learning rate up to {self.config['optimizer']['params']['lr']:g}"
 
     def provenance(self) -> dict[str, Any]:
         """What the exported student carries about where it comes from."""

@@ -80,8 +80,8 @@ class TrainSettings:
     """Dropout of the student during distillation. The exported config keeps the family's own value."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the student's passes; the weights that are updated are float32 (auto: bfloat16 where the device
-    has it, else float32)."""
+    """Number type of the student's passes; the weights that are updated are float32. bfloat16 takes a GPU (auto:
+    bfloat16 on a GPU that computes in it, else float32)."""
 
     valid_share: float = 0.02
     """Share of the rows, the last ones of the store, that is held out to validate on."""
@@ -131,6 +131,11 @@ class TrainSettings:
             # written so that NaN fails too
             if value is not None and not lowest <= value < float("inf"):
                 raise SettingsError(f"{_flag(name)} {value!r} cannot be: give a number of at least {lowest}")
+        if self.seed >= 2**63:
+            raise SettingsError(
+                f"--seed {self.seed!r} cannot be: the random generators take no such number; give one from 0 to below "
+                "2**63"
+            )
         for name in ("valid_share", "dropout"):
             if not getattr(self, name) < 1:
                 raise SettingsError(

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from student_train.initialise import copy_teacher, copy_whole, parse_init
-from student_train.pretrained import load_config, pooler_option
+from student_train.pretrained import (
+    check_family,
+    load_config,
+    pooler_option,
+    position_limit,
+    vocabulary_difference,
+)
 from student_train.shape import SHAPE, derive_config, shape_of, student_shape
 from teacher_cache.errors import StudentError
 
@@ -65,13 +63,15 @@ def build_student(
     else:
         config, layers = load_config(folder), ()
     for place in {place for place in (folder, plan.folder) if place is not None}:
-        _check_family(place)
+        check_family(place)
         _check_vocabulary(place, teacher_folder)
     model = _random_model(config, with_mlm_head, seed)
     _check_positions(model, seq_len, str(spec))
     if plan.folder is not None:
         copied = copy_whole(model, plan.folder)
         origin = f"weights of {str(plan.folder)!r}"
+        if with_mlm_head and "masked-LM head" not in copied:
+            origin += ", which has no masked-LM head that fits: that one is random"
     else:
         copied, origin = copy_teacher(model, teacher_folder, plan, layers)
     name = str(shape_of(config))
@@ -94,28 +94,9 @@ def _random_model(config: PreTrainedConfig, with_mlm_head: bool, seed: int) -> P
     return model
 
 
-def _check_family(folder: Path) -> None:
-    config = load_config(folder)
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise StudentError(
-            f"student {str(folder)!r} is of family {config.model_type!r}, which has no masked language model: only "
-            "encoders can learn from this cache; choose a family such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or "
-            "ModernBERT"
-        )
-
-
 def _check_vocabulary(folder: Path, teacher_folder: Path) -> None:
     """Refuse a student whose token ids mean something else than the teacher's."""
-    entries, teacher_entries = load_config(folder).vocab_size, load_config(teacher_folder).vocab_size
-    difference = None
-    if entries != teacher_entries:
-        difference = f"{entries} vocabulary entries, the teacher {teacher_entries}"
-    elif (folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists():
-        own = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
-        teachers = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True).get_vocab()
-        differing = {token for token, _ in own.items() ^ teachers.items()}
-        if differing:
-            difference = f"other ids for {len(differing)} tokens such as {min(differing)!r}"
+    difference = vocabulary_difference(folder, teacher_folder)
     if difference is not None:
         raise StudentError(
             f"student {str(folder)!r} has {difference}: the rows of the cache are the teacher's token ids and would "
@@ -125,12 +106,8 @@ def _check_vocabulary(folder: Path, teacher_folder: Path) -> None:
 
 
 def _check_positions(model: PreTrainedModel, seq_len: int, spec: str) -> None:
-    positions = model.config.max_position_embeddings
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from the one after the padding id
-            positions = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    if positions < seq_len:
+    positions = position_limit(model)
+    if positions is not None and positions < seq_len:
         raise StudentError(
             f"student {spec!r} reads at most {positions} positions, the rows of the cache have {seq_len}: it cannot be "
             f"trained on them; choose a student of at least {seq_len} positions, or build a cache with --seq-len "

@@ -1,26 +1,29 @@
 """From settings to a student: prepare, train, export.
 
 What appears in OUT: `metrics.jsonl`, `tensorboard/` and `checkpoints/` during the training, and at its end the student
-as a Hugging Face directory with `provenance.json`. A run that a signal stopped leaves a checkpoint and no student.
+as a Hugging Face directory with `provenance.json`. A run that a signal stopped leaves a checkpoint and exports
+nothing; a student that was exported there before stays.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from student_train.checkpoint import check_checkpoint, load_checkpoint
+from student_train.checkpoint import drop_beyond, load_checkpoint
+from student_train.disk import clear_write_errors
 from student_train.engine import restore_full_precision, start_engine
 from student_train.export import export_student
 from student_train.loop import Progression, Trainer
 from student_train.metrics import MetricsLog, Progress
 from student_train.run import TrainingRun, find_start, prepare_run
 from student_train.settings import TrainSettings
-from teacher_cache.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +47,20 @@ def train(settings: TrainSettings) -> TrainResult:
     """Train a student as the settings say and export it.
 
     Raises:
-        DistillationError: something asked for cannot be, the cache cannot be read, or a loss is NaN or infinite.
+        DistillationError: something asked for cannot be, the cache cannot be read, OUT cannot be written, or a loss is
+            NaN or infinite.
     """
     started = time.perf_counter()
     progress = Progress()
     checkpoint = find_start(settings)
     run = prepare_run(settings)
+    if checkpoint is not None:
+        run.check_same(checkpoint)
     for line in run.describe():
         progress.say(line)
     state, stopped_by = Progression(), None
-    Path(settings.out).mkdir(parents=True, exist_ok=True)
+    with clear_write_errors(Path(settings.out)):
+        Path(settings.out).mkdir(parents=True, exist_ok=True)
     if run.steps > 0:
         state, stopped_by = _train_with_engine(run, checkpoint, progress)
     if stopped_by is None:
@@ -82,29 +89,19 @@ def _train_with_engine(
     engine = start_engine(
         run.model, run.config, device=run.device, warmup=run.settings.warmup_steps(run.steps), steps=run.steps
     )
-    state = Progression() if checkpoint is None else _resume(engine, checkpoint, run, progress)
+    state = Progression() if checkpoint is None else Progression(**load_checkpoint(engine, checkpoint))
+    if checkpoint is not None:
+        progress.say(f"resumed  {checkpoint} after step {state.step}")
+    drop_beyond(Path(run.settings.out), state.step)
     log = MetricsLog(Path(run.settings.out), last_step=None if checkpoint is None else state.step)
     try:
-        trainer = Trainer(run, engine, state, log, progress)
-        stopped_by = trainer.fit()
+        # sections of DeepSpeed's configuration, such as its profiler, print to standard output
+        with redirect_stdout(sys.stderr):
+            stopped_by = Trainer(run, engine, state, log, progress).fit()
         if stopped_by is None:
             restore_full_precision(engine)
     finally:
         progress.stop()
-        log.close()
         engine.destroy()
+        log.close()
     return state, stopped_by
-
-
-def _resume(engine: Any, checkpoint: Path, run: TrainingRun, progress: Progress) -> Progression:
-    before, now = check_checkpoint(checkpoint).identity, run.identity()
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    if differing:
-        changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
-        raise TrainingError(
-            f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is not "
-            "that run; give the same settings, or start afresh in another --out"
-        )
-    state = Progression(**load_checkpoint(engine, checkpoint))
-    progress.say(f"resumed  {checkpoint} after step {state.step}")
-    return state

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from teacher_cache.contract import Manifest, canonical_json
-from teacher_cache.errors import NO_SPACE, SpaceError, StoreError
+from teacher_cache.errors import NO_SPACE, SpaceError, StoreError, system_error_number
 from teacher_cache.layout import ArraySpec
 
 COMMITS = "commits"
@@ -31,7 +31,6 @@ SEAL = "seal.json"
 PARTIAL = ".partial"
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
 _REMOTE = re.compile(r"[a-z0-9]+:/")
-_NUMBER_IN_MESSAGE = re.compile(r"os error (\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +181,7 @@ def clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
+        number = system_error_number(error)
         if number in NO_SPACE:
             raise SpaceError(
                 f"no space left while writing {str(path)!r} ({os.strerror(number)}): committed blocks are safe and "
@@ -194,11 +193,3 @@ def clear_errors(path: Path) -> Iterator[None]:
                 "choose another --out or mend its permissions"
             ) from error
         raise
-
-
-def _error_number(error: OSError | SafetensorError) -> int:
-    """The operating system's number of an error, 0 if it has none."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = _NUMBER_IN_MESSAGE.search(str(error))  # safetensors hands on the text alone
-    return int(found.group(1)) if found else 0

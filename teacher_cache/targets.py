@@ -25,6 +25,8 @@ from teacher_cache.transform import Quantiser
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 """Logits held at a time (64 MiB and 1 GiB in float32): on the CPU 67 positions of a 250,002-id vocabulary."""
 
+_IN_CACHE = 2**18
+"""Logits that are turned into probabilities at a time on a CPU (1 MiB in float32)."""
 _SMALL = -80.0
 """Log of the mass below which float32 sums of exponentials lose digits (the smallest normal number is e^-87)."""
 
@@ -45,6 +47,14 @@ def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: f
     it. One exponential per logit; where the whole tail is below the smallest float32 it is computed again by
     log-sum-exp.
     """
+    if logits_PV.device.type == "cpu" and len(logits_PV) > (rows := max(1, _IN_CACHE // logits_PV.shape[1])):
+        # several passes over few rows stay in the processor's cache: more than twice as fast
+        parts = [topk_log_probabilities(part_PV, entries, temperature) for part_PV in logits_PV.split(rows)]
+        return TopkTargets(
+            ids_PK=torch.cat([part.ids_PK for part in parts]),
+            log_probs_PK=torch.cat([part.log_probs_PK for part in parts]),
+            log_tail_P=torch.cat([part.log_tail_P for part in parts]),
+        )
     scaled_PV = logits_PV.to(torch.float32)
     if temperature != 1.0:
         scaled_PV = scaled_PV / temperature

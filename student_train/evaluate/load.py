@@ -15,10 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from student_train.export import PROVENANCE
-from student_train.pretrained import encoder_of, load_config, load_model, quiet_transformers
+from student_train.pretrained import (
+    check_family,
+    encoder_of,
+    load_config,
+    load_model,
+    position_limit,
+    vocabulary_difference,
+)
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.taps import MaskedLMHead
@@ -43,7 +50,7 @@ def load_student(folder: str | Path, device: str = "cpu") -> LoadedStudent:
     """The model in `folder`, in evaluation mode on `device`.
 
     Raises:
-        StudentError: there is no complete model, or its provenance record cannot be read.
+        StudentError: there is no complete model of an encoder family, or its provenance record cannot be read.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -51,6 +58,7 @@ def load_student(folder: str | Path, device: str = "cpu") -> LoadedStudent:
             f"there is no student directory {str(folder)!r}: nothing can be measured; give --student the directory "
             "that kdtrain wrote (its --out) or any Hugging Face encoder directory"
         )
+    check_family(folder)
     architectures = load_config(folder).architectures or []
     with_head = any(name.endswith("ForMaskedLM") for name in architectures)
     loaded = load_model(folder, with_mlm_head=with_head)
@@ -69,10 +77,10 @@ def _read_provenance(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise StudentError(
-            f"{str(path)!r} is not JSON ({error}): which layers the student was trained on cannot be told; restore the "
-            "file, or delete it to measure with default layers"
+            f"{str(path)!r} cannot be read as JSON ({error}): which layers the student was trained on cannot be told; "
+            "restore the file, or delete it to measure with default layers"
         ) from error
     if not isinstance(record, dict):
         raise StudentError(f"{str(path)!r} holds {record!r} where a JSON object is expected: restore or delete it")
@@ -94,42 +102,16 @@ def check_fit(student: LoadedStudent, manifest: Manifest, teacher_folder: Path) 
     Raises:
         StudentError: its token ids mean something else than the teacher's, or it has too few positions.
     """
-    difference = _vocabulary_difference(student, manifest, teacher_folder)
+    difference = vocabulary_difference(student.folder, teacher_folder)
     if difference:
         raise StudentError(
             f"student {str(student.folder)!r} has {difference}: the rows of the cache are token ids of the teacher "
             f"{manifest.teacher.name!r} and would mean other words to it; give the cache that the student was trained "
             "from, or a student with the teacher's vocabulary"
         )
-    positions = _positions(student.encoder)
+    positions = position_limit(student.encoder)
     if positions is not None and positions < manifest.seq_len:
         raise StudentError(
             f"student {str(student.folder)!r} reads at most {positions} positions, the rows of the cache have "
             f"{manifest.seq_len}: it cannot read them; give a cache built with --seq-len {positions} or less"
         )
-
-
-def _vocabulary_difference(student: LoadedStudent, manifest: Manifest, teacher_folder: Path) -> str | None:
-    size = student.config.vocab_size
-    if size != manifest.teacher.vocab_size:
-        return f"a vocabulary of {size} entries, not {manifest.teacher.vocab_size}"
-    # a folder with weights alone says nothing about the meaning of its ids: then the size has to do
-    if not any((student.folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
-        return None
-    with quiet_transformers():
-        own, teachers = (
-            AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
-            for folder in (student.folder, teacher_folder)
-        )
-    differing = {token for token, _ in own.items() ^ teachers.items()}
-    return f"other ids for {len(differing)} tokens such as {min(differing)!r}" if differing else None
-
-
-def _positions(encoder: PreTrainedModel) -> int | None:
-    """How many positions the encoder can read, None if nothing limits it."""
-    for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from the one after the padding id
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    positions: int | None = getattr(encoder.config, "max_position_embeddings", None)
-    return positions

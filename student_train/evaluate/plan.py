@@ -83,6 +83,13 @@ def plan_fidelity(
         rows: at most so many of the held-out rows, the last ones.
     """
     notes: list[str] = []
+    problem = _problem(provenance, manifest, student_layers, student_width)
+    if problem is not None:
+        notes.append(
+            f"the student's provenance.json is no record of kdtrain for it ({problem}): measured at default layers and "
+            "on default rows"
+        )
+        provenance = {}
     objective: Mapping[str, Any] = provenance.get("objective", {})
     measured_rows, held_out = _rows(manifest, identity_sha256, provenance, rows, notes)
     return FidelityPlan(
@@ -92,6 +99,41 @@ def plan_fidelity(
         hidden=_hidden(manifest, objective.get("hs"), student_layers, len(measured_rows), notes),
         logits_view=_logits_view(manifest, has_head, notes),
         notes=tuple(notes),
+    )
+
+
+def _problem(provenance: Mapping[str, Any], manifest: Manifest, layers: int, width: int) -> str | None:
+    """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is."""
+    cache, held_out, objective = (provenance.get(name, {}) for name in ("cache", "held_out_rows", "objective"))
+    if not all(isinstance(section, Mapping) for section in (cache, held_out, objective)):
+        return "cache, held_out_rows or objective is not an object"
+    if cache.get("rows") == manifest.rows and not _is_number(held_out.get("count"), manifest.rows):
+        return f"held_out_rows has the count {held_out.get('count')!r}"
+    mha, hs = objective.get("mha"), objective.get("hs")
+    if mha is not None and not _is_relation(mha, manifest.teacher.hidden_size, layers, width):
+        return f"mha is {mha!r}"
+    if hs is not None and not _is_mapping(hs, layers):
+        return f"hs is {hs!r}"
+    return None
+
+
+def _is_number(value: object, most: int | None = None) -> bool:
+    return isinstance(value, int) and value >= 1 and (most is None or value <= most)
+
+
+def _is_relation(mha: object, teacher_width: int, layers: int, width: int) -> bool:
+    if not isinstance(mha, Mapping) or not _is_number(mha.get("student_layer"), layers):
+        return False
+    heads = mha.get("relation_heads")
+    divides = isinstance(heads, int) and heads >= 1 and teacher_width % heads == 0 and width % heads == 0
+    return divides and _is_number(mha.get("teacher_layer"))
+
+
+def _is_mapping(hs: object, layers: int) -> bool:
+    pairs = hs.get("pairs") if isinstance(hs, Mapping) else None
+    return isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0], layers) and _is_number(pair[1])
+        for pair in pairs
     )
 
 

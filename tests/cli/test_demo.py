@@ -35,14 +35,16 @@ def test_demo(tiny_teacher: Any, tiny_corpus: Path, tmp_path: Path, capfd: pytes
     for command in commands:
         assert " ".join(command[1:]) in printed.out
         assert run_step(command) == 0, command
-    assert (out / "student-hs" / "model.safetensors").exists()
+    theirs = (out / "student-hs" / "model.safetensors").stat().st_mtime_ns
 
     store = {path: path.stat().st_mtime_ns for path in (out / "cache.zarr").rglob("*") if path.is_file()}
     (out / "student" / "model.safetensors").write_bytes(b"")
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "cache.zarr").rglob("*") if path.is_file()} == store
     assert (out / "student" / "model.safetensors").stat().st_size > 0
-    assert not (out / "student-hs").exists()
+    # what was trained beside the demo is not the demo's to delete, and the next suggestion goes elsewhere
+    assert (out / "student-hs" / "model.safetensors").stat().st_mtime_ns == theirs
+    assert next_commands(out, DemoSettings(**flags, **sizes))[1][-1] == str(out / "student-hs-2")
 
 
 def test_a_failing_step_ends_the_demo(tiny_teacher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

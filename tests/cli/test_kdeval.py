@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cli.kdeval import main
 from student_train.evaluate.records import FidelityReport
@@ -111,3 +112,49 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert left.value.code == 2
     assert "fidelity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"cache": "elsewhere"},
+        {"cache": {"rows": 100}},
+        {"cache": {"rows": 100}, "held_out_rows": {"count": 1000}},
+        {"objective": []},
+        {"objective": {"mha": 3}},
+        {"objective": {"mha": {"student_layer": 9, "teacher_layer": 3, "relation_heads": 8}}},
+        {"objective": {"mha": {"student_layer": 4, "teacher_layer": 3, "relation_heads": 7}}},
+        {"objective": {"hs": {"pairs": [[1, 2], [9, 4]]}}},
+        {"objective": {"hs": {"pairs": "all"}}},
+    ],
+)
+def test_a_record_of_something_else_is_noted_and_left_aside(
+    record: dict[str, Any], cache: Path, teacher_as_student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (teacher_as_student / "provenance.json").write_text(json.dumps(record))
+    assert main(["fidelity", "--student", str(teacher_as_student), "--cache", str(cache), "--json"]) == 0
+    report = FidelityReport.from_json(json.loads(capsys.readouterr().out))
+    assert "no record of kdtrain" in report.notes[0]
+    assert (report.first_row, report.last_row) == (98, 99) and report.relations[0].teacher_layer == 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "vit", "encoder-decoder", "bart"])
+def test_what_is_no_encoder_is_refused_by_family(
+    family: str, cache: Path, teacher_as_student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (teacher_as_student / "config.json").write_text(json.dumps({"model_type": family}))
+    assert main(["fidelity", "--student", str(teacher_as_student), "--cache", str(cache)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and f"is of family {family!r}" in printed.err
+
+
+def test_a_student_of_nan_has_no_record(
+    cache: Path, teacher_as_student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(teacher_as_student / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.weight"].fill_(float("nan"))
+    save_file(weights, teacher_as_student / "model.safetensors", metadata={"format": "pt"})
+    assert main(["fidelity", "--student", str(teacher_as_student), "--cache", str(cache), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "are not finite numbers" in printed.err
+    assert not (teacher_as_student / "fidelity.json").exists()

@@ -139,12 +139,15 @@ def test_the_command_works_with_the_flags_of_the_readme_alone(workplace, monkeyp
 @pytest.mark.parametrize(
     "arguments, code, told",
     [
-        (["--method", "hs", "--cache", "nothing.zarr"], 1, "nothing.zarr"),
-        (["--method", "hx"], 1, "'hx'"),
-        (["--method", "hs", "--mapping", "1:7"], 1, "layer 7"),
-        (["--method", "mha", "--attention-layer", "1"], 1, "kdcache build"),
-        (["--method", "mha", "--relation-heads", "5"], 1, "5"),
-        (["--method", "hs", "--student", "9x32"], 1, "9"),
+        (["--method", "hs", "--cache", "nothing.zarr"], 1, "no store at 'nothing.zarr'"),
+        (["--method", "hx"], 1, "--method 'hx' cannot be read"),
+        (["--method", "hs", "--mapping", "1:7"], 1, "--mapping '1:7'"),
+        (["--method", "mha", "--attention-layer", "1"], 1, "--targets logits,hidden,attention --attention-layer 1`"),
+        (["--method", "mha", "--attention-layer", "9"], 1, "--attention-layer 9: the teacher has layers 1 to 4"),
+        (["--method", "hs", "--dtype", "bfloat16", "--device", "cpu"], 1, "--dtype 'bfloat16' on a CPU"),
+        (["--method", "hs", "--seed", str(2**63)], 1, f"--seed {2**63}"),
+        (["--method", "mha", "--relation-heads", "5"], 1, "--relation-heads 5 does not divide"),
+        (["--method", "hs", "--student", "9x32"], 1, "--student '9x32' has 9 layers, the teacher 4"),
         (["--method", "hs", "--seed", "x"], 2, "--seed"),
         (["--no-such-flag"], 2, "--no-such-flag"),
         ([], 2, "--method"),
@@ -178,3 +181,12 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--micro-batch-size" in done.stdout
+
+
+def test_what_deepspeed_prints_is_no_result(workplace, capsys):
+    file = workplace / "profiler.json"
+    file.write_text(json.dumps({"flops_profiler": {"enabled": True, "profile_step": 1}}))
+    assert main(flags(workplace, workplace / "profiled", "--steps", "2", "--json", "--deepspeed", str(file))) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["steps"] == 2
+    assert "Flops Profiler" in captured.err

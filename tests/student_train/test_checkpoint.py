@@ -12,11 +12,15 @@ from student_train.checkpoint import (
     MARKER_NAME,
     check_checkpoint,
     checkpoint_path,
+    drop_beyond,
     load_checkpoint,
     newest_checkpoint,
+    random_state,
     save_checkpoint,
+    set_random_state,
 )
-from student_train.engine import make_config, start_engine
+from student_train.engine import start_engine
+from student_train.engine_config import make_config
 from student_train.settings import TrainSettings
 from teacher_cache.errors import TrainingError
 
@@ -120,3 +124,31 @@ def test_old_checkpoints_are_dropped(run):
 def test_a_checkpoint_of_another_shape_is_refused(run):
     with pytest.raises(TrainingError, match="does not fit"):
         load_checkpoint(toy_engine(width=5), checkpoint_path(run, 2))
+
+
+def test_the_checkpoint_just_written_stays_whatever_else_is_there(run):
+    engine = toy_engine()
+    for step in (8, 9, 3):
+        save_checkpoint(engine, run, step=step, identity={}, state={})
+    assert newest_checkpoint(run) == checkpoint_path(run, 9)
+    assert check_checkpoint(checkpoint_path(run, 3)).step == 3
+    assert len(list((run / "checkpoints").iterdir())) == KEPT
+
+
+def test_what_lies_beyond_the_step_to_go_on_from_is_dropped(run):
+    (checkpoint_path(run, 0)).mkdir()
+    (run / "checkpoints" / "step-by-step").mkdir()
+    drop_beyond(run, 1)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000001", "step-by-step"]
+    drop_beyond(run, 0)
+    drop_beyond(run / "nowhere", 0)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-by-step"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_generator_of_the_gpu_goes_back_too():
+    torch.rand(1, device="cuda")
+    state = random_state()
+    expected = torch.rand(3, device="cuda")
+    set_random_state(state)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from student_train.metrics import METRICS_NAME, TENSORBOARD_NAME, MetricsLog, Progress, read_records
 
 
@@ -62,3 +64,11 @@ def test_progress_goes_to_standard_error_in_plain_lines(capsys):
     first, last = captured.err.splitlines()
     assert first == "a [line] of text " + "x" * 200
     assert last.startswith("step 2/2: loss 0.5, ")
+
+
+def test_what_is_no_number_is_never_written(tmp_path):
+    log = MetricsLog(tmp_path, last_step=None)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.write({"step": 1, "loss": float("nan")})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""

@@ -121,3 +121,20 @@ def test_hidden_variance_is_read_for_the_mapped_layers_only(tiny_teacher: Any, l
     method = objective.methods["hs"]
     assert isinstance(method, HiddenTransfer) and method.variance == {1: 3.0, 3: 5.0}
     assert objective.request == TargetRequest(hidden_layers=(1, 3))
+
+
+def test_everything_that_lacks_is_asked_for_at_once(tiny_teacher: Any, live_cache: Any) -> None:
+    """Before anything else is looked at, such as heads: another store is the first thing to get."""
+    cache = live_cache(tiny_teacher(), hidden=(2,))
+    with pytest.raises(TargetsError, match=r"hidden \{3, 4\}, attention \{3\}, logits True"):
+        make_objective(
+            {"mha": 1.0, "hs": 1.0, "od": 1.0}, source=cache, student=student_config(tiny_teacher()), relation_heads=5
+        )
+    assert len(cache.required) == 1
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_a_layer_that_the_teacher_does_not_have(layer: int, tiny_teacher: Any, live_cache: Any) -> None:
+    cache = live_cache(tiny_teacher(), attention=(3,))
+    with pytest.raises(SettingsError, match=f"--attention-layer {layer}: the teacher has layers 1 to 4"):
+        make_objective({"mha": 1.0}, source=cache, student=student_config(tiny_teacher()), attention_layer=layer)

@@ -27,6 +27,8 @@ def test_weights_follow_the_methods():
         ({"method": "hs", "batch_size": 0}, "--batch-size 0"),
         ({"method": "hs", "lr": float("nan")}, "--lr nan"),
         ({"method": "hs", "valid_share": 1.0}, "--valid-share 1.0"),
+        ({"method": "hs", "seed": -1}, "--seed -1"),
+        ({"method": "hs", "seed": 2**63}, f"--seed {2**63}.*below 2"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_flag(wrong, named):

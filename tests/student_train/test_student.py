@@ -76,6 +76,7 @@ def test_a_folder_of_another_family_with_the_same_vocabulary(tiny_teacher: Any) 
 def test_a_folder_without_a_head_gets_a_random_one(tiny_teacher: Any) -> None:
     built = build(str(tiny_teacher(head=False, seed=5)), tiny_teacher(), init="auto", with_mlm_head=True)
     assert built.copied == ("base model",)
+    assert built.description.endswith("', which has no masked-LM head that fits: that one is random")
 
 
 @pytest.mark.parametrize("init", ["random", "embeddings", "teacher:1,2"])
@@ -118,6 +119,10 @@ def test_folders_that_are_no_models_are_refused(tiny_teacher: Any, tiny_teacher_
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(StudentError, match="no Hugging Face model folder"):
         build(str(broken), tiny_teacher(), init="auto")
+    broken_tokenizer = shutil.copytree(tiny_teacher(), tmp_path / "broken-tokenizer")
+    (broken_tokenizer / "tokenizer.json").write_text("{}")
+    with pytest.raises(StudentError, match="tokenizer in .*broken-tokenizer' cannot be read"):
+        build(str(broken_tokenizer), tiny_teacher(), init="auto")
     shutil.copy(tiny_teacher("distilbert") / "model.safetensors", weights)
     with pytest.raises(StudentError, match="weights of its encoder"):
         build(str(broken), tiny_teacher(), init="auto")

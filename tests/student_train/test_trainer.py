@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,10 @@ from student_train.checkpoint import checkpoint_path, newest_checkpoint
 from student_train.distillation_model import DistillationModel
 from student_train.engine import ADAM_BETAS
 from student_train.loader import RowOrder
-from student_train.metrics import read_records
+from student_train.loop import Progression, StepOutcome, Trainer
+from student_train.metrics import MetricsLog, Progress, read_records
 from student_train.objective import make_objective
+from student_train.run import prepare_run
 from student_train.settings import TrainSettings
 from student_train.student import build_student
 from student_train.trainer import train
@@ -211,13 +217,16 @@ def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path
 def test_no_steps_export_the_untrained_student(run_training, tiny_store, tmp_path):
     out = tmp_path / "student"
     assert run_training(out, steps=0) == []
+    json.loads((out / "provenance.json").read_text(), parse_constant=pytest.fail)  # what is not known is null
     _, model, _ = make_model(tiny_store)
     exported = AutoModelForMaskedLM.from_pretrained(out).state_dict()
     for name, value in model.student.state_dict().items():
         assert torch.equal(exported[name], value), name
 
 
-def test_bfloat16_trains_alike_and_exports_float32(run_training, finished, tmp_path):
+def test_bfloat16_trains_alike_and_exports_float32(run_training, finished, tmp_path, monkeypatch):
+    """Refused on a CPU for the users' sake (small gradients of norms); master weights and export can be seen there."""
+    monkeypatch.setattr("student_train.run.choose_dtype", lambda settings, device: torch.bfloat16)
     out = tmp_path / "student"
     records = run_training(out, dtype="bfloat16")
     ours, theirs = steps_of(records), steps_of(finished[1])
@@ -261,18 +270,55 @@ def test_a_run_whose_last_step_is_saved_only_exports(run_training, finished, int
     assert (interrupted / "model.safetensors").exists()
 
 
-def test_resuming_without_a_checkpoint_starts_afresh(run_training, finished, interrupted):
-    shutil.rmtree(interrupted / "checkpoints")
+def test_a_run_that_went_back_goes_on_from_where_it_went_back_to(run_training, interrupted, finished, monkeypatch):
+    """From step 8 of a run that had come to 12, stopped at 10: what is newest then is step 10."""
+    half = interrupted / "checkpoints" / "step-00000006"
+    half.mkdir()
+    (half / "weights.pt").write_bytes(b"half")
+    update = Trainer.update
+
+    def update_and_stop(trainer, batches):
+        update(trainer, batches)
+        if trainer.state.step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "update", update_and_stop)
+    with pytest.raises(AssertionError):  # that it was not stopped
+        run_training(interrupted, resume=str(checkpoint_path(interrupted, 8)))
+    monkeypatch.undo()
+    names = sorted(path.name for path in (interrupted / "checkpoints").iterdir())
+    assert names == ["step-00000008", "step-00000010"]
     records = run_training(interrupted, resume="auto")
+    assert steps_of(records) == steps_of(finished[1])
+    assert validations_of(records) == validations_of(finished[1])
+
+
+def test_resuming_without_a_checkpoint_starts_afresh(run_training, finished, interrupted):
+    for marker in (interrupted / "checkpoints").glob("*/complete.json"):
+        marker.write_text("{")
+    records = run_training(interrupted, resume="auto", save_every=100)
+    assert [path.name for path in (interrupted / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
     assert steps_of(records) == steps_of(finished[1])
     assert len(validations_of(records)) == len(validations_of(finished[1]))
 
 
-def test_another_setting_is_refused_by_name(run_training, interrupted):
+def test_another_setting_is_refused_by_name(run_training, interrupted, tmp_path):
     with pytest.raises(TrainingError, match=r"--lr was 0\.002 and is 0\.001"):
         run_training(interrupted, resume="auto", lr=1e-3)
     with pytest.raises(TrainingError, match="number of steps was 12 and is 13"):
         run_training(interrupted, resume="auto", steps=13)
+    with pytest.raises(TrainingError, match="number of steps was 12 and is 0"):
+        run_training(interrupted, resume="auto", steps=0)
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"optimizer": {"params": {"eps": 0.5}}, "gradient_clipping": 0.01}))
+    differing = (
+        r"\(DeepSpeed's gradient_clipping was 1\.0 and is 0\.01; DeepSpeed's optimizer\.params\.eps was None and is"
+    )
+    with pytest.raises(TrainingError, match=differing):
+        run_training(interrupted, resume="auto", deepspeed=str(file))
+    with pytest.raises(TrainingError, match="--lr was"):
+        run_training(tmp_path / "new", resume=str(checkpoint_path(interrupted, 8)), lr=1e-3)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_directory_that_holds_something_is_refused(run_training, finished, tmp_path):
@@ -295,7 +341,7 @@ def test_a_directory_that_holds_something_is_refused(run_training, finished, tmp
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_rows(run_training, tiny_store, tmp_path):
-    with pytest.raises(TrainingError, match="loss of step") as caught:
+    with pytest.raises(TrainingError, match="(loss|gradient) of step") as caught:
         run_training(tmp_path / "student", lr=1e30, clip=0.0, save_every=1)
     records = steps_of(read_records(tmp_path / "student" / "metrics.jsonl"))
     failed = len(records) + 1
@@ -308,6 +354,84 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_rows(run_trai
     order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
     rows = read_batch(reader, objective.request, order, failed - 1)["plain"].row_id_B.tolist()
     assert str(rows) in str(caught.value)
+
+
+def test_a_last_step_that_diverges_is_no_success(run_training, tmp_path):
+    out = tmp_path / "student"
+    with pytest.raises(TrainingError, match="validation loss after step 1 is not a finite number.*neither saved"):
+        run_training(out, steps=1, lr=1e30, warmup=1, save_every=1)
+    assert newest_checkpoint(out) is None
+    assert not (out / "model.safetensors").exists()
+    assert [record["step"] for record in validations_of(read_records(out / "metrics.jsonl"))] == [0]
+
+
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_a_gradient_that_is_no_number_stops_the_run(tiny_store, tmp_path, norm):
+    run = prepare_run(TrainSettings(method="hs", cache=str(tiny_store), out=str(tmp_path), steps=2, device="cpu"))
+    trainer = Trainer(run, None, Progression(), MetricsLog(tmp_path, last_step=None), Progress())
+    outcome = {"step": 1, "losses": {"hs": torch.tensor(0.5)}, "gradient_norm": torch.tensor(norm), "row_ids": [7]}
+    rest = {"learning_rate": 1.0, "tokens_seen": 1, "tokens": 1, "seconds": 1.0, "wait": 0.0}
+    trainer._pending = StepOutcome(**outcome, **rest)
+    with pytest.raises(TrainingError, match=rf"gradient of step 1 .*hs 0\.5, gradient norm {norm}.* ids \[7\]"):
+        trainer.save()
+    assert list(tmp_path.glob("checkpoints/*")) == [] == read_records(tmp_path / "metrics.jsonl")
+
+
+FULL_DISK = """
+import resource, sys
+import student_train.trainer as trainer
+from student_train.loop import Trainer
+from student_train.settings import TrainSettings
+from teacher_cache.errors import SpaceError
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def full(owner, name):
+    whole = getattr(owner, name)
+    def on_a_full_disk(*arguments, **options):
+        limit(20_000)
+        try:
+            return whole(*arguments, **options)
+        finally:
+            limit(resource.RLIM_INFINITY)
+    setattr(owner, name, on_a_full_disk)
+    try:
+        trainer.train(eval(sys.argv[1]))
+    except SpaceError as error:
+        print(error)
+    setattr(owner, name, whole)
+
+full(Trainer, "save")
+full(trainer, "export_student")
+"""
+
+
+def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finished, tiny_store, tmp_path):
+    """A limit on file size gives the operating system's own error in the midst of a write, as a full disk does."""
+    out = tmp_path / "student"
+    settings = {"method": "mha+hs+od", "weights": "1,0.1,2", "steps": STEPS, "batch_size": BATCH, "lr": LR, "warmup": 3}
+    where = {"cache": str(tiny_store), "out": str(out), "valid_share": HELD_OUT / 101, "device": "cpu"}
+    often = {"valid_every": 5, "save_every": 4, "resume": "auto"}
+    command = [sys.executable, "-c", FULL_DISK, f"TrainSettings(**{settings | where | often!r})"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    in_checkpoint, in_export = done.stdout.splitlines()
+    assert "no space left while writing" in in_checkpoint and "step-00000004" in in_checkpoint
+    assert f"no space left while writing {str(out)!r} (File too large)" in in_export
+    for message in (in_checkpoint, in_export):
+        assert "complete checkpoints are safe; free some space" in message and "--resume auto" in message
+    assert {path.name for path in out.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
+    assert steps_of(run_training(out, resume="auto")) == steps_of(finished[1])
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_message(run_training, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot write .*student' \(Not a directory\).*choose another --out"):
+        run_training(tmp_path / "file" / "student")
 
 
 def test_a_damaged_block_stops_the_run_and_a_mended_one_goes_on(run_training, finished, tiny_store, tmp_path):

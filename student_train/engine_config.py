@@ -1,0 +1,193 @@
+"""Flags -> DeepSpeed configuration: device, number type, sizes of passes, and the user's own JSON file on top.
+
+In: the settings. Out: values and a configuration that the engine takes. What a file must not decide, because the loader
+or the loop would not follow it, is refused here by name, before anything is written. Nothing of DeepSpeed is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from student_train.engine import ADAM_BETAS, DeepSpeedConfig
+from student_train.settings import TrainSettings
+from teacher_cache.errors import SettingsError
+
+TOKENS_PER_PASS = {"cpu": 8_192, "cuda": 65_536}
+_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+_ADAM = ("adam", "adamw")
+
+
+def choose_device(settings: TrainSettings) -> str:
+    """`cpu` or `cuda`, as asked for and present."""
+    if settings.device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if settings.device == "cuda":
+        raise SettingsError(
+            "--device 'cuda' was asked for and PyTorch sees no CUDA device here: training would not run on what you "
+            "chose; use --device cpu, or install a CUDA build of PyTorch on a machine with a GPU"
+        )
+    return "cpu"
+
+
+def choose_dtype(settings: TrainSettings, device: str) -> torch.dtype:
+    """The type of the student's passes: bfloat16 where asked for, or where a GPU computes in it.
+
+    Raises:
+        SettingsError: bfloat16 was asked for on a CPU.
+    """
+    if settings.dtype == "bfloat16" and device == "cpu":
+        raise SettingsError(
+            "--dtype 'bfloat16' on a CPU: its kernels add up the gradients of all tokens in bfloat16, and those of "
+            "biases and norms come out far too small; give --dtype float32, or train on a GPU"
+        )
+    automatic = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.dtype == "bfloat16" or (settings.dtype == "auto" and automatic):
+        return torch.bfloat16
+    return torch.float32
+
+
+def choose_micro_batch(settings: TrainSettings, *, device: str, seq_len: int) -> int:
+    """Rows per forward pass: as asked for, or the largest divisor of the batch within `TOKENS_PER_PASS`.
+
+    Raises:
+        SettingsError: what was asked for does not divide the batch.
+    """
+    batch, asked = settings.batch_size, settings.micro_batch_size
+    if asked is None:
+        most = max(1, TOKENS_PER_PASS[device] // seq_len)
+        return next(rows for rows in range(min(batch, most), 0, -1) if batch % rows == 0)
+    if batch % asked:
+        raise SettingsError(
+            f"--micro-batch-size {asked!r} does not divide --batch-size {batch!r}: the last pass of a batch would be "
+            "short; give a divisor of the batch size"
+        )
+    return asked
+
+
+def make_config(settings: TrainSettings, *, dtype: torch.dtype, micro_batch: int) -> DeepSpeedConfig:
+    """The DeepSpeed configuration of these settings, overridden entry by entry by the user's JSON file.
+
+    Raises:
+        SettingsError: the file cannot be read, or asks for what flags decide or what cannot be trained right.
+    """
+    half = dtype == torch.bfloat16
+    config: DeepSpeedConfig = {
+        "train_batch_size": settings.batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_clipping": settings.clip,
+        "zero_optimization": {"stage": 1 if half else 0},
+        "bf16": {"enabled": half},
+        "optimizer": {
+            "type": "AdamW",
+            # torch's own AdamW: DeepSpeed's would be compiled on the first start
+            "params": {
+                "torch_adam": True,
+                "lr": settings.lr,
+                "betas": list(ADAM_BETAS),
+                "weight_decay": settings.weight_decay,
+            },
+        },
+    }
+    if settings.deepspeed is not None:
+        override = _read_config(settings.deepspeed)
+        if not _keeps_adam(override):
+            # what every optimizer of torch takes; the rest is AdamW's
+            config["optimizer"]["params"] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        config = _merge(config, override, settings.deepspeed)
+        _check_config(settings, config, micro_batch, half=half)
+    return config
+
+
+def flatten_config(config: DeepSpeedConfig) -> dict[str, Any]:
+    """Every setting of a configuration by its dotted name, but for the sizes of batches and passes."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": each for inner, each in flatten_config(value).items()})
+        elif name not in _SIZES:
+            flat[name] = value
+    return flat
+
+
+def _keeps_adam(override: DeepSpeedConfig) -> bool:
+    optimizer = override.get("optimizer")
+    kind = optimizer.get("type", "auto") if isinstance(optimizer, dict) else "auto"
+    return str(kind).lower() in (*_ADAM, "auto")
+
+
+def _check_config(settings: TrainSettings, config: DeepSpeedConfig, micro_batch: int, *, half: bool) -> None:
+    """Refuse entries of the user's file under which training would be another one than the flags say, or wrong."""
+    stage, rate = config["zero_optimization"].get("stage", 0), config["optimizer"]["params"].get("lr")
+    reason = None
+    if _sizes(config) != (settings.batch_size, micro_batch, settings.batch_size // micro_batch):
+        reason = "sizes of batches, which the loader would not follow: give --batch-size and --micro-batch-size instead"
+    elif _enabled(config, "fp16"):
+        reason = "fp16, whose scaled losses this training does not follow: give --dtype float32 or bfloat16 instead"
+    elif _enabled(config, "bf16") != half:
+        reason = f"bf16 to {_enabled(config, 'bf16')!r}, which --dtype and the device decide: give --dtype instead"
+    elif not isinstance(stage, int):
+        reason = f"zero_optimization.stage to {stage!r}, which is no number: set 0, 1 or 2"
+    elif half and stage < 1:
+        # DeepSpeed would run one optimizer step with zero gradients to set itself up: Adam counts one step too many
+        reason = "bf16 at ZeRO stage 0, which spoils Adam's bias correction: set zero_optimization.stage to 1 or 2"
+    elif stage > 2:
+        reason = f"ZeRO stage {stage}, which cuts up the weights that one process exports whole: set stage 1 or 2"
+    elif not isinstance(rate, int | float) or not math.isfinite(rate):
+        reason = f"optimizer.params.lr to {rate!r}, which is no number: set one, or leave it to --lr"
+    if reason is not None:
+        raise SettingsError(f"--deepspeed {settings.deepspeed!r} sets {reason}")
+
+
+def _sizes(config: DeepSpeedConfig) -> tuple[Any, Any, Any]:
+    batch, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
+    both = isinstance(batch, int) and isinstance(micro_batch, int) and micro_batch > 0
+    return batch, micro_batch, config.get("gradient_accumulation_steps", batch // micro_batch if both else None)
+
+
+def _enabled(config: DeepSpeedConfig, section: str) -> bool:
+    value = config.get(section)
+    # what is neither an object nor empty, such as true, is meant to switch it on
+    return bool(value.get("enabled")) if isinstance(value, Mapping) else bool(value)
+
+
+def _read_config(path: str) -> DeepSpeedConfig:
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"--deepspeed {path!r} cannot be read as JSON ({error}): training would run without your settings; "
+            "correct the path or the file"
+        ) from error
+    if not isinstance(config, dict):
+        raise SettingsError(f"--deepspeed {path!r} holds {config!r}, not an object of DeepSpeed settings: give one")
+    return config
+
+
+def _merge(base: DeepSpeedConfig, override: DeepSpeedConfig, path: str) -> DeepSpeedConfig:
+    """Entries of `override` over those of `base`; "auto", as Hugging Face files have it, leaves the choice to us."""
+    merged = dict(base)
+    for name, value in override.items():
+        if value == "auto":
+            continue
+        if isinstance(merged.get(name), dict):
+            if not isinstance(value, dict):
+                raise SettingsError(
+                    f"--deepspeed {path!r} sets {name} to {value!r} where DeepSpeed expects an object of settings: "
+                    "the rest of that section would be lost; give an object, or leave the section out"
+                )
+            merged[name] = _merge(merged[name], value, path)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
