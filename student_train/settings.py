@@ -65,7 +65,9 @@ class TrainSettings:
     (default: the most that keeps a pass within 8,192 tokens on a CPU and 65,536 on a GPU)."""
 
     lr: float = 1e-3
-    """Highest learning rate: reached at the end of a linear warm-up, then falling linearly to 0 at the last step."""
+    """Highest learning rate: reached at the end of a linear warm-up, then falling linearly towards 0 after the last
+    step.
+    """
 
     warmup: float = 0.05
     """Length of the warm-up: a share of all steps if below 1, else a number of steps."""

@@ -10,8 +10,8 @@ reach the student's vectors only. Half precision is widened to float32, float64 
 
 Two backends give the same numbers. `reference` writes the formula down in tensor operations and keeps several [T, T]
 matrices per head for autograd. `chunked` works through tiles of bounded size and keeps the two log-sum-exp vectors:
-memory O(T) beside the inputs, two passes, two exponentials per pair and model in all. Every tile is visited in order by
-one thread of control, so results repeat exactly.
+memory O(T) beside the inputs, two passes, five exponentials per pair (three of the teacher, two of the student). Every
+tile is visited in order by one thread of control, so results repeat exactly.
 """
 
 from __future__ import annotations
