@@ -25,6 +25,7 @@ import torch
 
 from student_train.disk import clear_write_errors
 from teacher_cache.errors import TrainingError
+from teacher_cache.objects import flush_to_disk
 
 FOLDER_NAME = "checkpoints"
 MARKER_NAME = "complete.json"
@@ -101,7 +102,7 @@ def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any]) -> No
         os.fsync(stream.fileno())
     temporary.replace(path / MARKER_NAME)
     for folder in (path, path.parent):
-        _sync(folder)
+        flush_to_disk(folder)
 
 
 def check_checkpoint(path: Path) -> Marker:
@@ -200,11 +201,3 @@ def _measure(file: Path) -> list[Any]:
         os.fsync(stream.fileno())
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return [stream.tell(), digest]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -198,7 +198,7 @@ def compute_block(
     block.put_rows("length", rows.length_B)
     block.put_rows("row_id", rows.row_id_B)
     block.put_rows("document", rows.document_B)
-    for one in run_views(manifest, teacher, block.streams, rows, batch_rows):
+    for one in run_views(manifest, teacher, block.streams, rows, batch_rows, manifest.targets.views()):
         block.put_vectors(one)
         if one.masked is not None:
             if one.first == 0:

@@ -100,13 +100,14 @@ def _collect(
 ) -> dict[str, CalibrationSample]:
     fit, tune, check = share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size)
     samples = {stream.path: CalibrationSample() for stream in streams}
+    views = sorted({stream.view for stream in streams})  # not those that only logits are taken from
     start = 0
     for name, count in (("fit", fit), ("tune", tune), ("check", check)):
         # a store of one or two rows has the same rows for everything
         start = min(start, manifest.rows - count)
         for first in range(start, start + count, batch_rows):
             part = rows.read(first, min(first + batch_rows, start + count))
-            for one in run_views(manifest, teacher, tuple(streams), part, batch_rows):
+            for one in run_views(manifest, teacher, tuple(streams), part, batch_rows, views):
                 for stream in streams:
                     if stream.view == one.view:
                         _add(samples[stream.path], name, stream_values(stream, one.outputs)[one.real_BT])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,15 @@ class TeacherPass:
 
 
 def run_views(
-    manifest: Manifest, teacher: Teacher, streams: tuple[VectorStream, ...], rows: RowBlock, batch_rows: int
+    manifest: Manifest,
+    teacher: Teacher,
+    streams: tuple[VectorStream, ...],
+    rows: RowBlock,
+    batch_rows: int,
+    views: Iterable[View],
 ) -> Iterator[TeacherPass]:
-    """Read rows in every view that the manifest's targets need, in batches that start at the first row."""
-    for view in manifest.targets.views():
+    """Read rows in each of these views, in batches that start at the first row."""
+    for view in views:
         for masked_view in range(manifest.views_of(view)):
             masked = _mask(manifest, teacher, rows, masked_view) if view == "masked" else None
             input_ids_BT = rows.input_ids_BT if masked is None else masked.apply(rows.input_ids_BT)
