@@ -19,8 +19,8 @@ import tyro
 
 from cli.main_guard import run_command
 from cli.options import choose_command, parse
-from teacher_cache.contract import describe_targets
 from teacher_cache.settings import BuildSettings
+from teacher_cache.specs import describe_targets
 
 if TYPE_CHECKING:
     from teacher_cache.info import StoreInfo
@@ -59,12 +59,16 @@ def _build(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from teacher_cache.build import build_cache
+    from teacher_cache.workers import Workers
 
     logging.disable_progress_bar()
     try:
-        report = build_cache(settings, progress)
+        workers = Workers.from_environment()
+        report = build_cache(settings, progress if workers.first else None, workers)
     finally:
         signal.signal(signal.SIGTERM, before)
+    if not workers.first:
+        return 0
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
     print(
         f"{report.path}: {report.rows} rows, complete. Computed {report.computed_rows} rows in {report.seconds:.1f} s "
@@ -133,7 +137,6 @@ def _info(argv: list[str]) -> int:
 def _print_info(info: StoreInfo) -> None:
     manifest = info.manifest
     teacher = manifest.teacher
-    committed = manifest.blocks - len(info.missing_blocks)
     state = "complete" if info.sealed else "UNFINISHED: run the same `kdcache build` again to complete it"
     rows = [
         ("store", f"{info.path} (format {manifest.format_version}), {state}"),
@@ -153,14 +156,16 @@ def _print_info(info: StoreInfo) -> None:
         ),
         ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}, seed {manifest.seed}"),
         ("views", f"{', '.join(manifest.targets.views())}" + (f" x {manifest.views}" if manifest.views > 1 else "")),
-        ("blocks", f"{committed} of {manifest.blocks} committed, {manifest.block_rows} rows each"),
+        ("blocks", f"{manifest.blocks} of {manifest.block_rows} rows each"),
         *describe_targets(manifest.targets).items(),
         ("built", f"{manifest.created} by: {manifest.command}"),
     ]
     for name, value in rows:
         print(f"{name:<14}{value}")
-    if info.missing_blocks:
-        print(f"{'missing':<14}blocks {_ranges(info.missing_blocks)}")
+    for group in info.groups:
+        if not group.sealed or group.missing_blocks:
+            missing = f"blocks {_ranges(group.missing_blocks)}" if group.missing_blocks else "only its seal"
+            print(f"{'missing':<14}{missing} of {group.name} ({', '.join(group.targets)})")
     print(f"\n{'stream':<28}{'bits/value':>14}{'NMSE':>14}")
     for path, bits in info.bits_per_value().items():
         calibration = manifest.calibration.get(path)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 if TYPE_CHECKING:
     import torch
 
-    from teacher_cache.contract import View
+    from teacher_cache.specs import View
 
 RecordT = TypeVar("RecordT")
 

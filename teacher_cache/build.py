@@ -10,35 +10,41 @@ the corpus size.
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from teacher_cache.batch import TargetRequest
-from teacher_cache.calibration import ensure_calibrated
-from teacher_cache.contract import Manifest, describe_targets
-from teacher_cache.corpus import RowBlock, Rows, pack_corpus
-from teacher_cache.masking import MaskedRows
-from teacher_cache.objects import Commit
-from teacher_cache.passes import TeacherPass, run_views
+from teacher_cache.block import compute_block
+from teacher_cache.calibration import ensure_calibrated, load_quantisers
+from teacher_cache.constants import has_constant, write_constant
+from teacher_cache.contract import Manifest
+from teacher_cache.corpus import Rows, pack_corpus
+from teacher_cache.groups import read_groups
+from teacher_cache.layout import projection_path
+from teacher_cache.objects import TEACHER, TEACHER_FILES, Commit, digest_object
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS, AttentionProjections
 from teacher_cache.settings import BuildSettings
 from teacher_cache.specify import make_manifest, plan_targets, resolve_seq_len
-from teacher_cache.store import CacheStore
+from teacher_cache.specs import describe_targets
+from teacher_cache.storage import Storage, open_storage
+from teacher_cache.store import GroupWriter, groups_to_build
 from teacher_cache.targets import BlockTargets
 from teacher_cache.teacher import Teacher
-from teacher_cache.transform import Quantiser
+from teacher_cache.workers import Workers
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
-_BLOCKS_WAITING = 2
+_MOST_WRITERS = 4
 _STATISTICS_BLOCKS = 4
 _STATISTICS_ROWS = 16
 
@@ -80,16 +86,31 @@ class BuildReport:
     seconds: float
 
 
-def build_cache(settings: BuildSettings, progress: BuildProgress | None = None) -> BuildReport:
-    """Build a store, or finish one that was started with the same settings.
+def build_cache(
+    settings: BuildSettings, progress: BuildProgress | None = None, workers: Workers | None = None
+) -> BuildReport:
+    """Build a store, finish one that was started with the same settings, or add targets to a finished one.
+
+    Every one of several `workers` calls this with the same settings.
 
     Raises:
         DistillationError: anything the user can mend; see the subclasses.
     """
-    progress = progress or Silent()
+    progress, workers = progress or Silent(), workers or Workers()
     teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
     seq_len = resolve_seq_len(settings, teacher)
     targets, projections = plan_targets(settings, teacher, progress.note)
+    rows = pack_rows(settings, teacher, seq_len, progress.tokenised)
+    manifest = make_manifest(settings, teacher, targets, rows, seq_len)
+    job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, progress)
+    with job.storage.lock() if workers.first else nullcontext():
+        return job.run(manifest)
+
+
+def pack_rows(
+    settings: BuildSettings, teacher: Teacher, seq_len: int, progress: Callable[[int, int], None] | None = None
+) -> Rows:
+    """The rows that the settings ask for."""
     rows = pack_corpus(
         settings.corpus,
         teacher.tokenizer,
@@ -97,140 +118,163 @@ def build_cache(settings: BuildSettings, progress: BuildProgress | None = None) 
         row_mode=settings.rows,
         seed=settings.seed,
         max_rows=settings.max_rows,
-        progress=progress.tokenised,
+        progress=progress,
     )
-    manifest = make_manifest(settings, teacher, targets, rows, seq_len)
-    store = CacheStore.create_or_resume(Path(settings.out), manifest)
-    if store.sealed:
-        progress.note(f"{settings.out} is complete already: {manifest.rows} rows; nothing to do")
-        return BuildReport(path=settings.out, rows=manifest.rows, computed_rows=0, written_bytes=0, seconds=0.0)
-    _announce(manifest, progress)
-    _write_teacher(store, teacher)
-    _write_projections(store, projections)
-    started = time.monotonic()
-    teacher.start()
-    batch_rows = _batch_rows(settings, teacher, seq_len)
-    store, quantisers = ensure_calibrated(store, teacher, rows, batch_rows, projections, progress.note)
-    computed, written = _build_blocks(store, teacher, quantisers, rows, batch_rows, progress)
-    _write_statistics(store)
-    store.seal()
-    return BuildReport(
-        path=settings.out,
-        rows=manifest.rows,
-        computed_rows=computed,
-        written_bytes=written,
-        seconds=time.monotonic() - started,
-    )
+    part = settings.part_numbers()
+    return rows if part is None else rows.part(*part)
 
 
-def _batch_rows(settings: BuildSettings, teacher: Teacher, seq_len: int) -> int:
+def choose_batch_rows(settings: BuildSettings, teacher: Teacher, seq_len: int) -> int:
+    """Rows per forward pass of the teacher."""
     if settings.batch_size is not None:
         return settings.batch_size
     return max(1, _TOKENS_PER_BATCH.get(teacher.device.type, _TOKENS_PER_BATCH["cuda"]) // seq_len)
 
 
-def _announce(manifest: Manifest, progress: BuildProgress) -> None:
-    progress.note(
-        f"{manifest.rows} rows x {manifest.seq_len} tokens of {manifest.corpus.rows} in the corpus "
-        f"({manifest.corpus.documents} documents), {manifest.blocks} blocks"
-    )
-    for name, what in describe_targets(manifest.targets).items():
-        progress.note(f"  {name}: {what}")
+class _Job:
+    """One worker's share of a build."""
+
+    def __init__(
+        self,
+        settings: BuildSettings,
+        teacher: Teacher,
+        projections: Mapping[int, AttentionProjections],
+        rows: Rows,
+        storage: Storage,
+        workers: Workers,
+        progress: BuildProgress,
+    ) -> None:
+        self.settings = settings
+        self.teacher = teacher
+        self.projections = projections
+        self.rows = rows
+        self.storage = storage
+        self.workers = workers
+        self.progress = progress
+
+    def run(self, manifest: Manifest) -> BuildReport:
+        """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
+        batch_rows = choose_batch_rows(self.settings, self.teacher, manifest.seq_len)
+        started = time.monotonic()
+        work = self.workers.share("work", self._prepare(manifest, batch_rows) if self.workers.first else None)
+        groups = {group.prefix: group for group in read_groups(self.storage) if group.prefix in work}
+        if not self.workers.first and work:
+            self.teacher.start()
+        for prefix, group in groups.items():
+            self._build_blocks(GroupWriter(self.storage, group), work[prefix], batch_rows)
+        self.workers.wait_for_all("blocks are written")
+        if self.workers.first:
+            for group in groups.values():
+                self._write_statistics(group.manifest)
+                GroupWriter(self.storage, group).seal()
+        self.workers.wait_for_all("groups are sealed")
+        return BuildReport(
+            path=self.settings.out,
+            rows=manifest.rows,
+            computed_rows=self.workers.add("rows", 0),
+            written_bytes=self.workers.add("bytes", 0),
+            seconds=time.monotonic() - started if groups else 0.0,
+        )
+
+    def _prepare(self, manifest: Manifest, batch_rows: int) -> dict[str, list[int]]:
+        """Everything that is there before the first block; returns the missing blocks of each group that needs work."""
+        writers = groups_to_build(self.storage, manifest)
+        if not writers:
+            self.progress.note(f"{self.settings.out} is complete already: {manifest.rows} rows; nothing to do")
+            return {}
+        write_teacher(self.storage, self.teacher)
+        self.teacher.start()
+        work = {}
+        for writer in writers:
+            self._announce(writer)
+            self._write_projections(writer.manifest)
+            writer = ensure_calibrated(
+                writer, self.teacher, self.rows, batch_rows, self.projections, self.progress.note
+            )
+            writer.write_metadata()
+            work[writer.group.prefix] = sorted(set(range(manifest.blocks)) - writer.committed())
+        return work
+
+    def _announce(self, writer: GroupWriter) -> None:
+        manifest, corpus = writer.manifest, writer.manifest.corpus
+        self.progress.note(
+            f"{manifest.rows} rows x {manifest.seq_len} tokens of {corpus.rows} in the corpus ({corpus.documents} "
+            f"documents), {manifest.blocks} blocks"
+        )
+        for name, what in describe_targets(manifest.targets).items():
+            self.progress.note(f"  {name}: {what}")
+
+    def _write_projections(self, manifest: Manifest) -> None:
+        for spec in manifest.targets.attention:
+            for name in VECTORS if spec.mode == "hidden" else ():
+                for part in ("weight", "bias"):
+                    path = projection_path(spec.layer, name, part)
+                    if not has_constant(self.storage, path):
+                        projection = getattr(self.projections[spec.layer], name)
+                        write_constant(self.storage, path, getattr(projection, part).numpy())
+
+    def _build_blocks(self, writer: GroupWriter, missing: list[int], batch_rows: int) -> None:
+        """Compute, code and commit this worker's share of the missing blocks of a group."""
+        writer.write_metadata()
+        manifest = writer.manifest
+        quantisers = load_quantisers(self.storage, manifest, self.projections)
+        tally = _Tally(self.workers, self.progress, manifest, missing)
+        waiting: deque[Future[Commit]] = deque()
+        threads = max(1, min(_MOST_WRITERS, (os.cpu_count() or 1) // 4))
+        with ThreadPoolExecutor(threads, thread_name_prefix="writer") as pool:
+            for block in missing[self.workers.rank :: self.workers.count]:
+                rows = self.rows.read(*manifest.block_range(block))
+                targets = compute_block(manifest, self.teacher, quantisers, rows, batch_rows)
+                waiting.append(pool.submit(_write_block, writer, block, targets))
+                while waiting and (waiting[0].done() or len(waiting) > threads + 1):
+                    tally.count(waiting.popleft().result())
+            while waiting:
+                tally.count(waiting.popleft().result())
+
+    def _write_statistics(self, manifest: Manifest) -> None:
+        """Write E||h - mean||^2 of each hidden state, measured on the first blocks as stored."""
+        reader = CacheReader.of(self.storage, allow_unsealed=True)
+        stop = min(manifest.rows, _STATISTICS_BLOCKS * manifest.block_rows)
+        for layer in manifest.targets.hidden_layers():
+            path = f"hidden/{layer}/variance"
+            if not has_constant(self.storage, path):
+                write_constant(self.storage, path, np.array(_total_variance(reader, layer, stop)))
 
 
-def _write_teacher(store: CacheStore, teacher: Teacher) -> None:
+def write_teacher(storage: Storage, teacher: Teacher) -> None:
     """Keep what students need of the teacher, so that training needs neither the teacher nor a network."""
-    if store.has_folder("teacher"):
+    if storage.size(TEACHER_FILES) is not None:
         return
-    with store.new_folder("teacher") as folder:
+    with storage.scratch() as folder:
         teacher.save(folder)
+        files = {f"{TEACHER}/{file.relative_to(folder).as_posix()}": file for file in sorted(folder.rglob("*"))}
+        files = {key: file for key, file in files.items() if file.is_file()}
+        for key, file in files.items():
+            storage.write_file(key, file)
+    listed = {key: asdict(digest_object(storage, key)) for key in files}
+    storage.write(TEACHER_FILES, (json.dumps(listed, indent=1) + "\n").encode())
 
 
-def _write_projections(store: CacheStore, projections: dict[int, AttentionProjections]) -> None:
-    for layer, found in projections.items():
-        for name in VECTORS:
-            for part in ("weight", "bias"):
-                path = f"attention/{layer}/projection/{name}/{part}"
-                if not store.has_constant(path):
-                    store.write_constant(path, getattr(getattr(found, name), part).numpy())
+class _Tally:
+    """Adds up what all workers have committed, and tells the progress."""
+
+    def __init__(self, workers: Workers, progress: BuildProgress, manifest: Manifest, missing: list[int]) -> None:
+        self.workers = workers
+        self.progress = progress
+        self.total = manifest.rows
+        self.there = manifest.rows - sum(last - first for first, last in map(manifest.block_range, missing))
+        self.before = workers.add("rows", 0)
+        progress.committed(self.there, self.total, 0)
+
+    def count(self, commit: Commit) -> None:
+        """One more block is safe."""
+        rows = self.workers.add("rows", commit.rows[1] - commit.rows[0])
+        written = self.workers.add("bytes", sum(digest.size for digest in commit.shards.values()))
+        self.progress.committed(min(self.total, self.there + rows - self.before), self.total, written)
 
 
-def _build_blocks(
-    store: CacheStore,
-    teacher: Teacher,
-    quantisers: Mapping[str, Quantiser],
-    rows: Rows,
-    batch_rows: int,
-    progress: BuildProgress,
-) -> tuple[int, int]:
-    """Compute, code and commit every missing block; returns rows computed and bytes written."""
-    manifest = store.manifest
-    committed = store.committed()
-    done = sum(last - first for first, last in map(manifest.block_range, committed))
-    computed = written = 0
-    progress.committed(done, manifest.rows, 0)
-    waiting: deque[Future[Commit]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer:
-        for block in sorted(set(range(manifest.blocks)) - committed):
-            block_rows = rows.read(*manifest.block_range(block))
-            targets = compute_block(manifest, teacher, quantisers, block_rows, batch_rows)
-            waiting.append(writer.submit(_write_block, store, block, targets))
-            last_block = done + computed + len(waiting) * manifest.block_rows >= manifest.rows
-            while waiting and (last_block or waiting[0].done() or len(waiting) > _BLOCKS_WAITING):
-                commit = waiting.popleft().result()
-                computed += commit.rows[1] - commit.rows[0]
-                written += sum(digest.size for digest in commit.shards.values())
-                progress.committed(done + computed, manifest.rows, written)
-    return computed, written
-
-
-def _write_block(store: CacheStore, block: int, targets: BlockTargets) -> Commit:
-    return store.write_block(block, targets.finish())
-
-
-@torch.inference_mode()
-def compute_block(
-    manifest: Manifest, teacher: Teacher, quantisers: Mapping[str, Quantiser], rows: RowBlock, batch_rows: int
-) -> BlockTargets:
-    """Everything that the store keeps of one block of rows, coded and not yet packed."""
-    block = BlockTargets(manifest, quantisers)
-    block.put_rows("input_ids", rows.input_ids_BT)
-    block.put_rows("length", rows.length_B)
-    block.put_rows("row_id", rows.row_id_B)
-    block.put_rows("document", rows.document_B)
-    for one in run_views(manifest, teacher, block.streams, rows, batch_rows, manifest.targets.views()):
-        block.put_vectors(one)
-        if one.masked is not None:
-            if one.first == 0:
-                _put_mask(block, one.masked, one.masked_view * manifest.block_rows)
-            if manifest.targets.logits is not None:
-                _put_logits(block, teacher, one, one.masked)
-    return block
-
-
-def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
-    block.put_rows("masked/positions", masked.positions_BM, first)
-    block.put_rows("masked/original_ids", masked.original_ids_BM, first)
-    block.put_rows("masked/replacement_ids", masked.replacement_ids_BM, first)
-    block.put_rows("masked/count", masked.count_B, first)
-
-
-def _put_logits(block: BlockTargets, teacher: Teacher, one: TeacherPass, masked: MaskedRows) -> None:
-    final_BTD = one.outputs.final_BTD
-    part = slice(one.first, one.first + len(final_BTD))
-    positions_BM = torch.from_numpy(masked.positions_BM[part].astype(np.int64)).to(teacher.device)
-    real_BM = torch.arange(positions_BM.shape[1]) < torch.from_numpy(masked.count_B[part])[:, None]
-    final_BMD = final_BTD.gather(1, positions_BM[:, :, None].expand(-1, -1, final_BTD.shape[2]))
-    block.put_logits(one.masked_view, one.first, real_BM.to(teacher.device), final_BMD, teacher.head())
-
-
-def _write_statistics(store: CacheStore) -> None:
-    """Write E||h - mean||^2 of each hidden state, measured on the first blocks as stored."""
-    reader = CacheReader.open(store.path, allow_unsealed=True)
-    stop = min(store.manifest.rows, _STATISTICS_BLOCKS * store.manifest.block_rows)
-    for layer in store.manifest.targets.hidden_layers():
-        if not store.has_constant(f"hidden/{layer}/variance"):
-            store.write_constant(f"hidden/{layer}/variance", np.array(_total_variance(reader, layer, stop)))
+def _write_block(writer: GroupWriter, block: int, targets: BlockTargets) -> Commit:
+    return writer.write_block(block, targets.finish())
 
 
 def _total_variance(reader: CacheReader, layer: int, stop: int) -> float:

@@ -16,15 +16,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from teacher_cache.contract import Manifest, TransformRecord, nmse_target
+from teacher_cache.constants import write_constant
+from teacher_cache.contract import Manifest, TransformRecord
 from teacher_cache.corpus import Rows
 from teacher_cache.layout import VectorStream, vector_streams
 from teacher_cache.passes import run_views, stream_values
 from teacher_cache.reader import read_transform
 from teacher_cache.relations import AttentionProjections
-from teacher_cache.store import CacheStore
+from teacher_cache.specs import nmse_target
+from teacher_cache.storage import Storage
+from teacher_cache.store import GroupWriter
 from teacher_cache.teacher import Teacher
-from teacher_cache.transform import CalibrationSample, Quantiser, as_array, calibrate
+from teacher_cache.transform import CalibrationSample, Quantiser, Transform, as_array, calibrate
 
 _FITTED_PER_COMPONENT = 48
 """Tokens for each component of a covariance: at this number the rotation costs held-out rows about 1% more error."""
@@ -33,48 +36,61 @@ _MOST_ROWS, _ENOUGH_ROWS, _ENOUGH_SHARE = 384, 128, 20
 
 
 def ensure_calibrated(
-    store: CacheStore,
+    writer: GroupWriter,
     teacher: Teacher,
     rows: Rows,
     batch_rows: int,
     projections: Mapping[int, AttentionProjections],
     note: Callable[[str], None],
-) -> tuple[CacheStore, dict[str, Quantiser]]:
-    """The store with a calibrated manifest, and the coding direction of each `nmse` stream by path.
-
-    `note` is told what is going on.
+) -> GroupWriter:
+    """The group with a calibrated manifest, constants written. `note` is told what is going on.
 
     Raises:
         TeacherError: the teacher gives values that are not finite.
     """
-    streams = [stream for stream in vector_streams(store.manifest) if nmse_target(stream.codec) is not None]
-    if any(stream.calibration is None for stream in streams):
-        records = {}
-        used = sum(share_rows(store.manifest.rows, store.manifest.seq_len, store.manifest.teacher.hidden_size))
-        note(f"calibrating {len(streams)} streams on the first {min(used, store.manifest.rows)} rows")
-        samples = _collect(store.manifest, teacher, streams, rows, batch_rows)
-        for stream in streams:
-            target = nmse_target(stream.codec)
-            assert target is not None
-            transform, records[stream.path] = calibrate(
-                samples.pop(stream.path), target, _projections(stream, projections)
-            )
-            note(f"  {stream.path}: NMSE {records[stream.path].nmse:.3g} on rows held out")
-            store.write_constant(f"{stream.path}/basis", as_array(transform.basis_DK))
-            store.write_constant(f"{stream.path}/mean", as_array(transform.mean_D))
-            store.write_constant(f"{stream.path}/step", np.array(transform.step))
-        store = _record(store, records)
-    quantisers = {
-        stream.path: Quantiser(read_transform(store.path, stream.path), _projections(stream, projections))
-        for stream in streams
+    streams = vector_streams(writer.manifest)
+    if not any(nmse_target(stream.codec) is not None and stream.calibration is None for stream in streams):
+        return writer
+    found = calibrate_streams(writer.manifest, teacher, rows, batch_rows, projections, note)
+    for path, (transform, _) in found.items():
+        write_constant(writer.storage, f"{path}/basis", as_array(transform.basis_DK))
+        write_constant(writer.storage, f"{path}/mean", as_array(transform.mean_D))
+        write_constant(writer.storage, f"{path}/step", np.array(transform.step))
+    records = {path: record for path, (_, record) in found.items()}
+    return writer.write_manifest(replace(writer.manifest, calibration=records))
+
+
+def calibrate_streams(
+    manifest: Manifest,
+    teacher: Teacher,
+    rows: Rows,
+    batch_rows: int,
+    projections: Mapping[int, AttentionProjections],
+    note: Callable[[str], None],
+) -> dict[str, tuple[Transform, TransformRecord]]:
+    """What calibration finds for each `nmse` stream, by path. Nothing is written."""
+    streams = [stream for stream in vector_streams(manifest) if nmse_target(stream.codec) is not None]
+    used = sum(share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size))
+    note(f"calibrating {len(streams)} streams on the first {min(used, manifest.rows)} rows")
+    samples = _collect(manifest, teacher, streams, rows, batch_rows)
+    found = {}
+    for stream in streams:
+        target = nmse_target(stream.codec)
+        assert target is not None
+        found[stream.path] = calibrate(samples.pop(stream.path), target, _projections(stream, projections))
+        note(f"  {stream.path}: NMSE {found[stream.path][1].nmse:.3g} on rows held out")
+    return found
+
+
+def load_quantisers(
+    storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]
+) -> dict[str, Quantiser]:
+    """The coding direction of each calibrated stream by path."""
+    return {
+        stream.path: Quantiser(read_transform(storage, stream.path), _projections(stream, projections))
+        for stream in vector_streams(manifest)
+        if stream.calibration is not None
     }
-    return store, quantisers
-
-
-def _record(store: CacheStore, records: dict[str, TransformRecord]) -> CacheStore:
-    manifest = replace(store.manifest, calibration=records)
-    store.write_manifest(manifest)
-    return CacheStore(store.path, manifest)
 
 
 def _projections(stream: VectorStream, projections: Mapping[int, AttentionProjections]) -> AttentionProjections | None:

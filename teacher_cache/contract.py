@@ -10,50 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
-from teacher_cache.errors import SettingsError, StoreError
+from teacher_cache.errors import StoreError
+from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs, View, describe_targets
 
 FORMAT_NAME = "kdcache"
 FORMAT_VERSION = 1
 
-View = Literal["plain", "masked"]
-RelationMode = Literal["hidden", "qkv"]
 RowMode = Literal["packed", "document"]
-
-
-FIXED_PRECISIONS = ("float16", "int8")
-_NMSE = "nmse:"
-_NMSE_RANGE = (1e-6, 0.5)
-
-
-def nmse_target(codec: str) -> float | None:
-    """The normalised mean squared error that a codec `nmse:<x>` is calibrated to; None for every other codec."""
-    return float(codec.removeprefix(_NMSE)) if codec.startswith(_NMSE) else None
-
-
-def parse_precision(text: str) -> str:
-    """The codec that `--precision` names, equal numbers written equally: `nmse:1e-2` is `nmse:0.01`.
-
-    Raises:
-        SettingsError: there is no such precision.
-    """
-    if text in FIXED_PRECISIONS:
-        return text
-    least, most = _NMSE_RANGE
-    try:
-        target = nmse_target(text)
-    except ValueError:
-        target = None
-    if target is None or not least <= target <= most:
-        raise SettingsError(
-            f"--precision {text!r} is unknown: targets could be neither written nor read; choose "
-            f"{', '.join(FIXED_PRECISIONS)} or nmse:X, X being the share of the variance that may be lost, from "
-            f"{least:g} to {most:g}"
-        )
-    return f"{_NMSE}{target:g}"
 
 
 def canonical_json(value: Any) -> str:
@@ -64,82 +31,6 @@ def canonical_json(value: Any) -> str:
 def sha256_of_json(value: Any) -> str:
     """Hex SHA-256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitsSpec:
-    """The teacher's distribution at the masked positions, cut to its `entries` most probable ids and a tail mass."""
-
-    entries: int
-    codec: str
-    form: Literal["topk"] = "topk"
-    view: View = "masked"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HiddenSpec:
-    """Hidden state `layer`: what Transformers reports as `hidden_states[layer]` (0 is the embedding output)."""
-
-    layer: int
-    codec: str
-    view: View = "plain"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionSpec:
-    """Queries, keys and values of layer `layer` (1-based), as its attention function receives them.
-
-    Mode `hidden` keeps the hidden state `layer - 1` that the layer projects (shared with the hidden-state target of
-    that layer where both are asked for in the same view) and the projections once; mode `qkv` keeps the three vectors.
-    In an `nmse` codec a hidden state that is not shared is coded in the metric of the projected vectors.
-    """
-
-    layer: int
-    mode: RelationMode
-    codec: str
-    view: View = "plain"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetSpecs:
-    """Everything that a store keeps of the teacher's outputs."""
-
-    logits: LogitsSpec | None = None
-    hidden: tuple[HiddenSpec, ...] = ()
-    attention: tuple[AttentionSpec, ...] = ()
-
-    def views(self) -> tuple[View, ...]:
-        """The views that the teacher must read for these targets, `plain` first."""
-        used = {spec.view for spec in self.hidden} | {spec.view for spec in self.attention}
-        if self.logits is not None:
-            used.add(self.logits.view)
-        order: tuple[View, ...] = ("plain", "masked")
-        return tuple(view for view in order if view in used)
-
-    def hidden_layers(self) -> tuple[int, ...]:
-        """Layers whose hidden states are kept, ascending."""
-        return tuple(sorted(spec.layer for spec in self.hidden))
-
-    def attention_layers(self) -> tuple[int, ...]:
-        """Layers whose queries, keys and values are kept, ascending."""
-        return tuple(sorted(spec.layer for spec in self.attention))
-
-    def find_hidden(self, layer: int) -> HiddenSpec | None:
-        """The specification of hidden state `layer`, or None."""
-        return next((spec for spec in self.hidden if spec.layer == layer), None)
-
-    def find_attention(self, layer: int) -> AttentionSpec | None:
-        """The specification of attention layer `layer`, or None."""
-        return next((spec for spec in self.attention if spec.layer == layer), None)
-
-    def shares_hidden(self, attention: AttentionSpec) -> bool:
-        """Whether the input of this attention target is stored as a hidden-state target already."""
-        hidden = self.find_hidden(attention.layer - 1)
-        return (
-            attention.mode == "hidden"
-            and hidden is not None
-            and (hidden.view, hidden.codec) == (attention.view, attention.codec)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +77,9 @@ class TransformRecord:
 class Manifest:
     """What a store holds. `rows` are its rows; `corpus.rows` are the rows that the whole text would give.
 
-    `calibration` has one record per stream in an `nmse` codec, by path, once the build has calibrated them.
+    The rows are those from `first_row` on of the shuffled text. `calibration` has one record per stream in an `nmse`
+    codec, by path, once the build has calibrated them. Targets that were added to a finished store have a manifest of
+    their own, with `inputs_held` naming the views whose inputs the store holds already.
     """
 
     teacher: TeacherRecord
@@ -202,6 +95,8 @@ class Manifest:
     temperature: float
     dtype: str
     targets: TargetSpecs
+    first_row: int = 0
+    inputs_held: tuple[View, ...] = ()
     calibration: Mapping[str, TransformRecord] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
@@ -259,6 +154,7 @@ class Manifest:
             hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
             attention=tuple(AttentionSpec(**spec) for spec in targets["attention"]),
         )
+        fields["inputs_held"] = tuple(fields["inputs_held"])
         calibration = fields.get("calibration", {})
         fields["calibration"] = {path: TransformRecord(**record) for path, record in calibration.items()}
         return cls(**fields)
@@ -277,6 +173,7 @@ class Manifest:
             "--seq-len": self.seq_len,
             "--rows": self.row_mode,
             "number of rows (--max-rows)": self.rows,
+            "first row (--part)": self.first_row,
             "--block-rows": self.block_rows,
             "--seed": self.seed,
             "--views": self.views,
@@ -296,14 +193,11 @@ class Manifest:
         ]
 
 
-def describe_targets(targets: TargetSpecs) -> dict[str, str]:
-    """One line per target, in words a user knows: `{"hidden 4": "plain view, int8"}`."""
-    lines: dict[str, str] = {}
-    if targets.logits is not None:
-        spec = targets.logits
-        lines["logits"] = f"{spec.form} {spec.entries}, {spec.view} view, {spec.codec}"
-    for hidden in targets.hidden:
-        lines[f"hidden {hidden.layer}"] = f"{hidden.view} view, {hidden.codec}"
-    for attention in targets.attention:
-        lines[f"attention {attention.layer}"] = f"{attention.mode}, {attention.view} view, {attention.codec}"
-    return lines
+def merge_manifests(manifests: Sequence[Manifest]) -> Manifest:
+    """The manifest of a store from those of its groups, the first one first: all targets and all calibrations."""
+    merged = manifests[0]
+    for one in manifests[1:]:
+        merged = replace(
+            merged, targets=merged.targets.united(one.targets), calibration={**merged.calibration, **one.calibration}
+        )
+    return merged

@@ -113,12 +113,39 @@ class Rows:
         bounds: NDArray[np.int64],
         first_document: NDArray[np.int64],
         kept_rows: NDArray[np.int64],
+        first_row: int = 0,
     ) -> None:
-        """`bounds` has one entry more than there are rows: row r holds tokens[bounds[r]:bounds[r + 1]]."""
+        """`bounds` has one entry more than there are rows: row r holds tokens[bounds[r]:bounds[r + 1]].
+
+        `first_row` says where in the final order the kept rows begin.
+        """
         self.record = record
         self._frame, self._seq_len = frame, seq_len
         self._tokens, self._bounds, self._first_document = tokens, bounds, first_document
         self._kept_rows = kept_rows
+        self.first_row = first_row
+
+    def part(self, number: int, parts: int) -> Rows:
+        """The rows of part `number`, from 1, of `parts`: a contiguous share of the final order.
+
+        Raises:
+            SettingsError: there are fewer rows than parts.
+        """
+        start, stop = (len(self) * end // parts for end in (number - 1, number))
+        if start == stop:
+            raise SettingsError(
+                f"--part {number}/{parts} holds no row: there are {len(self)} of them; give fewer parts"
+            )
+        return Rows(
+            record=self.record,
+            frame=self._frame,
+            seq_len=self._seq_len,
+            tokens=self._tokens,
+            bounds=self._bounds,
+            first_document=self._first_document,
+            kept_rows=self._kept_rows[start:stop],
+            first_row=self.first_row + start,
+        )
 
     def __len__(self) -> int:
         return len(self._kept_rows)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from teacher_cache.batch import AttentionVectors, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
 from teacher_cache.codec import LogProbabilityCodec, make_codec
-from teacher_cache.contract import AttentionSpec, HiddenSpec, LogitsSpec, Manifest, View
+from teacher_cache.contract import Manifest
 from teacher_cache.layout import VectorStream, attention_input_path, vector_streams
 from teacher_cache.packing import ranges
 from teacher_cache.relations import VECTORS, AttentionProjections, project_hidden
+from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, View
 from teacher_cache.transform import Transform
 
 
@@ -134,7 +135,7 @@ class RowDecoder:
 
     def _attention(self, spec: AttentionSpec) -> AttentionVectors:
         if spec.mode == "hidden":
-            stream, positions = self.streams[attention_input_path(self.manifest, spec)], self.manifest.seq_len
+            stream, positions = self.streams[attention_input_path(spec)], self.manifest.seq_len
             # `projections` start where the coordinates end: the rotation is part of them
             coded_BTD = (
                 self._vectors(stream.path)

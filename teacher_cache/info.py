@@ -6,23 +6,44 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.contract import Manifest
-from teacher_cache.layout import block_arrays, vector_streams
-from teacher_cache.objects import SEAL, read_manifest, shard_key
-from teacher_cache.store import CacheStore
+from teacher_cache.contract import Manifest, merge_manifests
+from teacher_cache.groups import Group, read_commits, read_groups, whole_blocks
+from teacher_cache.layout import vector_streams
+from teacher_cache.objects import shard_key
+from teacher_cache.specs import describe_targets
+from teacher_cache.storage import open_storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupInfo:
+    """Targets that were built together. Missing blocks were never finished, or have lost a file since."""
+
+    name: str
+    targets: dict[str, str]
+    sealed: bool
+    missing_blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """A store at a glance. Bytes are on disk, of committed blocks; tokens are rows * seq_len of those blocks."""
+    """A store at a glance. Bytes are on disk, of blocks that are whole; tokens are rows * seq_len of those blocks."""
 
     path: str
     manifest: Manifest
-    sealed: bool
+    groups: tuple[GroupInfo, ...]
     committed_rows: int
-    missing_blocks: tuple[int, ...]
     bytes_per_array: dict[str, int]
     other_bytes: int
+
+    @property
+    def sealed(self) -> bool:
+        """Whether all of it is finished."""
+        return all(group.sealed for group in self.groups)
+
+    @property
+    def missing_blocks(self) -> tuple[int, ...]:
+        """Blocks that are not whole in every group."""
+        return tuple(sorted({block for group in self.groups for block in group.missing_blocks}))
 
     @property
     def committed_tokens(self) -> int:
@@ -52,6 +73,8 @@ class StoreInfo:
         return {
             **asdict(self),
             "manifest": self.manifest.to_json(),
+            "sealed": self.sealed,
+            "missing_blocks": self.missing_blocks,
             "total_bytes": self.total_bytes,
             "bits_per_value": self.bits_per_value(),
             "bytes_per_token": {array: self.bytes_per_token(array) for array in self.bytes_per_array},
@@ -64,24 +87,30 @@ def describe_store(path: str | Path) -> StoreInfo:
     Raises:
         StoreError: there is no store of this format and version.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    committed = CacheStore(folder, manifest).committed()
-    ranges = [manifest.block_range(block) for block in committed]
+    storage = open_storage(path)
+    groups, sizes = read_groups(storage), storage.list()
+    manifest = merge_manifests([group.manifest for group in groups])
+    whole = {group.prefix: whole_blocks(group, read_commits(storage, group), sizes) for group in groups}
     bytes_per_array = {
-        spec.path: sum(_size(folder / shard_key(spec, block)) for block in committed) for spec in block_arrays(manifest)
+        array: sum(sizes[shard_key(spec, block)] for block in whole[group.prefix])
+        for group in groups
+        for array, spec in group.arrays.items()
     }
-    every_file = sum(_size(file) for file in folder.rglob("*") if file.is_file())
+    ranges = [manifest.block_range(block) for block in whole[""]]
     return StoreInfo(
         path=str(path),
         manifest=manifest,
-        sealed=(folder / SEAL).exists(),
+        groups=tuple(_describe_group(group, whole[group.prefix]) for group in groups),
         committed_rows=sum(last - first for first, last in ranges),
-        missing_blocks=tuple(sorted(set(range(manifest.blocks)) - committed)),
         bytes_per_array=bytes_per_array,
-        other_bytes=every_file - sum(bytes_per_array.values()),
+        other_bytes=sum(sizes.values()) - sum(bytes_per_array.values()),
     )
 
 
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+def _describe_group(group: Group, whole: set[int]) -> GroupInfo:
+    return GroupInfo(
+        name=group.name,
+        targets=describe_targets(group.manifest.targets),
+        sealed=group.seal is not None,
+        missing_blocks=tuple(sorted(set(range(group.manifest.blocks)) - whole)),
+    )

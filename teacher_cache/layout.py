@@ -31,10 +31,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from teacher_cache.codec import CodedArraySpec, LogProbabilityCodec, make_codec
-from teacher_cache.contract import AttentionSpec, Manifest, TransformRecord, View, nmse_target
+from teacher_cache.contract import Manifest, TransformRecord
 from teacher_cache.packing import ranges
 from teacher_cache.relations import VECTORS
+from teacher_cache.specs import AttentionSpec, View, nmse_target
 
+ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
+"""Arrays of one number per row, with their types."""
 _CHUNK_BYTES = 2**19
 _PACKED_CHUNK_BYTES = 2**17  # zstd makes one Huffman table for so many bytes: larger chunks would not share it either
 _ESCAPES_PER_CHUNK = 2**14
@@ -84,49 +87,66 @@ def vector_streams(manifest: Manifest) -> tuple[VectorStream, ...]:
         for spec in targets.hidden
     ]
     for spec in targets.attention:
-        if not targets.shares_hidden(spec):
-            streams.extend(_attention_streams(spec, width))
+        streams += _attention_streams(spec, width)
     return tuple(replace(stream, calibration=manifest.calibration.get(stream.path)) for stream in streams)
 
 
 def _attention_streams(spec: AttentionSpec, width: int) -> list[VectorStream]:
-    folder = f"attention/{spec.layer}"
-    if spec.mode == "qkv":
-        return [
-            VectorStream(
-                path=f"{folder}/{name}", source=name, layer=spec.layer, view=spec.view, codec=spec.codec, width=width
-            )
-            for name in VECTORS
-        ]
-    projected = nmse_target(spec.codec) is not None
+    """The streams of an attention target's own: none where it shares a hidden state."""
+    if spec.form == "shared":
+        return []
+    sources = dict.fromkeys(VECTORS, spec.layer) if spec.form == "vectors" else {"hidden": spec.layer - 1}
     return [
         VectorStream(
-            path=f"{folder}/{'projected' if projected else 'input'}",
-            source="hidden",
-            layer=spec.layer - 1,
+            path=f"attention/{spec.layer}/{source if spec.form == 'vectors' else spec.form}",
+            source=source,
+            layer=layer,
             view=spec.view,
             codec=spec.codec,
             width=width,
-            projected=projected,
+            projected=spec.form == "projected",
         )
+        for source, layer in sources.items()
     ]
 
 
-def attention_input_path(manifest: Manifest, spec: AttentionSpec) -> str:
-    """Where that lies from which a `hidden`-mode attention target is computed."""
-    if manifest.targets.shares_hidden(spec):
-        return f"hidden/{spec.layer - 1}"
-    return _attention_streams(spec, manifest.teacher.hidden_size)[0].path
+def attention_input_path(spec: AttentionSpec) -> str:
+    """Where that lies from which the queries, keys and values of a `hidden`-mode attention target are computed."""
+    return f"hidden/{spec.layer - 1}" if spec.form == "shared" else f"attention/{spec.layer}/{spec.form}"
+
+
+def constant_paths(manifest: Manifest) -> tuple[str, ...]:
+    """Every array that is not cut into blocks."""
+    paths = [
+        f"{stream.path}/{name}"
+        for stream in vector_streams(manifest)
+        if nmse_target(stream.codec) is not None
+        for name in ("basis", "mean", "step")
+    ]
+    paths += [f"hidden/{layer}/variance" for layer in manifest.targets.hidden_layers()]
+    paths += [
+        projection_path(spec.layer, name, part)
+        for spec in manifest.targets.attention
+        if spec.mode == "hidden"
+        for name in VECTORS
+        for part in ("weight", "bias")
+    ]
+    return tuple(paths)
+
+
+def projection_path(layer: int, vector: str, part: str) -> str:
+    """Where the weight or bias lies that takes the input of an attention layer to its queries, keys or values."""
+    return f"attention/{layer}/projection/{vector}/{part}"
 
 
 def block_arrays(manifest: Manifest) -> tuple[ArraySpec, ...]:
     """Every array that is written block by block."""
     rows, positions = manifest.block_rows, manifest.seq_len
-    arrays = [_array("input_ids", "int32", rows, positions)]
-    arrays += [
-        _array(name, dtype, rows) for name, dtype in (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
-    ]
-    if "masked" in manifest.targets.views():
+    arrays = []
+    if not manifest.inputs_held:
+        arrays = [_array("input_ids", "int32", rows, positions)]
+        arrays += [_array(name, dtype, rows) for name, dtype in ROW_ARRAYS]
+    if "masked" in manifest.targets.views() and "masked" not in manifest.inputs_held:
         masked_rows, places = manifest.views * rows, manifest.masked_per_row
         arrays += [
             _array(f"masked/{name}", "int32", masked_rows, places)

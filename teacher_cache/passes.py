@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.contract import Manifest, View
+from teacher_cache.contract import Manifest
 from teacher_cache.corpus import RowBlock
 from teacher_cache.layout import VectorStream
 from teacher_cache.masking import MaskedRows, mask_rows
+from teacher_cache.specs import View
 from teacher_cache.teacher import Teacher, TeacherOutputs
 
 

@@ -8,68 +8,78 @@ zeros. Opening costs one seal object and the hashes of small metadata files, wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import zarr
 from numpy.typing import NDArray
 
 from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
-from teacher_cache.contract import Manifest, View, describe_targets, sha256_of_json
+from teacher_cache.constants import read_constant
+from teacher_cache.contract import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
 from teacher_cache.errors import StoreError, TargetsError
-from teacher_cache.layout import attention_input_path, block_arrays
+from teacher_cache.groups import Group, read_groups
+from teacher_cache.layout import ROW_ARRAYS, ArraySpec, attention_input_path, projection_path
 from teacher_cache.objects import (
-    SEAL,
+    NOT_AN_OBJECT,
+    TEACHER,
+    TEACHER_FILES,
     Commit,
     ObjectDigest,
     commit_key,
-    digest_file,
-    read_constant,
-    read_manifest,
+    damage,
     shard_key,
 )
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
+from teacher_cache.shards import decode_shard
+from teacher_cache.specs import VIEWS, View, describe_targets
+from teacher_cache.storage import Storage, open_storage
 from teacher_cache.transform import Transform, fold_projections, projections_of_projected
+
+_COMMITS_KEPT = 16
 
 
 class CacheReader:
     """One store, for reading."""
 
-    def __init__(self, path: Path, manifest: Manifest, seal: dict[str, Any] | None) -> None:
-        self.path = str(path)
-        self.manifest = manifest
-        self._folder = path
-        self._seal = seal
-        self._root = zarr.open_group(str(path), mode="r")
-        self._specs = {spec.path: spec for spec in block_arrays(manifest)}
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+    def __init__(self, storage: Storage, groups: list[Group]) -> None:
+        self.path = storage.location
+        self.storage = storage
+        self.manifest: Manifest = merge_manifests([group.manifest for group in groups])
+        self.block_bounds = np.minimum(
+            np.arange(self.manifest.blocks + 1, dtype=np.int64) * self.manifest.block_rows, self.manifest.rows
+        )
+        self._groups = groups
+        self._arrays = {path: (group, spec) for group in groups for path, spec in group.arrays.items()}
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
+        self._commit = lru_cache(maxsize=_COMMITS_KEPT)(self._read_commit)
 
     @classmethod
-    def open(cls, path: str | Path, *, allow_unsealed: bool = False) -> CacheReader:
-        """Open a store.
+    def open(cls, location: str | Path, *, allow_unsealed: bool = False) -> CacheReader:
+        """Open a store. Targets that were added and are not finished are left out.
 
         Raises:
             StoreError: there is no store, it is of another format version, unfinished, or its metadata was changed.
         """
-        folder = Path(path)
-        manifest = read_manifest(folder)
-        seal = _read_seal(folder)
-        if seal is None and not allow_unsealed:
-            done = len(list((folder / "commits").glob("*.json")))
+        return cls.of(open_storage(location), allow_unsealed=allow_unsealed)
+
+    @classmethod
+    def of(cls, storage: Storage, *, allow_unsealed: bool = False) -> CacheReader:
+        """`open` for a storage that is at hand."""
+        groups = read_groups(storage)
+        if groups[0].seal is None and not allow_unsealed:
+            done = len(storage.list("commits/"))
             raise StoreError(
-                f"{str(path)!r} is unfinished ({done} of {manifest.blocks} blocks): what is missing would be read as "
-                "zeros; run the same `kdcache build` command again, it continues where it stopped"
+                f"{storage.location!r} is unfinished ({done} of {groups[0].manifest.blocks} blocks): what is missing "
+                "would be read as zeros; run the same `kdcache build` command again, it continues where it stopped"
             )
-        reader = cls(folder, manifest, seal)
-        reader._check_objects(lambda key: not key.startswith("teacher/"))
+        reader = cls(storage, [group for group in groups if allow_unsealed or group.seal is not None])
+        reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/"))
         return reader
 
     @property
@@ -119,17 +129,16 @@ class CacheReader:
         used |= {spec.view for spec in targets.attention if spec.layer in request.attention_layers}
         if request.logits and targets.logits is not None:
             used.add(targets.logits.view)
-        order: tuple[View, ...] = ("plain", "masked")
-        return tuple(view for view in order if view in used) or targets.views()[:1]
+        return tuple(view for view in VIEWS if view in used) or targets.views()[:1]
 
     def hidden_variance(self, layer: int) -> float:
         """E||h - mean||^2 of hidden state `layer`, summed over components: what HS losses are normalised by."""
-        return float(np.asarray(self._array(f"hidden/{layer}/variance")[...]))
+        return float(read_constant(self.storage, f"hidden/{layer}/variance"))
 
     def teacher_folder(self) -> Path:
         """A Hugging Face folder with the teacher's configuration, weights and tokenizer, checked against the seal."""
-        self._check_objects(lambda key: key.startswith("teacher/"))
-        return self._folder / "teacher"
+        self._check_objects(lambda key: key.startswith(f"{TEACHER}/") or key == TEACHER_FILES)
+        return self.storage.folder(TEACHER)
 
     def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
         """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
@@ -137,8 +146,9 @@ class CacheReader:
         Raises:
             StoreError: a shard is missing or not what was committed.
         """
-        commit = self._commit(block)
-        arrays = {path: self._load(path, commit, view, masked_view) for path in self._paths(request, view)}
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for path in self._paths(request, view):
+            arrays[path] = self._load(path, block, view, masked_view, arrays)
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
     def decode(
@@ -202,44 +212,64 @@ class CacheReader:
         return batch
 
     def _paths(self, request: TargetRequest, view: View) -> list[str]:
-        """The arrays to load for a request in one view."""
+        """The arrays to load for a request in one view, counts before what they count."""
         targets = self.manifest.targets
         folders = [f"hidden/{n}" for n in request.hidden_layers if in_view(targets.find_hidden(n), view)]
         for layer in request.attention_layers:
             spec = targets.find_attention(layer)
             if spec is not None and spec.view == view:
-                is_input = spec.mode == "hidden"
                 folders += (
-                    [attention_input_path(self.manifest, spec)]
-                    if is_input
-                    else [f"attention/{layer}/{v}" for v in VECTORS]
+                    [attention_input_path(spec)]
+                    if spec.mode == "hidden"
+                    else [f"attention/{layer}/{vector}" for vector in VECTORS]
                 )
-        paths = ["input_ids", "length", "row_id"]
         if view == "masked":
-            paths += [path for path in self._specs if path.startswith("masked/")]
+            folders.append("masked")
         if request.logits and in_view(targets.logits, view):
-            paths += [path for path in self._specs if path.startswith("logits/")]
-        paths += [path for path in self._specs if path.startswith(tuple(f"{folder}/" for folder in folders))]
-        return paths
+            folders.append("logits")
+        inside = tuple(f"{folder}/" for folder in folders)
+        return ["input_ids", "length", "row_id", *(path for path in self._arrays if path.startswith(inside))]
 
-    def _load(self, path: str, commit: Commit, view: View, masked_view: int) -> NDArray[np.generic]:
-        spec = self._specs[path]
-        key = shard_key(spec, commit.block)
-        self._check(key, commit.shards.get(key))
-        block = self._array(path)
-        if "/escapes/" in path:
-            counts_path = f"{path.rpartition('/')[0]}/count"
-            if path == counts_path:
-                return cast("NDArray[np.generic]", block[commit.block, masked_view : masked_view + 1])
-            count = int(cast("Any", self._array(counts_path)[commit.block, masked_view]))
-            return cast("NDArray[np.generic]", block[commit.block, masked_view, :count])
-        if view == "plain" or path in ("input_ids", "length", "row_id"):
-            return cast("NDArray[np.generic]", block[commit.block])
-        if path.startswith("masked/"):
+    def _load(
+        self, path: str, block: int, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
+    ) -> NDArray[np.generic]:
+        group, spec = self._arrays[path]
+        part = self._part(spec, view, masked_view, loaded)
+        key = shard_key(spec, block)
+        digest = self._commit(group.prefix, block).shards.get(key)
+        if digest is None:
+            raise self._damaged(key, "is not part of its block's commit")
+        try:
+            data = self.storage.read(key)
+        except FileNotFoundError as error:
+            raise self._damaged(key, "is missing") from error
+        if len(data) != digest.size:
+            raise self._damaged(key, f"has {len(data)} bytes instead of {digest.size}")
+        if ObjectDigest.of(data) != digest:
+            raise self._damaged(key, "has other contents than were committed")
+        try:
+            values = decode_shard(spec, data, part)
+        except ValueError as error:
+            raise self._damaged(key, f"cannot be decompressed ({error})") from error
+        return values[0] if "/escapes/" in path and not path.endswith("/count") else values
+
+    def _part(
+        self, spec: ArraySpec, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
+    ) -> tuple[slice, ...]:
+        """The range of an array's block that belongs to one view."""
+        whole = [slice(0, length) for length in spec.block_shape]
+        if "/escapes/" in spec.path:
+            whole[0] = slice(masked_view, masked_view + 1)
+            if not spec.path.endswith("/count"):
+                count = cast("Any", loaded[f"{spec.path.rpartition('/')[0]}/count"])
+                whole[1] = slice(0, int(count[0]))
+        elif spec.path.startswith("masked/"):
             rows = self.manifest.block_rows
-            return cast("NDArray[np.generic]", block[commit.block, masked_view * rows : (masked_view + 1) * rows])
-        tokens = spec.chunk_shape[-1]
-        return cast("NDArray[np.generic]", block[commit.block, ..., masked_view * tokens : (masked_view + 1) * tokens])
+            whole[0] = slice(masked_view * rows, (masked_view + 1) * rows)
+        elif view == "masked" and spec.path not in _PER_ROW:
+            tokens = spec.chunk_shape[-1]
+            whole[-1] = slice(masked_view * tokens, (masked_view + 1) * tokens)
+        return tuple(whole)
 
     def _projections_on(self, layer: int, device: str | torch.device) -> AttentionProjections:
         """What takes the stored input of an attention layer to its q, k, v; read and combined once per device."""
@@ -247,8 +277,8 @@ class CacheReader:
         if key not in self._projections:
             spec = self.manifest.targets.find_attention(layer)
             assert spec is not None
-            path = attention_input_path(self.manifest, spec)
-            if path.endswith("/projected"):
+            path = attention_input_path(spec)
+            if spec.form == "projected":
                 found = projections_of_projected(self._transform_on(path, "cpu"))
             else:
                 found = self._read_projections(layer)
@@ -260,8 +290,10 @@ class CacheReader:
     def _read_projections(self, layer: int) -> AttentionProjections:
         loaded = {}
         for name in VECTORS:
-            folder = f"attention/{layer}/projection/{name}"
-            parts = {p: torch.from_numpy(read_constant(self._folder, f"{folder}/{p}")) for p in ("weight", "bias")}
+            parts = {
+                part: torch.from_numpy(read_constant(self.storage, projection_path(layer, name, part)))
+                for part in ("weight", "bias")
+            }
             loaded[name] = Projection(**parts)
         return AttentionProjections(**loaded)
 
@@ -269,49 +301,31 @@ class CacheReader:
         """The constants of a calibrated stream, read once per device."""
         key = (path, str(device))
         if key not in self._transforms:
-            self._transforms[key] = read_transform(self._folder, path).to(device)
+            self._transforms[key] = read_transform(self.storage, path).to(device)
         return self._transforms[key]
 
-    def _array(self, path: str) -> zarr.Array[Any]:
-        if path not in self._arrays:
-            self._arrays[path] = cast("zarr.Array[Any]", self._root[path])
-        return self._arrays[path]
-
-    def _commit(self, block: int) -> Commit:
+    def _read_commit(self, prefix: str, block: int) -> Commit:
+        key = prefix + commit_key(block)
         try:
-            data = (self._folder / commit_key(block)).read_bytes()
+            data = self.storage.read(key)
             commit = Commit.from_bytes(data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(commit_key(block), f"cannot be read ({type(error).__name__})") from error
-        if self._seal is not None and ObjectDigest.of(data).sha256 != self._seal["commits"][block]:
-            raise self._damaged(commit_key(block), "was changed after the store was sealed")
+        except (OSError, *NOT_AN_OBJECT) as error:
+            raise self._damaged(key, f"cannot be read ({type(error).__name__})") from error
+        seal = next(group.seal for group in self._groups if group.prefix == prefix)
+        if seal is not None and ObjectDigest.of(data).sha256 != seal.commits[block]:
+            raise self._damaged(key, "was changed after the store was sealed")
         return commit
 
     def _check_objects(self, chosen: Callable[[str], bool]) -> None:
-        for key, digest in self._sealed_objects.items():
-            if chosen(key):
-                self._check(key, digest)
-
-    @cached_property
-    def _sealed_objects(self) -> dict[str, ObjectDigest]:
-        objects = self._seal["objects"] if self._seal is not None else {}
-        return {key: ObjectDigest(**digest) for key, digest in objects.items()}
-
-    def _check(self, key: str, expected: ObjectDigest | None) -> None:
-        """Compare one object with its recorded size and hash."""
-        file = self._folder / key
-        if expected is None:
-            raise self._damaged(key, "is not part of its block's commit")
-        if not file.is_file():
-            raise self._damaged(key, "is missing")
-        if (size := file.stat().st_size) != expected.size:
-            raise self._damaged(key, f"has {size} bytes instead of {expected.size}")
-        if digest_file(file).sha256 != expected.sha256:
-            raise self._damaged(key, "has other contents than were committed")
+        """Compare objects that are neither shards nor commits with the seals."""
+        for group in self._groups:
+            for key, digest in (group.seal.objects if group.seal is not None else {}).items():
+                if chosen(key) and (what := damage(self.storage, key, digest)) is not None:
+                    raise self._damaged(key, what)
 
     def _damaged(self, key: str, what: str) -> StoreError:
         mend = "restore it from a copy, or delete the store's folder and build again"
-        if key.startswith("commits/") or "/c/" in key:
+        if "commits/" in key or "/c/" in key:
             mend = (
                 "restore it from a copy, or delete it and run the same `kdcache build` again, which computes the rows "
                 "of this block anew"
@@ -321,9 +335,12 @@ class CacheReader:
         )
 
 
-def read_transform(folder: Path, path: str) -> Transform:
-    """The constants of a calibrated stream of the store in `folder`: what every run of its build codes with."""
-    basis, mean, step = (read_constant(folder, f"{path}/{name}") for name in ("basis", "mean", "step"))
+_PER_ROW = {"input_ids", *(name for name, _ in ROW_ARRAYS)}
+
+
+def read_transform(storage: Storage, path: str) -> Transform:
+    """The constants of a calibrated stream of a store: what every run of its build codes with."""
+    basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
     return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
 
 
@@ -331,14 +348,3 @@ def request_names(request: TargetRequest) -> tuple[str, ...]:
     """The kinds of target in a request, as `--targets` names them."""
     wanted = {"logits": request.logits, "hidden": request.hidden_layers, "attention": request.attention_layers}
     return tuple(name for name, value in wanted.items() if value)
-
-
-def _read_seal(folder: Path) -> dict[str, Any] | None:
-    file = folder / SEAL
-    if not file.exists():
-        return None
-    try:
-        seal = cast("dict[str, Any]", json.loads(file.read_bytes()))
-        return {"commits": list(seal["commits"]), "objects": dict(seal["objects"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{str(file)!r} is damaged ({error}): the store cannot be trusted; build it again") from error

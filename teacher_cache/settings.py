@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from teacher_cache.contract import RelationMode, RowMode, View, parse_precision
+from teacher_cache.contract import RowMode
 from teacher_cache.errors import SettingsError
+from teacher_cache.specs import RelationMode, View, parse_precision
 
 DEFAULT_CORPUS = "Salesforce/wikitext:wikitext-103-raw-v1:train"
 TARGETS = ("logits", "hidden", "attention")
@@ -28,6 +29,8 @@ class BuildSettings:
     """Tokens per row, special tokens included. Default: 512, or what the teacher can read if that is less."""
     max_rows: int = 20_000
     """Rows to keep: a prefix of the shuffle of the whole corpus."""
+    part: str | None = None
+    """Part i of n such as 2/8: build a store of these rows alone; several stores are read as one corpus."""
     rows: RowMode = "packed"
     """packed: rows are cut from joined documents. document: one truncated document a row."""
     targets: str | None = None
@@ -89,6 +92,23 @@ class BuildSettings:
             raise SettingsError(f"--seed {self.seed!r} is negative: give a whole number from 0")
         parse_precision(self.precision)
         self.target_names()
+        self.part_numbers()
+
+    def part_numbers(self) -> tuple[int, int] | None:
+        """Which part of how many, the first being 1.
+
+        Raises:
+            SettingsError: there is no such part.
+        """
+        if self.part is None:
+            return None
+        number, slash, parts = self.part.partition("/")
+        if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+            raise SettingsError(
+                f"--part {self.part!r} names no part: rows would be left out or counted twice; give i/n with i from 1 "
+                "to n, such as 2/8"
+            )
+        return int(number), int(parts)
 
     def target_names(self) -> tuple[str, ...] | None:
         """The targets asked for, or None for all that the teacher can give.

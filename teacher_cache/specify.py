@@ -12,21 +12,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from teacher_cache.contract import (
-    FIXED_PRECISIONS,
-    AttentionSpec,
-    HiddenSpec,
-    LogitsSpec,
-    Manifest,
-    RelationMode,
-    TargetSpecs,
-    parse_precision,
-)
+from teacher_cache.contract import Manifest
 from teacher_cache.corpus import Rows, tokenizer_fingerprint
 from teacher_cache.errors import SettingsError, TeacherError
 from teacher_cache.layers import default_attention_layer, parse_layers
 from teacher_cache.relations import AttentionProjections
 from teacher_cache.settings import TARGETS, BuildSettings
+from teacher_cache.specs import (
+    FIXED_PRECISIONS,
+    AttentionForm,
+    AttentionSpec,
+    HiddenSpec,
+    LogitsSpec,
+    RelationMode,
+    TargetSpecs,
+    parse_precision,
+)
 from teacher_cache.teacher import Teacher
 
 _DEFAULT_SEQ_LEN = 512
@@ -56,10 +57,11 @@ def plan_targets(
     if "attention" in names:
         layer = _attention_layer(settings, teacher)
         mode, found = _relation_mode(settings, teacher, layer)
-        attention = (AttentionSpec(layer=layer, mode=mode, codec=codec, view=settings.hs_view),)
+        form: AttentionForm = "vectors" if mode == "qkv" else "input"
+        attention = (AttentionSpec(layer=layer, form=form, codec=codec, view=settings.hs_view),)
         if found is not None:
             projections[layer] = found
-    targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention)
+    targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention).settled(TargetSpecs())
     _check_mask_token(teacher, targets)
     return targets, projections
 
@@ -123,6 +125,7 @@ def make_manifest(
         row_mode=settings.rows,
         rows=len(rows),
         block_rows=settings.block_rows,
+        first_row=rows.first_row,
         seed=settings.seed,
         views=settings.views,
         mlm_probability=settings.mlm_probability,

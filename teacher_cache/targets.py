@@ -97,8 +97,9 @@ class BlockTargets:
         return self.manifest.views_of(stream.view) * self.manifest.block_rows * self.manifest.seq_len
 
     def put_rows(self, path: str, values: NDArray[np.generic], first: int = 0) -> None:
-        """Store per-row values, such as token ids, from row `first` on."""
-        self.arrays[path][first : first + len(values)] = values
+        """Store per-row values, such as token ids, from row `first` on, unless an earlier group holds them."""
+        if path in self.arrays:
+            self.arrays[path][first : first + len(values)] = values
 
     def put_vectors(self, one: TeacherPass) -> None:
         """Code the hidden states and attention vectors of a pass."""

@@ -12,11 +12,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the cores may be shared
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 
+import http.client
+import logging
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,63 @@ def shared_xlm_tokenizer(unpacked_data: Path) -> Path:
 def shared_corpus(shared_data: Path) -> Path:
     """5,966 English Wikipedia articles, one per line, gzip."""
     return shared_data / "corpus" / "en-wikipedia.txt.gz"
+
+
+# ---- object storage -------------------------------------------------------------------------------------------------
+
+
+class S3Server:
+    """A server that speaks the S3 protocol on this machine and keeps its buckets in memory."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address = f"{host}:{port}"
+        self.endpoint = f"http://{self.address}"
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        connection = http.client.HTTPConnection(self.address)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            return answer.read()
+        finally:
+            connection.close()
+
+    def bucket(self, name: str) -> str:
+        """Make sure of a bucket; its address."""
+        self.request("PUT", f"/{name}")
+        return f"s3://{name}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that lead a command to this server."""
+        return {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 protocol server on loopback. Its variables are not set: see `s3`."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line per request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield S3Server(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with the environment that leads to it and to no other."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 # ---- tiny teachers --------------------------------------------------------------------------------------------------

@@ -101,5 +101,6 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_of_what_is_not_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert kdcache.main(["info", str(tmp_path / "nowhere.zarr")]) == 1
     assert "no store at" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("something else")
     assert kdcache.main(["info", str(tmp_path)]) == 1
     assert "is not a store" in capsys.readouterr().err

@@ -13,17 +13,10 @@ from transformers import AutoModelForMaskedLM
 
 from teacher_cache.batch import Batch, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
 from teacher_cache.build import build_cache
-from teacher_cache.contract import (
-    AttentionSpec,
-    CorpusRecord,
-    HiddenSpec,
-    LogitsSpec,
-    Manifest,
-    TargetSpecs,
-    TeacherRecord,
-)
+from teacher_cache.contract import CorpusRecord, Manifest, TeacherRecord
 from teacher_cache.errors import TargetsError
 from teacher_cache.settings import BuildSettings
+from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
 from teacher_cache.taps import enable_tap, record_attention
 
 MASK_ID = 4
@@ -126,7 +119,7 @@ def live_cache() -> MakeLiveCache:
         targets = TargetSpecs(
             logits=LogitsSpec(entries=KEPT, codec="float32") if logits else None,
             hidden=tuple(HiddenSpec(layer=layer, codec="float32", view=view) for layer in hidden),
-            attention=tuple(AttentionSpec(layer=layer, mode="qkv", codec="float32", view=view) for layer in attention),
+            attention=tuple(AttentionSpec(layer=layer, form="vectors", codec="float32", view=view) for layer in attention),
         )
         teacher = TeacherRecord(
             name="tiny", revision=None, weights_sha256="", model_type=config.model_type,

@@ -18,16 +18,9 @@ from student_train.evaluate.plan import FidelityPlan, HiddenPair, RelationPair, 
 from student_train.evaluate.records import FidelityReport
 from student_train.evaluate.ridge import LinearMap, Moments, Statistics, fit_ridge, normalised_error, pool, ridge_errors
 from teacher_cache.batch import MaskedPositions, TargetBatch, TopkLogits
-from teacher_cache.contract import (
-    AttentionSpec,
-    CorpusRecord,
-    HiddenSpec,
-    LogitsSpec,
-    Manifest,
-    TargetSpecs,
-    TeacherRecord,
-)
+from teacher_cache.contract import CorpusRecord, Manifest, TeacherRecord
 from teacher_cache.errors import StudentError
+from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
 from teacher_cache.taps import enable_tap, record_attention
 
 ROWS, POSITIONS, PLACES, VOCABULARY = 6, 20, 3, 200
@@ -324,7 +317,7 @@ def make_manifest(
     targets = TargetSpecs(
         logits=LogitsSpec(entries=8, codec="float16") if logits else None,
         hidden=tuple(HiddenSpec(layer=layer, codec="float16") for layer in hidden),
-        attention=tuple(AttentionSpec(layer=layer, mode="qkv", codec="float16") for layer in attention),
+        attention=tuple(AttentionSpec(layer=layer, form="vectors", codec="float16") for layer in attention),
     )
     corpus = CorpusRecord(specs=("text",), fingerprint="0", documents=1, tokens=1, rows=1000)
     settings: dict[str, Any] = {

@@ -24,6 +24,7 @@ from teacher_cache.objects import read_manifest
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS
 from teacher_cache.settings import BuildSettings
+from teacher_cache.storage import LocalStorage
 from teacher_cache.taps import enable_tap, record_attention
 
 Settings = Callable[..., BuildSettings]
@@ -286,7 +287,7 @@ def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, nms
                 CacheReader.open(out)
         build_cache(settings)
         assert all_but_provenance(out) == want, f"killed before file operation {kill_before} of {operations}"
-        assert read_manifest(out).calibration == read_manifest(nmse_store).calibration
+        assert read_manifest(LocalStorage(out)).calibration == read_manifest(LocalStorage(nmse_store)).calibration
         assert not list(out.rglob("*.partial"))
         CacheReader.open(out).teacher_folder()
         shutil.rmtree(out)
@@ -296,6 +297,7 @@ BUILDER = """
 import os, signal, sys
 from teacher_cache.build import build_cache
 from teacher_cache.settings import BuildSettings
+from teacher_cache.storage import LocalStorage
 
 settings, kill_before, seen = eval(sys.argv[1]), int(sys.argv[2]), 0
 

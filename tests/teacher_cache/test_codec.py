@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.codec import LogProbabilityCodec, VectorCodec, make_codec
-from teacher_cache.contract import FIXED_PRECISIONS, nmse_target, parse_precision
 from teacher_cache.errors import SettingsError, TeacherError
+from teacher_cache.specs import FIXED_PRECISIONS, nmse_target, parse_precision
+
+PRECISIONS = tuple(dict.fromkeys((*FIXED_PRECISIONS, "int4")))
 
 
 def round_trip(codec: VectorCodec | LogProbabilityCodec, values_ND: torch.Tensor) -> torch.Tensor:
@@ -24,7 +26,7 @@ def round_trip(codec: VectorCodec | LogProbabilityCodec, values_ND: torch.Tensor
     return codec.decode({name: torch.from_numpy(np.array(array)) for name, array in coded.items()})
 
 
-@pytest.mark.parametrize("precision", FIXED_PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), exponent=st.floats(-12, 4), rows=st.integers(1, 40), width=st.integers(1, 70))
 def test_error_is_within_the_bound(precision: str, seed: int, exponent: float, rows: int, width: int) -> None:
@@ -50,7 +52,7 @@ def test_log_probabilities_are_within_the_bound(precision: str, seed: int, sharp
 def test_the_bounds_are_tight() -> None:
     """A bound that nothing comes near would let a worse codec pass."""
     values_ND = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
-    for precision in FIXED_PRECISIONS:
+    for precision in PRECISIONS:
         codec = make_codec(precision)
         error_ND = (round_trip(codec, values_ND) - values_ND).abs()
         assert float((error_ND / codec.error_bound_ND(values_ND)).max()) > 0.9
@@ -61,8 +63,46 @@ def test_values_that_cannot_be_held_are_refused() -> None:
         make_codec("float16").encode(torch.tensor([[1.0, 70000.0]]))
     with pytest.raises(TeacherError, match="infinite or undefined"):
         make_codec("int8").encode(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(TeacherError, match="int4 cannot hold.*500000, limit 458528.*--precision int8"):
+        make_codec("int4").encode(torch.tensor([[1.0, -5e5]]))
+    with pytest.raises(TeacherError, match="infinite or undefined"):
+        make_codec("int4").encode(torch.tensor([[1.0, float("inf")]]))
     with pytest.raises(SettingsError, match="'int7'.*float16, int8"):
         make_codec("int7")
+
+
+@pytest.mark.parametrize("width", [1, 2, 31, 32, 33, 64, 70])
+def test_int4_is_what_its_docstring_says(width: int) -> None:
+    """The documented layout in float64, one value at a time."""
+    values_ND = torch.randn(5, width, generator=torch.Generator().manual_seed(width)) * 3
+    codec = make_codec("int4")
+    coded = codec.encode(values_ND)
+    have_ND = round_trip(codec, values_ND).double()
+    for token in range(5):
+        for component in range(width):
+            group = values_ND[token, component // 32 * 32 : (component // 32 + 1) * 32].double()
+            scale = float(np.float16(float(group.abs().max()) / 7))
+            assert coded["scale"][component // 32, token] == scale
+            code = round(float(values_ND[token, component]) / scale)
+            if component == width - 1 and width % 2:
+                assert coded["last"][token] == code
+            else:
+                assert int(coded["codes"][component // 2, token]) >> 4 * (component % 2) & 15 == code + 8
+            assert have_ND[token, component] == pytest.approx(code * scale, rel=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(largest=st.floats(0, 458_528, width=32), share=st.floats(-1, 1, width=32))
+def test_int4_codes_neither_saturate_nor_vanish(largest: float, share: float) -> None:
+    """Any magnitude, the smallest float32 numbers included: the scale covers the group, if it is not all zeros."""
+    values_ND = torch.tensor([[largest, share * largest, -largest]])
+    codec = make_codec("int4")
+    coded = codec.encode(values_ND)
+    halves = [int(half) for byte in coded["codes"][:, 0] for half in (byte & 15, byte >> 4)]
+    assert min(halves) >= 1 and abs(int(coded["last"][0])) <= 7
+    assert (coded["scale"] > 0).all() == (largest > 0)
+    error_ND = (round_trip(codec, values_ND).double() - values_ND.double()).abs()
+    assert bool((error_ND <= codec.error_bound_ND(values_ND)).all())
 
 
 def test_precisions_are_written_in_one_way() -> None:

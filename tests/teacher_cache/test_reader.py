@@ -197,10 +197,5 @@ def test_other_json_is_not_a_store(tmp_path: Path, content: str) -> None:
 
 def test_a_damaged_seal_is_refused(copy: Path) -> None:
     (copy / "seal.json").write_text("[]")
-    with pytest.raises(StoreError, match="seal.json.*damaged"):
+    with pytest.raises(StoreError, match="damaged: 'seal.json'"):
         CacheReader.open(copy)
-
-
-def test_remote_names_are_refused_until_they_work() -> None:
-    with pytest.raises(StoreError, match="remote store"):
-        CacheReader.open("s3://bucket/cache.zarr")

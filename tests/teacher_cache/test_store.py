@@ -13,11 +13,13 @@ import pytest
 
 from teacher_cache.build import build_cache
 from teacher_cache.errors import StoreError
+from teacher_cache.groups import read_groups
 from teacher_cache.info import describe_store
-from teacher_cache.objects import Commit, digest_file, read_manifest
+from teacher_cache.objects import Commit, digest_object, read_manifest
 from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import CacheStore
+from teacher_cache.storage import LocalStorage
+from teacher_cache.store import GroupWriter
 
 Settings = Callable[..., BuildSettings]
 
@@ -29,7 +31,7 @@ def test_commits_and_seal_cover_every_file(small_store: Path) -> None:
         commit = Commit.from_bytes((small_store / f"commits/{number:08d}.json").read_bytes())
         covered |= {f"commits/{number:08d}.json", *commit.shards}
         for key, digest in commit.shards.items():
-            assert digest_file(small_store / key) == digest
+            assert digest_object(LocalStorage(small_store), key) == digest
     files = {file.relative_to(small_store).as_posix() for file in small_store.rglob("*") if file.is_file()}
     assert files == covered
     assert len(seal["commits"]) == seal["blocks"] == 3
@@ -37,7 +39,7 @@ def test_commits_and_seal_cover_every_file(small_store: Path) -> None:
 
 @pytest.mark.parametrize("store", ["small_store", "nmse_store"])
 def test_manifest_survives_json(store: str, request: pytest.FixtureRequest) -> None:
-    manifest = read_manifest(request.getfixturevalue(store))
+    manifest = read_manifest(LocalStorage(request.getfixturevalue(store)))
     assert bool(manifest.calibration) == (store == "nmse_store")
     again = type(manifest).from_json(json.loads(json.dumps(manifest.to_json())))
     assert again == manifest
@@ -53,7 +55,7 @@ def test_sealing_refuses_missing_blocks_and_info_names_them(small_settings: Sett
     info = describe_store(out)
     assert (info.sealed, info.missing_blocks, info.committed_rows) == (False, (1,), 24)
     with pytest.raises(StoreError, match="lacks 1 of 3 blocks"):
-        CacheStore(out, read_manifest(out)).seal()
+        GroupWriter(LocalStorage(out), read_groups(LocalStorage(out))[0]).seal()
     report = build_cache(settings)
     assert report.computed_rows == 16
     assert describe_store(out).sealed

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from teacher_cache.batch import TargetRequest
-from teacher_cache.contract import Manifest, TargetSpecs
+from teacher_cache.contract import Manifest
 from teacher_cache.decode import CodedBlock, RowDecoder
 from teacher_cache.errors import TeacherError
 from teacher_cache.objects import read_manifest
+from teacher_cache.storage import LocalStorage
 from teacher_cache.passes import TeacherPass
 from teacher_cache.reader import read_transform
+from teacher_cache.specs import TargetSpecs
 from teacher_cache.targets import BlockTargets, topk_log_probabilities
 from teacher_cache.teacher import TeacherOutputs
 from teacher_cache.transform import Quantiser, Transform
@@ -51,7 +53,7 @@ def test_the_whole_vocabulary_leaves_no_tail() -> None:
 
 def all_escapes(store: Path, block_rows: int) -> tuple[Manifest, Transform, torch.Tensor, BlockTargets]:
     """A block of hidden state 2 whose packings, as if calibration had seen nothing but the mean, hold no value."""
-    manifest = read_manifest(store)
+    manifest = read_manifest(LocalStorage(store))
     record = manifest.calibration["hidden/2"]
     nothing = replace(record, components={**dict.fromkeys(record.components, 0), "zero": 32})
     hidden = next(spec for spec in manifest.targets.hidden if spec.layer == 2)
@@ -62,7 +64,7 @@ def all_escapes(store: Path, block_rows: int) -> tuple[Manifest, Transform, torc
         targets=TargetSpecs(hidden=(hidden,)),
         calibration={"hidden/2": nothing},
     )
-    transform = read_transform(store, "hidden/2")
+    transform = read_transform(LocalStorage(store), "hidden/2")
     values_BTD = 30 * torch.randn(block_rows, 24, 32, generator=torch.Generator().manual_seed(0))
     block = BlockTargets(manifest, {"hidden/2": Quantiser(transform, None)})
     real_BT = torch.ones(block_rows, 24, dtype=torch.bool)

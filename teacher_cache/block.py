@@ -1,0 +1,56 @@
+"""Rows -> the coded arrays of one block: one teacher pass per view, each batch coded as soon as it is there.
+
+A block is computed from its rows alone, in batches that start at its first row, so that it comes out the same whichever
+process computes it, and whether the build ran through or was killed and started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from teacher_cache.contract import Manifest
+from teacher_cache.corpus import RowBlock
+from teacher_cache.masking import MaskedRows
+from teacher_cache.passes import TeacherPass, run_views
+from teacher_cache.targets import BlockTargets
+from teacher_cache.teacher import Teacher
+from teacher_cache.transform import Quantiser
+
+
+@torch.inference_mode()
+def compute_block(
+    manifest: Manifest, teacher: Teacher, quantisers: Mapping[str, Quantiser], rows: RowBlock, batch_rows: int
+) -> BlockTargets:
+    """Everything that the store keeps of one block of rows, coded and not yet packed."""
+    block = BlockTargets(manifest, quantisers)
+    block.put_rows("input_ids", rows.input_ids_BT)
+    block.put_rows("length", rows.length_B)
+    block.put_rows("row_id", rows.row_id_B)
+    block.put_rows("document", rows.document_B)
+    for one in run_views(manifest, teacher, block.streams, rows, batch_rows, manifest.targets.views()):
+        block.put_vectors(one)
+        if one.masked is not None:
+            if one.first == 0:
+                _put_mask(block, one.masked, one.masked_view * manifest.block_rows)
+            if manifest.targets.logits is not None:
+                _put_logits(block, teacher, one, one.masked)
+    return block
+
+
+def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
+    block.put_rows("masked/positions", masked.positions_BM, first)
+    block.put_rows("masked/original_ids", masked.original_ids_BM, first)
+    block.put_rows("masked/replacement_ids", masked.replacement_ids_BM, first)
+    block.put_rows("masked/count", masked.count_B, first)
+
+
+def _put_logits(block: BlockTargets, teacher: Teacher, one: TeacherPass, masked: MaskedRows) -> None:
+    final_BTD = one.outputs.final_BTD
+    part = slice(one.first, one.first + len(final_BTD))
+    positions_BM = torch.from_numpy(masked.positions_BM[part].astype(np.int64)).to(teacher.device)
+    real_BM = torch.arange(positions_BM.shape[1]) < torch.from_numpy(masked.count_B[part])[:, None]
+    final_BMD = final_BTD.gather(1, positions_BM[:, :, None].expand(-1, -1, final_BTD.shape[2]))
+    block.put_logits(one.masked_view, one.first, real_BM.to(teacher.device), final_BMD, teacher.head())

@@ -1,0 +1,71 @@
+"""Small arrays of a store that are not cut into blocks, such as projections: one raw chunk each, as zarr reads it.
+
+zarr encodes and decodes them in memory; only whole objects go to and from the storage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from teacher_cache.errors import StoreError
+from teacher_cache.objects import METADATA
+from teacher_cache.storage import Storage
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArrayConfigLike
+
+EVERY_CHUNK: ArrayConfigLike = {"write_empty_chunks": True}
+"""zarr leaves out chunks of zeros otherwise, and reads every chunk that is missing as zeros."""
+
+
+def write_constant(storage: Storage, path: str, value: NDArray[np.generic]) -> None:
+    """Write a small array, replacing one that is there."""
+    objects: dict[str, Any] = {}
+    array = zarr.open_group(MemoryStore(objects), mode="w").create_array(
+        path, shape=value.shape, chunks=value.shape, dtype=value.dtype, compressors=[Crc32cCodec()], config=EVERY_CHUNK
+    )
+    array[...] = value
+    write_metadata(storage, objects)
+    for key in sorted(objects):
+        if key.startswith(f"{path}/") and not key.endswith(METADATA):
+            storage.write(key, objects[key].to_bytes())
+
+
+def write_metadata(storage: Storage, objects: dict[str, Any]) -> None:
+    """Write the zarr.json of arrays, and of the groups around them, where they are not there yet; not the root's."""
+    for key in sorted(objects):
+        if key.endswith(f"/{METADATA}"):
+            data = objects[key].to_bytes()
+            if storage.size(key) != len(data):
+                storage.write(key, data)
+
+
+def has_constant(storage: Storage, path: str) -> bool:
+    """Whether `write_constant` has finished for this path: its chunk is written last."""
+    return len(storage.list(f"{path}/")) > 1
+
+
+def read_constant(storage: Storage, path: str) -> NDArray[Any]:
+    """What `write_constant` wrote.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    prototype = default_buffer_prototype()
+    try:
+        objects = {key: prototype.buffer.from_bytes(storage.read(key)) for key in storage.list(f"{path}/")}
+        if len(objects) < 2:
+            raise FileNotFoundError(f"{len(objects)} of 2 objects are there")
+        return np.asarray(zarr.open_array(MemoryStore(objects), path=path, mode="r")[...])
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"{storage.location!r} is damaged: {path!r} cannot be read ({error}). Its numbers are needed to code and "
+            "decode; restore it from a copy, or delete the store and build it again"
+        ) from error

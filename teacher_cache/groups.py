@@ -1,0 +1,114 @@
+"""The groups of a store: sets of targets that were built and sealed together, and what is committed of them.
+
+The first group holds the rows and the targets of the first build. Targets that are added to a finished store make a
+group of their own, an *extension*, with its own manifest, commits and seal below `extensions/<n>/`, so that adding them
+touches nothing that is there. Arrays of all groups lie in one tree. A group without a seal is unfinished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from teacher_cache.contract import Manifest
+from teacher_cache.errors import StoreError
+from teacher_cache.layout import ArraySpec, block_arrays
+from teacher_cache.objects import (
+    COMMITS,
+    EXTENSIONS,
+    METADATA,
+    NOT_AN_OBJECT,
+    SEAL,
+    Commit,
+    Seal,
+    commit_key,
+    read_manifest,
+    shard_key,
+)
+from teacher_cache.storage import Storage
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group as it is stored; `seal` is None while it is unfinished."""
+
+    prefix: str
+    manifest: Manifest
+    seal: Seal | None
+
+    @cached_property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """The arrays that are written block by block, by path."""
+        return {spec.path: spec for spec in block_arrays(self.manifest)}
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return f"extension {self.prefix.split('/')[1]}" if self.prefix else "the first build"
+
+
+def extension_prefix(number: int) -> str:
+    """Where the protocol objects of extension `number`, from 1, lie."""
+    return f"{EXTENSIONS}/{number}/"
+
+
+def read_groups(storage: Storage) -> list[Group]:
+    """Every group of a store, finished or not, in the order in which they were added.
+
+    Raises:
+        StoreError: there is no store of this format and version, or a seal is damaged.
+    """
+    groups = [_read_group(storage, "")]
+    while storage.size((prefix := extension_prefix(len(groups))) + METADATA) is not None:
+        groups.append(_read_group(storage, prefix))
+    return groups
+
+
+def _read_group(storage: Storage, prefix: str) -> Group:
+    return Group(prefix=prefix, manifest=read_manifest(storage, prefix), seal=read_seal(storage, prefix))
+
+
+def read_seal(storage: Storage, prefix: str) -> Seal | None:
+    """The seal of a group, None where it is unfinished.
+
+    Raises:
+        StoreError: there is a seal, and it is damaged.
+    """
+    try:
+        return Seal.from_bytes(storage.read(prefix + SEAL))
+    except FileNotFoundError:
+        return None
+    except NOT_AN_OBJECT as error:
+        raise StoreError(
+            f"{storage.location!r} is damaged: {prefix + SEAL!r} cannot be read ({error!r}), so nothing in it can be "
+            "trusted; restore that file from a copy, or delete it and run the same `kdcache build` again, which seals "
+            "the store anew"
+        ) from error
+
+
+def read_commits(storage: Storage, group: Group) -> dict[int, Commit]:
+    """Every commit of a group that can be read, by block."""
+    commits = {}
+    there = storage.list(f"{group.prefix}{COMMITS}/")
+    for block in range(group.manifest.blocks):
+        if (key := group.prefix + commit_key(block)) in there:
+            with suppress(FileNotFoundError, *NOT_AN_OBJECT):
+                commits[block] = Commit.from_bytes(storage.read(key))
+    return commits
+
+
+def whole_blocks(group: Group, commits: Mapping[int, Commit], sizes: Mapping[str, int]) -> set[int]:
+    """Blocks that are finished: there is a commit, and every shard has the size that it says.
+
+    `sizes` are those of all objects of the store. Contents are compared when they are read, or by `kdcache verify`; a
+    look at sizes finds what was deleted or cut short.
+    """
+    whole = set()
+    for block, commit in commits.items():
+        expected = {shard_key(spec, block) for spec in group.arrays.values()}
+        sized = all(sizes.get(key) == digest.size for key, digest in commit.shards.items())
+        if commit.block == block and commit.shards.keys() == expected and sized:
+            whole.add(block)
+    return whole

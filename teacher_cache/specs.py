@@ -1,0 +1,181 @@
+"""What a store keeps of the teacher's outputs: one specification per target. Standard library only.
+
+`--targets`, `--layers`, `--relations` and `--precision` become these records once, when a build is planned; everything
+after that reads them. Layers are 1-based; hidden state 0 is the embedding output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from teacher_cache.errors import SettingsError
+
+View = Literal["plain", "masked"]
+RelationMode = Literal["hidden", "qkv"]
+AttentionForm = Literal["shared", "input", "projected", "vectors"]
+
+VIEWS: tuple[View, ...] = ("plain", "masked")
+"""The views in the order in which they are read."""
+
+FIXED_PRECISIONS = ("float16", "int8")
+_NMSE = "nmse:"
+_NMSE_RANGE = (1e-6, 0.5)
+
+
+def nmse_target(codec: str) -> float | None:
+    """The normalised mean squared error that a codec `nmse:<x>` is calibrated to; None for every other codec."""
+    return float(codec.removeprefix(_NMSE)) if codec.startswith(_NMSE) else None
+
+
+def parse_precision(text: str) -> str:
+    """The codec that `--precision` names, equal numbers written equally: `nmse:1e-2` is `nmse:0.01`.
+
+    Raises:
+        SettingsError: there is no such precision.
+    """
+    if text in FIXED_PRECISIONS:
+        return text
+    least, most = _NMSE_RANGE
+    try:
+        target = nmse_target(text)
+    except ValueError:
+        target = None
+    if target is None or not least <= target <= most:
+        raise SettingsError(
+            f"--precision {text!r} is unknown: targets could be neither written nor read; choose "
+            f"{', '.join(FIXED_PRECISIONS)} or nmse:X, X being the share of the variance that may be lost, from "
+            f"{least:g} to {most:g}"
+        )
+    return f"{_NMSE}{target:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsSpec:
+    """The teacher's distribution at the masked positions, cut to its `entries` most probable ids and a tail mass."""
+
+    entries: int
+    codec: str
+    form: Literal["topk"] = "topk"
+    view: View = "masked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenSpec:
+    """Hidden state `layer`: what Transformers reports as `hidden_states[layer]` (0 is the embedding output)."""
+
+    layer: int
+    codec: str
+    view: View = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Queries, keys and values of layer `layer` (1-based), as its attention function receives them.
+
+    How they are held:
+
+    - `shared`: computed from hidden state `layer - 1`, which is a hidden-state target of the same view and codec;
+    - `input`: computed from that hidden state, which is kept for this target alone;
+    - `projected`: the same in an `nmse` codec, coded in the metric of the queries, keys and values;
+    - `vectors`: the three vectors themselves.
+    """
+
+    layer: int
+    form: AttentionForm
+    codec: str
+    view: View = "plain"
+
+    @property
+    def mode(self) -> RelationMode:
+        """What `--relations` calls it."""
+        return "qkv" if self.form == "vectors" else "hidden"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpecs:
+    """Everything that a store keeps of the teacher's outputs."""
+
+    logits: LogitsSpec | None = None
+    hidden: tuple[HiddenSpec, ...] = ()
+    attention: tuple[AttentionSpec, ...] = ()
+
+    def views(self) -> tuple[View, ...]:
+        """The views that the teacher must read for these targets, `plain` first."""
+        used = {spec.view for spec in self.hidden} | {spec.view for spec in self.attention}
+        if self.logits is not None:
+            used.add(self.logits.view)
+        return tuple(view for view in VIEWS if view in used)
+
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Layers whose hidden states are kept, ascending."""
+        return tuple(sorted(spec.layer for spec in self.hidden))
+
+    def attention_layers(self) -> tuple[int, ...]:
+        """Layers whose queries, keys and values are kept, ascending."""
+        return tuple(sorted(spec.layer for spec in self.attention))
+
+    def find_hidden(self, layer: int) -> HiddenSpec | None:
+        """The specification of hidden state `layer`, or None."""
+        return next((spec for spec in self.hidden if spec.layer == layer), None)
+
+    def find_attention(self, layer: int) -> AttentionSpec | None:
+        """The specification of attention layer `layer`, or None."""
+        return next((spec for spec in self.attention if spec.layer == layer), None)
+
+    def united(self, other: TargetSpecs) -> TargetSpecs:
+        """The targets of both."""
+        return TargetSpecs(
+            logits=self.logits or other.logits,
+            hidden=tuple(sorted({*self.hidden, *other.hidden}, key=lambda spec: spec.layer)),
+            attention=tuple(sorted({*self.attention, *other.attention}, key=lambda spec: spec.layer)),
+        )
+
+    def beyond(self, held: TargetSpecs) -> TargetSpecs:
+        """The targets that `held` lacks, whatever their view and codec are there."""
+        return TargetSpecs(
+            logits=self.logits if held.logits is None else None,
+            hidden=tuple(spec for spec in self.hidden if held.find_hidden(spec.layer) is None),
+            attention=tuple(spec for spec in self.attention if held.find_attention(spec.layer) is None),
+        )
+
+    def within(self, held: TargetSpecs) -> TargetSpecs:
+        """The targets that `held` has too, in whatever view and codec."""
+        lacking = self.beyond(held)
+        return TargetSpecs(
+            logits=None if lacking.logits else self.logits,
+            hidden=tuple(spec for spec in self.hidden if spec not in lacking.hidden),
+            attention=tuple(spec for spec in self.attention if spec not in lacking.attention),
+        )
+
+    def settled(self, held: TargetSpecs) -> TargetSpecs:
+        """These targets with the form of each attention target in `hidden` mode chosen, beside targets `held` already.
+
+        A hidden state that is a target of the same view and codec is shared; else it is kept for the attention alone.
+        """
+
+        def settle(spec: AttentionSpec) -> AttentionSpec:
+            if spec.mode != "hidden":
+                return spec
+            hidden = self.find_hidden(spec.layer - 1) or held.find_hidden(spec.layer - 1)
+            if hidden is not None and (hidden.view, hidden.codec) == (spec.view, spec.codec):
+                return replace(spec, form="shared")
+            return replace(spec, form="input" if nmse_target(spec.codec) is None else "projected")
+
+        return replace(self, attention=tuple(map(settle, self.attention)))
+
+    def __bool__(self) -> bool:
+        return bool(self.logits or self.hidden or self.attention)
+
+
+def describe_targets(targets: TargetSpecs) -> dict[str, str]:
+    """One line per target, in words a user knows: `{"hidden 4": "plain view, int8"}`."""
+    lines: dict[str, str] = {}
+    if targets.logits is not None:
+        spec = targets.logits
+        lines["logits"] = f"{spec.form} {spec.entries}, {spec.view} view, {spec.codec}"
+    for hidden in targets.hidden:
+        lines[f"hidden {hidden.layer}"] = f"{hidden.view} view, {hidden.codec}"
+    for attention in targets.attention:
+        lines[f"attention {attention.layer}"] = f"{attention.mode}, {attention.view} view, {attention.codec}"
+    return lines
