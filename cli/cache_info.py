@@ -1,0 +1,95 @@
+"""`kdcache info`: what is in a store, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import tyro
+
+from cli.options import parse
+from teacher_cache.specs import describe_targets
+
+if TYPE_CHECKING:
+    from teacher_cache.info import StoreInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoSettings:
+    """Say what is in a cache: targets, sizes, bytes per token, missing blocks."""
+
+    cache: tyro.conf.Positional[str] = "cache.zarr"
+    """Folder of the store."""
+    json: bool = False
+    """Print JSON."""
+
+
+def info(argv: list[str]) -> int:
+    """`kdcache info`; returns the exit code."""
+    settings = parse(InfoSettings, argv, "kdcache info")
+    from teacher_cache.info import describe_store
+
+    found = describe_store(settings.cache)
+    if settings.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_info(found)
+    return 0
+
+
+def _print_info(info: StoreInfo) -> None:
+    manifest = info.manifest
+    teacher = manifest.teacher
+    state = "complete" if info.sealed else "UNFINISHED: run the same `kdcache build` again to complete it"
+    rows = [
+        ("store", f"{info.path} (format {manifest.format_version}), {state}"),
+        (
+            "teacher",
+            (
+                f"{teacher.name}: {teacher.model_type}, {teacher.layers} layers x {teacher.hidden_size}, "
+                f"{teacher.heads} heads, {teacher.vocab_size} ids, weights {teacher.weights_sha256[:12]}"
+            ),
+        ),
+        (
+            "corpus",
+            (
+                f"{' '.join(manifest.corpus.specs)}: {manifest.corpus.documents} documents, {manifest.corpus.tokens} "
+                f"tokens, {manifest.corpus.rows} rows"
+            ),
+        ),
+        ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}, seed {manifest.seed}"),
+        ("views", f"{', '.join(manifest.targets.views())}" + (f" x {manifest.views}" if manifest.views > 1 else "")),
+        ("blocks", f"{manifest.blocks} of {manifest.block_rows} rows each"),
+        *describe_targets(manifest.targets).items(),
+        ("built", f"{manifest.created} by: {manifest.command}"),
+    ]
+    for name, value in rows:
+        print(f"{name:<14}{value}")
+    for group in info.groups:
+        if not group.sealed or group.missing_blocks:
+            missing = f"blocks {_ranges(group.missing_blocks)}" if group.missing_blocks else "only its seal"
+            print(f"{'missing':<14}{missing} of {group.name} ({', '.join(group.targets)})")
+    print(f"\n{'stream':<28}{'bits/value':>14}{'NMSE':>14}")
+    for path, bits in info.bits_per_value().items():
+        calibration = manifest.calibration.get(path)
+        error = f"{calibration.nmse:.3g}" if calibration else "-"
+        print(f"{path:<28}{bits:>14.3f}{error:>14}")
+    print(f"\n{'array':<28}{'bytes':>14}{'bytes/token':>14}")
+    for array, size in info.bytes_per_array.items():
+        print(f"{array:<28}{size:>14,}{info.bytes_per_token(array):>14.2f}")
+    print(f"{'teacher, metadata, commits':<28}{info.other_bytes:>14,}{'once':>14}")
+    per_token = sum(info.bytes_per_array.values()) / max(1, info.committed_tokens)
+    print(f"{'total':<28}{info.total_bytes:>14,}{per_token:>14.2f}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`3-5, 9` for 3, 4, 5, 9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
