@@ -30,15 +30,17 @@ from rich.progress import track
 from rich.table import Table
 
 from teacher_cache.batch import TargetRequest
-from teacher_cache.build import compute_block
-from teacher_cache.calibration import ensure_calibrated, share_rows
-from teacher_cache.contract import HiddenSpec, Manifest, TargetSpecs, parse_precision
+from teacher_cache.block import compute_block
+from teacher_cache.calibration import ensure_calibrated, load_quantisers, share_rows
+from teacher_cache.contract import Manifest
 from teacher_cache.corpus import Rows, pack_corpus
 from teacher_cache.info import describe_store
 from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
 from teacher_cache.specify import make_manifest, plan_targets
-from teacher_cache.store import CacheStore
+from teacher_cache.specs import HiddenSpec, TargetSpecs, parse_precision
+from teacher_cache.storage import LocalStorage
+from teacher_cache.store import groups_to_build
 from teacher_cache.teacher import Teacher, TeacherOutputs
 
 COLUMNS = ("layer", "precision", "bits", "entropy", "bound", "NMSE", "encode", "write", "load", "unpack", "decode")
@@ -110,26 +112,28 @@ def measure(
     out: Path, manifest: Manifest, layer: int, precision: str, recorded: RecordedTeacher, rows: Rows
 ) -> dict[str, Any]:
     spec = HiddenSpec(layer=layer, codec=parse_precision(precision))
-    store = CacheStore.create_or_resume(out, replace(manifest, targets=TargetSpecs(hidden=(spec,))))
+    [writer] = groups_to_build(LocalStorage(out), replace(manifest, targets=TargetSpecs(hidden=(spec,))))
     seconds = dict.fromkeys(("calibrate", "replay", "encode", "write", "load", "unpack", "decode"), 0.0)
     clock = Clock(seconds)
     teacher: Any = recorded
-    store, quantisers = ensure_calibrated(store, teacher, rows, 16, {}, lambda _text: None)
+    writer = ensure_calibrated(writer, teacher, rows, 16, {}, lambda _text: None)
+    quantisers = load_quantisers(writer.storage, writer.manifest, {})
+    writer.write_metadata()
     clock.lap("calibrate")
-    for block in range(store.manifest.blocks):
-        part = rows.read(*store.manifest.block_range(block))
+    for block in range(writer.manifest.blocks):
+        part = rows.read(*writer.manifest.block_range(block))
         clock.start()
         recorded.run(torch.from_numpy(part.input_ids_BT).long(), torch.empty(0), hidden_layers=(layer,))
         clock.lap("replay")
-        arrays = compute_block(store.manifest, teacher, quantisers, part, len(part.input_ids_BT)).finish()
+        arrays = compute_block(writer.manifest, teacher, quantisers, part, len(part.input_ids_BT)).finish()
         clock.lap("encode")
-        store.write_block(block, arrays)
+        writer.write_block(block, arrays)
         clock.lap("write")
     seconds["encode"] -= seconds.pop("replay")  # fetching what was recorded is no part of coding it
     decoded = read_all(CacheReader.open(out, allow_unsealed=True), layer, clock)
     truth = recorded.hidden[layer].flatten(0, 1)
     known = 0
-    if store.manifest.calibration:
+    if writer.manifest.calibration:
         known = sum(share_rows(len(rows), manifest.seq_len, manifest.teacher.hidden_size)) * manifest.seq_len
     if known >= len(truth):
         raise SystemExit(
@@ -142,13 +146,13 @@ def measure(
         "layer": layer,
         "precision": precision,
         "bits": describe_store(out).bits_per_value()[f"hidden/{layer}"],
-        "entropy": entropy(out, store.manifest, layer, quantisers, truth),
+        "entropy": entropy(out, writer.manifest, layer, quantisers, truth),
         "bound": gaussian_bound(truth, nmse),
         "NMSE": nmse,
         **{f"{name}_values_per_second": values / took for name, took in seconds.items() if name != "calibrate"},
         "calibrate_seconds": seconds["calibrate"],
         "constants_bytes": sum(file.stat().st_size for file in constants if file.is_file()),
-        "components": {path: dict(r.components) for path, r in store.manifest.calibration.items()},
+        "components": {path: dict(r.components) for path, r in writer.manifest.calibration.items()},
     }
 
 

@@ -25,7 +25,7 @@ import torch
 
 from student_train.disk import clear_write_errors
 from teacher_cache.errors import TrainingError
-from teacher_cache.objects import flush_to_disk
+from teacher_cache.storage import flush_to_disk
 
 FOLDER_NAME = "checkpoints"
 MARKER_NAME = "complete.json"

@@ -17,7 +17,7 @@ from student_train.methods import StudentNeeds, StudentOutputs
 from student_train.objective import Objective
 from student_train.pretrained import encoder_of
 from teacher_cache.batch import Batch, TargetBatch
-from teacher_cache.contract import View
+from teacher_cache.specs import View
 from teacher_cache.taps import MaskedLMHead, enable_tap, record_attention
 
 

@@ -1,9 +1,9 @@
 """Rows of a cache as training batches: in an order that one number describes, read ahead, decoded on the device.
 
-An epoch is a permutation of the blocks that depends on (seed, epoch) alone; the rows of epoch after epoch form one
-endless stream, which is cut into global batches. Rank r of R takes the r-th contiguous share of each. So the global
-batches do not depend on R, and the place in the stream is one integer: the rows before it. Masked view `epoch mod
-views` is read in each epoch.
+An epoch is a permutation of the blocks, of all stores if there are several, that depends on (seed, epoch) alone; the
+rows of epoch after epoch form one endless stream, which is cut into global batches. Rank r of R takes the r-th
+contiguous share of each. So the global batches do not depend on R, and the place in the stream is one integer: the rows
+before it. Masked view `epoch mod views` is read in each epoch.
 
 A thread reads, checks and decompresses whole blocks ahead of the consumer, a bounded number of them; decoding to
 float32 runs in the consumer, on the device, row range by row range. Memory: the compressed-integer form of at most
@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from student_train.split import Rows, block_pieces, count_rows
 from teacher_cache.batch import Batch, TargetRequest, concatenate
-from teacher_cache.contract import View
 from teacher_cache.decode import CodedBlock
 from teacher_cache.errors import DistillationError, StoreError
 from teacher_cache.hashing import uniform_bits
-from teacher_cache.reader import CacheReader
+from teacher_cache.pool import CacheSource
+from teacher_cache.specs import View
 
 READ_AHEAD = 2
 _POLL_SECONDS = 0.1
@@ -49,38 +50,39 @@ class Segment:
     stop: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RowOrder:
-    """The endless stream of some rows of a store, block by block, in a new order each epoch (seed None: as stored)."""
+    """The endless stream of some rows of a cache, block by block, in a new order each epoch (seed None: as stored).
 
-    rows: range
-    block_rows: int
+    `bounds` is the first row of each block, and the number of all rows.
+    """
+
+    rows: Rows
+    bounds: NDArray[np.int64]
     seed: int | None
 
     def segments(self, start: int, stop: int) -> Iterator[Segment]:
         """The pieces of blocks that rows start..stop of the stream lie in, in the order of the stream."""
+        rows = count_rows(self.rows)
         while start < stop:
-            epoch, offset = divmod(start, len(self.rows))
-            blocks, ends = _epoch_blocks(self, epoch)
+            epoch, offset = divmod(start, rows)
+            pieces, ends = _epoch_pieces(self, epoch)
             place = int(np.searchsorted(ends, offset, side="right"))
-            block, left = int(blocks[place]), int(ends[place]) - offset
-            # a block ends where the next one starts, or where the rows end
-            block_stop = min((block + 1) * self.block_rows, self.rows.stop) - block * self.block_rows
-            first = block_stop - left
-            taken = min(left, stop - start)
-            yield Segment(epoch=epoch, block=block, start=first, stop=first + taken)
-            start += taken
+            block, _, piece_stop = pieces[place].tolist()
+            first = piece_stop - (int(ends[place]) - offset)
+            last = min(first + stop - start, piece_stop)
+            block_start = int(self.bounds[block])
+            yield Segment(epoch=epoch, block=block, start=first - block_start, stop=last - block_start)
+            start += last - first
 
 
 @lru_cache(maxsize=8)
-def _epoch_blocks(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The blocks of an epoch in order, and the rows of the epoch up to the end of each."""
-    blocks = np.arange(order.rows.start // order.block_rows, -(-order.rows.stop // order.block_rows))
+def _epoch_pieces(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pieces of an epoch in order (`block_pieces`), and the rows of the epoch up to the end of each."""
+    pieces = block_pieces(order.bounds, order.rows)
     if order.seed is not None:
-        blocks = blocks[np.argsort(uniform_bits(order.seed, epoch, blocks), kind="stable")]
-    starts = np.maximum(blocks * order.block_rows, order.rows.start)
-    stops = np.minimum((blocks + 1) * order.block_rows, order.rows.stop)
-    return blocks, np.cumsum(stops - starts)
+        pieces = pieces[np.argsort(uniform_bits(order.seed, epoch, pieces[:, 0]), kind="stable")]
+    return pieces, np.cumsum(pieces[:, 2] - pieces[:, 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +107,10 @@ class CacheLoader(Iterator[TrainingBatch]):
 
     def __init__(
         self,
-        reader: CacheReader,
+        reader: CacheSource,
         request: TargetRequest,
         *,
-        rows: range,
+        rows: Rows,
         batch_size: int,
         seed: int | None,
         rank: int = 0,
@@ -122,7 +124,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         self._device = device
         self._visit: tuple[int, int] | None = None
         self._blocks: dict[View, CodedBlock] = {}
-        order = RowOrder(rows=rows, block_rows=reader.manifest.block_rows, seed=seed)
+        order = RowOrder(rows=rows, bounds=reader.block_bounds, seed=seed)
         plan = _Plan(order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop)
         self._batches = plan.batches()
         self._queue: Queue[dict[View, CodedBlock] | BaseException] = Queue(READ_AHEAD)
@@ -199,7 +201,7 @@ class _Plan:
 
 
 def _read_ahead(
-    reader: CacheReader,
+    reader: CacheSource,
     request: TargetRequest,
     visits: Iterator[tuple[int, int]],
     queue: Queue[dict[View, CodedBlock] | BaseException],
@@ -221,14 +223,14 @@ def _read_ahead(
             return
 
 
-def _load(reader: CacheReader, request: TargetRequest, epoch: int, block: int) -> dict[View, CodedBlock]:
+def _load(reader: CacheSource, request: TargetRequest, epoch: int, block: int) -> dict[View, CodedBlock]:
     return {
         view: reader.load_block(block, request, view, masked_view=epoch % reader.manifest.views_of(view))
         for view in reader.views_for(request)
     }
 
 
-def _name_block(error: Exception, reader: CacheReader, block: int) -> Exception:
+def _name_block(error: Exception, reader: CacheSource, block: int) -> Exception:
     if isinstance(error, DistillationError | OSError):
         named = StoreError(f"block {block} of {reader.path} cannot be read, training needs every row of it: {error}")
         named.__cause__ = error

@@ -45,6 +45,17 @@ class TopkTargets(NamedTuple):
     real_P: Tensor
 
 
+class SampledTargets(NamedTuple):
+    """Draws from the distribution at P positions: distinct ids and their counts [P, K], real [P].
+
+    Ids of count 0 fill up a position and mean nothing, but are ids.
+    """
+
+    ids_PK: Tensor
+    counts_PK: Tensor
+    real_P: Tensor
+
+
 def hidden_state_loss(
     student_BTD: Tensor,
     teacher_BTD: Tensor,
@@ -89,19 +100,22 @@ def relation_loss(
 def distribution_loss(
     head: Callable[[Tensor], Tensor],
     hidden_PD: Tensor,
-    targets: TopkTargets,
+    targets: TopkTargets | SampledTargets,
     *,
     vocab_size: int,
     temperature: float,
     logits_at_a_time: int = LOGITS_AT_A_TIME,
 ) -> LossSum:
-    """`distribution_tail_loss` of head(hidden) over P positions, never more than `logits_at_a_time` logits at once.
+    """The loss of head(hidden) over P positions, never more than `logits_at_a_time` logits at once.
 
-    Where one run of positions is not enough, each run's logits are computed again in the backward pass.
+    `distribution_tail_loss` of top-k targets, `distribution_sampled_loss` of sampled ones. Where one run of positions
+    is not enough, each run's logits are computed again in the backward pass.
     """
     run = max(1, logits_at_a_time // vocab_size)
 
     def run_loss(hidden: Tensor, *parts: Tensor) -> Tensor:
+        if isinstance(targets, SampledTargets):
+            return distribution_sampled_loss(head(hidden), SampledTargets(*parts), temperature=temperature)
         return distribution_tail_loss(head(hidden), TopkTargets(*parts), temperature=temperature)
 
     if len(hidden_PD) <= run:
@@ -181,6 +195,51 @@ def _exponentials_without(logits_PV: Tensor, ids_PK: Tensor) -> Tensor:
     sums_P1 = logits_PV.sub_(largest_P1).exp_().sum(1, keepdim=True)
     logits_PV.div_(torch.where(sums_P1 == 0, 1, sums_P1))
     return (largest_P1 + sums_P1.log()).squeeze(1)
+
+
+def distribution_sampled_loss(logits_PV: Tensor, targets: SampledTargets, *, temperature: float = 1.0) -> Tensor:
+    """Sum over real positions of tau^2 KL(c / N || q), c being the counts of N = sum(c) draws from the teacher.
+
+        sum_K c/N log((c/N) / q),   q = softmax(logits / tau)
+
+    Its gradient, tau (q - c/N), is that of the full distribution on average over the draws; its value is larger by the
+    entropy that the draws lack. Differentiable once.
+    """
+    total: Tensor = _SampledLoss.apply(logits_PV, *targets, temperature)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SampledLoss(torch.autograd.Function):
+    """The loss with its gradient written out: one exponential per logit and one buffer beside the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_PV: Tensor, ids_PK: Tensor, counts_PK: Tensor, real_P: Tensor, temperature: float
+    ) -> Tensor:
+        ids_PK = ids_PK.long()
+        shares_PV = logits_PV.to(_wide(logits_PV.dtype), copy=True)
+        if temperature != 1:
+            shares_PV.div_(temperature)
+        largest_P1 = shares_PV.amax(1, keepdim=True)
+        drawn_PK = shares_PV.sub_(largest_P1).gather(1, ids_PK)
+        sums_P1 = shares_PV.exp_().sum(1, keepdim=True)
+        counts_PK = torch.where(real_P[:, None], counts_PK, 0).to(shares_PV.dtype)
+        p_PK = counts_PK / counts_PK.sum(1, keepdim=True).clamp_min(1)
+        _, kl_PK = _weighted_log_ratio(p_PK.log(), drawn_PK - sums_P1.log(), real_P[:, None])
+        # 1 / sum at real positions: a position that is not real, or has no draws, gets no gradient
+        ctx.save_for_backward(shares_PV, ids_PK, p_PK, p_PK.sum(1, keepdim=True) / sums_P1)
+        ctx.temperature, ctx.dtype = temperature, logits_PV.dtype
+        return temperature**2 * kl_PK.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shares_PV, ids_PK, p_PK, scale_P1 = ctx.saved_tensors
+        factor = grad * ctx.temperature
+        # in place: no second buffer of this size, and autograd refuses a second backward pass through a changed tensor
+        gradient_PV = shares_PV.mul_(factor * scale_P1)
+        gradient_PV.scatter_add_(1, ids_PK, -factor * p_PK)
+        return gradient_PV.to(ctx.dtype), None, None, None, None
 
 
 def _weighted_log_ratio(log_p: Tensor, log_q: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

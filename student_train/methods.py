@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from student_train.layer_map import LayerPairs
 from student_train.losses import LossSum, TopkTargets, distribution_loss, hidden_state_loss, relation_loss
 from teacher_cache.batch import AttentionVectors, Batch, TargetBatch, TargetRequest
-from teacher_cache.contract import View
+from teacher_cache.specs import View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,14 @@ from student_train.methods import (
     projection_name,
 )
 from teacher_cache.batch import Batch, TargetRequest
-from teacher_cache.contract import Manifest, View
+from teacher_cache.contract import Manifest
 from teacher_cache.errors import SettingsError
 from teacher_cache.layers import default_attention_layer, default_relation_heads
+from teacher_cache.specs import View
 
 
 class TargetSource(Protocol):
-    """What an objective asks of a cache when it is set up; `teacher_cache.reader.CacheReader` is one."""
+    """What an objective asks of a cache when it is set up; `teacher_cache.pool.CacheSource` is one."""
 
     @property
     def manifest(self) -> Manifest: ...

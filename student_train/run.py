@@ -1,8 +1,9 @@
 """Everything that a training needs, made and checked before the first file is written.
 
-In: the settings. Out: a `TrainingRun`: the open cache, the student in its distillation wrapper, the objective, the rows
-to train and to validate on, the engine's configuration, and what has to be recorded of them. A run that cannot work is
-refused here, with nothing left behind. Cost: the student's weights are made or read, and one pass over two rows.
+In: the settings. Out: a `TrainingRun`: the open cache, of one store or several, the student in its distillation
+wrapper, the objective, the rows to train and to validate on, the engine's configuration, and what has to be recorded of
+them. A run that cannot work is refused here, with nothing left behind. Cost: the student's weights are made or read,
+and one pass over two rows.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from student_train.metrics import METRICS_NAME
 from student_train.objective import Objective, make_objective
 from student_train.provenance import run_provenance
 from student_train.settings import TrainSettings
-from student_train.split import held_out_rows
+from student_train.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from student_train.student import BuiltStudent, build_student
 from teacher_cache.errors import TrainingError
-from teacher_cache.reader import CacheReader
+from teacher_cache.pool import CacheSource, open_caches, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +34,13 @@ class TrainingRun:
     """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches."""
 
     settings: TrainSettings
-    reader: CacheReader
+    reader: CacheSource
     built: BuiltStudent
     model: DistillationModel
     objective: Objective
     steps: int
-    training_rows: range
-    held_out_rows: range
+    training_rows: Rows
+    held_out_rows: Rows
     device: str
     micro_batch: int
     config: DeepSpeedConfig
@@ -66,7 +67,7 @@ class TrainingRun:
             rows=self.held_out_rows,
             batch_size=self.micro_batch,
             seed=None,
-            stop=len(self.held_out_rows),
+            stop=count_rows(self.held_out_rows),
             device=self.device,
         )
 
@@ -104,9 +105,12 @@ class TrainingRun:
         settings, manifest = self.settings, self.reader.manifest
         teacher = manifest.teacher
         source = f"{manifest.rows:,} rows of {manifest.seq_len} tokens from {teacher.name}"
+        held_out = f"the last {count_rows(self.held_out_rows):,} held out"
+        if len(parts_of(self.reader)) > 1:
+            held_out += ", of each store its share"
         lines = [
             f"cache    {self.reader.path}: {source} ({teacher.layers}x{teacher.hidden_size})",
-            f"rows     {len(self.training_rows):,} to train on, the last {len(self.held_out_rows):,} held out",
+            f"rows     {count_rows(self.training_rows):,} to train on, {held_out}",
             f"student  {self.built.description}",
         ]
         weights = self.objective.weights
@@ -137,8 +141,9 @@ class TrainingRun:
                 "identity_sha256": self.reader.identity_sha256,
                 "rows": manifest.rows,
                 "teacher": asdict(manifest.teacher),
+                **self._stores(),
             },
-            "held_out_rows": {"first": self.held_out_rows.start, "count": len(self.held_out_rows)},
+            "held_out_rows": {"first": self.held_out_rows[0].start, "count": count_rows(self.held_out_rows)},
             "student": {"description": self.built.description, "copied": list(self.built.copied)},
             "objective": self.objective.describe(),
             "weights": self.objective.weights,
@@ -146,6 +151,18 @@ class TrainingRun:
             "settings": asdict(self.settings),
             "deepspeed": self.config,
         }
+
+    def _stores(self) -> dict[str, Any]:
+        """Where the cache is made of several stores: each of them, and how many of its rows, the last, are held out."""
+        parts = parts_of(self.reader)
+        if len(parts) == 1:
+            return {}
+        held_out = share_out(count_rows(self.held_out_rows), [part.rows for part in parts])
+        stores = [
+            {"path": part.path, "identity_sha256": part.identity_sha256, "rows": part.rows, "held_out": count}
+            for part, count in zip(parts, held_out, strict=True)
+        ]
+        return {"stores": stores}
 
 
 def _in_words(value: Any) -> str:
@@ -161,10 +178,11 @@ def prepare_run(settings: TrainSettings) -> TrainingRun:
     Raises:
         DistillationError: something asked for cannot be; nothing has been written.
     """
-    reader = CacheReader.open(settings.cache)
+    reader = open_caches(settings.cache)
     manifest = reader.manifest
-    held_out = held_out_rows(manifest.rows, settings.valid_share)
-    training_rows = range(manifest.rows - held_out)
+    part_rows = [part.rows for part in parts_of(reader)]
+    held_out_count = held_out_rows(manifest.rows, settings.valid_share)
+    training_rows, held_out = split_rows(part_rows, share_out(held_out_count, part_rows))
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
     micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len)
@@ -196,9 +214,9 @@ def prepare_run(settings: TrainSettings) -> TrainingRun:
         built=built,
         model=model,
         objective=objective,
-        steps=settings.total_steps(len(training_rows)),
+        steps=settings.total_steps(count_rows(training_rows)),
         training_rows=training_rows,
-        held_out_rows=range(training_rows.stop, manifest.rows),
+        held_out_rows=held_out,
         device=device,
         micro_batch=micro_batch,
         config=config,

@@ -23,8 +23,9 @@ class TrainSettings:
     """What to learn: mha (attention relations), hs (hidden states), od (output distribution), or a sum such as
     mha+hs."""
 
-    cache: str = "cache.zarr"
-    """Store that `kdcache build` wrote."""
+    cache: tuple[str, ...] = ("cache.zarr",)
+    """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
+    'parts/*.zarr'."""
 
     weights: str | None = None
     """Weight of each method, in the order of --method, such as 1,0.1 (default: 1 for each)."""
@@ -86,7 +87,7 @@ class TrainSettings:
     bfloat16 on a GPU that computes in it, else float32)."""
 
     valid_share: float = 0.02
-    """Share of the rows, the last ones of the store, that is held out to validate on."""
+    """Share of the rows, the last ones of each store, that is held out to validate on."""
 
     valid_every: int | None = None
     """Steps between validations; there is always one before the first step and one after the last (default: a tenth of

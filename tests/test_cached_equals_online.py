@@ -68,7 +68,7 @@ class Online:
 
     def losses(self) -> list[float]:
         """The loss of each of the training's steps."""
-        training_rows = range(self.reader.rows - held_out_rows(self.reader.rows, 0.02))
+        training_rows = (range(self.reader.rows - held_out_rows(self.reader.rows, 0.02)),)
         loader = CacheLoader(self.reader, self.request, rows=training_rows, batch_size=BATCH, seed=0, device="cpu")
         parameters = [*self.student.parameters(), *self.projections.parameters()]
         groups = [
@@ -146,7 +146,7 @@ class Online:
 @pytest.mark.parametrize("method", ["mha", "hs", "od"])
 def test_losses_agree_step_for_step(store: Path, shared_teacher: Path, tmp_path: Path, method: str) -> None:
     settings = TrainSettings(
-        method=method, cache=str(store), out=str(tmp_path / "student"), steps=STEPS, batch_size=BATCH, lr=RATE,
+        method=method, cache=(str(store),), out=str(tmp_path / "student"), steps=STEPS, batch_size=BATCH, lr=RATE,
         warmup=1, relation_heads=24, device="cpu",
     )  # fmt: skip
     train(settings)

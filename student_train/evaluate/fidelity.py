@@ -1,6 +1,7 @@
 """How close a student comes to its teacher on rows that it was not trained on: `kdeval fidelity`.
 
-In: a student's directory and a cache. Out: a `FidelityReport` with every measure that the two allow.
+In: a student's directory and a cache of one store or several. Out: a `FidelityReport` with every measure that the two
+allow.
 
 - Relations: KL(teacher || student) of the query, key and value relations, as attention transfer defines it (MiniLMv2).
 - Hidden states: ||h_T - W h_S - b||^2 / E||h_T - mean||^2 with the best linear map (ridge regression), fitted on one
@@ -15,7 +16,7 @@ teacher is not needed. The student's projections, dropout and engine play no par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from student_train.evaluate.plan import FidelityPlan, plan_fidelity
 from student_train.evaluate.records import FidelityReport
 from student_train.evaluate.sums import DistributionSum, HiddenSum, RelationSum
 from student_train.methods import StudentOutputs
+from student_train.split import block_pieces, count_rows
 from teacher_cache.batch import TargetBatch, TargetRequest
-from teacher_cache.contract import View
 from teacher_cache.errors import StudentError
-from teacher_cache.reader import CacheReader
+from teacher_cache.pool import CacheSource, open_caches, parts_of
+from teacher_cache.specs import View
 from teacher_cache.taps import enable_tap, record_attention
 
 Advance = Callable[[int, int], None]
@@ -38,7 +40,7 @@ Advance = Callable[[int, int], None]
 
 def measure_fidelity(
     student: str | Path,
-    cache: str | Path,
+    caches: Sequence[str],
     *,
     rows: int | None = None,
     batch_size: int = 16,
@@ -49,7 +51,7 @@ def measure_fidelity(
 
     Args:
         student: what `kdtrain` wrote, or any Hugging Face encoder directory with the teacher's vocabulary.
-        cache: path of the store.
+        caches: paths of the stores, see `open_caches`.
         rows: at most so many of the held-out rows, the last ones.
         batch_size: rows per forward pass; changes memory and speed alone.
         device: where the student runs.
@@ -60,12 +62,12 @@ def measure_fidelity(
         StoreError: the cache cannot be read.
         TeacherError: attention of the student's family cannot be recorded.
     """
-    reader = CacheReader.open(cache)
+    reader = open_caches(caches)
     loaded = load_student(student, device)
     check_fit(loaded, reader.manifest, reader.teacher_folder())
     plan = plan_fidelity(
         reader.manifest,
-        identity_sha256=reader.identity_sha256,
+        stores=[(part.identity_sha256, part.rows) for part in parts_of(reader)],
         student_layers=loaded.config.num_hidden_layers,
         student_width=loaded.config.hidden_size,
         has_head=loaded.head is not None,
@@ -79,16 +81,18 @@ def measure_fidelity(
         )
     measurement = Measurement(plan, loaded, temperature=reader.manifest.temperature)
     with torch.inference_mode():
-        for block, rows_of_block in _blocks(reader, plan.rows):
+        done, total = 0, count_rows(plan.rows)
+        for block, start, stop in block_pieces(reader.block_bounds, plan.rows).tolist():
             for view in reader.views_for(plan.request):
-                _add_block(measurement, reader, block, rows_of_block, view, batch_size, device)
+                _add_block(measurement, reader, block, range(start, stop), view, batch_size, device)
+            done += stop - start
             if advance is not None:
-                advance(rows_of_block.stop - plan.rows.start, len(plan.rows))
+                advance(done, total)
         report = measurement.report(str(student), reader.path)
     return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
 
 
-def _fingerprints(reader: CacheReader, folder: Path) -> dict[str, str]:
+def _fingerprints(reader: CacheSource, folder: Path) -> dict[str, str]:
     manifest = reader.manifest
     return {
         "cache": reader.identity_sha256,
@@ -98,20 +102,12 @@ def _fingerprints(reader: CacheReader, folder: Path) -> dict[str, str]:
     }
 
 
-def _blocks(reader: CacheReader, rows: range) -> Iterator[tuple[int, range]]:
-    """The blocks that hold `rows`, each with those of its rows."""
-    block_rows = reader.manifest.block_rows
-    for block in range(rows.start // block_rows, -(-rows.stop // block_rows)):
-        first, last = reader.manifest.block_range(block)
-        yield block, range(max(first, rows.start), min(last, rows.stop))
-
-
 def _add_block(
-    measurement: Measurement, reader: CacheReader, block: int, rows: range, view: View, batch_size: int, device: str
+    measurement: Measurement, reader: CacheSource, block: int, rows: range, view: View, batch_size: int, device: str
 ) -> None:
     """Read a block once and decode it in batches."""
     coded = reader.load_block(block, measurement.plan.request, view)
-    offset = reader.manifest.block_range(block)[0]
+    offset = int(reader.block_bounds[block])
     for first in range(rows.start, rows.stop, batch_size):
         last = min(first + batch_size, rows.stop)
         measurement.add(view, reader.decode(coded, first - offset, last - offset, device), first)
@@ -147,8 +143,9 @@ class Measurement:
         return FidelityReport(
             student=student,
             cache=cache,
-            first_row=self.plan.rows.start,
-            last_row=self.plan.rows.stop - 1,
+            first_row=self.plan.rows[0].start,
+            last_row=self.plan.rows[-1].stop - 1,
+            rows=count_rows(self.plan.rows),
             held_out=self.plan.held_out,
             tokens=max(self.tokens.values(), default=0),
             relations=tuple(found.result() for found in self.relations.values()),

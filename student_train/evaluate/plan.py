@@ -7,15 +7,16 @@ cache holds. Pure decisions, nothing is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from student_train.layer_map import LayerPairs, parse_mapping
-from student_train.split import held_out_rows
+from student_train.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from teacher_cache.batch import TargetRequest
-from teacher_cache.contract import Manifest, View
+from teacher_cache.contract import Manifest
 from teacher_cache.layers import default_relation_heads
+from teacher_cache.specs import View
 
 DEFAULT_MAPPING = "uniform+last"
 DEFAULT_SHARE = 0.02
@@ -44,7 +45,7 @@ class HiddenPair:
 class FidelityPlan:
     """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report."""
 
-    rows: range
+    rows: Rows
     held_out: bool
     relations: tuple[RelationPair, ...]
     hidden: tuple[HiddenPair, ...]
@@ -64,7 +65,7 @@ class FidelityPlan:
 def plan_fidelity(
     manifest: Manifest,
     *,
-    identity_sha256: str,
+    stores: Sequence[tuple[str, int]],
     student_layers: int,
     student_width: int,
     has_head: bool,
@@ -75,7 +76,7 @@ def plan_fidelity(
 
     Args:
         manifest: what the cache holds.
-        identity_sha256: the cache's, compared with the one in the provenance.
+        stores: hash of the contents and number of rows of each store of the cache, compared with the provenance.
         student_layers: the student's depth.
         student_width: the student's hidden width.
         has_head: whether the student has a trained masked-LM head.
@@ -83,7 +84,7 @@ def plan_fidelity(
         rows: at most so many of the held-out rows, the last ones.
     """
     notes: list[str] = []
-    problem = _problem(provenance, manifest, student_layers, student_width)
+    problem = _problem(provenance, manifest.teacher.hidden_size, student_layers, student_width)
     if problem is not None:
         notes.append(
             f"the student's provenance.json is no record of kdtrain for it ({problem}): measured at default layers and "
@@ -91,34 +92,42 @@ def plan_fidelity(
         )
         provenance = {}
     objective: Mapping[str, Any] = provenance.get("objective", {})
-    measured_rows, held_out = _rows(manifest, identity_sha256, provenance, rows, notes)
+    measured_rows, held_out = _rows(stores, provenance, rows, notes)
     return FidelityPlan(
         rows=measured_rows,
         held_out=held_out,
         relations=_relations(manifest, objective.get("mha"), student_layers, student_width, notes),
-        hidden=_hidden(manifest, objective.get("hs"), student_layers, len(measured_rows), notes),
+        hidden=_hidden(manifest, objective.get("hs"), student_layers, count_rows(measured_rows), notes),
         logits_view=_logits_view(manifest, has_head, notes),
         notes=tuple(notes),
     )
 
 
-def _problem(provenance: Mapping[str, Any], manifest: Manifest, layers: int, width: int) -> str | None:
+def _problem(provenance: Mapping[str, Any], teacher_width: int, layers: int, width: int) -> str | None:
     """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is."""
     cache, held_out, objective = (provenance.get(name, {}) for name in ("cache", "held_out_rows", "objective"))
     if not all(isinstance(section, Mapping) for section in (cache, held_out, objective)):
         return "cache, held_out_rows or objective is not an object"
-    if cache.get("rows") == manifest.rows and not _is_number(held_out.get("count"), manifest.rows):
-        return f"held_out_rows has the count {held_out.get('count')!r}"
+    if cache and not (_is_number(cache.get("rows")) and _is_number(held_out.get("count"), cache["rows"])):
+        return f"held_out_rows has the count {held_out.get('count')!r} of {cache.get('rows')!r} rows"
+    if not _are_stores(cache.get("stores", [])):
+        return f"the stores of its cache are {cache['stores']!r}"
     mha, hs = objective.get("mha"), objective.get("hs")
-    if mha is not None and not _is_relation(mha, manifest.teacher.hidden_size, layers, width):
+    if mha is not None and not _is_relation(mha, teacher_width, layers, width):
         return f"mha is {mha!r}"
     if hs is not None and not _is_mapping(hs, layers):
         return f"hs is {hs!r}"
     return None
 
 
-def _is_number(value: object, most: int | None = None) -> bool:
-    return isinstance(value, int) and value >= 1 and (most is None or value <= most)
+def _are_stores(stores: object) -> bool:
+    return isinstance(stores, list) and all(
+        isinstance(store, Mapping) and _is_number(store.get("held_out"), least=0) for store in stores
+    )
+
+
+def _is_number(value: object, most: int | None = None, *, least: int = 1) -> bool:
+    return isinstance(value, int) and value >= least and (most is None or value <= most)
 
 
 def _is_relation(mha: object, teacher_width: int, layers: int, width: int) -> bool:
@@ -138,22 +147,44 @@ def _is_mapping(hs: object, layers: int) -> bool:
 
 
 def _rows(
-    manifest: Manifest, identity_sha256: str, provenance: Mapping[str, Any], limit: int | None, notes: list[str]
-) -> tuple[range, bool]:
-    cache = provenance.get("cache", {})
-    known = cache.get("identity_sha256") == identity_sha256
+    stores: Sequence[tuple[str, int]], provenance: Mapping[str, Any], limit: int | None, notes: list[str]
+) -> tuple[Rows, bool]:
+    """The last rows of each store: those that the training held out, or as many as it would by default."""
+    sizes = [rows for _, rows in stores]
+    kept = _held_out_by_store(provenance)
+    trained_on = all(identity in kept for identity, _ in stores)
+    counts = tuple(min(kept.get(identity, 0), rows) for identity, rows in stores)
+    known = trained_on and any(counts)
+    if not known:
+        count = _expected_count(provenance, sum(sizes))
+        counts = share_out(count, sizes)
+        if trained_on:
+            notes.append(f"the student's training held out no row of this store: it has seen the {count} measured")
+        elif provenance:
+            path = provenance.get("cache", {}).get("path")
+            notes.append(
+                f"the student was trained from a store with other contents ({path!r}): the last {count} rows of this "
+                "one are held out only if both hold the same rows"
+            )
+    measured = share_out(min(sum(counts), limit or sum(counts)), counts)
+    return split_rows(sizes, measured)[1], known
+
+
+def _expected_count(provenance: Mapping[str, Any], rows: int) -> int:
+    """How many of the rows are held out in all, as far as their number can tell."""
     # a store that was built again or got more targets has the same rows in the same order: its last ones are the same
-    if cache.get("rows") == manifest.rows:
-        count = int(provenance["held_out_rows"]["count"])
-    else:
-        count = held_out_rows(manifest.rows, DEFAULT_SHARE) if manifest.rows > 1 else manifest.rows
-    if provenance and not known:
-        notes.append(
-            f"the student was trained from a store with other contents ({cache.get('path')!r}): the last {count} rows "
-            "of this one are held out only if both hold the same rows"
-        )
-    stop = manifest.rows
-    return range(stop - min(count, limit or count), stop), known
+    if provenance.get("cache", {}).get("rows") == rows:
+        return int(provenance["held_out_rows"]["count"])
+    return held_out_rows(rows, DEFAULT_SHARE) if rows > 1 else rows
+
+
+def _held_out_by_store(provenance: Mapping[str, Any]) -> dict[str, int]:
+    """How many of its last rows the training held out of each store, by the hash of the store's contents."""
+    cache = provenance.get("cache", {})
+    if not cache:
+        return {}
+    stores = cache.get("stores") or [{**cache, "held_out": provenance["held_out_rows"]["count"]}]
+    return {str(store.get("identity_sha256")): int(store["held_out"]) for store in stores}
 
 
 def _relations(

@@ -54,8 +54,9 @@ class DistributionFidelity:
 class FidelityReport:
     """Every measure that the cache and the student allow, on rows `first_row`..`last_row` (inclusive) of the cache.
 
-    `held_out` says whether these rows are known to have been kept out of the student's training. `fingerprints`
-    identify what was compared: contents of the cache, its text, the weights of teacher and student.
+    Of a cache of several stores, only the last rows of each are measured: `rows` in all. `held_out` says whether these
+    rows are known to have been kept out of the student's training. `fingerprints` identify what was compared: contents
+    of the cache, its text, the weights of teacher and student.
     """
 
     student: str
@@ -64,6 +65,7 @@ class FidelityReport:
     last_row: int
     held_out: bool
     tokens: int
+    rows: int | None = None
     relations: tuple[RelationFidelity, ...] = ()
     hidden: tuple[HiddenFidelity, ...] = ()
     distribution: DistributionFidelity | None = None

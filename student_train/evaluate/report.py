@@ -51,7 +51,10 @@ def _union(columns: Mapping[str, Mapping[str, Measure]]) -> dict[str, Measure]:
 
 def _caption(report: FidelityReport) -> str:
     kind = "held-out rows" if report.held_out else "rows"
-    place = f"{kind} {report.first_row:,} to {report.last_row:,} of {report.cache}, {report.tokens:,} tokens"
+    whole = report.last_row - report.first_row + 1
+    rows = whole if report.rows is None else report.rows
+    where = f"{kind} {report.first_row:,} to {report.last_row:,}" if rows == whole else f"{rows:,} {kind}"
+    place = f"{where} of {report.cache}, {report.tokens:,} tokens"
     exception = ", top-1 agreement aside" if report.distribution else ""
     return f"{place}; layers: student → teacher; lower is better{exception}"
 

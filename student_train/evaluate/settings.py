@@ -15,8 +15,9 @@ class EvalSettings:
     student: str = "student"
     """Directory of the student: what kdtrain wrote, or any Hugging Face encoder with the teacher's vocabulary."""
 
-    cache: str = "cache.zarr"
-    """Store that `kdcache build` wrote."""
+    cache: tuple[str, ...] = ("cache.zarr",)
+    """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
+    'parts/*.zarr'."""
 
     rows: int | None = None
     """Measure on so many of the held-out rows instead of all of them."""

@@ -15,6 +15,7 @@ from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
 from student_train.kernels.relation import relation_kl_sum
 from student_train.losses import LOGITS_AT_A_TIME, TopkTargets, distribution_tail_loss
 from student_train.methods import StudentOutputs
+from student_train.split import Rows, abreast
 from teacher_cache.batch import TargetBatch
 from teacher_cache.relations import VECTORS, split_relation_heads
 
@@ -54,12 +55,12 @@ class HiddenSum:
     """Moments of one pair of layers in three parts: two that the linear map is fitted on, and one it is measured on.
 
     The first half of the rows is the fit's, cut into a first and a second quarter; a half of one row is cut in its
-    middle.
+    middle. Of several stores, each gives half of its rows.
     """
 
-    def __init__(self, pair: HiddenPair, rows: range) -> None:
+    def __init__(self, pair: HiddenPair, rows: Rows) -> None:
         self.pair = pair
-        self._rows = rows
+        self._places = abreast(rows)
         self._moments: tuple[Moments, Moments, Moments] | None = None
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
@@ -75,8 +76,9 @@ class HiddenSum:
 
     def _part_BT(self, targets: TargetBatch, first_row: int) -> Tensor:
         """0 and 1 where the map is fitted, 2 where it is measured, -1 at padding."""
-        real_BT, half = targets.real_BT(), len(self._rows) // 2
-        row_B1 = torch.arange(len(real_BT), device=real_BT.device)[:, None] + first_row - self._rows.start
+        real_BT, half = targets.real_BT(), len(self._places) // 2
+        places = [self._places[row] for row in range(first_row, first_row + len(real_BT))]
+        row_B1 = torch.tensor(places, device=real_BT.device)[:, None]
         if half > 1:
             second_BT = (row_B1 >= half // 2).expand_as(real_BT)
         else:

@@ -143,18 +143,33 @@ def tiny_store(tiny_teacher, tiny_corpus, tmp_path_factory) -> Path:
     Do not write into the folder: other tests share it.
     """
     out = tmp_path_factory.mktemp("store") / "cache.zarr"
+    return build_tiny_store(out, tiny_teacher("bert"), tiny_corpus, max_rows=101, block_rows=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tiny_store, tiny_teacher, tiny_corpus, tmp_path_factory) -> tuple[str, str]:
+    """`tiny_store`, and a store like it of 33 rows of another text in blocks of 5."""
+    folder = tmp_path_factory.mktemp("part")
+    (folder / "other.txt").write_text("\n".join(reversed(tiny_corpus.read_text().splitlines())))
+    other = build_tiny_store(
+        folder / "other.zarr", tiny_teacher("bert"), folder / "other.txt", max_rows=33, block_rows=5
+    )
+    return str(tiny_store), str(other)
+
+
+def build_tiny_store(out: Path, teacher: Path, corpus: Path, *, max_rows: int, block_rows: int) -> Path:
     settings = BuildSettings(
-        teacher=str(tiny_teacher("bert")),
-        corpus=(str(tiny_corpus),),
+        teacher=str(teacher),
+        corpus=(str(corpus),),
         out=str(out),
         seq_len=24,
-        block_rows=8,
+        block_rows=block_rows,
         rows="document",
         layers="all",
         attention_layer=3,
         views=2,
         k=16,
-        max_rows=101,
+        max_rows=max_rows,
         precision="float16",
         device="cpu",
     )

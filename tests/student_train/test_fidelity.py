@@ -185,7 +185,7 @@ def make_targets(teacher: Path, entries: int, temperature: float) -> TargetBatch
 
 def make_plan() -> FidelityPlan:
     return FidelityPlan(
-        rows=range(100, 100 + ROWS),
+        rows=(range(100, 100 + ROWS),),
         held_out=True,
         relations=(RelationPair(student_layer=4, teacher_layer=3, heads=4, view="plain"),),
         hidden=(
@@ -340,7 +340,7 @@ def make_manifest(
 
 def plan(manifest: Manifest, **changes: Any) -> FidelityPlan:
     settings: dict[str, Any] = {
-        "identity_sha256": "this",
+        "stores": [("this", manifest.rows)],
         "student_layers": 2,
         "student_width": 24,
         "has_head": True,
@@ -361,17 +361,17 @@ PROVENANCE = {
 
 def test_students_are_measured_where_they_were_trained() -> None:
     found = plan(make_manifest(attention=(2, 3)), provenance=PROVENANCE)
-    assert found.rows == range(900, 1000) and found.held_out
+    assert found.rows == (range(900, 1000),) and found.held_out
     assert found.relations == (RelationPair(student_layer=2, teacher_layer=3, heads=8, view="plain"),)
     assert found.hidden == (HiddenPair(student_layer=2, teacher_layer=4, view="plain"),)
     assert found.logits_view == "masked"
     assert found.notes == ()
-    assert plan(make_manifest(), provenance=PROVENANCE, rows=10).rows == range(990, 1000)
+    assert plan(make_manifest(), provenance=PROVENANCE, rows=10).rows == (range(990, 1000),)
 
 
 def test_students_from_elsewhere_get_the_defaults() -> None:
     found = plan(make_manifest(attention=(2, 3)))
-    assert found.rows == range(980, 1000) and not found.held_out
+    assert found.rows == (range(980, 1000),) and not found.held_out
     # common divisors of 32 and 24 up to 32 / 16
     assert [(pair.student_layer, pair.teacher_layer, pair.heads) for pair in found.relations] == [(2, 2, 2), (2, 3, 2)]
     assert [(pair.student_layer, pair.teacher_layer) for pair in found.hidden] == [(1, 2), (1, 3), (2, 4)]
@@ -392,9 +392,39 @@ def test_what_cannot_be_measured_is_said() -> None:
 
 
 def test_another_cache_is_pointed_out() -> None:
-    found = plan(make_manifest(rows=500), provenance=PROVENANCE, identity_sha256="other")
-    assert found.rows == range(490, 500) and not found.held_out
+    found = plan(make_manifest(rows=500), provenance=PROVENANCE, stores=[("other", 500)])
+    assert found.rows == (range(490, 500),) and not found.held_out
     assert "other contents" in found.notes[0]
+
+
+def test_of_several_stores_those_rows_are_measured_that_each_held_out() -> None:
+    stores = [{"identity_sha256": name, "held_out": held_out} for name, held_out in (("a", 6), ("b", 4), ("c", 0))]
+    cache = {"path": "a, b, c", "identity_sha256": "abc", "rows": 1000, "stores": stores}
+    trained = {**PROVENANCE, "cache": cache, "held_out_rows": {"first": 594, "count": 10}}
+    sizes = {"a": 600, "b": 399, "c": 1, "d": 1}
+
+    def measured(names: str, **changes: Any) -> FidelityPlan:
+        return plan(
+            make_manifest(rows=sum(sizes[name] for name in names)),
+            stores=[(name, sizes[name]) for name in names],
+            **{"provenance": trained, **changes},
+        )
+
+    whole = measured("abc")
+    assert whole.rows == (range(594, 600), range(995, 999))
+    assert whole.held_out
+    assert whole.notes == ()
+    assert measured("abc", rows=5).rows == (range(597, 600), range(997, 999))
+    # other orders and single stores are known too
+    assert measured("ba").rows == (range(395, 399), range(993, 999)) and measured("ba").held_out
+    assert measured("b").rows == (range(395, 399),) and measured("b").held_out
+    seen = measured("c")
+    assert seen.rows == (range(1),) and not seen.held_out and "held out no row of this store" in seen.notes[0]
+    # a store that was built again in the place of another: the one number says how many
+    again = measured("abd")
+    assert again.rows == (range(594, 600), range(996, 999), range(999, 1000))
+    assert not again.held_out and "other contents" in again.notes[0]
+    assert "no record of kdtrain" in measured("abc", provenance={**trained, "cache": {**cache, "stores": [3]}}).notes[0]
 
 
 def test_deeper_students_are_compared_at_the_last_layer() -> None:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from student_train.losses import (
+    SampledTargets,
     TopkTargets,
     distribution_loss,
+    distribution_sampled_loss,
     distribution_tail_loss,
     hidden_state_loss,
     relation_loss,
@@ -251,6 +253,97 @@ def test_places_that_are_not_real_may_hold_anything() -> None:
     assert torch.isfinite(gradient).all() and not gradient[1].any()
 
 
+def draws_of(logits_PV: Tensor, draws: int, temperature: float, real_P: Tensor, seed: int = 0) -> SampledTargets:
+    """Independent draws as distinct ascending ids with counts, filled up with the last id and count 0."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn_PN = (logits_PV.double() / temperature).softmax(1).multinomial(draws, replacement=True, generator=generator)
+    ids_PN, counts_PN = torch.zeros_like(drawn_PN), torch.zeros_like(drawn_PN, dtype=torch.int32)
+    for position in range(len(logits_PV)):
+        ids, counts = drawn_PN[position].unique(return_counts=True)
+        ids_PN[position] = ids[-1]
+        ids_PN[position, : len(ids)], counts_PN[position, : len(ids)] = ids, counts.int()
+    counts_PN[~real_P] = 0
+    return SampledTargets(ids_PN, counts_PN, real_P)
+
+
+def sampled_loss_by_loops(logits_PV: Tensor, targets: SampledTargets, temperature: float) -> Tensor:
+    """tau^2 sum_K c/N (log(c/N) - log q) over real positions, one at a time."""
+    log_q_PV = (logits_PV.double() / temperature).log_softmax(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for position in torch.nonzero(targets.real_P).flatten().tolist():
+        draws = int(targets.counts_PK[position].sum())
+        for id_, count in zip(targets.ids_PK[position], targets.counts_PK[position], strict=True):
+            if count:
+                share = int(count) / draws
+                total = total + share * (math.log(share) - log_q_PV[position, int(id_)])
+    return temperature**2 * total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("draws", [1, 12])
+def test_sampled_loss_and_gradient(draws: int, temperature: float) -> None:
+    real_P = torch.tensor([True, True, False, True])
+    targets = draws_of(random(4, VOCABULARY, scale=2), draws, temperature, real_P)
+    student = random(4, VOCABULARY, seed=1, scale=2)
+    plain = student.double().requires_grad_()
+    expected = sampled_loss_by_loops(plain, targets, temperature)
+    (expected_gradient,) = torch.autograd.grad(expected, plain)
+    student.requires_grad_()
+    found = distribution_sampled_loss(student, targets, temperature=temperature)
+    (gradient,) = torch.autograd.grad(found, student)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6)
+    assert not gradient[2].any()
+    in_float64 = student.detach().double().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        3 * distribution_sampled_loss(in_float64, targets, temperature=temperature), in_float64
+    )
+    torch.testing.assert_close(gradient, 3 * expected_gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_sampled_gradient_is_that_of_the_full_distribution_on_average() -> None:
+    temperature, repetitions, draws = 1.5, 4000, 10
+    teacher, student = random(3, VOCABULARY, scale=2), random(3, VOCABULARY, seed=1, scale=2).double().requires_grad_()
+    p, log_q = (teacher.double() / temperature).softmax(1), (student / temperature).log_softmax(1)
+    (expected,) = torch.autograd.grad(temperature**2 * (p * (p.log() - log_q)).sum(), student)
+    many = draws_of(teacher.repeat(repetitions, 1), draws, temperature, torch.ones(3 * repetitions, dtype=torch.bool))
+    repeated = student.detach().repeat(repetitions, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(distribution_sampled_loss(repeated, many, temperature=temperature), repeated)
+    deviation = temperature * (p * (1 - p) / (draws * repetitions)).sqrt()
+    assert bool(((gradient.view(repetitions, 3, -1).mean(0) - expected).abs() < 5 * deviation).all())
+
+
+def test_a_position_without_draws_adds_nothing() -> None:
+    student = random(2, VOCABULARY).requires_grad_()
+    empty = SampledTargets(
+        torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, dtype=torch.int32), torch.ones(2).bool()
+    )
+    found = distribution_sampled_loss(student, empty)
+    (gradient,) = torch.autograd.grad(found, student)
+    assert found.item() == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+def test_extreme_logits_stay_finite_with_samples(scale: float) -> None:
+    student = (scale * random(4, VOCABULARY)).requires_grad_()
+    targets = draws_of(random(4, VOCABULARY, seed=1), 9, 1.0, torch.ones(4, dtype=torch.bool))
+    found = distribution_sampled_loss(student, targets)
+    (gradient,) = torch.autograd.grad(found, student)
+    assert torch.isfinite(found) and torch.isfinite(gradient).all()
+
+
+def test_samples_leave_the_logits_as_they_were_and_refuse_a_second_backward_pass() -> None:
+    targets = draws_of(random(3, VOCABULARY, seed=1), 9, 2.0, torch.ones(3, dtype=torch.bool))
+    for dtype in (torch.float32, torch.bfloat16):
+        student = random(3, VOCABULARY).to(dtype).requires_grad_()
+        before = student.detach().clone()
+        loss = distribution_sampled_loss(student, targets, temperature=2.0)
+        loss.backward(retain_graph=True)
+        assert torch.equal(student, before) and student.grad is not None and student.grad.dtype == dtype
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
 class CountingHead(nn.Module):
     """A linear head that notes how many positions it was given at a time."""
 
@@ -265,10 +358,19 @@ class CountingHead(nn.Module):
         return logits_PV
 
 
-def loss_with_gradients(logits_at_a_time: int) -> tuple[list[int], Tensor, list[Tensor]]:
+def topk_targets() -> TopkTargets:
+    return topk_of(random(11, VOCABULARY, seed=1), 5, 1.0, torch.arange(11) < 9)
+
+
+def sampled_targets() -> SampledTargets:
+    return draws_of(random(11, VOCABULARY, seed=1), 20, 1.0, torch.arange(11) < 9)
+
+
+def loss_with_gradients(
+    targets: TopkTargets | SampledTargets, logits_at_a_time: int
+) -> tuple[list[int], Tensor, list[Tensor]]:
     torch.manual_seed(3)
     head, hidden_PD = CountingHead(), random(11, 6).requires_grad_()
-    targets = topk_of(random(11, VOCABULARY, seed=1), 5, 1.0, torch.arange(11) < 9)
     loss = distribution_loss(
         head, hidden_PD, targets, vocab_size=VOCABULARY, temperature=1.0, logits_at_a_time=logits_at_a_time
     )
@@ -277,16 +379,18 @@ def loss_with_gradients(logits_at_a_time: int) -> tuple[list[int], Tensor, list[
     return head.seen, loss.total.detach(), list(gradients)
 
 
-def test_runs_of_positions_add_up_to_the_whole() -> None:
-    seen, total, gradients = loss_with_gradients(1 << 20)
+@pytest.mark.parametrize("make_targets", [topk_targets, sampled_targets])
+def test_runs_of_positions_add_up_to_the_whole(make_targets: Callable[[], TopkTargets | SampledTargets]) -> None:
+    targets = make_targets()
+    seen, total, gradients = loss_with_gradients(targets, 1 << 20)
     assert seen == [11]
-    seen_in_runs, total_of_runs, gradients_of_runs = loss_with_gradients(4 * VOCABULARY + 1)
+    seen_in_runs, total_of_runs, gradients_of_runs = loss_with_gradients(targets, 4 * VOCABULARY + 1)
     # three runs forward; backward computes each again and keeps none before
     assert sorted(seen_in_runs[:3]) == [3, 4, 4] and len(seen_in_runs) == 6
     torch.testing.assert_close(total_of_runs, total, rtol=1e-6, atol=0)
     for in_runs, whole in zip(gradients_of_runs, gradients, strict=True):
         torch.testing.assert_close(in_runs, whole, rtol=1e-5, atol=1e-6)
-    assert loss_with_gradients(1)[0] == [1] * 22
+    assert loss_with_gradients(targets, 1)[0] == [1] * 22
 
 
 def largest_tensor(function: Callable[[], object]) -> int:
@@ -309,17 +413,31 @@ def largest_tensor(function: Callable[[], object]) -> int:
     return largest
 
 
-def test_a_vocabulary_of_250002_never_makes_all_logits() -> None:
-    vocabulary, positions, width = 250_002, 40, 4
-    decoder = nn.Linear(width, vocabulary)
-    hidden_PD = random(positions, width).requires_grad_()
-    targets = TopkTargets(
-        torch.arange(8).repeat(positions, 1) + vocabulary - 8,
+def topk_of_250002(positions: int) -> TopkTargets:
+    return TopkTargets(
+        torch.arange(8).repeat(positions, 1) + 250_002 - 8,
         torch.full((positions, 8), math.log(0.1)),
         torch.full((positions,), math.log(0.2)),
         torch.ones(positions, dtype=torch.bool),
     )
-    at_a_time = 8 * vocabulary
+
+
+def sampled_of_250002(positions: int) -> SampledTargets:
+    return SampledTargets(
+        torch.arange(8).repeat(positions, 1) + 250_002 - 8,
+        torch.ones(positions, 8, dtype=torch.int32),
+        torch.ones(positions, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("make_targets", [topk_of_250002, sampled_of_250002])
+def test_a_vocabulary_of_250002_never_makes_all_logits(
+    make_targets: Callable[[int], TopkTargets | SampledTargets],
+) -> None:
+    vocabulary, positions, width = 250_002, 40, 4
+    decoder = nn.Linear(width, vocabulary)
+    hidden_PD = random(positions, width).requires_grad_()
+    targets, at_a_time = make_targets(positions), 8 * vocabulary
 
     def step() -> None:
         loss = distribution_loss(

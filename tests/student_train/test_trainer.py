@@ -16,6 +16,8 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from student_train.checkpoint import checkpoint_path, newest_checkpoint
 from student_train.distillation_model import DistillationModel
 from student_train.engine import ADAM_BETAS
+from student_train.evaluate.fidelity import measure_fidelity
+from student_train.evaluate.report import fidelity_table
 from student_train.loader import RowOrder
 from student_train.loop import Progression, StepOutcome, Trainer
 from student_train.metrics import MetricsLog, Progress, read_records
@@ -26,6 +28,7 @@ from student_train.student import build_student
 from student_train.trainer import train
 from teacher_cache.batch import concatenate
 from teacher_cache.errors import StoreError, TrainingError
+from teacher_cache.pool import open_caches
 from teacher_cache.reader import CacheReader
 
 STEPS, BATCH, HELD_OUT, LR = 12, 16, 5, 2e-3
@@ -40,7 +43,7 @@ def run_training(tiny_store):
         settings = {
             "method": "mha+hs+od",
             "weights": "1,0.1,2",
-            "cache": str(tiny_store),
+            "cache": (str(tiny_store),),
             "out": str(out),
             "steps": STEPS,
             "batch_size": BATCH,
@@ -92,7 +95,7 @@ def read_batch(reader, request, order, number):
     """Global batch `number` of the stream, row range by row range."""
     parts = []
     for segment in order.segments(number * BATCH, (number + 1) * BATCH):
-        first = segment.block * order.block_rows
+        first = int(order.bounds[segment.block])
         parts.append(
             reader.read_rows(first + segment.start, first + segment.stop, request, masked_view=segment.epoch % 2)
         )
@@ -102,7 +105,7 @@ def read_batch(reader, request, order, number):
 def train_plain(store):
     """The same training without engine, loader or trainer: one loss per batch, textbook AdamW, clipping, schedule."""
     reader, model, objective = make_model(store)
-    order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
+    order = RowOrder(rows=(range(reader.rows - HELD_OUT),), bounds=reader.block_bounds, seed=0)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -168,7 +171,7 @@ def test_a_short_last_validation_batch_counts_for_what_it_holds(run_training, fi
 
 def test_tokens_are_the_real_ones_seen_so_far(finished, tiny_store):
     reader = CacheReader.open(tiny_store)
-    order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
+    order = RowOrder(rows=(range(reader.rows - HELD_OUT),), bounds=reader.block_bounds, seed=0)
     _, _, objective = make_model(tiny_store)
     seen = 0
     for number, record in enumerate(steps_of(finished[1])):
@@ -198,6 +201,32 @@ def test_the_output_is_a_plain_student_and_what_it_comes_from(finished, tiny_sto
     assert provenance["weights"] == {"mha": 1.0, "hs": 0.1, "od": 2.0}
     assert provenance["result"]["valid"]["valid_loss"] == validations_of(records)[-1]["valid_loss"]
     assert "copied from the teacher" in provenance["student"]["description"]
+
+
+def test_several_stores_are_trained_on_and_measured_as_one(run_training, tiny_parts, tmp_path):
+    out = tmp_path / "student"
+    records = run_training(out, cache=tiny_parts, steps=2, valid_share=0.1, save_every=100)
+    pool = open_caches(tiny_parts)
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["settings"]["cache"] == list(tiny_parts)
+    assert provenance["cache"]["identity_sha256"] == pool.identity_sha256
+    stores = provenance["cache"]["stores"]
+    assert [(store["path"], store["rows"], store["held_out"]) for store in stores] == [
+        (tiny_parts[0], 101, 9),
+        (tiny_parts[1], 33, 4),
+    ]
+    assert provenance["held_out_rows"] == {"first": 92, "count": 13}
+    order = RowOrder(rows=(range(92), range(101, 130)), bounds=pool.block_bounds, seed=0)
+    request = make_model(tiny_parts[0])[2].request
+    for number, record in enumerate(steps_of(records)):
+        seen = sum(
+            int(read_batch(pool, request, order, earlier)["plain"].length_B.sum()) for earlier in range(number + 1)
+        )
+        assert record["tokens"] == seen
+    for caches, rows in ((tiny_parts, 13), (tiny_parts[:1], 9), (tiny_parts[1:], 4)):
+        report = measure_fidelity(out, caches)
+        assert (report.rows, report.held_out, report.notes) == (rows, True, ())
+    assert "13 held-out rows of" in str(fidelity_table({"student": measure_fidelity(out, tiny_parts)}).caption)
 
 
 def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path):
@@ -351,7 +380,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_and_rows(run_trai
     newest = newest_checkpoint(tmp_path / "student")
     assert newest is None or newest == checkpoint_path(tmp_path / "student", failed - 1)
     reader, _, objective = make_model(tiny_store)
-    order = RowOrder(rows=range(reader.rows - HELD_OUT), block_rows=reader.manifest.block_rows, seed=0)
+    order = RowOrder(rows=(range(reader.rows - HELD_OUT),), bounds=reader.block_bounds, seed=0)
     rows = read_batch(reader, objective.request, order, failed - 1)["plain"].row_id_B.tolist()
     assert str(rows) in str(caught.value)
 
@@ -367,7 +396,7 @@ def test_a_last_step_that_diverges_is_no_success(run_training, tmp_path):
 
 @pytest.mark.parametrize("norm", [math.inf, math.nan])
 def test_a_gradient_that_is_no_number_stops_the_run(tiny_store, tmp_path, norm):
-    run = prepare_run(TrainSettings(method="hs", cache=str(tiny_store), out=str(tmp_path), steps=2, device="cpu"))
+    run = prepare_run(TrainSettings(method="hs", cache=(str(tiny_store),), out=str(tmp_path), steps=2, device="cpu"))
     trainer = Trainer(run, None, Progression(), MetricsLog(tmp_path, last_step=None), Progress())
     outcome = {"step": 1, "losses": {"hs": torch.tensor(0.5)}, "gradient_norm": torch.tensor(norm), "row_ids": [7]}
     rest = {"learning_rate": 1.0, "tokens_seen": 1, "tokens": 1, "seconds": 1.0, "wait": 0.0}
@@ -411,7 +440,7 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finish
     """A limit on file size gives the operating system's own error in the midst of a write, as a full disk does."""
     out = tmp_path / "student"
     settings = {"method": "mha+hs+od", "weights": "1,0.1,2", "steps": STEPS, "batch_size": BATCH, "lr": LR, "warmup": 3}
-    where = {"cache": str(tiny_store), "out": str(out), "valid_share": HELD_OUT / 101, "device": "cpu"}
+    where = {"cache": (str(tiny_store),), "out": str(out), "valid_share": HELD_OUT / 101, "device": "cpu"}
     often = {"valid_every": 5, "save_every": 4, "resume": "auto"}
     command = [sys.executable, "-c", FULL_DISK, f"TrainSettings(**{settings | where | often!r})"]
     # with as many threads as here: sums in another order would differ in their last bits
@@ -441,16 +470,16 @@ def test_a_damaged_block_stops_the_run_and_a_mended_one_goes_on(run_training, fi
     content = shards[-1].read_bytes()
     shards[-1].write_bytes(content[:-1])
     with pytest.raises(StoreError, match=r"block \d+ of .*damaged"):
-        run_training(out, cache=str(store), save_every=1)
+        run_training(out, cache=(str(store),), save_every=1)
     assert not (out / "model.safetensors").exists()
     shards[-1].write_bytes(content)
-    assert steps_of(run_training(out, cache=str(store), save_every=1, resume="auto")) == steps_of(finished[1])
+    assert steps_of(run_training(out, cache=(str(store),), save_every=1, resume="auto")) == steps_of(finished[1])
 
 
 def test_a_refused_run_leaves_nothing_behind(run_training, tmp_path):
     from teacher_cache.errors import DistillationError
 
-    for wrong in ({"mapping": "1:9"}, {"relation_heads": 5}, {"cache": str(tmp_path / "none.zarr")}):
+    for wrong in ({"mapping": "1:9"}, {"relation_heads": 5}, {"cache": (str(tmp_path / "none.zarr"),)}):
         with pytest.raises(DistillationError):
             run_training(tmp_path / "student", **wrong)
         assert not (tmp_path / "student").exists()

@@ -18,6 +18,9 @@ import pytest
 from teacher_cache.build import build_cache
 from teacher_cache.settings import BuildSettings
 
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
+
 
 @pytest.fixture(scope="session")
 def small_settings(tiny_teacher: Callable[..., Path], tiny_corpus: Path) -> Callable[..., BuildSettings]:
@@ -86,19 +89,19 @@ class FaultyServer:
     def outage(self, kind: str, seconds: float, after: int = 0) -> None:
         """Answer 500 and 503 ("errors") or refuse connections ("refused") for some time, from a later request on."""
         start = {"errors": self._begin_errors, "refused": self._refuse}[kind]
-        with self._mutex:
-            self._planned, self._requests_left = (lambda: start(seconds)), after
         if after == 0:
-            self.takes_one_more()
+            start(seconds)
+        else:
+            with self._mutex:
+                self._planned, self._requests_left = (lambda: start(seconds)), after
 
     def takes_one_more(self) -> bool:
         """Whether the next request is to be answered."""
         with self._mutex:
-            planned = None
-            if self._planned is not None:
-                self._requests_left -= 1
-                if self._requests_left < 0:
-                    planned, self._planned = self._planned, None
+            self._requests_left -= 1
+            planned = self._planned if self._requests_left < 0 else None
+            if planned is not None:
+                self._planned = None
         if planned is not None:
             planned()
         return time.monotonic() >= self._errors_until
@@ -161,7 +164,9 @@ class Forward(BaseHTTPRequestHandler):
         if self.command == "PUT" and faulty.claim("lost_answers"):
             self._hang_up()
             return
-        given = {name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "server", "date")}
+        given = {
+            name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "server", "date")
+        }
         cut = len(content) > 1 and answer.status < 300 and faulty.claim("cut_answers")
         self._answer(answer.status, given, content[: len(content) // 2] if cut else content)
         if cut:
