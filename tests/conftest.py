@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA_SPECIAL = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-ROBERTA_FAMILIES = ("roberta", "xlm-roberta")
+ROBERTA_FAMILIES = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta-xl")
 # 195 pronounceable words, so that with the special ones the vocabulary has 200 entries
 TINY_WORDS = [first + second for first in "ba de fi go hu ka le mi no pu ra se ti".split() for second in
               "bo da fe gi ha ko lu me ni po ru sa te vu zo".split()]  # fmt: skip

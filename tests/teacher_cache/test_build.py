@@ -29,6 +29,9 @@ from teacher_cache.taps import enable_tap, record_attention
 
 Settings = Callable[..., BuildSettings]
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
+OTHER_FAMILIES = [
+    "camembert", "albert", "data2vec-text", "ernie", "eurobert", "nomic_bert", "roberta-prelayernorm", "xlm-roberta-xl",
+]  # fmt: skip
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
 
 
@@ -76,7 +79,7 @@ def check_against_live_teacher(teacher: str, batch: Batch, precision: str, k: in
                 assert (targets.logits.log_tail_BM[row][real_M] - want_tail).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHER_FAMILIES])
 def test_cached_equals_live_for_every_target_and_family(small_settings: Settings, tmp_path: Path, family: str) -> None:
     settings = small_settings(tmp_path / "cache.zarr", family)
     build_cache(settings)

@@ -1,0 +1,258 @@
+"""Several stores as one corpus: rows and blocks numbered through, in the order in which the stores are given.
+
+In: the stores' locations, globs among them. Out: a `CacheReader`, or a `CachePool` of several that is read in the same
+way; both are a `CacheSource`. Each block is read and decoded by the store that it lies in, with that store's own
+constants, so calibrations and block sizes may differ. Stores that a student could not learn from together, and stores
+that hold the same rows twice, are refused. Cost: opening every store once. Nothing is copied and nothing is written.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from glob import glob, has_magic
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
+from teacher_cache.contract import Manifest, sha256_of_json
+from teacher_cache.decode import CodedBlock
+from teacher_cache.errors import StoreError
+from teacher_cache.parts import merge_parts
+from teacher_cache.reader import CacheReader
+from teacher_cache.specs import View
+from teacher_cache.transform import Transform
+
+REMOTE = "://"
+_NAMED = 3
+
+
+class CacheSource(Protocol):
+    """What training and evaluation read: one store (`CacheReader`, which says what each member is), or several."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def block_bounds(self) -> NDArray[np.int64]: ...
+
+    @property
+    def identity_sha256(self) -> str: ...
+
+    def require(self, request: TargetRequest) -> None: ...
+
+    def views_for(self, request: TargetRequest) -> tuple[View, ...]: ...
+
+    def hidden_variance(self, layer: int) -> float: ...
+
+    def teacher_folder(self) -> Path: ...
+
+    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock: ...
+
+    def decode(
+        self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu", *, rotated: bool = False
+    ) -> TargetBatch: ...
+
+    def rotation(self, layer: int, device: str | torch.device = "cpu") -> Transform | None: ...
+
+    def read_rows(
+        self,
+        start: int,
+        stop: int,
+        request: TargetRequest,
+        *,
+        masked_view: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Batch: ...
+
+
+def open_caches(locations: Sequence[str]) -> CacheReader | CachePool:
+    """Open one store or several: paths, globs of local paths, or remote locations.
+
+    Raises:
+        StoreError: one of them cannot be opened, a glob matches nothing, or they do not go together.
+    """
+    readers = [CacheReader.open(location) for location in expand_locations(locations)]
+    return readers[0] if len(readers) == 1 else CachePool(readers)
+
+
+def expand_locations(locations: Sequence[str]) -> tuple[str, ...]:
+    """Every location by itself: what a glob of local paths matches, sorted by name; all others as they are.
+
+    Raises:
+        StoreError: a glob matches nothing, or there is no location at all.
+    """
+    found: list[str] = []
+    for location in locations:
+        # a folder may have brackets in its own name
+        if REMOTE in location or not has_magic(location) or Path(location).exists():
+            found.append(location)
+            continue
+        pattern = str(Path(location).expanduser())
+        matches = sorted(glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
+        if not matches:
+            raise StoreError(
+                f"{location!r} matches nothing: there is no store to read; give the path of a store that "
+                "`kdcache build` wrote, or a pattern in quotes that matches some"
+            )
+        found += matches
+    if not found:
+        raise StoreError("no store is given, so there is nothing to read; give the path of at least one")
+    return tuple(found)
+
+
+def parts_of(source: CacheSource) -> tuple[CacheSource, ...]:
+    """The stores that a source reads, in order."""
+    return source.parts if isinstance(source, CachePool) else (source,)
+
+
+class CachePool:
+    """Several matching stores, for reading as one. Rows and blocks are those of all parts, one after another.
+
+    `manifest` is the first part's, with the rows of all and a corpus record of all texts; its blocks are not those of
+    the pool, which `block_bounds` gives.
+    """
+
+    def __init__(self, readers: Sequence[CacheReader]) -> None:
+        """Put stores together.
+
+        Raises:
+            StoreError: they differ in what a student sees of them, or hold the same rows.
+        """
+        self.manifest = merge_parts([(reader.path, reader.manifest) for reader in readers])
+        self.parts: tuple[CacheReader, ...] = tuple(readers)
+        self.path = _name(reader.path for reader in self.parts)
+        self._first_blocks = [0, *accumulate(len(part.block_bounds) - 1 for part in self.parts)]
+        self._first_rows = [0, *accumulate(part.rows for part in self.parts)]
+        self._rotations: dict[tuple[int, str], Transform | None] = {}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in all parts."""
+        return self._first_rows[-1]
+
+    @cached_property
+    def block_bounds(self) -> NDArray[np.int64]:
+        """First row of each block of all parts, and the number of rows after the last of them."""
+        starts = [part.block_bounds[:-1] + first for part, first in zip(self.parts, self._first_rows, strict=False)]
+        return np.concatenate([*starts, np.asarray([self.rows])])
+
+    @cached_property
+    def identity_sha256(self) -> str:
+        """Hash of the parts' hashes, in order: other parts, or another order, number the rows differently."""
+        return sha256_of_json([part.identity_sha256 for part in self.parts])
+
+    def require(self, request: TargetRequest) -> None:
+        """Check that the parts hold what is asked for; all of them hold the same targets.
+
+        Raises:
+            TargetsError: they do not.
+        """
+        self.parts[0].require(request)
+
+    def views_for(self, request: TargetRequest) -> tuple[View, ...]:
+        """The views that hold the targets asked for."""
+        return self.parts[0].views_for(request)
+
+    def hidden_variance(self, layer: int) -> float:
+        """E||h - mean||^2 of hidden state `layer` around the mean of each part, averaged over all rows."""
+        return sum(part.rows * part.hidden_variance(layer) for part in self.parts) / self.rows
+
+    def teacher_folder(self) -> Path:
+        """A Hugging Face folder with the teacher, which is the same in every part."""
+        return self.parts[0].teacher_folder()
+
+    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
+        """Read, check and decompress what `request` needs of one block of the pool in one view. Thread-safe.
+
+        Raises:
+            StoreError: a shard is missing or not what was committed.
+        """
+        part, own_block = self._find(block)
+        return replace(part.load_block(own_block, request, view, masked_view), block=block)
+
+    def decode(
+        self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu", *, rotated: bool = False
+    ) -> TargetBatch:
+        """Rows start..stop of a block of the pool, counted from its first row, as tensors on `device`.
+
+        Raises:
+            StoreError: `rotated` hidden states are asked for, and the parts are coded in different rotations.
+        """
+        if rotated:
+            for layer in coded.request.hidden_layers:
+                self.rotation(layer, device)
+        part, own_block = self._find(coded.block)
+        return part.decode(replace(coded, block=own_block), start, stop, device, rotated=rotated)
+
+    def rotation(self, layer: int, device: str | torch.device = "cpu") -> Transform | None:
+        """What takes rotated coordinates of hidden state `layer` back, if all parts share it; None if none is rotated.
+
+        Raises:
+            StoreError: each part has a rotation of its own, so that rotated coordinates would not be comparable.
+        """
+        key = (layer, str(device))
+        if key not in self._rotations:
+            first, *rest = (part.rotation(layer, device) for part in self.parts)
+            if not all(_same_coordinates(first, other) for other in rest):
+                raise StoreError(
+                    f"hidden state {layer!r} of {self.path} is coded in a rotation of each store's own: rotated "
+                    "coordinates of one mean nothing in another; read it without `rotated`"
+                )
+            self._rotations[key] = first
+        return self._rotations[key]
+
+    def read_rows(
+        self,
+        start: int,
+        stop: int,
+        request: TargetRequest,
+        *,
+        masked_view: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Batch:
+        """Rows start..stop of the pool, in every view that the request needs.
+
+        Raises:
+            StoreError: a shard is missing or damaged.
+            TargetsError: the parts do not hold what is asked for.
+        """
+        if not 0 <= start < stop <= self.rows:
+            raise ValueError(f"rows {start}..{stop} are not within 0..{self.rows}")
+        pieces = []
+        for part, (first, last) in zip(self.parts, pairwise(self._first_rows), strict=True):
+            own_start, own_stop = max(start, first) - first, min(stop, last) - first
+            if own_start < own_stop:
+                pieces.append(part.read_rows(own_start, own_stop, request, masked_view=masked_view, device=device))
+        return {view: concatenate([piece[view] for piece in pieces]) for view in pieces[0]}
+
+    def _find(self, block: int) -> tuple[CacheReader, int]:
+        """The part that holds a block of the pool, and the block's number there."""
+        place = bisect_right(self._first_blocks, block) - 1
+        return self.parts[place], block - self._first_blocks[place]
+
+
+def _name(paths: Iterable[str]) -> str:
+    names = list(paths)
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def _same_coordinates(one: Transform | None, other: Transform | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    # steps may differ: coordinates are codes times step
+    return torch.equal(one.basis_DK, other.basis_DK) and torch.equal(one.mean_D, other.mean_D)
