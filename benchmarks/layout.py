@@ -35,9 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from formats import IDS, Format, Hdf5, Load, Parquet, Samples, Shapes, StoreFormat, pt_per_row, safetensors_per_row
-from record import print_record
+from record import keep_to_one_core, print_record
 from recorded import RecordedTeacher
 from rich.console import Console
 from rich.table import Table
@@ -145,14 +144,6 @@ def prepare(settings: BuildSettings, scratch: Path) -> tuple[list[Format], Truth
         Parquet(f"Parquet by {settings.block_rows} rows", shapes, settings.block_rows),
     ]
     return formats, Truth(recorded, rows)
-
-
-def keep_to_one_core() -> None:
-    """Libraries that have threads of their own share the core too."""
-    torch.set_num_threads(1)
-    core = {min(os.sched_getaffinity(0))}
-    for task in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(task.name), core)
 
 
 def measure(one: Format, folder: Path, truth: Truth, block_rows: int, *, cold: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What every benchmark ends in: one JSON line with the machine, the versions, the command and the figures."""
+"""What benchmarks share: one core to run on, and a JSON line at the end: machine, versions, command and figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from student_train.provenance import run_provenance
 
 _LOAD_BEFORE = round(os.getloadavg()[0], 2)
 """Load average at the start: timings of a machine that was busy with something else mean little."""
+
+
+def keep_to_one_core() -> None:
+    """Libraries that have threads of their own share the core too."""
+    import torch
+
+    torch.set_num_threads(1)
+    core = {min(os.sched_getaffinity(0))}
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), core)
 
 
 def print_record(benchmark: str, **figures: Any) -> None:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from types import FrameType
-from typing import NoReturn
-
-from cli.display import BuildDisplay, format_bytes
+from cli.display import BuildDisplay
+from cli.main_guard import stops_on_sigterm
 from cli.options import parse
 from teacher_cache.settings import BuildSettings
-
-TERMINATED = 143
+from teacher_cache.units import format_bytes
 
 
 def build(argv: list[str]) -> int:
     """`kdcache build`; returns the exit code."""
     settings = parse(BuildSettings, argv, "kdcache build")
-    before = signal.signal(signal.SIGTERM, _stop)
-    progress = BuildDisplay()
-    from transformers.utils import logging
+    with stops_on_sigterm("kdcache build"):
+        progress = BuildDisplay()
+        from transformers.utils import logging
 
-    from teacher_cache.build import build_cache
-    from teacher_cache.workers import Workers
+        from teacher_cache.build import build_cache
+        from teacher_cache.workers import Workers
 
-    logging.disable_progress_bar()
-    try:
+        logging.disable_progress_bar()
         workers = Workers.from_environment()
         report = build_cache(settings, progress if workers.first else None, workers)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if not workers.first:
         return 0
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
@@ -38,9 +30,3 @@ def build(argv: list[str]) -> int:
         f"({rate:.1f} rows/s), wrote {format_bytes(report.written_bytes)}"
     )
     return 0
-
-
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM: leave the build loop; blocks in the writer's hands are finished, all others start anew next time."""
-    print("kdcache build: stopped; committed blocks are safe, run the same command to continue", file=sys.stderr)
-    raise SystemExit(TERMINATED)

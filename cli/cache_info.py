@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import tyro
 
 from cli.options import parse
-from teacher_cache.specs import describe_targets
+from teacher_cache.specs import TargetSpecs, declared_errors, describe_targets
+from teacher_cache.units import format_ranges
 
 if TYPE_CHECKING:
     from teacher_cache.info import StoreInfo
@@ -62,15 +62,17 @@ def _print_info(info: StoreInfo) -> None:
         ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}, seed {manifest.seed}"),
         ("views", f"{', '.join(manifest.targets.views())}" + (f" x {manifest.views}" if manifest.views > 1 else "")),
         ("blocks", f"{manifest.blocks} of {manifest.block_rows} rows each"),
-        *describe_targets(manifest.targets).items(),
+        *_describe(manifest.targets),
         ("built", f"{manifest.created} by: {manifest.command}"),
     ]
     for name, value in rows:
         print(f"{name:<14}{value}")
     for group in info.groups:
         if not group.sealed or group.missing_blocks:
-            missing = f"blocks {_ranges(group.missing_blocks)}" if group.missing_blocks else "only its seal"
-            print(f"{'missing':<14}{missing} of {group.name} ({', '.join(group.targets)})")
+            missing = f"blocks {format_ranges(group.missing_blocks)}" if group.missing_blocks else "only its seal"
+            # a finished group lacked nothing once
+            lost = "; lost since: `kdcache verify` says what is damaged" if group.sealed else ""
+            print(f"{'missing':<14}{missing} of {group.name} ({', '.join(group.targets)}){lost}")
     print(f"\n{'stream':<28}{'bits/value':>14}{'NMSE':>14}")
     for path, bits in info.bits_per_value().items():
         calibration = manifest.calibration.get(path)
@@ -84,12 +86,6 @@ def _print_info(info: StoreInfo) -> None:
     print(f"{'total':<28}{info.total_bytes:>14,}{per_token:>14.2f}")
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """`3-5, 9` for 3, 4, 5, 9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+def _describe(targets: TargetSpecs) -> list[tuple[str, str]]:
+    errors = declared_errors(targets)
+    return [(name, f"{what} (error: {errors[name]})") for name, what in describe_targets(targets).items()]

@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cli.cache_build import build
+from cli.cache_derive import derive
 from cli.cache_info import info
+from cli.cache_plan import plan
+from cli.cache_verify import verify
 from cli.main_guard import run_command
 from cli.options import choose_command
 
 COMMANDS = {
     "build": (build, "run the teacher once over a corpus and write what students learn from"),
+    "plan": (plan, "say what a build would write and how long it would take, and write nothing"),
+    "derive": (derive, "make a smaller cache from a larger one, without the teacher"),
+    "verify": (verify, "check every byte of caches, and on request what the teacher gives for some rows"),
     "info": (info, "say what is in a cache: targets, sizes, bytes per token, missing blocks"),
 }
 

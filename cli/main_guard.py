@@ -1,8 +1,8 @@
 """What stands around every command: errors become one message, interrupts become exit codes, logging is set up.
 
-Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted, 141 where nobody reads standard output
-any more (`kdcache info | head`). Anything that is not a `DistillationError` is a defect of ours and keeps its
-traceback.
+Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted, 143 terminated, 141 where nobody reads
+standard output any more (`kdcache info | head`). Anything that is not a `DistillationError` is a defect of ours and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from teacher_cache.errors import DistillationError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 
 
 def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
@@ -47,6 +52,21 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def stops_on_sigterm(prog: str) -> Iterator[None]:
+    """SIGTERM leaves the loop that writes blocks: those in hand are finished, all others start anew next time."""
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        print(f"{prog}: stopped; committed blocks are safe, run the same command to continue", file=sys.stderr)
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from student_train.kernels.relation import relation_kl_sum
-from teacher_cache.batch import AttentionVectors
+from student_train.kernels.relation import relation_kl_sum, stored_relation_kl_sum
+from teacher_cache.batch import AttentionRelations, AttentionVectors
 from teacher_cache.relations import VECTORS, split_relation_heads
 
 LOGITS_AT_A_TIME = 1 << 25
@@ -78,7 +78,7 @@ def hidden_state_loss(
 
 def relation_loss(
     student: AttentionVectors,
-    teacher: AttentionVectors,
+    teacher: AttentionVectors | AttentionRelations,
     length_B: Tensor,
     *,
     heads: int,
@@ -91,10 +91,26 @@ def relation_loss(
     total = length_B.new_zeros((), dtype=torch.float32)
     for name, weight in zip(VECTORS, weights, strict=True):
         if weight:
-            teacher_BATd = split_relation_heads(getattr(teacher, f"{name}_BTD"), heads)
-            student_BATd = split_relation_heads(getattr(student, f"{name}_BTD"), heads)
-            total = total + weight * relation_kl_sum(teacher_BATd, student_BATd, length_B)
+            total = total + weight * one_relation_loss(name, student, teacher, length_B, heads=heads)
     return LossSum(total, length_B.sum())
+
+
+def one_relation_loss(
+    name: str,
+    student: AttentionVectors,
+    teacher: AttentionVectors | AttentionRelations,
+    length_B: Tensor,
+    *,
+    heads: int,
+) -> Tensor:
+    """Sum over real positions of the KL of the query, key or value relation, the mean over `heads` relation heads.
+
+    Relations that the cache holds as matrices have the heads that they were stored with.
+    """
+    student_BATd = split_relation_heads(getattr(student, f"{name}_BTD"), heads)
+    if isinstance(teacher, AttentionRelations):
+        return stored_relation_kl_sum(getattr(teacher, f"{name}_BATT"), student_BATd, length_B)
+    return relation_kl_sum(split_relation_heads(getattr(teacher, f"{name}_BTD"), heads), student_BATd, length_B)
 
 
 def distribution_loss(
@@ -114,9 +130,7 @@ def distribution_loss(
     run = max(1, logits_at_a_time // vocab_size)
 
     def run_loss(hidden: Tensor, *parts: Tensor) -> Tensor:
-        if isinstance(targets, SampledTargets):
-            return distribution_sampled_loss(head(hidden), SampledTargets(*parts), temperature=temperature)
-        return distribution_tail_loss(head(hidden), TopkTargets(*parts), temperature=temperature)
+        return logits_loss(head(hidden), type(targets)(*parts), temperature=temperature)
 
     if len(hidden_PD) <= run:
         return LossSum(run_loss(hidden_PD, *targets), targets.real_P.sum())
@@ -125,6 +139,13 @@ def distribution_loss(
         for parts in zip(hidden_PD.split(run), *(part.split(run) for part in targets), strict=True)
     ]
     return LossSum(torch.stack(totals).sum(), targets.real_P.sum())
+
+
+def logits_loss(logits_PV: Tensor, targets: TopkTargets | SampledTargets, *, temperature: float = 1.0) -> Tensor:
+    """The loss that belongs to this form of the cached distribution, summed over real positions."""
+    if isinstance(targets, SampledTargets):
+        return distribution_sampled_loss(logits_PV, targets, temperature=temperature)
+    return distribution_tail_loss(logits_PV, targets, temperature=temperature)
 
 
 def distribution_tail_loss(logits_PV: Tensor, targets: TopkTargets, *, temperature: float = 1.0) -> Tensor:

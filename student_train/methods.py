@@ -15,9 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from student_train.layer_map import LayerPairs
-from student_train.losses import LossSum, TopkTargets, distribution_loss, hidden_state_loss, relation_loss
-from teacher_cache.batch import AttentionVectors, Batch, TargetBatch, TargetRequest
-from teacher_cache.specs import View
+from student_train.losses import (
+    LossSum,
+    SampledTargets,
+    TopkTargets,
+    distribution_loss,
+    hidden_state_loss,
+    relation_loss,
+)
+from teacher_cache.batch import AttentionVectors, Batch, SampledLogits, TargetBatch, TargetRequest
+from teacher_cache.specs import LogitsForm, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +148,10 @@ class HiddenTransfer:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionTransfer:
-    """`od`: the teacher's distribution at masked positions, its tail as one bucket."""
+    """`od`: the teacher's distribution at masked positions: its head with the tail as one bucket, or draws from it."""
 
     view: View
+    form: LogitsForm
     vocab_size: int
     temperature: float
 
@@ -162,22 +170,28 @@ class DistributionTransfer:
         return distribution_loss(
             student.head,
             hidden_BMD.flatten(0, 1),
-            _flat_targets(target),
+            flat_targets(target),
             vocab_size=self.vocab_size,
             temperature=self.temperature,
         )
 
     def describe(self) -> dict[str, Any]:
-        return {"form": "topk", "loss": "tail", "temperature": self.temperature, "view": self.view}
+        loss = "tail" if self.form == "topk" else "counts"
+        return {"form": self.form, "loss": loss, "temperature": self.temperature, "view": self.view}
 
 
-def _flat_targets(target: TargetBatch) -> TopkTargets:
-    assert target.logits is not None and target.masked is not None
+def flat_targets(target: TargetBatch) -> TopkTargets | SampledTargets:
+    """The cached distribution at all places of a batch, row after row."""
+    logits = target.logits
+    assert logits is not None and target.masked is not None
+    ids_PK, real_P = logits.ids_BMK.flatten(0, 1), target.masked.real_BM().flatten()
+    if isinstance(logits, SampledLogits):
+        return SampledTargets(ids_PK=ids_PK, counts_PK=logits.counts_BMK.flatten(0, 1), real_P=real_P)
     return TopkTargets(
-        ids_PK=target.logits.ids_BMK.flatten(0, 1),
-        log_probs_PK=target.logits.log_probs_BMK.flatten(0, 1),
-        log_tail_P=target.logits.log_tail_BM.flatten(),
-        real_P=target.masked.real_BM().flatten(),
+        ids_PK=ids_PK,
+        log_probs_PK=logits.log_probs_BMK.flatten(0, 1),
+        log_tail_P=logits.log_tail_BM.flatten(),
+        real_P=real_P,
     )
 
 

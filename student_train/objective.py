@@ -145,7 +145,10 @@ def _attention_transfer(
     width = student.hidden_size
     spec = manifest.targets.find_attention(layer)
     assert spec is not None
-    if heads is None:
+    if spec.heads is not None:
+        _check_stored_heads(spec.heads, heads, width)
+        heads = spec.heads
+    elif heads is None:
         heads = default_relation_heads(manifest.teacher.hidden_size, width)
     _check_relation_heads(heads, manifest.teacher.hidden_size, width)
     return AttentionTransfer(
@@ -189,6 +192,20 @@ def _check_relation_heads(heads: int, teacher_width: int, student_width: int) ->
     )
 
 
+def _check_stored_heads(stored: int, asked: int | None, student_width: int) -> None:
+    if asked is not None and asked != stored:
+        raise SettingsError(
+            f"--relation-heads {asked!r}: the cache holds relations as matrices of {stored} heads, and others cannot "
+            f"be made of them; give --relation-heads {stored}, or build a cache with --relations hidden or qkv"
+        )
+    if student_width % stored:
+        raise SettingsError(
+            f"the cache holds relations as matrices of {stored} heads, which do not divide the student's width "
+            f"{student_width}: every relation head must get the same number of components; choose a student whose "
+            "width they divide, or build a cache with --relations hidden or qkv"
+        )
+
+
 def _hidden_transfer(source: TargetSource, mapping: str, pairs: LayerPairs) -> HiddenTransfer:
     layers = sorted({teacher_layer for _, teacher_layer in pairs})
     return HiddenTransfer(
@@ -208,7 +225,9 @@ def _distribution_transfer(manifest: Manifest, student: PreTrainedConfig) -> Dis
             f"{manifest.teacher.vocab_size}: their distributions cannot be compared; choose a student with the "
             "teacher's vocabulary"
         )
-    return DistributionTransfer(view=spec.view, vocab_size=student.vocab_size, temperature=manifest.temperature)
+    return DistributionTransfer(
+        view=spec.view, form=spec.form, vocab_size=student.vocab_size, temperature=manifest.temperature
+    )
 
 
 def _make_projections(

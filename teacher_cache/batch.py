@@ -1,8 +1,8 @@
 """Decoded targets of some rows: the one record that the training side sees of a cache.
 
-Shapes: B rows, T positions, D teacher width, M places for masked positions, K kept entries. A `TargetBatch` belongs to
-one view: `input_ids_BT` is exactly what the teacher read to produce the targets beside it, so the student must read the
-same.
+Shapes: B rows, T positions, D teacher width, A relation heads, M places for masked positions, K kept entries. A
+`TargetBatch` belongs to one view: `input_ids_BT` is exactly what the teacher read to produce the targets beside it, so
+the student must read the same.
 """
 
 from __future__ import annotations
@@ -38,12 +38,35 @@ class AttentionVectors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionRelations:
+    """Relations of the queries, keys and values of one layer to each other, per relation head; float16 as stored.
+
+    Row i of a matrix is softmax_j(x_i . x_j / sqrt(d)) over real positions j; padding rows and columns are 0.
+    """
+
+    query_BATT: torch.Tensor
+    key_BATT: torch.Tensor
+    value_BATT: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class TopkLogits:
     """The teacher's K most probable ids, their log-probabilities, and the log of the remaining mass (may be -inf)."""
 
     ids_BMK: torch.Tensor
     log_probs_BMK: torch.Tensor
     log_tail_BM: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLogits:
+    """Ids drawn from the teacher's distribution and how often each was drawn; ids of count 0 fill up and mean nothing.
+
+    The counts of a masked position add up to the number of draws, those of a place without one to 0.
+    """
+
+    ids_BMK: torch.Tensor
+    counts_BMK: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +93,9 @@ class TargetBatch:
     length_B: torch.Tensor
     row_id_B: torch.Tensor
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    attention: Mapping[int, AttentionVectors] = field(default_factory=dict)
+    attention: Mapping[int, AttentionVectors | AttentionRelations] = field(default_factory=dict)
     masked: MaskedPositions | None = None
-    logits: TopkLogits | None = None
+    logits: TopkLogits | SampledLogits | None = None
 
     def real_BT(self) -> torch.Tensor:
         """True at the positions that hold a token of the row, False at padding."""

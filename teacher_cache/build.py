@@ -10,14 +10,13 @@ the corpus size.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,15 +28,16 @@ from teacher_cache.calibration import ensure_calibrated, load_quantisers
 from teacher_cache.constants import has_constant, write_constant
 from teacher_cache.contract import Manifest
 from teacher_cache.corpus import Rows, pack_corpus
+from teacher_cache.forecast import Sample, count_rows, forecast, refuse_without_room
 from teacher_cache.groups import read_groups
 from teacher_cache.layout import projection_path
-from teacher_cache.objects import TEACHER, TEACHER_FILES, Commit, digest_object
+from teacher_cache.objects import TEACHER, Commit, digest_object, has_teacher, write_teacher_files
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS, AttentionProjections
 from teacher_cache.settings import BuildSettings
 from teacher_cache.specify import make_manifest, plan_targets, resolve_seq_len
 from teacher_cache.specs import describe_targets
-from teacher_cache.storage import Storage, open_storage
+from teacher_cache.storage import LocalStorage, Storage, open_storage
 from teacher_cache.store import GroupWriter, groups_to_build
 from teacher_cache.targets import BlockTargets
 from teacher_cache.teacher import Teacher
@@ -97,14 +97,21 @@ def build_cache(
         DistillationError: anything the user can mend; see the subclasses.
     """
     progress, workers = progress or Silent(), workers or Workers()
+    teacher, projections, rows, manifest = read_inputs(settings, progress)
+    job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, progress)
+    with job.storage.lock() if workers.first else nullcontext():
+        return job.run(manifest)
+
+
+def read_inputs(
+    settings: BuildSettings, progress: BuildProgress
+) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
+    """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet."""
     teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
     seq_len = resolve_seq_len(settings, teacher)
     targets, projections = plan_targets(settings, teacher, progress.note)
     rows = pack_rows(settings, teacher, seq_len, progress.tokenised)
-    manifest = make_manifest(settings, teacher, targets, rows, seq_len)
-    job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, progress)
-    with job.storage.lock() if workers.first else nullcontext():
-        return job.run(manifest)
+    return teacher, projections, rows, make_manifest(settings, teacher, targets, rows, seq_len)
 
 
 def pack_rows(
@@ -151,11 +158,12 @@ class _Job:
         self.storage = storage
         self.workers = workers
         self.progress = progress
+        self.started = 0.0
 
     def run(self, manifest: Manifest) -> BuildReport:
         """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
         batch_rows = choose_batch_rows(self.settings, self.teacher, manifest.seq_len)
-        started = time.monotonic()
+        self.started = time.monotonic()
         work = self.workers.share("work", self._prepare(manifest, batch_rows) if self.workers.first else None)
         groups = {group.prefix: group for group in read_groups(self.storage) if group.prefix in work}
         if not self.workers.first and work:
@@ -173,7 +181,7 @@ class _Job:
             rows=manifest.rows,
             computed_rows=self.workers.add("rows", 0),
             written_bytes=self.workers.add("bytes", 0),
-            seconds=time.monotonic() - started if groups else 0.0,
+            seconds=time.monotonic() - self.started if groups else 0.0,
         )
 
     def _prepare(self, manifest: Manifest, batch_rows: int) -> dict[str, list[int]]:
@@ -183,11 +191,12 @@ class _Job:
             self.progress.note(f"{self.settings.out} is complete already: {manifest.rows} rows; nothing to do")
             return {}
         write_teacher(self.storage, self.teacher)
+        self.started = time.monotonic()  # what is reported is the passes of the teacher and what follows from them
         self.teacher.start()
         work = {}
         for writer in writers:
             self._announce(writer)
-            self._write_projections(writer.manifest)
+            write_projections(self.storage, writer.manifest, self.projections)
             writer = ensure_calibrated(
                 writer, self.teacher, self.rows, batch_rows, self.projections, self.progress.note
             )
@@ -204,15 +213,6 @@ class _Job:
         for name, what in describe_targets(manifest.targets).items():
             self.progress.note(f"  {name}: {what}")
 
-    def _write_projections(self, manifest: Manifest) -> None:
-        for spec in manifest.targets.attention:
-            for name in VECTORS if spec.mode == "hidden" else ():
-                for part in ("weight", "bias"):
-                    path = projection_path(spec.layer, name, part)
-                    if not has_constant(self.storage, path):
-                        projection = getattr(self.projections[spec.layer], name)
-                        write_constant(self.storage, path, getattr(projection, part).numpy())
-
     def _build_blocks(self, writer: GroupWriter, missing: list[int], batch_rows: int) -> None:
         """Compute, code and commit this worker's share of the missing blocks of a group."""
         writer.write_metadata()
@@ -222,14 +222,39 @@ class _Job:
         waiting: deque[Future[Commit]] = deque()
         threads = max(1, min(_MOST_WRITERS, (os.cpu_count() or 1) // 4))
         with ThreadPoolExecutor(threads, thread_name_prefix="writer") as pool:
-            for block in missing[self.workers.rank :: self.workers.count]:
+            for number, block in enumerate(missing[self.workers.rank :: self.workers.count]):
+                started = time.monotonic()
                 rows = self.rows.read(*manifest.block_range(block))
                 targets = compute_block(manifest, self.teacher, quantisers, rows, batch_rows)
-                waiting.append(pool.submit(_write_block, writer, block, targets))
+                if number or not self.workers.first:
+                    waiting.append(pool.submit(_write_block, writer, block, targets))
+                else:
+                    tally.count(self._write_first(writer, block, targets, missing, time.monotonic() - started))
                 while waiting and (waiting[0].done() or len(waiting) > threads + 1):
                     tally.count(waiting.popleft().result())
             while waiting:
                 tally.count(waiting.popleft().result())
+
+    def _write_first(
+        self, writer: GroupWriter, block: int, targets: BlockTargets, missing: list[int], seconds: float
+    ) -> Commit:
+        """Say what all missing blocks will take by the first of them, and write it if they fit."""
+        started = time.monotonic()
+        shards = {key.partition("/c/")[0]: data for key, data in writer.encode_block(block, targets.finish())}
+        # beside the teacher from now on
+        seconds += (time.monotonic() - started) / (os.cpu_count() or 1)
+        sample = Sample(
+            rows=count_rows(writer.manifest, [block]),
+            blocks=1,
+            bytes_per_array={path: len(data) for path, data in shards.items()},
+            empty_bytes={},
+            seconds=seconds / self.workers.count,
+        )
+        found = forecast(writer.group, missing, sample)
+        self.progress.note(found.describe(self.storage.free_bytes()))
+        if not self.settings.force:
+            refuse_without_room(self.storage, found.total_bytes)
+        return writer.write_block(block, shards)
 
     def _write_statistics(self, manifest: Manifest) -> None:
         """Write E||h - mean||^2 of each hidden state, measured on the first blocks as stored."""
@@ -241,18 +266,27 @@ class _Job:
                 write_constant(self.storage, path, np.array(_total_variance(reader, layer, stop)))
 
 
+def write_projections(storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]) -> None:
+    """Write the maps of attention layers in `hidden` mode, where they are not there yet."""
+    for spec in manifest.targets.attention:
+        for name in VECTORS if spec.mode == "hidden" else ():
+            for part in ("weight", "bias"):
+                path = projection_path(spec.layer, name, part)
+                if not has_constant(storage, path):
+                    write_constant(storage, path, getattr(getattr(projections[spec.layer], name), part).numpy())
+
+
 def write_teacher(storage: Storage, teacher: Teacher) -> None:
     """Keep what students need of the teacher, so that training needs neither the teacher nor a network."""
-    if storage.size(TEACHER_FILES) is not None:
+    if has_teacher(storage):
         return
     with storage.scratch() as folder:
         teacher.save(folder)
-        files = {f"{TEACHER}/{file.relative_to(folder).as_posix()}": file for file in sorted(folder.rglob("*"))}
-        files = {key: file for key, file in files.items() if file.is_file()}
-        for key, file in files.items():
-            storage.write_file(key, file)
-    listed = {key: asdict(digest_object(storage, key)) for key in files}
-    storage.write(TEACHER_FILES, (json.dumps(listed, indent=1) + "\n").encode())
+        saved = LocalStorage(folder)
+        files = {name: digest_object(saved, name) for name in saved.list()}
+        for name in files:
+            storage.write_file(f"{TEACHER}/{name}", folder / name)
+    write_teacher_files(storage, {f"{TEACHER}/{name}": digest for name, digest in files.items()})
 
 
 class _Tally:

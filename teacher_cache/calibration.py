@@ -51,7 +51,11 @@ def ensure_calibrated(
     streams = vector_streams(writer.manifest)
     if not any(nmse_target(stream.codec) is not None and stream.calibration is None for stream in streams):
         return writer
-    found = calibrate_streams(writer.manifest, teacher, rows, batch_rows, projections, note)
+    return keep_calibration(writer, calibrate_streams(writer.manifest, teacher, rows, batch_rows, projections, note))
+
+
+def keep_calibration(writer: GroupWriter, found: Mapping[str, tuple[Transform, TransformRecord]]) -> GroupWriter:
+    """Write what calibration found of every `nmse` stream; returns the group with a calibrated manifest."""
     for path, (transform, _) in found.items():
         write_constant(writer.storage, f"{path}/basis", as_array(transform.basis_DK))
         write_constant(writer.storage, f"{path}/mean", as_array(transform.mean_D))
@@ -77,7 +81,7 @@ def calibrate_streams(
     for stream in streams:
         target = nmse_target(stream.codec)
         assert target is not None
-        found[stream.path] = calibrate(samples.pop(stream.path), target, _projections(stream, projections))
+        found[stream.path] = calibrate(samples.pop(stream.path), target, stream_projections(stream, projections))
         note(f"  {stream.path}: NMSE {found[stream.path][1].nmse:.3g} on rows held out")
     return found
 
@@ -87,13 +91,16 @@ def load_quantisers(
 ) -> dict[str, Quantiser]:
     """The coding direction of each calibrated stream by path."""
     return {
-        stream.path: Quantiser(read_transform(storage, stream.path), _projections(stream, projections))
+        stream.path: Quantiser(read_transform(storage, stream.path), stream_projections(stream, projections))
         for stream in vector_streams(manifest)
         if stream.calibration is not None
     }
 
 
-def _projections(stream: VectorStream, projections: Mapping[int, AttentionProjections]) -> AttentionProjections | None:
+def stream_projections(
+    stream: VectorStream, projections: Mapping[int, AttentionProjections]
+) -> AttentionProjections | None:
+    """The maps in whose metric a stream is coded, None where it is coded in its own."""
     return projections[stream.layer + 1] if stream.projected else None
 
 

@@ -5,6 +5,8 @@ zarr encodes and decodes them in memory; only whole objects go to and from the s
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,26 +27,44 @@ EVERY_CHUNK: ArrayConfigLike = {"write_empty_chunks": True}
 """zarr leaves out chunks of zeros otherwise, and reads every chunk that is missing as zeros."""
 
 
-def write_constant(storage: Storage, path: str, value: NDArray[np.generic]) -> None:
-    """Write a small array, replacing one that is there."""
+def encode_constant(path: str, value: NDArray[np.generic]) -> dict[str, bytes]:
+    """The objects of a small array by key, its chunk last, and the zarr.json of the groups around it."""
     objects: dict[str, Any] = {}
     array = zarr.open_group(MemoryStore(objects), mode="w").create_array(
         path, shape=value.shape, chunks=value.shape, dtype=value.dtype, compressors=[Crc32cCodec()], config=EVERY_CHUNK
     )
     array[...] = value
-    write_metadata(storage, objects)
-    for key in sorted(objects):
-        if key.startswith(f"{path}/") and not key.endswith(METADATA):
-            storage.write(key, objects[key].to_bytes())
+    chunks = {key: data.to_bytes() for key, data in objects.items() if not key.endswith(METADATA)}
+    return encode_metadata(objects) | chunks
 
 
-def write_metadata(storage: Storage, objects: dict[str, Any]) -> None:
-    """Write the zarr.json of arrays, and of the groups around them, where they are not there yet; not the root's."""
-    for key in sorted(objects):
-        if key.endswith(f"/{METADATA}"):
-            data = objects[key].to_bytes()
-            if storage.size(key) != len(data):
-                storage.write(key, data)
+def encode_metadata(objects: dict[str, Any]) -> dict[str, bytes]:
+    """The zarr.json of arrays in zarr's memory, and of the groups around them; not the root's."""
+    return {key: objects[key].to_bytes() for key in sorted(objects) if key.endswith(f"/{METADATA}")}
+
+
+def write_constant(storage: Storage, path: str, value: NDArray[np.generic]) -> None:
+    """Write a small array, replacing one that is there."""
+    objects = encode_constant(path, value)
+    write_metadata(storage, {key: data for key, data in objects.items() if key.endswith(METADATA)})
+    for key, data in objects.items():
+        if not key.endswith(METADATA):
+            storage.write(key, data)
+
+
+def write_metadata(storage: Storage, metadata: Mapping[str, bytes]) -> None:
+    """Write zarr.json objects where they are not there yet, or say something else."""
+    for key, data in metadata.items():
+        if not _says_the_same(storage, key, data):
+            storage.write(key, data)
+
+
+def _says_the_same(storage: Storage, key: str, data: bytes) -> bool:
+    try:
+        # as JSON: what another version of zarr wrote with other spaces may be under another group's seal
+        return bool(json.loads(storage.read(key)) == json.loads(data))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def has_constant(storage: Storage, path: str) -> bool:

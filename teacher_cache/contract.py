@@ -65,12 +65,19 @@ class TransformRecord:
     """What calibration fixed for one stream of vectors in an `nmse` codec.
 
     `nmse` is the error measured on rows of the calibration sample that neither rotation nor step saw; `components`
-    counts the components of each packing, in packing order.
+    counts the components of each packing, in packing order. `earlier_steps` are those to which the same coordinates had
+    been rounded before, in order, where the store was derived from a finer one.
     """
 
     step: float
     nmse: float
     components: Mapping[str, int]
+    earlier_steps: tuple[float, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `asdict` and JSON have made of a record."""
+        return cls(**{**data, "earlier_steps": tuple(data["earlier_steps"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +163,7 @@ class Manifest:
         )
         fields["inputs_held"] = tuple(fields["inputs_held"])
         calibration = fields.get("calibration", {})
-        fields["calibration"] = {path: TransformRecord(**record) for path, record in calibration.items()}
+        fields["calibration"] = {path: TransformRecord.from_json(record) for path, record in calibration.items()}
         return cls(**fields)
 
     def identity(self) -> dict[str, Any]:

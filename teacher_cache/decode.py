@@ -13,10 +13,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.batch import AttentionVectors, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
-from teacher_cache.codec import LogProbabilityCodec, make_codec
+from teacher_cache.batch import (
+    AttentionRelations,
+    AttentionVectors,
+    MaskedPositions,
+    SampledLogits,
+    TargetBatch,
+    TargetRequest,
+    TopkLogits,
+)
+from teacher_cache.codec import make_codec
 from teacher_cache.contract import Manifest
-from teacher_cache.layout import VectorStream, attention_input_path, vector_streams
+from teacher_cache.distribution_codec import SampleTargets
+from teacher_cache.layout import (
+    VectorStream,
+    attention_folders,
+    attention_input_path,
+    draw_paths,
+    sample_codec,
+    topk_codec,
+    vector_streams,
+)
 from teacher_cache.packing import ranges
 from teacher_cache.relations import VECTORS, AttentionProjections, project_hidden
 from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, View
@@ -119,21 +136,28 @@ class RowDecoder:
         assert stream.calibration is not None
         per_view = self.manifest.block_rows * self.manifest.seq_len
         start, stop = self.start * self.manifest.seq_len, self.stop * self.manifest.seq_len
-        codes_DN = torch.empty((stream.width, stop - start), dtype=torch.float32, device=self.device)
+        step, arrays = stream.calibration.step, self.coded.arrays
+        coordinates_DN = torch.empty((stream.width, stop - start), dtype=torch.float32, device=self.device)
         stored = 0
         for packing, part in ranges(stream.calibration.components):
-            packed = cast("NDArray[np.integer[Any]]", self.coded.arrays[f"{stream.path}/codes/{packing.name}"])
-            codes_DN[part] = torch.from_numpy(packing.unpack(packed, start, stop)).to(self.device)
+            packed = cast("NDArray[np.integer[Any]]", arrays[f"{stream.path}/codes/{packing.name}"])
+            packing.unpack(packed, start, stop, step, coordinates_DN[part])
             stored = part.stop
-        codes_DN[stored:] = 0
-        index, value = (self.coded.arrays[f"{stream.path}/escapes/{name}"] for name in ("index", "value"))
+        coordinates_DN[stored:] = 0
+        index, value = (arrays[f"{stream.path}/escapes/{name}"] for name in ("index", "value"))
         component, token = np.divmod(index, per_view)
         here = (token >= start) & (token < stop)
         where = [torch.from_numpy(axis[here].astype(np.int64)).to(self.device) for axis in (component, token - start)]
-        codes_DN[where[0], where[1]] = torch.from_numpy(value[here].astype(np.float32)).to(self.device)
-        return codes_DN.mul_(stream.calibration.step).T
+        escapes = torch.from_numpy(value[here].astype(np.float32)).to(self.device)
+        coordinates_DN[where[0], where[1]] = escapes * step
+        return coordinates_DN.T
 
-    def _attention(self, spec: AttentionSpec) -> AttentionVectors:
+    def _attention(self, spec: AttentionSpec) -> AttentionVectors | AttentionRelations:
+        if spec.form == "matrix":
+            (folder,) = attention_folders(spec)
+            matrices = (self.coded.arrays[f"{folder}/{name}"][self.start : self.stop] for name in VECTORS)
+            query, key, value = (torch.from_numpy(values).to(self.device) for values in matrices)
+            return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
         if spec.mode == "hidden":
             stream, positions = self.streams[attention_input_path(spec)], self.manifest.seq_len
             # `projections` start where the coordinates end: the rotation is part of them
@@ -146,18 +170,26 @@ class RowDecoder:
         query, key, value = (self._vectors(f"attention/{spec.layer}/{name}") for name in VECTORS)
         return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
 
-    def _logits(self, spec: LogitsSpec) -> TopkLogits:
+    def _logits(self, spec: LogitsSpec) -> TopkLogits | SampledLogits:
         places = self.manifest.masked_per_row
         shape = (self.stop - self.start, places)
-        codec = LogProbabilityCodec(spec.codec)
-        log_probs = codec.decode(
-            {part.name: self._columns(f"logits/log_probs/{part.name}", places) for part in codec.arrays(spec.entries)}
-        )
+        if spec.form == "sample":
+            drawn = self._draws(spec, self.start * places, self.stop * places)
+            return SampledLogits(ids_BMK=drawn.ids_PK.view(*shape, -1), counts_BMK=drawn.counts_PK.view(*shape, -1))
+        codec = topk_codec(self.manifest, spec)
+        topk = codec.decode({part.name: self._columns(f"logits/{part.name}", places) for part in codec.arrays()})
         return TopkLogits(
-            ids_BMK=self._columns("logits/ids", places).T.to(torch.int64).reshape(*shape, spec.entries),
-            log_probs_BMK=log_probs.reshape(*shape, spec.entries),
-            log_tail_BM=self._columns("logits/log_tail", places).to(torch.float32).reshape(shape),
+            ids_BMK=topk.ids_PK.reshape(*shape, spec.entries),
+            log_probs_BMK=topk.log_probs_PK.reshape(*shape, spec.entries),
+            log_tail_BM=topk.log_tail_P.reshape(shape),
         )
+
+    def _draws(self, spec: LogitsSpec, start: int, stop: int) -> SampleTargets:
+        """What was drawn at places start..stop of the view."""
+        arrays = cast("Mapping[str, NDArray[np.uint8]]", self.coded.arrays)
+        entries = {name: arrays[path] for name, path in draw_paths(self.manifest, spec).items()}
+        codec = sample_codec(self.manifest, spec)
+        return codec.unpack(arrays["logits/draws/distinct"], entries, start, stop, self.device)
 
 
 def _replace(ids_BT: torch.Tensor, masked: MaskedPositions, replacement_ids_BM: torch.Tensor) -> torch.Tensor:

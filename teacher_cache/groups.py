@@ -7,7 +7,7 @@ touches nothing that is there. Arrays of all groups lie in one tree. A group wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from teacher_cache.objects import (
     Commit,
     Seal,
     commit_key,
+    damage,
     read_manifest,
     shard_key,
 )
@@ -46,7 +47,12 @@ class Group:
     @property
     def name(self) -> str:
         """What a message calls it."""
-        return f"extension {self.prefix.split('/')[1]}" if self.prefix else "the first build"
+        return name_group(self.prefix)
+
+
+def name_group(prefix: str) -> str:
+    """What a message calls the group whose protocol objects lie below `prefix`."""
+    return f"extension {prefix.split('/')[1]}" if prefix else "the first build"
 
 
 def extension_prefix(number: int) -> str:
@@ -61,9 +67,14 @@ def read_groups(storage: Storage) -> list[Group]:
         StoreError: there is no store of this format and version, or a seal is damaged.
     """
     groups = [_read_group(storage, "")]
-    while storage.size((prefix := extension_prefix(len(groups))) + METADATA) is not None:
+    while _is_there(storage, prefix := extension_prefix(len(groups))):
         groups.append(_read_group(storage, prefix))
     return groups
+
+
+def _is_there(storage: Storage, prefix: str) -> bool:
+    # a seal without a manifest is a group that has lost it, not one that never was
+    return any(storage.size(prefix + name) is not None for name in (METADATA, SEAL))
 
 
 def _read_group(storage: Storage, prefix: str) -> Group:
@@ -99,6 +110,26 @@ def read_commits(storage: Storage, group: Group) -> dict[int, Commit]:
     return commits
 
 
+def mismatch(group: Group, block: int, commit: Commit) -> str | None:
+    """What is wrong with a commit of a block, None if it says what the group's manifest implies."""
+    if commit.block != block or commit.rows != group.manifest.block_range(block):
+        return f"is about rows {commit.rows} of block {commit.block}"
+    expected = {shard_key(spec, block) for spec in group.arrays.values()}
+    lacking, foreign = sorted(expected - commit.shards.keys()), sorted(commit.shards.keys() - expected)
+    if lacking or foreign:
+        return f"lacks {lacking} and has {foreign}"
+    return None
+
+
+def damaged_objects(
+    storage: Storage, group: Group, chosen: Callable[[str], bool] = lambda _key: True
+) -> Iterator[tuple[str, str]]:
+    """Keys of objects beside the blocks that are not what the group's seal says, and what is wrong with each."""
+    for key, digest in (group.seal.objects if group.seal is not None else {}).items():
+        if chosen(key) and (what := damage(storage, key, digest)) is not None:
+            yield key, what
+
+
 def whole_blocks(group: Group, commits: Mapping[int, Commit], sizes: Mapping[str, int]) -> set[int]:
     """Blocks that are finished: there is a commit, and every shard has the size that it says.
 
@@ -107,8 +138,7 @@ def whole_blocks(group: Group, commits: Mapping[int, Commit], sizes: Mapping[str
     """
     whole = set()
     for block, commit in commits.items():
-        expected = {shard_key(spec, block) for spec in group.arrays.values()}
         sized = all(sizes.get(key) == digest.size for key, digest in commit.shards.items())
-        if commit.block == block and commit.shards.keys() == expected and sized:
+        if sized and mismatch(group, block, commit) is None:
             whole.add(block)
     return whole

@@ -10,7 +10,7 @@ from teacher_cache.contract import Manifest, merge_manifests
 from teacher_cache.groups import Group, read_commits, read_groups, whole_blocks
 from teacher_cache.layout import vector_streams
 from teacher_cache.objects import shard_key
-from teacher_cache.specs import describe_targets
+from teacher_cache.specs import declared_errors, describe_targets
 from teacher_cache.storage import open_storage
 
 
@@ -63,7 +63,8 @@ class StoreInfo:
         """Bits on disk per component and position of a committed row, padding included, of each stream of vectors."""
         bits = {}
         for stream in vector_streams(self.manifest):
-            size = sum(size for path, size in self.bytes_per_array.items() if path.startswith(f"{stream.path}/"))
+            arrays = [path for path in self.bytes_per_array if f"{path}/".startswith(f"{stream.path}/")]
+            size = sum(self.bytes_per_array[path] for path in arrays)
             values = self.committed_tokens * self.manifest.views_of(stream.view) * stream.width
             bits[stream.path] = 8 * size / max(1, values)
         return bits
@@ -76,6 +77,7 @@ class StoreInfo:
             "sealed": self.sealed,
             "missing_blocks": self.missing_blocks,
             "total_bytes": self.total_bytes,
+            "declared_errors": declared_errors(self.manifest.targets),
             "bits_per_value": self.bits_per_value(),
             "bytes_per_token": {array: self.bytes_per_token(array) for array in self.bytes_per_array},
         }

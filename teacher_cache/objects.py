@@ -1,6 +1,7 @@
 """The objects of a store beside its arrays: how manifests, commits and seals are named, hashed and read.
 
-What a reader and a writer must agree on lives here, so that neither imports the other.
+What a reader and a writer must agree on lives here, so that neither imports the other. Each of these objects is JSON
+that carries the hash of its own contents, so that a changed byte of it is found even where nothing else vouches for it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from teacher_cache.contract import FORMAT_NAME, Manifest, canonical_json
+from teacher_cache.contract import FORMAT_NAME, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
 from teacher_cache.layout import ArraySpec
 from teacher_cache.storage import Storage
@@ -22,6 +24,7 @@ EXTENSIONS = "extensions"
 TEACHER = "teacher"
 TEACHER_FILES = "teacher.json"
 """Lists the files below `teacher/` with their digests; written after them."""
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +69,12 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """The commit object."""
-        return (canonical_json(asdict(self)) + "\n").encode()
+        return write_checked(asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Commit:
-        """Read a commit object; ValueError, KeyError, TypeError or AttributeError if it is not one."""
-        fields = json.loads(data)
+        """Read a commit object; one of NOT_AN_OBJECT if it is not what was written."""
+        fields = read_checked(data)
         shards = {key: ObjectDigest(**digest) for key, digest in fields["shards"].items()}
         return cls(block=int(fields["block"]), rows=(fields["rows"][0], fields["rows"][1]), shards=shards)
 
@@ -89,12 +92,12 @@ class Seal:
 
     def to_bytes(self) -> bytes:
         """The seal object."""
-        return (json.dumps({"format": FORMAT_NAME, **asdict(self)}, indent=1) + "\n").encode()
+        return write_checked({"format": FORMAT_NAME, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Seal:
-        """Read a seal object; ValueError, KeyError, TypeError or AttributeError if it is not one."""
-        fields = json.loads(data)
+        """Read a seal object; one of NOT_AN_OBJECT if it is not what was written."""
+        fields = read_checked(data)
         fields.pop("format")
         fields["commits"] = tuple(fields["commits"])
         fields["objects"] = {key: ObjectDigest(**digest) for key, digest in fields["objects"].items()}
@@ -115,35 +118,95 @@ def shard_key(spec: ArraySpec, block: int) -> str:
     return "/".join([spec.path, "c", str(block), *("0" for _ in spec.block_shape)])
 
 
+def write_checked(fields: Mapping[str, Any]) -> bytes:
+    """JSON of these fields and the hash of them."""
+    return (json.dumps({**fields, _CHECKSUM: sha256_of_json(fields)}, indent=1) + "\n").encode()
+
+
+def read_checked(data: bytes) -> dict[str, Any]:
+    """The fields that `write_checked` wrote, byte for byte; one of NOT_AN_OBJECT if it did not."""
+    fields: dict[str, Any] = json.loads(data)
+    fields.pop(_CHECKSUM)
+    if write_checked(fields) != data:
+        raise ValueError("it does not match its own checksum")
+    return fields
+
+
+def write_manifest(storage: Storage, prefix: str, manifest: Manifest) -> None:
+    """Write the manifest of a group, in one piece, into the attributes of its zarr group."""
+    attributes = manifest.to_json()
+    storage.write(prefix + METADATA, _group_metadata({**attributes, _CHECKSUM: sha256_of_json(attributes)}))
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read what `write_manifest` wrote; one of NOT_AN_OBJECT if it is damaged.
+
+    Raises:
+        StoreError: it is no manifest, or one of another format version.
+    """
+    attributes = json.loads(data)["attributes"]
+    fields = {key: value for key, value in attributes.items() if key != _CHECKSUM}
+    manifest = Manifest.from_json(fields)
+    # the whole object, not only what of it makes the manifest
+    if attributes[_CHECKSUM] != sha256_of_json(fields) or _group_metadata(attributes) != data:
+        raise ValueError("it does not match its own checksum")
+    return manifest
+
+
+def _group_metadata(attributes: Mapping[str, Any]) -> bytes:
+    return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
+
+
+def write_teacher_files(storage: Storage, files: Mapping[str, ObjectDigest]) -> None:
+    """List the files of the teacher, once all of them are there."""
+    storage.write(TEACHER_FILES, write_checked({"files": {key: asdict(digest) for key, digest in files.items()}}))
+
+
+def read_teacher_files(storage: Storage) -> dict[str, ObjectDigest]:
+    """The files of the teacher by key; FileNotFoundError or one of NOT_AN_OBJECT if there is no list of them."""
+    files = read_checked(storage.read(TEACHER_FILES))["files"]
+    return {key: ObjectDigest(**digest) for key, digest in files.items()}
+
+
+def has_teacher(storage: Storage) -> bool:
+    """Whether every file of the teacher is there, in its size."""
+    try:
+        files = read_teacher_files(storage)
+    except (FileNotFoundError, *NOT_AN_OBJECT):
+        return False
+    return all(storage.size(key) == digest.size for key, digest in files.items())
+
+
 def read_manifest(storage: Storage, prefix: str = "") -> Manifest:
     """The manifest of a group of a store, by default the first one's.
 
     Raises:
         StoreError: there is no store of this format and version.
     """
+    key = prefix + METADATA
     try:
-        attributes = json.loads(storage.read(prefix + METADATA))["attributes"]
-        if not isinstance(attributes, dict):
-            raise TypeError("no attributes")
+        return parse_manifest(storage.read(key))
     except FileNotFoundError as error:
         if not storage.list():
             raise StoreError(
                 f"no store at {storage.location!r}: there is nothing to read; build one with `kdcache build --out "
                 f"{storage.location}`"
             ) from error
-        raise _not_a_store(storage, error) from error
-    except (OSError, *NOT_AN_OBJECT) as error:
-        raise _not_a_store(storage, error) from error
-    try:
-        return Manifest.from_json(attributes)
+        raise _no_manifest(storage, key, error) from error
     except StoreError as error:
         raise StoreError(f"{storage.location!r}: {error}") from error
-    except NOT_AN_OBJECT as error:
-        raise StoreError(f"{storage.location!r} has a damaged manifest ({error!r}): build the store again") from error
+    except (OSError, *NOT_AN_OBJECT) as error:
+        raise _no_manifest(storage, key, error) from error
 
 
-def _not_a_store(storage: Storage, error: Exception) -> StoreError:
+def _no_manifest(storage: Storage, key: str, error: Exception) -> StoreError:
+    prefix = key.removesuffix(METADATA)
+    if storage.size(prefix + SEAL) is not None or storage.list(f"{prefix}{COMMITS}/"):
+        return StoreError(
+            f"{storage.location!r} is damaged: {key!r} cannot be read ({type(error).__name__}: {error}), so nothing "
+            "says what its numbers are; restore that file from a copy, or delete the store's folder and build again"
+        )
     return StoreError(
-        f"{storage.location!r} is not a store ({type(error).__name__} at its {METADATA}): it holds something else, "
+        f"{storage.location!r} is not a store ({type(error).__name__} at its {key}): it holds something else, "
         "which must not be read as targets or overwritten; give another path"
     )

@@ -22,9 +22,18 @@ from teacher_cache.constants import read_constant
 from teacher_cache.contract import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
 from teacher_cache.errors import StoreError, TargetsError
-from teacher_cache.groups import Group, read_groups
-from teacher_cache.layout import ROW_ARRAYS, ArraySpec, attention_input_path, projection_path
+from teacher_cache.groups import Group, damaged_objects, mismatch, read_groups
+from teacher_cache.layout import (
+    ROW_ARRAYS,
+    ArraySpec,
+    attention_folders,
+    attention_input_path,
+    has_rows_first,
+    projection_path,
+    ragged_count,
+)
 from teacher_cache.objects import (
+    COMMITS,
     NOT_AN_OBJECT,
     TEACHER,
     TEACHER_FILES,
@@ -32,6 +41,7 @@ from teacher_cache.objects import (
     ObjectDigest,
     commit_key,
     damage,
+    read_teacher_files,
     shard_key,
 )
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
@@ -89,8 +99,11 @@ class CacheReader:
 
     @property
     def identity_sha256(self) -> str:
-        """Hash of everything that makes this store what it is; equal for equal contents."""
-        return sha256_of_json(self.manifest.identity())
+        """Hash of everything that makes this store what it is; equal for equal contents.
+
+        Targets that were added later do not count: what was trained or measured before still belongs to this store.
+        """
+        return sha256_of_json(self._groups[0].manifest.identity())
 
     def require(self, request: TargetRequest) -> None:
         """Check that the store holds what is asked for.
@@ -136,8 +149,19 @@ class CacheReader:
         return float(read_constant(self.storage, f"hidden/{layer}/variance"))
 
     def teacher_folder(self) -> Path:
-        """A Hugging Face folder with the teacher's configuration, weights and tokenizer, checked against the seal."""
-        self._check_objects(lambda key: key.startswith(f"{TEACHER}/") or key == TEACHER_FILES)
+        """A Hugging Face folder with the teacher's configuration, weights and tokenizer, as it was written.
+
+        Raises:
+            StoreError: one of its files is missing or damaged.
+        """
+        try:
+            files = read_teacher_files(self.storage)
+        except (OSError, *NOT_AN_OBJECT) as error:
+            raise self._damaged(TEACHER_FILES, f"cannot be read ({type(error).__name__}: {error})") from error
+        for key, digest in files.items():
+            if (what := damage(self.storage, key, digest)) is not None:
+                raise self._damaged(key, what)
+        self._check_objects(lambda key: key == TEACHER_FILES)
         return self.storage.folder(TEACHER)
 
     def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
@@ -147,6 +171,7 @@ class CacheReader:
             StoreError: a shard is missing or not what was committed.
         """
         arrays: dict[str, NDArray[np.generic]] = {}
+        masked_view = masked_view if view == "masked" else 0
         for path in self._paths(request, view):
             arrays[path] = self._load(path, block, view, masked_view, arrays)
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
@@ -218,11 +243,7 @@ class CacheReader:
         for layer in request.attention_layers:
             spec = targets.find_attention(layer)
             if spec is not None and spec.view == view:
-                folders += (
-                    [attention_input_path(spec)]
-                    if spec.mode == "hidden"
-                    else [f"attention/{layer}/{vector}" for vector in VECTORS]
-                )
+                folders += attention_folders(spec)
         if view == "masked":
             folders.append("masked")
         if request.logits and in_view(targets.logits, view):
@@ -233,8 +254,29 @@ class CacheReader:
     def _load(
         self, path: str, block: int, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
     ) -> NDArray[np.generic]:
+        part = self._part(self._arrays[path][1], view, masked_view, loaded)
+        values = self.load_array(path, block, part)
+        return values[0] if ragged_count(path) else values
+
+    def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:
+        """A block of one array, or a range of it along each axis: read, checked and decompressed. Thread-safe.
+
+        Raises:
+            StoreError: the shard is missing or not what was committed.
+        """
+        spec = self._arrays[path][1]
+        try:
+            return decode_shard(spec, self.read_shard(path, block), part)
+        except ValueError as error:
+            raise self._damaged(shard_key(spec, block), f"cannot be decompressed ({error})") from error
+
+    def read_shard(self, path: str, block: int) -> bytes:
+        """The shard of one array and block as it was committed. Thread-safe.
+
+        Raises:
+            StoreError: it is missing or not what was committed.
+        """
         group, spec = self._arrays[path]
-        part = self._part(spec, view, masked_view, loaded)
         key = shard_key(spec, block)
         digest = self._commit(group.prefix, block).shards.get(key)
         if digest is None:
@@ -247,23 +289,19 @@ class CacheReader:
             raise self._damaged(key, f"has {len(data)} bytes instead of {digest.size}")
         if ObjectDigest.of(data) != digest:
             raise self._damaged(key, "has other contents than were committed")
-        try:
-            values = decode_shard(spec, data, part)
-        except ValueError as error:
-            raise self._damaged(key, f"cannot be decompressed ({error})") from error
-        return values[0] if "/escapes/" in path and not path.endswith("/count") else values
+        return data
 
     def _part(
         self, spec: ArraySpec, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
     ) -> tuple[slice, ...]:
         """The range of an array's block that belongs to one view."""
         whole = [slice(0, length) for length in spec.block_shape]
-        if "/escapes/" in spec.path:
+        if (count := ragged_count(spec.path)) is not None:
+            held = int(cast("Any", loaded[count]).sum(dtype=np.int64))
+            whole = [slice(masked_view, masked_view + 1), slice(0, held)]
+        elif spec.path.endswith("/escapes/count"):
             whole[0] = slice(masked_view, masked_view + 1)
-            if not spec.path.endswith("/count"):
-                count = cast("Any", loaded[f"{spec.path.rpartition('/')[0]}/count"])
-                whole[1] = slice(0, int(count[0]))
-        elif spec.path.startswith("masked/"):
+        elif has_rows_first(spec.path):
             rows = self.manifest.block_rows
             whole[0] = slice(masked_view * rows, (masked_view + 1) * rows)
         elif view == "masked" and spec.path not in _PER_ROW:
@@ -281,21 +319,11 @@ class CacheReader:
             if spec.form == "projected":
                 found = projections_of_projected(self._transform_on(path, "cpu"))
             else:
-                found = self._read_projections(layer)
+                found = read_projections(self.storage, layer)
                 if path in self.manifest.calibration:
                     found = fold_projections(self._transform_on(path, "cpu"), found)
             self._projections[key] = found.to(device)
         return self._projections[key]
-
-    def _read_projections(self, layer: int) -> AttentionProjections:
-        loaded = {}
-        for name in VECTORS:
-            parts = {
-                part: torch.from_numpy(read_constant(self.storage, projection_path(layer, name, part)))
-                for part in ("weight", "bias")
-            }
-            loaded[name] = Projection(**parts)
-        return AttentionProjections(**loaded)
 
     def _transform_on(self, path: str, device: str | torch.device) -> Transform:
         """The constants of a calibrated stream, read once per device."""
@@ -310,28 +338,33 @@ class CacheReader:
             data = self.storage.read(key)
             commit = Commit.from_bytes(data)
         except (OSError, *NOT_AN_OBJECT) as error:
-            raise self._damaged(key, f"cannot be read ({type(error).__name__})") from error
-        seal = next(group.seal for group in self._groups if group.prefix == prefix)
-        if seal is not None and ObjectDigest.of(data).sha256 != seal.commits[block]:
+            raise self._damaged(key, f"cannot be read ({type(error).__name__}: {error})") from error
+        group = next(group for group in self._groups if group.prefix == prefix)
+        if group.seal is not None and ObjectDigest.of(data).sha256 != group.seal.commits[block]:
             raise self._damaged(key, "was changed after the store was sealed")
+        if (what := mismatch(group, block, commit)) is not None:
+            raise self._damaged(key, what)
         return commit
 
     def _check_objects(self, chosen: Callable[[str], bool]) -> None:
         """Compare objects that are neither shards nor commits with the seals."""
         for group in self._groups:
-            for key, digest in (group.seal.objects if group.seal is not None else {}).items():
-                if chosen(key) and (what := damage(self.storage, key, digest)) is not None:
-                    raise self._damaged(key, what)
+            for key, what in damaged_objects(self.storage, group, chosen):
+                raise self._damaged(key, what)
 
     def _damaged(self, key: str, what: str) -> StoreError:
-        mend = "restore it from a copy, or delete the store's folder and build again"
-        if "commits/" in key or "/c/" in key:
+        path, _, place = key.partition("/c/")
+        name, mend = repr(key), "or let `kdcache verify --evict` say what can be made again"
+        if path in self._arrays or f"{COMMITS}/" in key:
             mend = (
-                "restore it from a copy, or delete it and run the same `kdcache build` again, which computes the rows "
-                "of this block anew"
+                "or delete it and run the same `kdcache build` again, which computes the rows of this block anew "
+                "(`kdcache verify --evict` finds and deletes everything that is damaged)"
             )
+        if path in self._arrays:
+            name += f" (block {place.partition('/')[0]} of {path})"
         return StoreError(
-            f"{self.path!r} is damaged: {key!r} {what}. Its numbers would be wrong targets, so nothing was read; {mend}"
+            f"{self.path!r} is damaged: {name} {what}. Its numbers would be wrong targets, so nothing was read; "
+            f"restore it from a copy, {mend}"
         )
 
 
@@ -342,6 +375,18 @@ def read_transform(storage: Storage, path: str) -> Transform:
     """The constants of a calibrated stream of a store: what every run of its build codes with."""
     basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
     return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
+
+
+def read_projections(storage: Storage, layer: int) -> AttentionProjections:
+    """The maps of a store from the input of an attention layer to its queries, keys and values."""
+    loaded = {}
+    for name in VECTORS:
+        parts = {
+            part: torch.from_numpy(read_constant(storage, projection_path(layer, name, part)))
+            for part in ("weight", "bias")
+        }
+        loaded[name] = Projection(**parts)
+    return AttentionProjections(**loaded)
 
 
 def request_names(request: TargetRequest) -> tuple[str, ...]:

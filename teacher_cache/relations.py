@@ -5,6 +5,7 @@ Pure tensor functions. Shapes: B rows, T positions, D width, A relation heads, d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,17 @@ def project_hidden(hidden_BTD: torch.Tensor, projections: AttentionProjections) 
         linear(hidden_BTD, getattr(projections, name).weight, getattr(projections, name).bias) for name in VECTORS
     )
     return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
+
+
+def relation_matrices(vectors_BTD: torch.Tensor, heads: int, real_BT: torch.Tensor) -> torch.Tensor:
+    """[B, A, T, T]: how each real position relates to each, softmax(x x^T / sqrt(d)) in float32; 0 at padding.
+
+    MiniLMv2, equations 2 to 4.
+    """
+    vectors_BATd = split_relation_heads(vectors_BTD.float(), heads)
+    logits_BATT = vectors_BATd @ vectors_BATd.transpose(-1, -2) / math.sqrt(vectors_BATd.shape[-1])
+    matrices_BATT = logits_BATT.masked_fill_(~real_BT[:, None, None, :], -torch.inf).softmax(-1)
+    return matrices_BATT.masked_fill_(~real_BT[:, None, :, None], 0)
 
 
 def split_relation_heads(vectors_BTD: torch.Tensor, heads: int) -> torch.Tensor:

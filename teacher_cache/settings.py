@@ -1,4 +1,4 @@
-"""What a user may ask of `kdcache build`. Standard library only, so that `--help` is instant."""
+"""What a user may ask of `kdcache build` and `kdcache derive`. Standard library only, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Literal
 
 from teacher_cache.contract import RowMode
 from teacher_cache.errors import SettingsError
-from teacher_cache.specs import RelationMode, View, parse_precision
+from teacher_cache.specs import MOST_DRAWS, LogitsForm, RelationMode, View, parse_precision
 
 DEFAULT_CORPUS = "Salesforce/wikitext:wikitext-103-raw-v1:train"
 TARGETS = ("logits", "hidden", "attention")
+_DEFAULT_ENTRIES = {"topk": 64, "sample": 50}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,22 @@ class BuildSettings:
     attention_layer: int | None = None
     """Layer whose queries, keys and values are kept. Default: the last but one."""
     relations: RelationMode | None = None
-    """hidden: keep the layer's input and its projections once; qkv: keep the vectors. Default: hidden where it is
-    exact.
+    """hidden: keep the layer's input and its projections once; qkv: keep the vectors; matrix: keep the relations
+    themselves in float16, 3 * 2 * HEADS * SEQ_LEN bytes a token, to compare with. Default: hidden where it is exact.
     """
-    k: int = 64
-    """Most probable ids kept at each masked position; the mass outside them is kept as one number."""
+    relation_heads: int | None = None
+    """With --relations matrix: relation heads, fixed in the store. Default: the largest divisor of the teacher's width
+    up to a sixteenth of it.
+    """
+    logits: LogitsForm = "topk"
+    """topk: the most probable ids at each masked position, and the mass outside them as one number. sample: ids drawn
+    from the whole distribution, one in each of K equal shares of its mass, with their counts: unbiased.
+    """
+    k: int | None = None
+    """Ids kept at each masked position (default: 64), or drawn with --logits sample (default: 50, at most 255)."""
     precision: str = "nmse:1e-2"
-    """float16, int8, or nmse:X: hidden states and attention in as few bits as keep all but a share X of the variance.
+    """float16, int8, int4, or nmse:X: hidden states and attention in as few bits as keep all but a share X of the
+    variance.
     """
     views: int = 1
     """Masked views of each row; training cycles through them by epoch."""
@@ -64,6 +74,8 @@ class BuildSettings:
     """cpu, cuda or cuda:N. auto: the first GPU if there is one."""
     block_rows: int = 64
     """Rows per block: the unit of writing, commit, reading and shuffling."""
+    force: bool = False
+    """Build even if the disk seems too small."""
     seed: int = 0
     """Seed of row order and masks."""
 
@@ -72,6 +84,7 @@ class BuildSettings:
             ("max_rows", 1),
             ("k", 1),
             ("views", 1),
+            ("relation_heads", 1),
             ("block_rows", 1),
             ("batch_size", 1),
             ("seq_len", 3),
@@ -79,6 +92,15 @@ class BuildSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')} {value!r} is too small: it must be at least {least}")
+        if self.logits == "sample" and self.entries > MOST_DRAWS:
+            raise SettingsError(
+                f"--k {self.k!r} draws a position cannot be kept: a count has one byte; ask for 1 to {MOST_DRAWS}"
+            )
+        if self.relation_heads is not None and self.relations != "matrix":
+            raise SettingsError(
+                f"--relation-heads {self.relation_heads!r} would change nothing: only --relations matrix fixes the "
+                "heads in the store; leave it out, and choose heads in training"
+            )
         if not 0 < self.mlm_probability < 1:
             raise SettingsError(
                 f"--mlm-probability {self.mlm_probability!r} is not between 0 and 1: it is the share of tokens "
@@ -93,6 +115,11 @@ class BuildSettings:
         parse_precision(self.precision)
         self.target_names()
         self.part_numbers()
+
+    @property
+    def entries(self) -> int:
+        """Ids kept or drawn at each masked position."""
+        return _DEFAULT_ENTRIES[self.logits] if self.k is None else self.k
 
     def part_numbers(self) -> tuple[int, int] | None:
         """Which part of how many, the first being 1.
@@ -116,14 +143,78 @@ class BuildSettings:
         Raises:
             SettingsError: a name is unknown.
         """
-        if self.targets is None:
-            return None
-        names = tuple(name.strip() for name in self.targets.split(",") if name.strip())
-        unknown = [name for name in names if name not in TARGETS]
-        if unknown or not names:
+        return None if self.targets is None else _target_names(self.targets)
+
+
+def _target_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or not names:
+        raise SettingsError(
+            f"--targets {text!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be kept; choose "
+            "among " + ", ".join(TARGETS)
+        )
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeriveSettings:
+    """Make a smaller store from a larger one without the teacher: fewer layers, targets, ids or rows, coarser codes."""
+
+    src: str
+    """Finished store to derive from; it stays as it is."""
+    dst: str
+    """Folder of the new store. An unfinished one of the same settings is continued."""
+    targets: str | None = None
+    """Comma-separated: logits, hidden, attention. Default: all that SRC has."""
+    layers: str | None = None
+    """Hidden states to keep, as for a build: 2,4,6, uniform:6, last:6 or uniform:6+last. Default: all that SRC has."""
+    attention_layer: int | None = None
+    """Keep the attention of this layer alone. Default: all that SRC has."""
+    k: int | None = None
+    """Most probable ids to keep at each masked position; the mass of the others joins the tail. Default: as in SRC."""
+    precision: str | None = None
+    """nmse:X, not finer than in SRC; int8 or int4 where SRC has float16. X counts from the teacher, not from SRC; the
+    finer SRC is, the less room the same X takes. Default: the codes of SRC.
+    """
+    row_range: str | None = None
+    """Rows A:B of SRC: from A, counted from 0, up to B, which is left out. Default: all of them."""
+    max_rows: int | None = None
+    """Keep so many of the first rows."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"--{name.replace('_', '-')} {value!r} is too small: it must be at least 1")
+        if self.precision is not None:
+            parse_precision(self.precision)
+        if self.row_range is not None and self.max_rows is not None:
             raise SettingsError(
-                f"--targets {self.targets!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be kept; "
-                "choose "
-                "among " + ", ".join(TARGETS)
+                f"--row-range {self.row_range} and --max-rows {self.max_rows} both say which rows to keep: give one"
             )
-        return names
+        self.target_names()
+        self.rows_asked()
+
+    def target_names(self) -> tuple[str, ...] | None:
+        """The targets asked for, or None for all that the source has.
+
+        Raises:
+            SettingsError: a name is unknown.
+        """
+        return None if self.targets is None else _target_names(self.targets)
+
+    def rows_asked(self) -> tuple[int, int | None]:
+        """The first row, and one past the last; None for the end of the source.
+
+        Raises:
+            SettingsError: the range cannot be read.
+        """
+        if self.row_range is None:
+            return 0, self.max_rows
+        first, colon, last = self.row_range.partition(":")
+        if not colon or not all(text == "" or text.isdecimal() for text in (first, last)):
+            raise SettingsError(
+                f"--row-range {self.row_range!r} cannot be read: give A:B, such as 0:1000, A: or :B, counted from 0"
+            )
+        return int(first or 0), int(last) if last else None

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -61,11 +60,11 @@ def decode_shard(spec: ArraySpec, data: bytes, part: tuple[slice, ...] | None = 
     """
     bounds = _bounds(spec, part)
     values = np.empty([stop - start for start, stop in bounds], dtype=np.dtype(spec.dtype).newbyteorder("<"))
-    entries, content = _read_index(spec, data)
+    entries, end = _read_index(spec, data)
     chunk_bytes = prod(spec.chunk_shape) * values.itemsize
     scratch = None
     for piece in _pieces(spec, bounds):
-        frame = _frame(piece, entries[piece.number], content, chunk_bytes)
+        frame = _frame(piece, entries[piece.number], data, end, chunk_bytes)
         target = values[piece.target]
         if piece.whole and target.flags.c_contiguous:
             _decompress(piece, frame, target)
@@ -77,9 +76,8 @@ def decode_shard(spec: ArraySpec, data: bytes, part: tuple[slice, ...] | None = 
     return values
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """What the result takes from one inner chunk."""
+class _Piece(NamedTuple):
+    """What the result takes from one inner chunk, the number of which is its place in the index."""
 
     number: int
     target: tuple[slice, ...]
@@ -105,56 +103,44 @@ def _bounds(spec: ArraySpec, part: tuple[slice, ...] | None) -> list[tuple[int, 
 
 def _pieces(spec: ArraySpec, bounds: list[tuple[int, int]]) -> Iterator[_Piece]:
     """The chunks that a part touches, in the order of the index."""
-    axes: list[list[_Piece]] = []
-    stride = 1
-    for (start, stop), length, chunk in zip(
-        reversed(bounds), reversed(spec.block_shape), reversed(spec.chunk_shape), strict=True
-    ):
+    axes = []
+    chunks = 1  # of a step along the axis
+    for (start, stop), length, chunk in reversed(list(zip(bounds, spec.block_shape, spec.chunk_shape, strict=True))):
         along = []
         for place in range(start // chunk, -(-stop // chunk)) if start < stop else ():
             first, last = max(start, place * chunk), min(stop, (place + 1) * chunk)
-            along.append(
-                _Piece(
-                    place * stride,
-                    (slice(first - start, last - start),),
-                    (slice(first - place * chunk, last - place * chunk),),
-                    last - first == chunk,
-                )
-            )
+            target = slice(first - start, last - start)
+            source = slice(first - place * chunk, last - place * chunk)
+            along.append((place * chunks, target, source, last - first == chunk))
         axes.append(along)
-        stride *= length // chunk
+        chunks *= length // chunk
     for on_axes in itertools.product(*reversed(axes)):
-        yield _Piece(
-            sum(piece.number for piece in on_axes),
-            tuple(piece.target[0] for piece in on_axes),
-            tuple(piece.source[0] for piece in on_axes),
-            all(piece.whole for piece in on_axes),
-        )
+        numbers, targets, sources, wholes = zip(*on_axes, strict=True)
+        yield _Piece(sum(numbers), targets, sources, all(wholes))
 
 
-def _read_index(spec: ArraySpec, data: bytes) -> tuple[list[list[int]], memoryview]:
-    """Offset and size of every chunk, and the bytes that they lie in."""
+def _read_index(spec: ArraySpec, data: bytes) -> tuple[list[list[int]], int]:
+    """Offset and size of every chunk, and where the chunks end and the index begins."""
     chunks = prod(length // chunk for length, chunk in zip(spec.block_shape, spec.chunk_shape, strict=True))
     end = len(data) - chunks * _ENTRY_BYTES - _CRC_BYTES
     if end < 0:
         raise ValueError(f"its {len(data)} bytes do not hold the index of {chunks} chunks")
-    whole = memoryview(data)
-    index, crc = whole[end:-_CRC_BYTES], whole[-_CRC_BYTES:]
+    index, crc = data[end:-_CRC_BYTES], data[-_CRC_BYTES:]
     if google_crc32c.value(index) != int.from_bytes(crc, "little"):
         raise ValueError("its index does not match its checksum")
     entries: list[list[int]] = np.frombuffer(index, dtype="<u8").reshape(chunks, 2).tolist()
-    return entries, whole[:end]
+    return entries, end
 
 
-def _frame(piece: _Piece, entry: list[int], content: memoryview, chunk_bytes: int) -> memoryview:
+def _frame(piece: _Piece, entry: list[int], data: bytes, end: int, chunk_bytes: int) -> bytes:
     """The zstd frame of a chunk, checked as far as it can be without decompressing it."""
     offset, size = entry
     if offset == _MISSING:
         raise ValueError(f"chunk {piece.number} is missing")
-    if size <= _CRC_BYTES or offset + size > len(content):
-        raise ValueError(f"chunk {piece.number} lies at {offset}+{size} of {len(content)} bytes")
-    end = offset + size - _CRC_BYTES
-    frame, crc = content[offset:end], content[end : end + _CRC_BYTES]
+    if size <= _CRC_BYTES or offset + size > end:
+        raise ValueError(f"chunk {piece.number} lies at {offset}+{size} of {end} bytes")
+    checked = offset + size - _CRC_BYTES
+    frame, crc = data[offset:checked], data[checked : offset + size]
     if google_crc32c.value(frame) != int.from_bytes(crc, "little"):
         raise ValueError(f"chunk {piece.number} does not match its checksum")
     have = _content_bytes(frame)
@@ -163,7 +149,7 @@ def _frame(piece: _Piece, entry: list[int], content: memoryview, chunk_bytes: in
     return frame
 
 
-def _content_bytes(frame: memoryview) -> int | None:
+def _content_bytes(frame: bytes) -> int | None:
     """How many bytes a zstd frame decompresses to (RFC 8878, 3.1.1.1), None if it does not say.
 
     The library fills as much of its destination as the frame says and is silent about the rest.
@@ -179,7 +165,7 @@ def _content_bytes(frame: memoryview) -> int | None:
     return int.from_bytes(frame[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def _decompress(piece: _Piece, frame: memoryview, target: NDArray[Any]) -> None:
+def _decompress(piece: _Piece, frame: bytes, target: NDArray[Any]) -> None:
     try:
         zstd.decompress(frame, target)
     except RuntimeError as error:

@@ -14,12 +14,12 @@ from importlib.metadata import version
 
 from teacher_cache.contract import Manifest
 from teacher_cache.corpus import Rows, tokenizer_fingerprint
+from teacher_cache.distribution_codec import id_planes
 from teacher_cache.errors import SettingsError, TeacherError
-from teacher_cache.layers import default_attention_layer, parse_layers
-from teacher_cache.relations import AttentionProjections
+from teacher_cache.layers import default_attention_layer, default_relation_heads, parse_layers
+from teacher_cache.relations import VECTORS, AttentionProjections
 from teacher_cache.settings import TARGETS, BuildSettings
 from teacher_cache.specs import (
-    FIXED_PRECISIONS,
     AttentionForm,
     AttentionSpec,
     HiddenSpec,
@@ -31,6 +31,7 @@ from teacher_cache.specs import (
 from teacher_cache.teacher import Teacher
 
 _DEFAULT_SEQ_LEN = 512
+_MUCH_MEMORY = 2**30
 
 
 def plan_targets(
@@ -57,8 +58,7 @@ def plan_targets(
     if "attention" in names:
         layer = _attention_layer(settings, teacher)
         mode, found = _relation_mode(settings, teacher, layer)
-        form: AttentionForm = "vectors" if mode == "qkv" else "input"
-        attention = (AttentionSpec(layer=layer, form=form, codec=codec, view=settings.hs_view),)
+        attention = (_attention_spec(settings, teacher, layer, mode, note),)
         if found is not None:
             projections[layer] = found
     targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention).settled(TargetSpecs())
@@ -72,15 +72,17 @@ def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
             f"teacher {settings.teacher!r} has no masked-LM head in its checkpoint: its logits would come from random "
             "weights; use --targets hidden,attention, or a checkpoint that was saved with its head"
         )
-    if settings.k > teacher.record.vocab_size:
-        raise SettingsError(
-            f"--k {settings.k} is more than the {teacher.record.vocab_size} ids of the vocabulary: give a smaller "
-            "number"
-        )
+    id_planes(teacher.record.vocab_size)
     teacher.probe_head()
-    codec = parse_precision(settings.precision)
-    # a share of the variance means nothing for log-probabilities: one byte each
-    return LogitsSpec(entries=settings.k, codec=codec if codec in FIXED_PRECISIONS else "int8")
+    if settings.logits == "sample":
+        return LogitsSpec(form="sample", entries=settings.entries, codec="exact")
+    if settings.entries > teacher.record.vocab_size:
+        raise SettingsError(
+            f"--k {settings.entries} is more than the {teacher.record.vocab_size} ids of the vocabulary: give a "
+            "smaller number"
+        )
+    # a share of the variance or a largest component means nothing for log-probabilities: one byte each
+    return LogitsSpec(entries=settings.entries, codec="float16" if settings.precision == "float16" else "root8")
 
 
 def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
@@ -95,13 +97,36 @@ def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
     return layer
 
 
+def _attention_spec(
+    settings: BuildSettings, teacher: Teacher, layer: int, mode: RelationMode, note: Callable[[str], None]
+) -> AttentionSpec:
+    if mode != "matrix":
+        form: AttentionForm = "vectors" if mode == "qkv" else "input"
+        return AttentionSpec(layer=layer, form=form, codec=parse_precision(settings.precision), view=settings.hs_view)
+    width = teacher.record.hidden_size
+    heads = settings.relation_heads or default_relation_heads(width, width)
+    if width % heads:
+        raise SettingsError(
+            f"--relation-heads {heads} does not divide the teacher's width {width}: every relation head must get the "
+            f"same number of components; {default_relation_heads(width, width)} is the default"
+        )
+    views = settings.views if settings.hs_view == "masked" else 1
+    per_block = 2 * len(VECTORS) * heads * resolve_seq_len(settings, teacher) ** 2 * settings.block_rows * views
+    if per_block > _MUCH_MEMORY:
+        note(
+            f"relation matrices take {per_block / 2**30:.1f} GiB of memory for each block of {settings.block_rows} "
+            "rows, in building and in reading: a smaller --block-rows takes less"
+        )
+    return AttentionSpec(layer=layer, form="matrix", codec="float16", view=settings.hs_view, heads=heads)
+
+
 def _relation_mode(
     settings: BuildSettings, teacher: Teacher, layer: int
 ) -> tuple[RelationMode, AttentionProjections | None]:
     """`hidden` where the attention vectors are exact linear maps of the layer's input, else `qkv`."""
     found = teacher.probe_attention(layer)
-    if settings.relations == "qkv":
-        return "qkv", None
+    if settings.relations in ("qkv", "matrix"):
+        return settings.relations, None
     if found is not None:
         return "hidden", found
     if settings.relations == "hidden":

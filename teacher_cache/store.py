@@ -12,40 +12,48 @@ store lies. Layout of arrays: `layout.py`. Cost: one hash over the bytes written
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from teacher_cache.constants import write_metadata
+from teacher_cache.constants import encode_metadata, write_metadata
 from teacher_cache.contract import Manifest, merge_manifests
 from teacher_cache.errors import StoreError
-from teacher_cache.groups import Group, extension_prefix, read_commits, read_groups, whole_blocks
+from teacher_cache.groups import (
+    Group,
+    damaged_objects,
+    extension_prefix,
+    read_commits,
+    read_groups,
+    whole_blocks,
+)
 from teacher_cache.layout import constant_paths
 from teacher_cache.objects import (
     METADATA,
     SEAL,
-    TEACHER,
     TEACHER_FILES,
     Commit,
     ObjectDigest,
     Seal,
     commit_key,
     digest_object,
+    read_teacher_files,
     shard_key,
+    write_manifest,
 )
 from teacher_cache.shards import create_array
 from teacher_cache.specs import TargetSpecs
 from teacher_cache.storage import Storage
 
 _WRITES_AT_ONCE = 4
+BlockValues = dict[str, NDArray[Any] | bytes]
+"""The arrays of a block by path: numbers of the block's shape, or a shard that holds them already."""
 
 
 class GroupWriter:
@@ -67,13 +75,16 @@ class GroupWriter:
         root = zarr.open_group(MemoryStore(self._memory), mode="w")
         return {path: create_array(root, spec, self.manifest.blocks) for path, spec in self.group.arrays.items()}
 
+    def metadata(self) -> dict[str, bytes]:
+        """What zarr needs to know of the arrays, by object key."""
+        return encode_metadata(self._memory) if self._arrays else {}
+
     def write_metadata(self) -> None:
         """Write what zarr needs to know of the arrays, where it is not there yet. Before the first block."""
-        if self._arrays:
-            write_metadata(self.storage, self._memory)
+        write_metadata(self.storage, self.metadata())
 
-    def write_block(self, block: int, values: Mapping[str, NDArray[np.generic]]) -> Commit:
-        """Write every array of a block, then its commit. `values` has one array per path, of the block's shape.
+    def write_block(self, block: int, values: Mapping[str, NDArray[Any] | bytes]) -> Commit:
+        """Write every array of a block, then its commit. `values` are `BlockValues`.
 
         Raises:
             SpaceError: there is no room; nothing of the block counts, and a rerun goes on here.
@@ -92,11 +103,14 @@ class GroupWriter:
         self.storage.write(key, data)
         return key, ObjectDigest.of(data)
 
-    def encode_block(self, block: int, values: Mapping[str, NDArray[np.generic]]) -> Iterator[tuple[str, bytes]]:
+    def encode_block(self, block: int, values: Mapping[str, NDArray[Any] | bytes]) -> Iterator[tuple[str, bytes]]:
         """The shards of a block by object key, one at a time."""
         for path, spec in self.group.arrays.items():
-            self._arrays[path][block] = values[path]
-            key = shard_key(spec, block)
+            value, key = values[path], shard_key(spec, block)
+            if isinstance(value, bytes):
+                yield key, value
+                continue
+            self._arrays[path][block] = value
             yield key, self._memory.pop(key).to_bytes()
 
     def write_manifest(self, manifest: Manifest) -> GroupWriter:
@@ -126,13 +140,13 @@ class GroupWriter:
             blocks=self.manifest.blocks,
             bytes_per_array=totals,
             commits=tuple(ObjectDigest.of(commits[block].to_bytes()).sha256 for block in range(self.manifest.blocks)),
-            objects={key: digest_object(self.storage, key) for key in self._object_keys(sizes)},
+            objects=self._digest_objects(sizes),
             format_version=self.manifest.format_version,
         )
         self.storage.write(self.group.prefix + SEAL, seal.to_bytes())
         return seal
 
-    def _object_keys(self, sizes: Mapping[str, int]) -> list[str]:
+    def _digest_objects(self, sizes: Mapping[str, int]) -> dict[str, ObjectDigest]:
         """Every object of the group that is neither shard nor commit nor seal: metadata, constants, teacher files."""
         keys = {self.group.prefix + METADATA}
         constants = constant_paths(self.manifest)
@@ -143,20 +157,18 @@ class GroupWriter:
             keys |= {key for key in sizes if key.startswith(f"{path}/")}
             if not any(key.startswith(f"{path}/c") for key in sizes):
                 raise StoreError(f"{self.storage.location!r} lacks {path!r}: run the same `kdcache build` again")
+        files = {}
         if not self.group.prefix:
-            keys |= {key for key in sizes if key.startswith(f"{TEACHER}/")} | {TEACHER_FILES}
-        return sorted(keys)
+            keys.add(TEACHER_FILES)
+            # as they were written: what has become of them since is found when they are read
+            files = read_teacher_files(self.storage)
+        digests = {key: digest_object(self.storage, key) for key in keys} | files
+        return dict(sorted(digests.items()))
 
     def unseal(self) -> GroupWriter:
         """Declare the group unfinished, to write a block again; returns its writer from now on."""
         self.storage.delete(self.group.prefix + SEAL)
         return GroupWriter(self.storage, replace(self.group, seal=None))
-
-
-def write_manifest(storage: Storage, prefix: str, manifest: Manifest) -> None:
-    """Write the manifest of a group, in one piece, into the attributes of its zarr group."""
-    metadata = {"attributes": manifest.to_json(), "zarr_format": 3, "node_type": "group"}
-    storage.write(prefix + METADATA, json.dumps(metadata, indent=2).encode())
 
 
 def groups_to_build(storage: Storage, manifest: Manifest) -> list[GroupWriter]:
@@ -187,6 +199,12 @@ def groups_to_build(storage: Storage, manifest: Manifest) -> list[GroupWriter]:
         if wanted or group.seal is not None:
             held = held.united(group.manifest.targets)
         if wanted and (group.seal is None or len(writer.committed()) < have.blocks):
+            # the new seal vouches for what is there: damage must not come under it
+            for key, what in damaged_objects(storage, group):
+                raise StoreError(
+                    f"{storage.location!r} is damaged: {key!r} {what}. What is built now would rest on it; restore it "
+                    f"from a copy, or run `kdcache verify --evict {storage.location}` and this command again"
+                )
             work.append(writer.unseal())
     if lacking := manifest.targets.beyond(have.targets):
         extension = replace(manifest, targets=lacking.settled(held), calibration={}, inputs_held=held.views())

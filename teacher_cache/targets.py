@@ -8,90 +8,62 @@ as zeros: it is excluded from every loss, and what a teacher computes there woul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codec import LogProbabilityCodec, make_codec
+from teacher_cache.codec import make_codec, refuse_infinite
 from teacher_cache.contract import Manifest
+from teacher_cache.distribution import draw_samples, sample_points, topk_log_probabilities
 from teacher_cache.errors import TeacherError
-from teacher_cache.layout import VectorStream, block_arrays, vector_streams
+from teacher_cache.layout import (
+    VectorStream,
+    block_arrays,
+    draw_paths,
+    ragged_count,
+    sample_codec,
+    topk_codec,
+    vector_streams,
+)
 from teacher_cache.packing import pack_codes
 from teacher_cache.passes import TeacherPass, stream_values
+from teacher_cache.relations import relation_matrices
+from teacher_cache.specs import LogitsSpec
 from teacher_cache.transform import Quantiser
 
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 """Logits held at a time (64 MiB and 1 GiB in float32): on the CPU 67 positions of a 250,002-id vocabulary."""
 
-_IN_CACHE = 2**18
-"""Logits that are turned into probabilities at a time on a CPU (1 MiB in float32)."""
-_SMALL = -80.0
-"""Log of the mass below which float32 sums of exponentials lose digits (the smallest normal number is e^-87)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopkTargets:
-    """[P, K] ids and log-probabilities, most probable first, and the log of the mass outside them [P]."""
-
-    ids_PK: torch.Tensor
-    log_probs_PK: torch.Tensor
-    log_tail_P: torch.Tensor
-
-
-def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: float) -> TopkTargets:
-    """The `entries` largest log-softmax values at this temperature, and the log of the rest of the mass.
-
-    The tail is summed over the other ids, not taken as 1 - sum(p): the difference of nearly equal numbers would lose
-    it. One exponential per logit; where the whole tail is below the smallest float32 it is computed again by
-    log-sum-exp.
-    """
-    if logits_PV.device.type == "cpu" and len(logits_PV) > (rows := max(1, _IN_CACHE // logits_PV.shape[1])):
-        # several passes over few rows stay in the processor's cache: more than twice as fast
-        parts = [topk_log_probabilities(part_PV, entries, temperature) for part_PV in logits_PV.split(rows)]
-        return TopkTargets(
-            ids_PK=torch.cat([part.ids_PK for part in parts]),
-            log_probs_PK=torch.cat([part.log_probs_PK for part in parts]),
-            log_tail_P=torch.cat([part.log_tail_P for part in parts]),
-        )
-    scaled_PV = logits_PV.to(torch.float32)
-    if temperature != 1.0:
-        scaled_PV = scaled_PV / temperature
-    values_PK, ids_PK = torch.topk(scaled_PV, entries, dim=1)
-    # the largest value first: differences of large logits would lose the digits that a sure prediction lives in
-    shifted_PV = scaled_PV - values_PK[:, :1]
-    powers_PV = shifted_PV.exp()
-    total_P1 = powers_PV.sum(dim=1, keepdim=True).log()
-    log_tail_P = powers_PV.scatter_(1, ids_PK, 0).sum(dim=1).log() - total_P1[:, 0]
-    lost_P = log_tail_P < _SMALL
-    if entries < logits_PV.shape[1] and bool(lost_P.any()):
-        others_PV = shifted_PV[lost_P].scatter(1, ids_PK[lost_P], float("-inf"))
-        log_tail_P[lost_P] = torch.logsumexp(others_PV, dim=1) - total_P1[lost_P, 0]
-    return TopkTargets(ids_PK=ids_PK, log_probs_PK=values_PK - values_PK[:, :1] - total_P1, log_tail_P=log_tail_P)
-
 
 class BlockTargets:
     """The arrays of one block, filled batch by batch.
 
-    `quantisers` has the coding direction of every `nmse` stream by path. Their codes are collected two bytes a value
-    and packed by `finish`, which needs no teacher and may run in another thread.
+    `quantisers` has the coding direction of every `nmse` stream by path. Their codes are collected two bytes a value,
+    drawn ids four, and packed by `finish`, which needs no teacher and may run in another thread.
     """
 
     def __init__(self, manifest: Manifest, quantisers: Mapping[str, Quantiser]) -> None:
         self.manifest = manifest
         self.streams = vector_streams(manifest)
         self.quantisers = quantisers
+        packed_later = tuple(f"{path}/" for path in manifest.calibration)
         self.arrays: dict[str, NDArray[np.generic]] = {
             spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
             for spec in block_arrays(manifest)
-            if "/escapes/" not in spec.path
+            if not spec.path.startswith(packed_later) and ragged_count(spec.path) is None
         }
         self._codes = {
             stream.path: np.zeros((stream.width, self._tokens(stream)), dtype=np.int16)
             for stream in self.streams
             if stream.calibration is not None
         }
+        logits = manifest.targets.logits
+        self._draws: NDArray[np.int32] | None = None
+        if logits is not None and logits.form == "sample":
+            places = manifest.views_of(logits.view) * manifest.block_rows * manifest.masked_per_row
+            self._draws = np.full((places, logits.entries), -1, dtype=np.int32)
 
     def _tokens(self, stream: VectorStream) -> int:
         return self.manifest.views_of(stream.view) * self.manifest.block_rows * self.manifest.seq_len
@@ -110,6 +82,9 @@ class BlockTargets:
 
     def _put_stream(self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
         part = slice(start, start + padding_BT.numel())
+        if stream.relation_heads is not None:
+            self._put_relations(stream, start // self.manifest.seq_len, values_BTD, padding_BT)
+            return
         if stream.path in self._codes:
             codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1))
             self._codes[stream.path][:, part] = codes_DN.masked_fill_(padding_BT.flatten(), 0).cpu().numpy()
@@ -118,22 +93,33 @@ class BlockTargets:
         for name, values in make_codec(stream.codec).encode(values_ND).items():
             self.arrays[f"{stream.path}/{name}"][..., part] = values
 
+    def _put_relations(
+        self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor
+    ) -> None:
+        assert stream.relation_heads is not None
+        # row by row: matrices are T times as large as the vectors they come from
+        for row, (values_1TD, padding_1T) in enumerate(zip(values_BTD.split(1), padding_BT.split(1), strict=True)):
+            matrices_ATT = relation_matrices(values_1TD, stream.relation_heads, ~padding_1T)[0]
+            refuse_infinite(matrices_ATT)
+            self.arrays[stream.path][start + row] = matrices_ATT.to(torch.float16).cpu().numpy()
+
     def put_logits(
         self,
         masked_view: int,
         first: int,
+        row_id_B: NDArray[np.int64],
         real_BM: torch.Tensor,
         final_BMD: torch.Tensor,
         head: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         """Code the distribution at the masked positions of rows `first`, …, a bounded number of positions at a time.
 
-        Only real places go through the head; `final_BMD` are final hidden states at the M places.
+        Only real places go through the head; `final_BMD` are final hidden states at the M places. `row_id_B` are the
+        rows' numbers in the corpus, which decide what is drawn.
         """
-        spec = self.manifest.targets.logits
+        spec, places = self.manifest.targets.logits, self.manifest.masked_per_row
         assert spec is not None
-        codec = LogProbabilityCodec(spec.codec)
-        start = (masked_view * self.manifest.block_rows + first) * self.manifest.masked_per_row
+        start = (masked_view * self.manifest.block_rows + first) * places
         places_P = real_BM.flatten().nonzero()[:, 0]
         if not len(places_P):
             return
@@ -141,12 +127,20 @@ class BlockTargets:
         at_once = max(1, _LOGITS_AT_ONCE.get(final_PD.device.type, 2**28) // self.manifest.teacher.vocab_size)
         chunks = max(1, -(-len(places_P) // at_once))
         for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
-            topk = topk_log_probabilities(head(chunk_PD), spec.entries, self.manifest.temperature)
-            columns = start + chunk_P.cpu().numpy()
-            self.arrays["logits/ids"][:, columns] = topk.ids_PK.T.cpu().numpy()
-            self.arrays["logits/log_tail"][columns] = topk.log_tail_P.cpu().numpy()
-            for name, values in codec.encode(topk.log_probs_PK).items():
-                self.arrays[f"logits/log_probs/{name}"][..., columns] = values
+            logits_PV, place_P = head(chunk_PD), chunk_P.cpu().numpy()
+            if self._draws is None:
+                self._put_topk(spec, start + place_P, logits_PV)
+            else:
+                row_P, within_P = np.divmod(place_P, places)
+                points_PN = sample_points(
+                    self.manifest.seed, row_id_B[row_P], masked_view, within_P, self._draws.shape[1]
+                )
+                self._draws[start + place_P] = draw_samples(logits_PV, points_PN, self.manifest.temperature)
+
+    def _put_topk(self, spec: LogitsSpec, columns: NDArray[np.int64], logits_PV: torch.Tensor) -> None:
+        topk = topk_log_probabilities(logits_PV, spec.entries, self.manifest.temperature)
+        for name, values in topk_codec(self.manifest, spec).encode(topk).items():
+            self.arrays[f"logits/{name}"][..., columns] = values
 
     def finish(self) -> dict[str, NDArray[np.generic]]:
         """Pack what is still unpacked; returns every array of the block. Call once.
@@ -156,29 +150,57 @@ class BlockTargets:
         """
         for stream in self.streams:
             if stream.calibration is not None:
-                self._pack(stream, self._codes.pop(stream.path))
+                self.arrays |= pack_stream(self.manifest, stream, self._codes.pop(stream.path))
+        if self._draws is not None:
+            self._pack_draws(self._draws)
+            self._draws = None
         return self.arrays
 
-    def _pack(self, stream: VectorStream, codes_DN: NDArray[np.int16]) -> None:
-        assert stream.calibration is not None
-        specs = {spec.path: spec for spec in block_arrays(self.manifest)}
-        for name in ("count", "index", "value"):
-            spec = specs[f"{stream.path}/escapes/{name}"]
-            self.arrays[spec.path] = np.zeros(spec.block_shape, dtype=spec.dtype)
-        count_W, index_WE, value_WE = (self.arrays[f"{stream.path}/escapes/{n}"] for n in ("count", "index", "value"))
-        room = index_WE.shape[1]
-        for view, codes in enumerate(np.split(codes_DN, len(count_W), axis=1)):
-            packed = pack_codes(codes, stream.calibration.components)
-            found = len(packed.escape_index)
-            if found > room:
-                raise TeacherError(
-                    f"{stream.path} has {found} values in one block beyond what calibration saw, room is for {room}: "
-                    "these rows are unlike the first ones of the corpus, and cut-off targets would ruin training; "
-                    "raise --max-rows if calibration had few rows, or use --precision int8"
-                )
-            for name, values in packed.packed.items():
-                target = self.arrays[f"{stream.path}/codes/{name}"]
-                target[:, view * values.shape[1] : (view + 1) * values.shape[1]] = values
-            count_W[view] = found
-            index_WE[view, :found] = packed.escape_index
-            value_WE[view, :found] = packed.escape_value
+    def _pack_draws(self, ids_PN: NDArray[np.int32]) -> None:
+        spec = self.manifest.targets.logits
+        assert spec is not None
+        paths, codec = draw_paths(self.manifest, spec), sample_codec(self.manifest, spec)
+        shapes = {array.path: array.block_shape for array in block_arrays(self.manifest)}
+        for path in paths.values():
+            self.arrays[path] = np.zeros(shapes[path], dtype=np.uint8)
+        views = self.manifest.views_of(spec.view)
+        distinct_WP = self.arrays["logits/draws/distinct"].reshape(views, -1)
+        for view, ids in enumerate(np.split(ids_PN, views)):
+            packed = codec.pack(ids)
+            distinct_WP[view] = packed.distinct_P
+            for name, values in packed.entries.items():
+                self.arrays[paths[name]][view, : len(values)] = values
+
+
+def pack_stream(
+    manifest: Manifest, stream: VectorStream, codes_DN: NDArray[np.int16]
+) -> dict[str, NDArray[np.generic]]:
+    """The arrays of one block of a calibrated stream from its codes, those of each view after those of another.
+
+    Raises:
+        TeacherError: more values are beyond their packing than there is room for.
+    """
+    assert stream.calibration is not None
+    arrays: dict[str, NDArray[Any]] = {
+        spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
+        for spec in block_arrays(manifest)
+        if spec.path.startswith(f"{stream.path}/")
+    }
+    count_W, index_WE, value_WE = (arrays[f"{stream.path}/escapes/{name}"] for name in ("count", "index", "value"))
+    room = index_WE.shape[1]
+    for view, codes in enumerate(np.split(codes_DN, len(count_W), axis=1)):
+        packed = pack_codes(codes, stream.calibration.components)
+        found = len(packed.escape_index)
+        if found > room:
+            raise TeacherError(
+                f"{stream.path} has {found} values in one block beyond what calibration saw, room is for {room}: "
+                "these rows are unlike the first ones of the corpus, and cut-off targets would ruin training; "
+                "raise --max-rows if calibration had few rows, or use --precision int8"
+            )
+        for name, values in packed.packed.items():
+            target = arrays[f"{stream.path}/codes/{name}"]
+            target[:, view * values.shape[1] : (view + 1) * values.shape[1]] = values
+        count_W[view] = found
+        index_WE[view, :found] = packed.escape_index
+        value_WE[view, :found] = packed.escape_value
+    return arrays

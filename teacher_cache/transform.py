@@ -14,6 +14,7 @@ Shapes: N tokens, D components of x, H width of the hidden state, K components k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,7 +175,7 @@ def rounding_error(coordinates_NK: torch.Tensor, step: float) -> float:
 
 
 def find_step(coordinates_NK: torch.Tensor, error: float) -> float:
-    """The step at which rounding has this error, by bisection of its logarithm; any step if there is nothing to code.
+    """The step at which rounding has this error; any step if there is nothing to code.
 
     Rounding costs at most step^2 / 4 a component, so the step is at least twice the root of the error of one.
     """
@@ -182,9 +183,14 @@ def find_step(coordinates_NK: torch.Tensor, error: float) -> float:
         return 1.0
     low = 2 * (error / coordinates_NK.shape[1]) ** 0.5
     high = max(4 * low, 4 * float(coordinates_NK.abs().amax()))
+    return bisect_step(lambda step: rounding_error(coordinates_NK, step), error, low, high)
+
+
+def bisect_step(error_of: Callable[[float], float], error: float, low: float, high: float) -> float:
+    """The step between `low` and `high` that has this error, by bisection of its logarithm."""
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if rounding_error(coordinates_NK, middle) < error else (low, middle)
+        low, high = (middle, high) if error_of(middle) < error else (low, middle)
         if high / low < 1 + 1e-4:
             break
     return float((low * high) ** 0.5)

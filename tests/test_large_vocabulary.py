@@ -18,7 +18,9 @@ from student_train.objective import make_objective
 from student_train.settings import TrainSettings
 from student_train.student import build_student
 from student_train.trainer import train
+from teacher_cache.batch import SampledLogits, TargetRequest
 from teacher_cache.build import build_cache
+from teacher_cache.info import describe_store
 from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
 
@@ -60,14 +62,16 @@ def teacher(shared_xlm_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-@pytest.fixture(scope="module")
-def store(teacher: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+@pytest.fixture(scope="module", params=["topk", "sample"])
+def store(
+    teacher: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, int]:
     """A store of its outputs on several languages, and the largest vocabulary tensor of the build."""
     out = tmp_path_factory.mktemp("xlm-store") / "cache.zarr"
     corpus = tuple(str(shared_data / "corpus" / f"{name}-wikipedia.txt.gz") for name in ("ko", "vi"))
     settings = BuildSettings(
         teacher=str(teacher), corpus=corpus, out=str(out), seq_len=SEQ_LEN, max_rows=ROWS, targets="logits",
-        batch_size=ROWS, device="cpu",
+        logits=request.param, batch_size=ROWS, device="cpu",
     )  # fmt: skip
     with LargestVocabularyTensor() as largest:
         build_cache(settings)
@@ -79,6 +83,20 @@ def test_a_build_holds_logits_of_a_few_positions_only(store: tuple[Path, int]) -
     assert 0 < largest <= 2**24 < ROWS * SEQ_LEN * VOCABULARY / 20
     reader = CacheReader.open(store[0])
     assert reader.manifest.teacher.vocab_size == VOCABULARY
+
+
+def test_positions_cost_few_bytes(store: tuple[Path, int]) -> None:
+    """Of a distribution that is nearly flat: 64 ids hold 0.4% of it, and every draw is another id."""
+    found = CacheReader.open(store[0]).read_rows(0, ROWS, TargetRequest(logits=True))["masked"]
+    assert found.masked is not None
+    positions = int(found.masked.count_B.sum())
+    written = sum(size for path, size in describe_store(store[0]).bytes_per_array.items() if "logits/" in path)
+    if isinstance(found.logits, SampledLogits):
+        distinct = int((found.logits.counts_BMK > 0).sum())
+        assert distinct <= 50 * positions
+        assert written / distinct <= 3.1
+    else:
+        assert written / positions <= 220
 
 
 def test_od_trains_in_bounded_memory_and_learns(store: tuple[Path, int], tmp_path: Path) -> None:

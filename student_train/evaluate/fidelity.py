@@ -8,7 +8,8 @@ allow.
   half of the rows and measured on the other. The projections of training are never exported, and students that were
   trained without any are measured by the same rule.
 - Output distribution at masked positions: KL(teacher || student) with one bucket for all entries outside the teacher's
-  K most probable ones, and the share of positions at which both name the same most probable entry.
+  K most probable ones, and the share of positions at which both name the same most probable entry. Where the cache
+  holds draws instead, they stand for the distribution.
 
 Cost: one student forward per view of the rows; memory for one batch and, per layer pair, d_S * (d_S + d_T) numbers. The
 teacher is not needed. The student's projections, dropout and engine play no part: it is loaded from its directory.

@@ -200,11 +200,21 @@ def _relations(
         notes.append(f"attention of the teacher layer trained on, {trained['teacher_layer']}, is not in this cache")
     elif not cached:
         notes.append("no relation KL: the cache holds no attention targets")
-    return tuple(
-        RelationPair(student_layer=student_layer, teacher_layer=spec.layer, heads=heads, view=spec.view)
-        for spec in manifest.targets.attention
-        if spec.layer in wanted
-    )
+    found = []
+    for spec in manifest.targets.attention:
+        if spec.layer not in wanted:
+            continue
+        fixed = spec.heads or heads
+        if width % fixed:
+            notes.append(
+                f"no relation KL at teacher layer {spec.layer}: the cache holds matrices of {fixed} relation heads, "
+                f"which do not divide the student's width {width}"
+            )
+            continue
+        if fixed != heads:
+            notes.append(f"relations are measured in the {fixed} heads that the cache holds, not in {heads}")
+        found.append(RelationPair(student_layer=student_layer, teacher_layer=spec.layer, heads=fixed, view=spec.view))
+    return tuple(found)
 
 
 def _hidden(
@@ -245,4 +255,9 @@ def _logits_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View |
         notes.append("no output KL: the cache holds no output distributions")
     elif not has_head:
         notes.append("no output KL: the student has no masked-LM head")
+    elif spec.form == "sample":
+        notes.append(
+            f"output KL is that to {spec.entries} ids drawn from the teacher, which is larger than that to its whole "
+            "distribution; top-1 agreement is with the id most often drawn"
+        )
     return spec.view if spec is not None and has_head else None

@@ -12,12 +12,11 @@ from torch import Tensor
 from student_train.evaluate.plan import HiddenPair, RelationPair
 from student_train.evaluate.records import DistributionFidelity, HiddenFidelity, RelationFidelity
 from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
-from student_train.kernels.relation import relation_kl_sum
-from student_train.losses import LOGITS_AT_A_TIME, TopkTargets, distribution_tail_loss
-from student_train.methods import StudentOutputs
+from student_train.losses import LOGITS_AT_A_TIME, SampledTargets, TopkTargets, logits_loss, one_relation_loss
+from student_train.methods import StudentOutputs, flat_targets
 from student_train.split import Rows, abreast
 from teacher_cache.batch import TargetBatch
-from teacher_cache.relations import VECTORS, split_relation_heads
+from teacher_cache.relations import VECTORS
 
 
 class RelationSum:
@@ -32,11 +31,8 @@ class RelationSum:
         """Count the real positions of a batch."""
         student, teacher = outputs.attention[self.pair.student_layer], targets.attention[self.pair.teacher_layer]
         for name in VECTORS:
-            student_BATd, teacher_BATd = (
-                split_relation_heads(getattr(vectors, f"{name}_BTD").float(), self.pair.heads)
-                for vectors in (student, teacher)
-            )
-            self._total[name] += float(relation_kl_sum(teacher_BATd, student_BATd, targets.length_B))
+            loss = one_relation_loss(name, student, teacher, targets.length_B, heads=self.pair.heads)
+            self._total[name] += float(loss)
         self._positions += int(targets.length_B.sum())
 
     def result(self) -> RelationFidelity:
@@ -102,7 +98,7 @@ class HiddenSum:
 
 
 class DistributionSum:
-    """KL and agreement of the most probable entry at masked positions."""
+    """KL and agreement of the most probable entry, or the one most often drawn, at masked positions."""
 
     def __init__(self, vocab_size: int, temperature: float) -> None:
         self._vocab_size, self._temperature = vocab_size, temperature
@@ -110,26 +106,20 @@ class DistributionSum:
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
         """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
-        assert outputs.head is not None and targets.masked is not None and targets.logits is not None
-        real_BM = targets.masked.real_BM()
+        assert outputs.head is not None and targets.masked is not None
         positions_BM1 = targets.masked.positions_BM.long().unsqueeze(-1)
-        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1)[real_BM]
-        logits = targets.logits
-        ids_PK, log_probs_PK, log_tail_P = (
-            part[real_BM] for part in (logits.ids_BMK, logits.log_probs_BMK, logits.log_tail_BM)
-        )
+        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
+        taught = flat_targets(targets)
+        place_P = taught.real_P.nonzero()[:, 0]
         run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
-        for rows in (slice(first, first + run) for first in range(0, len(hidden_PD), run)):
-            self._count(outputs.head(hidden_PD[rows]), ids_PK[rows], log_probs_PK[rows], log_tail_P[rows])
+        for places in place_P.split(run):
+            self._count(outputs.head(hidden_PD[places]), type(taught)(*(part[places] for part in taught)))
 
-    def _count(self, logits_PV: Tensor, ids_PK: Tensor, log_probs_PK: Tensor, log_tail_P: Tensor) -> None:
-        real_P = torch.ones_like(log_tail_P, dtype=torch.bool)
-        targets = TopkTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=log_tail_P, real_P=real_P)
-        loss = distribution_tail_loss(logits_PV, targets, temperature=self._temperature)
+    def _count(self, logits_PV: Tensor, targets: TopkTargets | SampledTargets) -> None:
+        loss = logits_loss(logits_PV, targets, temperature=self._temperature)
         # the loss is scaled by tau^2 to keep its gradient's size; the divergence itself is not
         self._kl += float(loss) / self._temperature**2
-        teachers_P = ids_PK.long().gather(1, log_probs_PK.argmax(1, keepdim=True)).squeeze(1)
-        self._agreed += int((logits_PV.argmax(1) == teachers_P).sum())
+        self._agreed += int((logits_PV.argmax(1) == _most_probable(targets)).sum())
         self._positions += len(logits_PV)
 
     def result(self) -> DistributionFidelity:
@@ -141,3 +131,10 @@ class DistributionSum:
             positions=self._positions,
             temperature=self._temperature,
         )
+
+
+def _most_probable(targets: TopkTargets | SampledTargets) -> Tensor:
+    """The teacher's first choice at each position, as far as the cache knows it [P]."""
+    if isinstance(targets, SampledTargets):
+        return targets.ids_PK.long().gather(1, targets.counts_PK.argmax(1, keepdim=True)).squeeze(1)
+    return targets.ids_PK[:, 0].long()

@@ -66,6 +66,18 @@ def relation_kl_sum(
     return kl_BAT.sum() / student_BATd.shape[1]
 
 
+def stored_relation_kl_sum(teacher_BATT: Tensor, student_BATd: Tensor, length_B: Tensor | None = None) -> Tensor:
+    """`relation_kl_sum` for relations that the teacher's side holds as matrices, [B, A, T, T], 0 at padding.
+
+    Their rows are scaled to add up to 1 again, which float16 does not keep. The student's are materialised too.
+    """
+    p_BATT = _widen(teacher_BATT)
+    p_BATT = p_BATT / p_BATT.sum(-1, keepdim=True).clamp_min(torch.finfo(p_BATT.dtype).tiny)
+    log_s_BATT = _log_relation(student_BATd, length_B)
+    kl_BAT = (torch.xlogy(p_BATT, p_BATT) - p_BATT * log_s_BATT).sum(-1)
+    return kl_BAT.sum() / student_BATd.shape[1]
+
+
 def reference_kl(teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None = None) -> Tensor:
     """KL_i as [B, A, T], 0 at padding; every relation matrix is materialised."""
     log_p_BATT = _log_relation(teacher_BATd.detach(), length_B)

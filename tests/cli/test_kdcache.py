@@ -32,6 +32,7 @@ def test_build_then_info(arguments: list[str], tmp_path: Path, capsys: pytest.Ca
     info = json.loads(capsys.readouterr().out)
     assert info["sealed"] is True
     assert info["manifest"]["rows"] == 20
+    assert "5.1% at 1e-4" in info["declared_errors"]["logits"]
     assert info["total_bytes"] > 0
     assert kdcache.main(["build", *arguments, "--out", out]) == 0
     assert "complete already" in capsys.readouterr().err

@@ -119,7 +119,9 @@ def live_cache() -> MakeLiveCache:
         targets = TargetSpecs(
             logits=LogitsSpec(entries=KEPT, codec="float32") if logits else None,
             hidden=tuple(HiddenSpec(layer=layer, codec="float32", view=view) for layer in hidden),
-            attention=tuple(AttentionSpec(layer=layer, form="vectors", codec="float32", view=view) for layer in attention),
+            attention=tuple(
+                AttentionSpec(layer=layer, form="vectors", codec="float32", view=view) for layer in attention
+            ),
         )
         teacher = TeacherRecord(
             name="tiny", revision=None, weights_sha256="", model_type=config.model_type,
@@ -157,21 +159,29 @@ def tiny_parts(tiny_store, tiny_teacher, tiny_corpus, tmp_path_factory) -> tuple
     return str(tiny_store), str(other)
 
 
-def build_tiny_store(out: Path, teacher: Path, corpus: Path, *, max_rows: int, block_rows: int) -> Path:
-    settings = BuildSettings(
-        teacher=str(teacher),
-        corpus=(str(corpus),),
-        out=str(out),
-        seq_len=24,
-        block_rows=block_rows,
-        rows="document",
-        layers="all",
-        attention_layer=3,
-        views=2,
-        k=16,
-        max_rows=max_rows,
-        precision="float16",
-        device="cpu",
-    )
-    build_cache(settings)
+@pytest.fixture(scope="session")
+def make_tiny_store(tiny_teacher, tiny_corpus) -> Callable[..., Path]:
+    """`make_tiny_store(out, **settings)`: a store like `tiny_store` with some settings changed."""
+
+    def make(out: Path, **changes: object) -> Path:
+        return build_tiny_store(out, tiny_teacher("bert"), tiny_corpus, **changes)
+
+    return make
+
+
+def build_tiny_store(out: Path, teacher: Path, corpus: Path, **changes: object) -> Path:
+    values: dict[str, object] = {
+        "teacher": str(teacher),
+        "corpus": (str(corpus),),
+        "out": str(out),
+        "seq_len": 24,
+        "rows": "document",
+        "layers": "all",
+        "attention_layer": 3,
+        "views": 2,
+        "k": 16,
+        "precision": "float16",
+        "device": "cpu",
+    }
+    build_cache(BuildSettings(**{**values, **changes}))  # type: ignore[arg-type]
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import pad
 from transformers import AutoModelForMaskedLM
 
 from student_train.evaluate.fidelity import Measurement, run_student
@@ -17,7 +19,7 @@ from student_train.evaluate.load import LoadedStudent, check_fit, load_student
 from student_train.evaluate.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
 from student_train.evaluate.records import FidelityReport
 from student_train.evaluate.ridge import LinearMap, Moments, Statistics, fit_ridge, normalised_error, pool, ridge_errors
-from teacher_cache.batch import MaskedPositions, TargetBatch, TopkLogits
+from teacher_cache.batch import MaskedPositions, SampledLogits, TargetBatch, TopkLogits
 from teacher_cache.contract import CorpusRecord, Manifest, TeacherRecord
 from teacher_cache.errors import StudentError
 from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
@@ -265,6 +267,31 @@ def test_measures_against_plain_arithmetic(tiny_teacher: Any, entries: int, temp
     assert report.tokens == int(targets.length_B.sum())
 
 
+def test_draws_stand_for_the_distribution(tiny_teacher: Any) -> None:
+    targets, folder = make_targets(tiny_teacher("bert"), 3, 1.0), tiny_teacher("bert", seed=1)
+    counts_BMK = torch.tensor([2, 5, 1]).expand(ROWS, PLACES, 3)
+    ids_BMK = torch.arange(ROWS * PLACES * 3).view(ROWS, PLACES, 3)
+    # a fourth id that was never drawn
+    drawn = SampledLogits(ids_BMK=pad(ids_BMK, (0, 1), value=1), counts_BMK=pad(counts_BMK, (0, 1)))
+    targets = replace(targets, logits=drawn)
+    report = measure(load_student(folder), targets, batch=4, plan=make_plan(), temperature=2.0)
+    model, masked = AutoModelForMaskedLM.from_pretrained(folder).eval(), targets.masked
+    assert report.distribution is not None and masked is not None
+    with torch.no_grad():
+        logits_BTV = model(targets.input_ids_BT, attention_mask=targets.real_BT().long()).logits.double()
+    kl, agreed, count = 0.0, 0, 0
+    for row in range(ROWS):
+        for place in range(int(masked.count_B[row])):
+            logits_V = logits_BTV[row, masked.positions_BM[row, place]]
+            q_K = (logits_V / 2).softmax(0)[ids_BMK[row, place]]
+            kl += sum(c / 8 * math.log(c / 8 / float(q)) for c, q in zip((2, 5, 1), q_K, strict=True))
+            agreed += int(logits_V.argmax() == ids_BMK[row, place, 1])
+            count += 1
+    assert report.distribution.positions == count
+    assert report.distribution.kl == pytest.approx(kl / count, rel=1e-4)
+    assert report.distribution.top1_agreement == pytest.approx(agreed / count)
+
+
 def test_batches_do_not_matter(tiny_teacher: Any) -> None:
     targets, student = make_targets(tiny_teacher("bert"), 8, 1.0), load_student(tiny_teacher("bert", seed=1))
     one, other = (measure(student, targets, batch=batch, plan=make_plan(), temperature=1.0) for batch in (1, ROWS))
@@ -389,6 +416,21 @@ def test_what_cannot_be_measured_is_said() -> None:
     assert (found.relations, found.hidden, found.logits_view) == ((), (), None)
     assert len(found.notes) == 3
     assert plan(make_manifest(), has_head=False).logits_view is None
+
+
+def test_stored_matrices_are_measured_in_their_heads() -> None:
+    def with_heads(heads: int) -> FidelityPlan:
+        manifest = make_manifest(attention=())
+        matrix = AttentionSpec(layer=3, form="matrix", codec="float16", heads=heads)
+        return plan(replace(manifest, targets=replace(manifest.targets, attention=(matrix,))), provenance=PROVENANCE)
+
+    assert [pair.heads for pair in with_heads(8).relations] == [8]
+    other = with_heads(4)
+    assert [pair.heads for pair in other.relations] == [4]
+    assert "in the 4 heads that the cache holds, not in 8" in other.notes[-1]
+    none = with_heads(16)
+    assert none.relations == ()
+    assert "16 relation heads, which do not divide the student's width 24" in none.notes[-1]
 
 
 def test_another_cache_is_pointed_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from student_train.objective import FloatLinear, make_objective
 from student_train.shape import derive_config, parse_shape
 from teacher_cache.batch import TargetRequest
 from teacher_cache.errors import SettingsError, TargetsError
+from teacher_cache.specs import AttentionSpec, TargetSpecs
 
 
 def student_config(folder: Any, shape: str = "2x24:4") -> PreTrainedConfig:
@@ -78,6 +80,22 @@ def test_relation_heads_name_the_nearest(heads: int, nearest: str, tiny_teacher:
     cache = live_cache(tiny_teacher(), attention=(3,))
     with pytest.raises(SettingsError, match=f"32 and the student's width 24: .*nearest that does is {nearest}$"):
         make_objective({"mha": 1.0}, source=cache, student=student_config(tiny_teacher()), relation_heads=heads)
+
+
+def test_heads_of_stored_matrices_are_kept(tiny_teacher: Any, live_cache: Any) -> None:
+    cache = live_cache(tiny_teacher(), attention=(3,))
+    matrix = AttentionSpec(layer=3, form="matrix", codec="float16", heads=4)
+    cache = replace(cache, manifest=replace(cache.manifest, targets=TargetSpecs(attention=(matrix,))))
+
+    def objective(shape: str, heads: int | None) -> Any:
+        student = student_config(tiny_teacher(), shape)
+        return make_objective({"mha": 1.0}, source=cache, student=student, relation_heads=heads).methods["mha"]
+
+    assert objective("2x24:4", None).relation_heads == objective("2x24:4", 4).relation_heads == 4
+    with pytest.raises(SettingsError, match="--relation-heads 8: .* matrices of 4 heads.*give --relation-heads 4"):
+        objective("2x24:4", 8)
+    with pytest.raises(SettingsError, match="4 heads, which do not divide the student's width 18"):
+        objective("2x18:3", None)
 
 
 def test_another_vocabulary_is_refused_for_the_distribution(tiny_teacher: Any, live_cache: Any) -> None:

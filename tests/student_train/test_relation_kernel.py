@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from student_train.kernels import relation
-from student_train.kernels.relation import chunked_kl, reference_kl, relation_kl, relation_kl_sum
+from student_train.kernels.relation import (
+    chunked_kl,
+    reference_kl,
+    relation_kl,
+    relation_kl_sum,
+    stored_relation_kl_sum,
+)
+from teacher_cache.relations import relation_matrices
 
 RAGGED = (9, 1, 6)
 
@@ -53,6 +60,22 @@ def value_and_gradient(
     value = function(teacher, student, *args, **options)
     (gradient,) = torch.autograd.grad(value.sum(), student)
     return value.detach(), gradient
+
+
+def test_matrices_in_place_of_the_teachers_vectors() -> None:
+    teacher, student = vectors()
+    length_B = torch.tensor(RAGGED)
+    real_BT = torch.arange(9) < length_B[:, None]
+    stacked_BTD = teacher.transpose(1, 2).flatten(2)
+    matrices_BATT = relation_matrices(stacked_BTD, 2, real_BT)
+    value, gradient = value_and_gradient(stored_relation_kl_sum, matrices_BATT.double(), student, length_B)
+    want, want_gradient = value_and_gradient(relation_kl_sum, teacher, student, length_B)
+    assert float(value) == pytest.approx(float(want), rel=1e-5)
+    assert relative_error(gradient, want_gradient) < 1e-5
+    halved, _ = value_and_gradient(stored_relation_kl_sum, matrices_BATT.half(), student, length_B)
+    assert float(halved) == pytest.approx(float(want), rel=1e-3)
+    # a distribution compared with itself, rounded: never below zero
+    assert float(stored_relation_kl_sum(matrices_BATT.half(), teacher, length_B)) >= 0
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -229,6 +229,39 @@ def test_several_stores_are_trained_on_and_measured_as_one(run_training, tiny_pa
     assert "13 held-out rows of" in str(fidelity_table({"student": measure_fidelity(out, tiny_parts)}).caption)
 
 
+def test_draws_from_the_teacher_teach(run_training, make_tiny_store, tmp_path):
+    store = make_tiny_store(tmp_path / "cache.zarr", max_rows=64, targets="logits", logits="sample", k=30)
+    out = tmp_path / "student"
+    records = run_training(
+        out, cache=(str(store),), method="od", weights=None, init="embeddings", valid_share=0.1, save_every=100
+    )
+    first, *_, last = [record["valid_loss"] for record in validations_of(records)]
+    assert last < 0.98 * first
+    described = json.loads((out / "provenance.json").read_text())["objective"]["od"]
+    assert (described["form"], described["loss"]) == ("sample", "counts")
+    report = measure_fidelity(out, [str(store)])
+    assert report.distribution.kl == pytest.approx(last, rel=0.5)
+    assert "30 ids drawn from the teacher" in report.notes[-1]
+
+
+def test_stored_matrices_teach_what_the_vectors_teach(run_training, make_tiny_store, tmp_path):
+    losses, reports = [], []
+    for name, options in (("qkv", {}), ("matrix", {"relation_heads": 2})):
+        store = make_tiny_store(
+            tmp_path / f"{name}.zarr", max_rows=64, targets="attention", relations=name, block_rows=8, **options
+        )
+        out = tmp_path / name
+        records = run_training(
+            out, cache=(str(store),), method="mha", weights=None, valid_share=0.1, save_every=100, relation_heads=2
+        )
+        losses.append([record["mha"] for record in steps_of(records)])
+        (relation,) = measure_fidelity(out, [str(store)]).relations
+        reports.append((relation.query, relation.key, relation.value))
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[1][-1] < 0.9 * losses[1][0]
+    assert reports[1] == pytest.approx(reports[0], rel=2e-3)
+
+
 def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path):
     """Attention transfer ends at the last layer's queries, keys and values: nothing may decay what follows."""
     run_training(tmp_path / "student", method="mha", weights=None, init="random", steps=3)

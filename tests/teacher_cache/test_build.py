@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, EuroBertConfig, EuroBertForMaskedLM
 
-from teacher_cache.batch import Batch, TargetRequest
+from teacher_cache.batch import AttentionRelations, Batch, SampledLogits, TargetRequest
 from teacher_cache.build import build_cache
-from teacher_cache.codec import LogProbabilityCodec, make_codec
+from teacher_cache.codec import make_codec
+from teacher_cache.distribution import sample_points
+from teacher_cache.distribution_codec import LogProbabilityCodec
 from teacher_cache.errors import SettingsError, StoreError, TeacherError
 from teacher_cache.info import describe_store
 from teacher_cache.objects import read_manifest
@@ -69,14 +73,39 @@ def check_against_live_teacher(teacher: str, batch: Batch, precision: str, k: in
                 real_M = targets.masked.real_BM()[row]
                 positions_M = targets.masked.positions_BM[row][real_M]
                 want_MV = (live.logits[0, positions_M] / temperature).double().log_softmax(-1)
+                if isinstance(targets.logits, SampledLogits):
+                    points_MN = sample_points(0, targets.row_id_B[row].numpy().repeat(len(want_MV)), 0,
+                                              np.arange(len(want_MV)), k)  # fmt: skip
+                    check_draws(targets.logits, row, real_M, torch.from_numpy(points_MN), want_MV)
+                    continue
                 top = want_MV.topk(k, dim=-1)
                 have_ids = targets.logits.ids_BMK[row][real_M]
                 assert torch.equal(have_ids.sort().values, top.indices.sort().values)
-                want_log_probs = want_MV.gather(1, have_ids).float()
-                bound = LogProbabilityCodec(precision).error_bound_ND(want_log_probs)
-                assert_within(targets.logits.log_probs_BMK[row][real_M], want_log_probs, bound)
+                want_log_probs = want_MV.gather(1, have_ids)
+                bound = LogProbabilityCodec("float16" if precision == "float16" else "root8").error_bound(
+                    want_log_probs
+                )
+                assert_within(targets.logits.log_probs_BMK[row][real_M].exp(), want_log_probs.exp(), bound)
                 want_tail = (1 - top.values.exp().sum(-1)).log()
                 assert (targets.logits.log_tail_BM[row][real_M] - want_tail).abs().max() < 0.01
+
+
+def check_draws(
+    drawn: SampledLogits, row: int, real_M: torch.Tensor, points_MN: torch.Tensor, want_MV: torch.Tensor
+) -> None:
+    """Every draw is the id whose share of the live distribution, ids in order, its point falls into."""
+    counts_MK = drawn.counts_BMK[row]
+    assert not counts_MK[~real_M].any()
+    assert (counts_MK[real_M].sum(1) == points_MN.shape[1]).all()
+    end_MV = want_MV.exp().cumsum(1)
+    for place, (ids_K, counts_K) in enumerate(zip(drawn.ids_BMK[row][real_M], counts_MK[real_M], strict=True)):
+        ids_K, counts_K = ids_K[counts_K > 0], counts_K[counts_K > 0]
+        assert (ids_K.diff() > 0).all()
+        ids_N = ids_K.repeat_interleave(counts_K.long())
+        end_N, share_N = end_MV[place, ids_N], want_MV[place, ids_N].exp()
+        noise = 1e-5
+        assert (points_MN[place] <= end_N + noise).all()
+        assert (points_MN[place] >= end_N - share_N - noise).all()
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *OTHER_FAMILIES])
@@ -85,14 +114,42 @@ def test_cached_equals_live_for_every_target_and_family(small_settings: Settings
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(10, 40, EVERYTHING)
     assert set(batch) == {"plain", "masked"}
-    check_against_live_teacher(settings.teacher, batch, "float16", settings.k)
+    check_against_live_teacher(settings.teacher, batch, "float16", settings.entries)
+
+
+@pytest.mark.parametrize("precision", ["float16", "nmse:1e-2"])
+def test_draws_are_those_of_the_live_distribution(small_settings: Settings, tmp_path: Path, precision: str) -> None:
+    settings = small_settings(
+        tmp_path / "cache.zarr", logits="sample", k=30, temperature=1.5, targets="logits", precision=precision, views=2
+    )
+    build_cache(settings)
+    reader = CacheReader.open(settings.out)
+    batch = reader.read_rows(0, 40, TargetRequest(logits=True))
+    check_against_live_teacher(settings.teacher, batch, "float16", 30, temperature=1.5)
+    other = reader.read_rows(0, 40, TargetRequest(logits=True), masked_view=1)["masked"].logits
+    drawn = batch["masked"].logits
+    assert isinstance(other, SampledLogits)
+    assert isinstance(drawn, SampledLogits)
+    assert not torch.equal(other.ids_BMK, drawn.ids_BMK)
+    for start, stop in ((0, 1), (7, 16), (15, 40)):
+        part = reader.read_rows(start, stop, TargetRequest(logits=True))["masked"].logits
+        assert isinstance(part, SampledLogits)
+        assert torch.equal(part.ids_BMK, drawn.ids_BMK[start:stop])
+        assert torch.equal(part.counts_BMK, drawn.counts_BMK[start:stop])
+
+
+def test_int4_is_within_its_declared_error(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="int4", targets="hidden,logits")
+    build_cache(settings)
+    batch = CacheReader.open(settings.out).read_rows(0, 20, TargetRequest(hidden_layers=(2, 4), logits=True))
+    check_against_live_teacher(settings.teacher, batch, "int4", settings.entries)
 
 
 def test_int8_is_within_its_declared_error_at_any_temperature(small_settings: Settings, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "cache.zarr", precision="int8", temperature=2.5, relations="qkv")
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 20, EVERYTHING)
-    check_against_live_teacher(settings.teacher, batch, "int8", settings.k, temperature=2.5)
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.entries, temperature=2.5)
 
 
 def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:
@@ -107,7 +164,7 @@ def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_cor
     )  # fmt: skip
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 8, EVERYTHING)
-    check_against_live_teacher(settings.teacher, batch, "float16", settings.k)
+    check_against_live_teacher(settings.teacher, batch, "float16", settings.entries)
 
 
 def measured_nmse(settings: BuildSettings) -> dict[str, float]:
@@ -185,7 +242,7 @@ def test_log_probabilities_take_a_byte_where_vectors_take_a_share_of_their_varia
     settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", targets="logits")
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 20, TargetRequest(logits=True))
-    check_against_live_teacher(settings.teacher, batch, "int8", settings.k)
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.entries)
 
 
 def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_path: Path) -> None:
@@ -196,8 +253,8 @@ def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_pa
     second = reader.read_rows(14, 20, EVERYTHING, masked_view=1)
     assert set(first) == {"masked"}
     assert not torch.equal(first["masked"].input_ids_BT, second["masked"].input_ids_BT)
-    check_against_live_teacher(settings.teacher, first, "float16", settings.k)
-    check_against_live_teacher(settings.teacher, second, "float16", settings.k)
+    check_against_live_teacher(settings.teacher, first, "float16", settings.entries)
+    check_against_live_teacher(settings.teacher, second, "float16", settings.entries)
 
 
 def test_relation_mode_follows_the_family(small_settings: Settings, tmp_path: Path) -> None:
@@ -209,6 +266,51 @@ def test_relation_mode_follows_the_family(small_settings: Settings, tmp_path: Pa
     assert modes == {"bert": "hidden", "modernbert": "qkv"}
     with pytest.raises(TeacherError, match="modernbert.*--relations qkv"):
         build_cache(small_settings(tmp_path / "no.zarr", "modernbert", relations="hidden"))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_relation_matrices_are_those_of_the_live_teacher(small_settings: Settings, tmp_path: Path, family: str) -> None:
+    settings = small_settings(
+        tmp_path / "cache.zarr", family, targets="attention", relations="matrix", relation_heads=4, rows="document",
+        hs_view="masked", views=2, precision="nmse:1e-2",
+    )  # fmt: skip
+    build_cache(settings)
+    reader, request = CacheReader.open(settings.out), TargetRequest(attention_layers=(3,))
+    assert describe_store(settings.out).groups[0].targets == {
+        "attention 3": "matrix of 4 relation heads, masked view, float16"
+    }
+    model = AutoModelForMaskedLM.from_pretrained(settings.teacher).eval()
+    enable_tap(model)
+    for masked_view, (start, stop) in enumerate(((14, 18), (0, 40))):
+        targets = reader.read_rows(start, stop, request, masked_view=masked_view)["masked"]
+        relations = targets.attention[3]
+        assert isinstance(relations, AttentionRelations)
+        assert targets.length_B.min() < 24, "no row is padded"
+        for row, length in enumerate(targets.length_B.tolist()):
+            with torch.no_grad(), record_attention(model, [3]) as recorded:
+                model(targets.input_ids_BT[row : row + 1, :length])
+            for name in VECTORS:
+                have_ATT = getattr(relations, f"{name}_BATT")[row]
+                parts = getattr(recorded.vectors[3], f"{name}_BTD")[0].double().split(8, dim=1)
+                want_ATT = torch.stack([(x @ x.T / 8**0.5).softmax(1) for x in parts])
+                error_ATT = (have_ATT[:, :length, :length].double() - want_ATT).abs()
+                assert (error_ATT <= want_ATT * 2**-11 + 2**-25 + 1e-5).all()
+                assert not have_ATT[:, length:].any()
+                assert not have_ATT[:, :, length:].any()
+
+
+def test_relation_heads_are_the_stores(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", targets="attention", relations="matrix", max_rows=8)
+    build_cache(settings)
+    bits = describe_store(settings.out).bits_per_value()
+    assert all(4 < bits[f"attention/3/relations/{name}"] <= 17 for name in VECTORS)
+    assert CacheReader.open(settings.out).manifest.targets.attention[0].heads == 2
+    with pytest.raises(StoreError, match="matrix of 2 relation heads.*matrix of 4 relation heads"):
+        build_cache(replace(settings, relation_heads=4))
+    with pytest.raises(SettingsError, match="--relation-heads 3 does not divide the teacher's width 32"):
+        build_cache(replace(settings, relation_heads=3))
+    with pytest.raises(SettingsError, match="--relation-heads 4 would change nothing"):
+        replace(settings, relations="qkv", relation_heads=4)
 
 
 def test_the_attention_input_is_stored_once(small_settings: Settings, tmp_path: Path) -> None:
@@ -357,9 +459,11 @@ def test_undefined_logits_are_refused_whatever_the_precision(
     with torch.no_grad():
         model.cls.predictions.bias[7] = float("nan")
     model.save_pretrained(folder)
-    for precision in ("float16", "int8"):
-        settings = small_settings(tmp_path / f"{precision}.zarr", teacher=str(folder), precision=precision)
-        with pytest.raises(TeacherError, match="infinite or undefined"):
+    for logits, precision in (("topk", "float16"), ("topk", "int8"), ("sample", "int8")):
+        settings = small_settings(
+            tmp_path / f"{logits}-{precision}.zarr", teacher=str(folder), logits=logits, precision=precision
+        )
+        with pytest.raises(TeacherError, match="undefined or infinite"):
             build_cache(settings)
 
 
@@ -393,6 +497,7 @@ def test_resuming_with_other_settings_is_refused_by_name(small_settings: Setting
         ({"layers": "2,9"}, "names layer 9, the teacher has layers 1 to 4"),
         ({"attention_layer": 5}, "--attention-layer 5 does not exist"),
         ({"k": 100000}, "more than the 200 ids"),
+        ({"k": 256, "logits": "sample"}, "256 draws .* ask for 1 to 255"),
     ],
 )
 def test_what_the_teacher_cannot_give_is_refused(

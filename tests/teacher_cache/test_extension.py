@@ -34,21 +34,22 @@ def base(small_settings: Settings, tmp_path: Path) -> tuple[BuildSettings, dict[
     return settings, files_of(Path(settings.out))
 
 
-def with_everything(settings: BuildSettings, small_settings: Settings) -> BuildSettings:
+def with_everything(settings: BuildSettings, small_settings: Settings, logits: str = "topk") -> BuildSettings:
     """All three targets, with hidden states 2, 3 and 4."""
-    return small_settings(Path(settings.out), layers="2,3,4", precision="nmse:1e-2")
+    return small_settings(Path(settings.out), layers="2,3,4", precision="nmse:1e-2", logits=logits)
 
 
+@pytest.mark.parametrize("logits", ["topk", "sample"])
 def test_added_targets_equal_those_of_a_store_that_had_them_from_the_start(
-    base: tuple[BuildSettings, dict[str, bytes]], small_settings: Settings, tmp_path: Path
+    base: tuple[BuildSettings, dict[str, bytes]], small_settings: Settings, tmp_path: Path, logits: str
 ) -> None:
     settings, before = base
-    report = build_cache(with_everything(settings, small_settings))
+    report = build_cache(with_everything(settings, small_settings, logits))
     assert report.computed_rows == 40
     after = files_of(Path(settings.out))
     assert {key: after[key] for key in before} == before, "what was there stays as it was"
     assert not any(key.startswith(("hidden/2", "input_ids")) for key in after.keys() - before.keys())
-    whole = small_settings(tmp_path / "whole.zarr", layers="2,3,4", precision="nmse:1e-2")
+    whole = small_settings(tmp_path / "whole.zarr", layers="2,3,4", precision="nmse:1e-2", logits=logits)
     build_cache(whole)
     want_files = files_of(Path(whole.out))
     shards = [key for key in want_files if "/c/" in key]

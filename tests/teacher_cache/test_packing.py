@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from teacher_cache.packing import LARGEST_CODE, PACKINGS, ZERO, PackedCodes, choose_packings, pack_codes, ranges
+from teacher_cache.packing import (
+    LARGEST_CODE,
+    PACKINGS,
+    ZERO,
+    PackedCodes,
+    Packing,
+    choose_packings,
+    pack_codes,
+    ranges,
+)
 
 COMPONENTS = {"wide": 1, "byte": 2, "pair": 3, "triple": 2, "five": 4, ZERO: 2}
 RADIX = {"pair": (15, 2), "triple": (5, 3), "five": (3, 5)}
@@ -58,17 +68,45 @@ def test_packing_loses_nothing(seed: int, tokens: int, escapes: float) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**31), tokens=st.integers(1, 40), data=st.data())
-def test_any_range_of_tokens_unpacks_as_a_slice(seed: int, tokens: int, data: st.DataObject) -> None:
+@given(seed=st.integers(0, 2**31), tokens=st.integers(1, 40), step=st.floats(1e-6, 1e6), data=st.data())
+def test_any_range_of_tokens_unpacks_as_a_slice(seed: int, tokens: int, step: float, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, tokens - 1))
     stop = data.draw(st.integers(start + 1, tokens))
     codes = random_codes(seed, tokens, 0.1)
     packed = pack_codes(codes, COMPONENTS)
     within = codes.copy()
     within.ravel()[packed.escape_index] = 0
+    expected = within.astype(np.float32) * np.float32(step)
     for packing, part in ranges(COMPONENTS):
         assert packed.packed[packing.name].shape == (COMPONENTS[packing.name], packing.length(tokens))
-        assert np.array_equal(packing.unpack(packed.packed[packing.name], start, stop), within[part, start:stop])
+        values = torch.full((COMPONENTS[packing.name], stop - start), torch.nan)
+        packing.unpack(packed.packed[packing.name], start, stop, step, values)
+        assert np.array_equal(values.numpy(), expected[part, start:stop])
+
+
+def test_many_components_unpack_in_pieces() -> None:
+    tokens = 2**16 + 1
+    generator = np.random.default_rng(0)
+    for packing in PACKINGS:
+        codes = generator.integers(-packing.limit, packing.limit + 1, (11, tokens)).astype(np.int16)
+        values = torch.empty((11, tokens - 4))
+        packing.unpack(packing.pack(codes), 4, tokens, 0.3, values)
+        assert np.array_equal(values.numpy(), codes[:, 4:].astype(np.float32) * np.float32(0.3))
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.name)
+def test_arithmetic_and_table_agree_with_division_on_every_byte(packing: Packing) -> None:
+    packed = np.arange((2 * packing.limit + 1) ** packing.per_byte)[None]
+    if packing.per_byte == 1:
+        packed -= packing.limit
+        expected = packed
+    else:
+        radix, per_byte = RADIX[packing.name]
+        places = radix ** np.arange(per_byte - 1, -1, -1)
+        expected = (packed[..., None] // places % radix - radix // 2).reshape(1, -1)
+    packed = packed.astype(packing.dtype)
+    assert np.array_equal(packing.digits(packed), expected)
+    assert np.array_equal(packing.look_up(torch.from_numpy(packed)).numpy(), expected)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def swap(one: Path, other: Path) -> None:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "a flipped bit": (lambda store: flip(store / "hidden/2/codes/c/1/0/0"), "other contents"),
     "a truncated shard": (lambda store: (store / "hidden/2/codes/c/1/0/0").write_bytes(b"short"), "bytes instead of"),
-    "an empty shard": (lambda store: (store / "logits/ids/c/1/0/0").write_bytes(b""), "bytes instead of"),
+    "an empty shard": (lambda store: (store / "logits/ids/low/c/1/0/0").write_bytes(b""), "bytes instead of"),
     "a deleted shard": (lambda store: (store / "input_ids/c/1/0/0").unlink(), "is missing"),
     "two swapped shards": (
         lambda store: swap(store / "hidden/2/codes/c/1/0/0", store / "hidden/4/codes/c/1/0/0"),

