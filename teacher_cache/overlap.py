@@ -26,6 +26,7 @@ class Overlap:
         cuda = device.type == "cuda"
         threaded = cuda if threaded is None else threaded
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="coder") if threaded else None
+        self._device = device
         self._stream = torch.cuda.Stream(device) if cuda else None
         self._waiting: deque[Future[None]] = deque()
 
@@ -48,9 +49,7 @@ class Overlap:
         if self._pool is None:
             work()
             return
-        ready = torch.cuda.Event() if self._stream is not None else None
-        if ready is not None:
-            ready.record()
+        ready = torch.cuda.current_stream(self._device).record_event() if self._stream is not None else None
         self._waiting.append(self._pool.submit(self._run, work, ready))
         while len(self._waiting) > _PASSES_WAITING or self._waiting[0].done():
             self._waiting.popleft().result()

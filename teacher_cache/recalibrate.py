@@ -148,6 +148,7 @@ def _recode(source: SourceRows, derivation: Derivation, origin: StreamOrigin) ->
     variance = _variance(sample, projections)
     share = lost / tokens / variance if variance > 0 else 0.0
     _refuse_finer(source, origin, share, target)
+    # where a component vanishes, what it had lost before is counted twice: some percent too much where int4 lost a lot
     transform, record = calibrate(sample, target - share, projections)
     return transform, replace(record, nmse=record.nmse + share)
 

@@ -113,8 +113,8 @@ class Coarsening:
 
     def apply(self, codes_DWN: NDArray[np.int16]) -> NDArray[np.int16]:
         """Round to the new step."""
-        scaled_DWN = codes_DWN[self.order_D] * np.float32(self.ratio)
-        return np.rint(scaled_DWN, out=scaled_DWN).astype(np.int16)
+        coarser_DWN: NDArray[np.int16] = np.rint(codes_DWN[self.order_D] * np.float32(self.ratio)).astype(np.int16)
+        return coarser_DWN
 
 
 Coder = Coarsening | Quantiser

@@ -9,6 +9,7 @@ made: logits come from `head`, at the positions it is given.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,17 +204,24 @@ def _projection(module: nn.Linear, dtype: torch.dtype) -> Projection:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device named, or the first GPU, or the CPU.
+    """The device named, or this process's GPU (the first, or the one of its local rank), or the CPU.
 
     Raises:
         SettingsError: there is no such device.
     """
     try:
-        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        chosen = torch.device(_free_device() if device == "auto" else device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device!r} cannot be used ({error}): give cpu, cuda, cuda:N or auto") from error
     return chosen
+
+
+def _free_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    # a launcher starts one process for each GPU of a machine
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> str:

@@ -276,7 +276,7 @@ def test_what_a_fixed_precision_has_lost_counts(small_settings: Settings, tmp_pa
     lost = errors(fixed, exact)
     target = float(f"{2 * max(lost.values()):.2g}")
     reader = derive(Path(fixed.path), tmp_path / "out.zarr", precision=f"nmse:{target}")
-    assert errors(reader, exact) == pytest.approx({"hidden": target, "attention": target}, rel=0.1)
+    assert errors(reader, exact) == pytest.approx({"hidden": target, "attention": target}, rel=0.15)
     with pytest.raises(SettingsError, match=f"finer than {precision}.*has lost"):
         derive(Path(fixed.path), tmp_path / "no.zarr", precision=f"nmse:{min(lost.values()) / 2:g}")
     assert not (tmp_path / "no.zarr").exists()

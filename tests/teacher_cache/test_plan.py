@@ -102,6 +102,18 @@ def test_rows_beyond_the_sample_are_extrapolated(
     assert_as_built(plan)
 
 
+def test_a_plan_says_when_its_sample_was_too_small_to_calibrate(small_settings: Settings, tmp_path: Path) -> None:
+    """The tiny teacher is 32 wide: 320 tokens are enough."""
+    plans = {
+        precision: plan_build(small_settings(tmp_path / "cache.zarr", precision=precision, targets="hidden"))
+        for precision in ("float16", "nmse:1e-2")
+    }
+    assert not any(plan.rough for plan in plans.values())
+    few = {precision: replace(plan, sample_rows=13) for precision, plan in plans.items()}
+    assert {precision: plan.rough for precision, plan in few.items()} == {"float16": False, "nmse:1e-2": True}
+    assert plans["nmse:1e-2"].to_json()["rough"] is False
+
+
 def test_a_store_of_one_row(small_settings: Settings, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", max_rows=1)
     plan = plan_build(settings)
