@@ -28,8 +28,9 @@ from teacher_cache.layout import constant_paths
 from teacher_cache.objects import TEACHER, Commit, has_teacher, read_teacher_files, write_teacher_files
 from teacher_cache.reader import CacheReader
 from teacher_cache.recalibrate import Calibrated, load_coders, recalibrate
-from teacher_cache.recode import BlockDeriver, SourceRows
+from teacher_cache.recode import BlockDeriver
 from teacher_cache.settings import DeriveSettings
+from teacher_cache.source_rows import SourceRows
 from teacher_cache.specs import describe_targets
 from teacher_cache.storage import LocalStorage, Storage, open_storage
 from teacher_cache.store import GroupWriter, groups_to_build
@@ -96,12 +97,14 @@ class _Job:
         """Whether the destination is ours and has its constants.
 
         Raises:
-            StoreError: it holds something else.
+            StoreError: it holds something else, or was begun from another source.
         """
         if not self.storage.list():
             return False
         have = merge_manifests([group.manifest for group in read_groups(self.storage)])
         _refuse_differences(self.storage, have, self.derivation)
+        if have.calibration:
+            load_coders(self.source, self.derivation, self.storage)
         return bool(have.calibration)
 
     def announce(self) -> None:

@@ -24,9 +24,10 @@ from teacher_cache.derivation import Derivation, StreamOrigin
 from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.packing import choose_packings
 from teacher_cache.reader import read_projections, read_transform
-from teacher_cache.recode import Coarsening, Coder, Piece, SourceRows, find_rows
+from teacher_cache.recode import Coarsening, Coder
 from teacher_cache.relations import VECTORS, AttentionProjections
 from teacher_cache.rounding import CodedSample
+from teacher_cache.source_rows import Piece, SourceRows, find_rows
 from teacher_cache.specs import nmse_target
 from teacher_cache.storage import Storage
 from teacher_cache.transform import GROUP, CalibrationSample, Quantiser, Transform, bisect_step, calibrate
@@ -74,9 +75,9 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
             order = [place[column_D.numpy().tobytes()] for column_D in transform.basis_DK.T]
         except KeyError as error:
             raise StoreError(
-                f"{storage.location!r} is unfinished and was begun from another store: {origin.target.path} has not "
-                f"the rotation of {source.reader.path!r}, so blocks of both would be decoded wrongly; give the SRC it "
-                "was begun with, or another DST"
+                f"{storage.location!r} was begun from another store: {origin.target.path} has not the rotation of "
+                f"{source.reader.path!r}, so blocks of both would be decoded wrongly; give the SRC it was begun with, "
+                "or another DST"
             ) from error
         coders[origin.target.path] = Coarsening(order_D=np.array(order), ratio=before.step / transform.step)
     return coders

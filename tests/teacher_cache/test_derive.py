@@ -6,7 +6,7 @@ import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,10 +22,13 @@ from teacher_cache.groups import read_groups
 from teacher_cache.info import describe_store
 from teacher_cache.layout import block_arrays, vector_streams
 from teacher_cache.reader import CacheReader
-from teacher_cache.recode import SourceRows, find_rows
 from teacher_cache.relations import VECTORS
 from teacher_cache.settings import BuildSettings, DeriveSettings
-from teacher_cache.storage import LocalStorage
+from teacher_cache.source_rows import SourceRows, find_rows
+from teacher_cache.storage import LocalStorage, open_storage
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
 
 Settings = Callable[..., BuildSettings]
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
@@ -304,6 +307,21 @@ def test_a_source_of_several_groups_becomes_one(small_settings: Settings, tmp_pa
     assert group.manifest.targets.hidden_layers() == (2, 4) and not group.manifest.inputs_held
 
 
+def test_from_a_bucket_into_a_bucket(nmse_store: Path, s3: S3Server, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"precision": "nmse:5e-2", "targets": "hidden", "layers": "4"}
+    bucket = s3.bucket("derive")
+    remote = open_storage(f"{bucket}/in.zarr")
+    for file in filter(Path.is_file, nmse_store.rglob("*")):
+        remote.write_file(file.relative_to(nmse_store).as_posix(), file)
+    for source, out in ((nmse_store, tmp_path / "out.zarr"), (f"{bucket}/in.zarr", f"{bucket}/out.zarr")):
+        derive_store(DeriveSettings(src=str(source), dst=str(out), **flags), Notes())
+    copied = open_storage(f"{bucket}/out.zarr")
+    have = {key: copied.read(key) for key in copied.list() if key not in ("zarr.json", "seal.json")}
+    assert have == all_but_provenance(tmp_path / "out.zarr")
+    with pytest.raises(SettingsError, match="lies in SRC"):
+        derive_store(DeriveSettings(src=f"{bucket}/in.zarr/", dst=f"{bucket}/in.zarr", **flags), Notes())
+
+
 class Failing(LocalStorage):
     """A disk that fails after so many writes."""
 
@@ -439,13 +457,10 @@ def test_a_place_that_holds_something_else_is_left_alone(
         derive(nmse_store, out, precision="nmse:1e-1", row_range="4:")
     # the same settings, but the first steps were taken from another store
     build_cache(small_settings(tmp_path / "other.zarr", precision="nmse:1e-2", views=2, max_rows=41))
-    (out / "seal.json").unlink()
-    (out / "commits/00000001.json").unlink()
     with pytest.raises(StoreError, match="was begun from another store"):
         derive(tmp_path / "other.zarr", out, precision="nmse:1e-1", max_rows=40)
+    assert all_but_provenance(out) == before and (out / "seal.json").exists()
     derive_kept = tmp_path / "kept.zarr"
     derive(nmse_store, derive_kept)
     with pytest.raises(StoreError, match="hidden/2: it has other codes than hidden/2 of SRC"):
         derive(tmp_path / "other.zarr", derive_kept, max_rows=40)
-    (out / "commits/00000001.json").write_bytes(before["commits/00000001.json"])
-    assert all_but_provenance(out) == before
