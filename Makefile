@@ -17,9 +17,12 @@ demo: $(DEMO_INSTALLED)
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-# the long fault counts: SIGKILL in front of many file operations of a build
+# the long fault counts: builds killed at many moments, many changed bytes, a server of object storage away for longer
+test-faults: export KDCACHE_FAULTS ?= 25
+test-faults: export KDCACHE_FLIPS ?= 200
+test-faults: export KDCACHE_OUTAGE_SECONDS ?= 20
 test-faults: $(INSTALLED)
-	HF_HUB_OFFLINE=1 KDCACHE_FAULTS=$(or $(FAULTS),24) $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_build.py -k killed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_faults.py tests/teacher_cache/test_remote.py -k "test_faults or outage"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -143,7 +143,8 @@ class _Outcome:
         if report.unknown:
             size = format_bytes(sum(report.unknown.values()))
             names = ", ".join(map(str, _first(list(report.unknown), 3)))
-            yield f"unknown  {len(report.unknown)} objects, {size}, that nothing reads: {names}"
+            many = "1 object" if len(report.unknown) == 1 else f"{len(report.unknown)} objects"
+            yield f"unknown  {many}, {size}, that nothing reads: {names}"
         for group in report.groups:
             if not group.sealed:
                 missing = format_ranges(group.missing_blocks)
@@ -172,7 +173,7 @@ class _Outcome:
 def _describe_eviction(report: VerifyReport, eviction: Eviction) -> Iterator[str]:
     for group in eviction.groups:
         yield f"evicted  {_describe_evicted(group)}"
-        yield f"         the same `kdcache build` makes it again; it was: {group.command}"
+        yield f"         the command that made it makes that again: {group.command}"
     for finding in eviction.beyond_repair:
         yield (
             f"BEYOND REPAIR  {finding.key}: every block of {finding.group} depends on it and no build makes it again; "

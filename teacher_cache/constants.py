@@ -17,7 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from teacher_cache.errors import StoreError
-from teacher_cache.objects import METADATA
+from teacher_cache.objects import METADATA, NOT_AN_OBJECT
 from teacher_cache.storage import Storage
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_constant(storage: Storage, path: str) -> NDArray[Any]:
         if len(objects) < 2:
             raise FileNotFoundError(f"{len(objects)} of 2 objects are there")
         return np.asarray(zarr.open_array(MemoryStore(objects), path=path, mode="r")[...])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, *NOT_AN_OBJECT) as error:
         raise StoreError(
             f"{storage.location!r} is damaged: {path!r} cannot be read ({error}). Its numbers are needed to code and "
             "decode; restore it from a copy, or delete the store and build it again"

@@ -19,9 +19,8 @@ from teacher_cache.layout import block_arrays, constant_paths
 from teacher_cache.objects import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
 from teacher_cache.storage import Storage
 from teacher_cache.survey import Finding, GroupCheck
+from teacher_cache.unsealed import is_calibrated
 from teacher_cache.verify import VerifyProgress, VerifyReport, verify_store
-
-_CALIBRATED = ("basis", "mean", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +76,7 @@ def _objects_around(manifest: Manifest, key: str) -> list[str] | None:
     if any(f"{spec.path}/".startswith(folder) for spec in block_arrays(manifest)):
         return []
     paths = [path for path in constants if f"{path}/".startswith(folder)]
-    return None if not paths or any(_is_calibrated(manifest, path) for path in paths) else paths
-
-
-def _is_calibrated(manifest: Manifest, path: str) -> bool:
-    stream, _, name = path.rpartition("/")
-    return stream in manifest.calibration and name in _CALIBRATED
+    return None if not paths or any(is_calibrated(manifest, path) for path in paths) else paths
 
 
 def _evict(storage: Storage, group: GroupCheck, manifest: Manifest, findings: Iterable[Finding]) -> EvictedGroup:

@@ -78,7 +78,19 @@ def _is_there(storage: Storage, prefix: str) -> bool:
 
 
 def _read_group(storage: Storage, prefix: str) -> Group:
-    return Group(prefix=prefix, manifest=read_manifest(storage, prefix), seal=read_seal(storage, prefix))
+    group = Group(prefix=prefix, manifest=read_manifest(storage, prefix), seal=read_seal(storage, prefix))
+    if group.seal is not None and not counts_alike(group.seal, group.manifest):
+        raise StoreError(
+            f"{storage.location!r} is damaged: {prefix + SEAL!r} counts other rows or blocks than the manifest beside "
+            "it: one is of another store; restore both from a copy, or delete the store's folder and build again"
+        )
+    return group
+
+
+def counts_alike(seal: Seal, manifest: Manifest) -> bool:
+    """Whether a seal is about as many rows and blocks as a manifest."""
+    said = (seal.rows, seal.blocks, len(seal.commits), seal.format_version)
+    return said == (manifest.rows, manifest.blocks, manifest.blocks, manifest.format_version)
 
 
 def read_seal(storage: Storage, prefix: str) -> Seal | None:

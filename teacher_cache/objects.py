@@ -56,7 +56,7 @@ def damage(storage: Storage, key: str, expected: ObjectDigest) -> str | None:
         return "is missing"
     if size != expected.size:
         return f"has {size} bytes instead of {expected.size}"
-    return None if digest_object(storage, key) == expected else "has other contents than were committed"
+    return None if digest_object(storage, key) == expected else "has other contents than were written"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,7 +162,13 @@ class GroupWriter:
             keys.add(TEACHER_FILES)
             # as they were written: what has become of them since is found when they are read
             files = read_teacher_files(self.storage)
-        digests = {key: digest_object(self.storage, key) for key in keys} | files
+        try:
+            digests = {key: digest_object(self.storage, key) for key in keys} | files
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.storage.location!r} has lost an object that was written before ({error}): it cannot be sealed; "
+                f"run `kdcache verify --evict {self.storage.location}` and this command again"
+            ) from error
         return dict(sorted(digests.items()))
 
     def unseal(self) -> GroupWriter:

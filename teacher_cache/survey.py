@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import StoreError
-from teacher_cache.groups import Group, mismatch, name_group
+from teacher_cache.groups import Group, counts_alike, mismatch, name_group
 from teacher_cache.layout import constant_paths
 from teacher_cache.objects import (
     METADATA,
@@ -115,7 +115,11 @@ class Survey:
     def run(self) -> None:
         """Read seal, manifest and commits."""
         self.seal = self._read_seal()
-        if (manifest := self._read_manifest()) is not None:
+        manifest = self._read_manifest()
+        if self.seal is not None and manifest is not None and not counts_alike(self.seal, manifest):
+            self._find(self.prefix + SEAL, "seal", "counts other rows or blocks than the manifest")
+            self.seal = None
+        if manifest is not None:
             self.group = Group(prefix=self.prefix, manifest=manifest, seal=self.seal)
             self.blocks = manifest.blocks
         if self.seal is not None:
@@ -204,12 +208,7 @@ class Survey:
         return commit if what is None else what
 
     def _check_totals(self, seal: Seal, commits: Mapping[int, Commit]) -> None:
-        """Compare a seal with the manifest and the commits beside it."""
-        said = [seal.rows, seal.blocks, seal.format_version, len(seal.commits)]
-        if self.group is not None:
-            manifest = self.group.manifest
-            if said != [manifest.rows, manifest.blocks, manifest.format_version, manifest.blocks]:
-                self._find(self.prefix + SEAL, "seal", "counts other rows or blocks than the manifest")
+        """Compare a seal with the commits beside it."""
         if len(commits) == self.blocks:
             totals = dict.fromkeys(seal.bytes_per_array, 0)
             for commit in commits.values():

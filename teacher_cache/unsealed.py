@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from teacher_cache.constants import encode_constant, read_constant
+from teacher_cache.contract import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.groups import Group
 from teacher_cache.layout import constant_paths
+from teacher_cache.objects import METADATA, ObjectDigest, damage
 from teacher_cache.storage import Storage
 from teacher_cache.store import GroupWriter
+
+_CALIBRATED = ("basis", "mean", "step")
+
+
+def is_calibrated(manifest: Manifest, path: str) -> bool:
+    """Whether a constant is one that calibration has fixed."""
+    stream, _, name = path.rpartition("/")
+    return stream in manifest.calibration and name in _CALIBRATED
 
 
 def check_unsealed(
@@ -25,25 +35,21 @@ def check_unsealed(
     `sizes` are the objects of the store, `vouched` those that another group's seal covers.
     """
     found: dict[str, str] = {}
-    wanted = GroupWriter(storage, group).metadata()
+    # of arrays, a build writes what is not there; around a constant everything was there before its chunk
+    wanted = {key: data for key, data in GroupWriter(storage, group).metadata().items() if key in sizes}
     known = set(wanted)
     for path in constant_paths(group.manifest):
         keys = {key for key in sizes if key.startswith(f"{path}/")}
-        # with its zarr.json alone it is about to be written
+        # with its zarr.json alone it is about to be written, unless the manifest says that it has been
         if len(keys) > 1:
             try:
                 wanted |= encode_constant(path, read_constant(storage, path))
             except StoreError:
-                found[max(keys - {f"{path}/zarr.json"})] = "cannot be read as the constant that it holds"
+                found[max(keys - {f"{path}/{METADATA}"})] = "cannot be read as the constant that it holds"
+        elif is_calibrated(group.manifest, path):
+            found[f"{path}/{METADATA}"] = "is missing, or without its numbers"
         known |= keys
     for key, data in wanted.items():
-        if key in sizes and key not in vouched and _differs(storage, key, data):
-            found[key] = "is not what the manifest implies"
+        if key not in vouched and (what := damage(storage, key, ObjectDigest.of(data))) is not None:
+            found[key] = what
     return found, known | wanted.keys()
-
-
-def _differs(storage: Storage, key: str, data: bytes) -> bool:
-    try:
-        return storage.read(key) != data
-    except FileNotFoundError:
-        return True

@@ -181,8 +181,20 @@ class _Rows:
             )
 
     def _decode(self, row: int, request: TargetRequest, view: View, masked_view: int) -> TargetBatch:
-        block, place = divmod(row, self.reader.manifest.block_rows)
-        return self.reader.decode(self._load_block(block, request, view, masked_view), place, place + 1)
+        manifest = self.reader.manifest
+        block, place = divmod(row, manifest.block_rows)
+        coded = self._load_block(block, request, view, masked_view)
+        try:
+            targets = self.reader.decode(coded, place, place + 1)
+            # a teacher on a GPU would say this much worse
+            if not bool(((targets.input_ids_BT >= 0) & (targets.input_ids_BT < manifest.teacher.vocab_size)).all()):
+                raise IndexError(f"ids are beyond the {manifest.teacher.vocab_size} of the teacher")
+        except IndexError as error:
+            raise StoreError(
+                f"row {row} of {self.reader.path!r} cannot be read by any teacher ({error}): it was written wrongly; "
+                "build the store again"
+            ) from error
+        return targets
 
 
 def _run(reader: CacheReader, teacher: Teacher, view: View, targets: TargetBatch) -> TeacherOutputs:

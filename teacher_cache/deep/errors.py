@@ -27,7 +27,7 @@ _ROUNDINGS = 16.0
 _STANDARD_ERRORS = 4.0
 _CALIBRATION = 0.1
 _WORST_TOKEN = 8.0
-"""How often the average declared error a single token may have."""
+"""How often the average declared error a single token may have. In codecs with bounds, large tokens have large ones."""
 _ENOUGH_ROWS = 16
 _FEW_ROWS = 1.0
 """Share of the declared error that is allowed beyond it where there are too few rows to tell a standard error."""
@@ -136,7 +136,7 @@ class VectorErrors:
             problem = f"{self.beyond} values are beyond the codec's bound"
         elif not stored <= limit:
             problem = f"beyond the limit of {limit:.3g}"
-        elif not worst <= _WORST_TOKEN * (declared + spare):
+        elif self.declared is not None and not worst <= _WORST_TOKEN * (declared + spare):
             problem = f"a token is off by {worst:.3g} of the variance"
         return TargetCheck(
             target=self.target, measure="NMSE", stored=stored, declared=declared, noise=noise, problem=problem

@@ -50,6 +50,11 @@ class _Distribution:
             live_PV, alone_PV = (self._log_probs(run.final_BTD[0], at_P) for run in (row.live, row.alone))
             yield part_P, live_PV, alone_PV
 
+    def known(self, ids_PK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids, all of them within the vocabulary, and where they were not."""
+        last = self.manifest.teacher.vocab_size - 1
+        return ids_PK.clamp(0, last), (ids_PK < 0) | (ids_PK > last)
+
     def _log_probs(self, final_TD: torch.Tensor, positions_P: torch.Tensor) -> torch.Tensor:
         logits_PV = self.teacher.head()(final_TD.to(self.teacher.device)[positions_P.to(self.teacher.device)])
         return (logits_PV.double() / self.manifest.temperature).log_softmax(dim=1).cpu()
@@ -68,7 +73,7 @@ class TopkComparison(_Distribution):
         logits = row.targets.logits
         assert isinstance(logits, TopkLogits)
         for place_P, live_PV, alone_PV in self.parts(row):
-            ids_PK = logits.ids_BMK[0][place_P]
+            ids_PK, foreign_PK = self.known(logits.ids_BMK[0][place_P])
             live_PK, alone_PK = live_PV.gather(1, ids_PK), alone_PV.gather(1, ids_PK)
             noise_PK = (alone_PK - live_PK).abs()
             allowed = arithmetic(noise_PK, float(live_PV[live_PV.isfinite()].abs().amax()), self.dtype)
@@ -76,6 +81,7 @@ class TopkComparison(_Distribution):
             below_PK = (last_P1 - live_PK).clamp_min(0)
             # an id that stands twice has taken the place of another
             below_PK[:, 1:][ids_PK.sort(dim=1).values.diff(dim=1) == 0] = torch.inf
+            below_PK[foreign_PK] = torch.inf
             self.ids.add(below_PK, 0.0, noise_PK, 2 * allowed)
             have_PK = logits.log_probs_BMK[0][place_P].double()
             bound_PK = self._bound(live_PK)
@@ -126,7 +132,8 @@ class DrawComparison(_Distribution):
         logits = row.targets.logits
         assert isinstance(logits, SampledLogits)
         for place_P, live_PV, alone_PV in self.parts(row):
-            ids_PK, counts_PK = logits.ids_BMK[0][place_P], logits.counts_BMK[0][place_P]
+            ids_PK, foreign_PK = self.known(logits.ids_BMK[0][place_P])
+            counts_PK = logits.counts_BMK[0][place_P].masked_fill(foreign_PK, 0)
             end_PV, alone_end_PV = live_PV.exp().cumsum(dim=1), alone_PV.exp().cumsum(dim=1)
             noise_PV = (alone_end_PV - end_PV).abs()
             # what logarithms may be off, sums of probabilities may be

@@ -26,6 +26,7 @@ REFUSED = 9
 def serve() -> None:
     torch.set_num_threads(1)
     answer = os.fdopen(os.dup(1), "w")
+    print(os.getpid(), file=answer, flush=True)  # what follows is quick
     for line in sys.stdin:
         order = json.loads(line)
         print(start(order) if order["do"] == "start" else wait(order["process"]), file=answer, flush=True)

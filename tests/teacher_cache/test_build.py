@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +20,9 @@ from teacher_cache.distribution import sample_points
 from teacher_cache.distribution_codec import LogProbabilityCodec
 from teacher_cache.errors import SettingsError, StoreError, TeacherError
 from teacher_cache.info import describe_store
-from teacher_cache.objects import read_manifest
 from teacher_cache.reader import CacheReader
 from teacher_cache.relations import VECTORS
 from teacher_cache.settings import BuildSettings
-from teacher_cache.storage import LocalStorage
 from teacher_cache.taps import enable_tap, record_attention
 
 Settings = Callable[..., BuildSettings]
@@ -370,60 +364,6 @@ def all_but_provenance(store: Path) -> dict[str, bytes]:
     """Every file; not the root manifest, which records time and command line, and the seal, which holds its hash."""
     files = {file.relative_to(store).as_posix(): file for file in sorted(store.rglob("*")) if file.is_file()}
     return {key: file.read_bytes() for key, file in files.items() if key not in ("zarr.json", "seal.json")}
-
-
-def test_killed_builds_end_as_an_uninterrupted_one(small_settings: Settings, nmse_store: Path, tmp_path: Path) -> None:
-    """SIGKILL in front of file operations of all phases: creation, teacher, calibration, shards, commits, seal.
-
-    KDCACHE_FAULTS sets how many of them; each is followed by a run of the same command.
-    """
-    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2)
-    out = Path(settings.out)
-    want = all_but_provenance(nmse_store)
-    operations = int(run_build(settings, kill_before=0).stdout)
-    shutil.rmtree(out)
-    faults = int(os.environ.get("KDCACHE_FAULTS", "3"))
-    for fault in range(faults):
-        kill_before = 1 + (2 * fault + 1) * operations // (2 * faults)
-        done = run_build(settings, kill_before)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        if out.exists():
-            with pytest.raises(StoreError, match="unfinished|not a store"):
-                CacheReader.open(out)
-        build_cache(settings)
-        assert all_but_provenance(out) == want, f"killed before file operation {kill_before} of {operations}"
-        assert read_manifest(LocalStorage(out)).calibration == read_manifest(LocalStorage(nmse_store)).calibration
-        assert not list(out.rglob("*.partial"))
-        CacheReader.open(out).teacher_folder()
-        shutil.rmtree(out)
-
-
-BUILDER = """
-import os, signal, sys
-from teacher_cache.build import build_cache
-from teacher_cache.settings import BuildSettings
-from teacher_cache.storage import LocalStorage
-
-settings, kill_before, seen = eval(sys.argv[1]), int(sys.argv[2]), 0
-
-def count(event, arguments):
-    global seen
-    if event in ("open", "os.rename", "os.mkdir", "os.remove") and any(settings.out in str(a) for a in arguments):
-        seen += 1
-        if seen == kill_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(count)
-build_cache(settings)
-print(seen)
-"""
-
-
-def run_build(settings: BuildSettings, kill_before: int) -> subprocess.CompletedProcess[str]:
-    """Build in a process of its own that is killed in front of a file operation (0: none); it prints their number."""
-    command = [sys.executable, "-c", BUILDER, repr(settings), str(kill_before)]
-    # with as many threads as here: sums in another order would differ in their last bits
-    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def test_a_damaged_shard_that_no_commit_counts_does_not_stop_a_build(
