@@ -25,6 +25,7 @@ from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract import Manifest, sha256_of_json
 from teacher_cache.decode import CodedBlock
 from teacher_cache.errors import StoreError
+from teacher_cache.lacking import check_request
 from teacher_cache.parts import merge_parts
 from teacher_cache.reader import CacheReader
 from teacher_cache.specs import View
@@ -161,7 +162,7 @@ class CachePool:
         Raises:
             TargetsError: they do not.
         """
-        self.parts[0].require(request)
+        check_request(request, self.manifest, self.path, several=True)
 
     def views_for(self, request: TargetRequest) -> tuple[View, ...]:
         """The views that hold the targets asked for."""

@@ -21,8 +21,9 @@ from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.constants import read_constant
 from teacher_cache.contract import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
-from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.errors import StoreError
 from teacher_cache.groups import Group, damaged_objects, mismatch, read_groups
+from teacher_cache.lacking import check_request
 from teacher_cache.layout import (
     ROW_ARRAYS,
     ArraySpec,
@@ -46,7 +47,7 @@ from teacher_cache.objects import (
 )
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
 from teacher_cache.shards import decode_shard
-from teacher_cache.specs import VIEWS, View, describe_targets
+from teacher_cache.specs import VIEWS, View
 from teacher_cache.storage import Storage, open_storage
 from teacher_cache.transform import Transform, fold_projections, projections_of_projected
 
@@ -109,31 +110,9 @@ class CacheReader:
         """Check that the store holds what is asked for.
 
         Raises:
-            TargetsError: it does not; the message names what it has, and the flags that would add the rest.
+            TargetsError: it does not; the message names what it has, and the flags that add the rest.
         """
-        targets = self.manifest.targets
-        lacking_hidden = sorted(set(request.hidden_layers) - set(targets.hidden_layers()))
-        lacking_attention = sorted(set(request.attention_layers) - set(targets.attention_layers()))
-        lacking = [f"hidden {layer}" for layer in lacking_hidden] + [
-            f"attention {layer}" for layer in lacking_attention
-        ]
-        if request.logits and targets.logits is None:
-            lacking.append("logits")
-        if not lacking:
-            return
-        names = set(request_names(request)) | {name.split()[0] for name in describe_targets(targets)}
-        flags = ["--targets " + ",".join(name for name in ("logits", "hidden", "attention") if name in names)]
-        if lacking_hidden:
-            wanted = sorted(set(request.hidden_layers) | set(targets.hidden_layers()))
-            flags.append("--layers " + ",".join(map(str, wanted)))
-        if lacking_attention:
-            flags.append(f"--attention-layer {lacking_attention[0]}")
-        raise TargetsError(
-            f"{self.path!r} lacks {', '.join(lacking)}: the student would have nothing to learn from. It has "
-            f"{', '.join(describe_targets(targets)) or 'no targets'}; build a store with `kdcache build "
-            f"{' '.join(flags)}` and "
-            "the other flags as before, or ask for what is there"
-        )
+        check_request(request, self.manifest, self.path)
 
     def views_for(self, request: TargetRequest) -> tuple[View, ...]:
         """The views that hold the targets asked for; the store's first view if none are."""
@@ -387,9 +366,3 @@ def read_projections(storage: Storage, layer: int) -> AttentionProjections:
         }
         loaded[name] = Projection(**parts)
     return AttentionProjections(**loaded)
-
-
-def request_names(request: TargetRequest) -> tuple[str, ...]:
-    """The kinds of target in a request, as `--targets` names them."""
-    wanted = {"logits": request.logits, "hidden": request.hidden_layers, "attention": request.attention_layers}
-    return tuple(name for name, value in wanted.items() if value)

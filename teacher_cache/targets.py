@@ -86,8 +86,8 @@ class BlockTargets:
             self._put_relations(stream, start // self.manifest.seq_len, values_BTD, padding_BT)
             return
         if stream.path in self._codes:
-            codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1))
-            self._codes[stream.path][:, part] = codes_DN.masked_fill_(padding_BT.flatten(), 0).cpu().numpy()
+            codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1), padding_BT.flatten())
+            self._codes[stream.path][:, part] = codes_DN.cpu().numpy()
             return
         values_ND = values_BTD.masked_fill(padding_BT[:, :, None], 0).flatten(0, 1)
         for name, values in make_codec(stream.codec).encode(values_ND).items():

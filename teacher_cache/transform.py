@@ -57,8 +57,8 @@ class Quantiser:
         self.weight_KH = (basis_KD @ weight_DH / transform.step).float()
         self.offset_K1 = (basis_KD @ (bias_D - transform.mean_D.double()) / transform.step).float()[:, None]
 
-    def quantise(self, values_NH: torch.Tensor) -> torch.Tensor:
-        """Codes [K, N] in int16.
+    def quantise(self, values_NH: torch.Tensor, padding_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes [K, N] in int16; 0 at padding, whatever the teacher gives there.
 
         Raises:
             TeacherError: a value is not finite, or is beyond any step that 16 bits can count.
@@ -66,6 +66,8 @@ class Quantiser:
         if self.weight_KH.device != values_NH.device:
             self.weight_KH, self.offset_K1 = (x.to(values_NH.device) for x in (self.weight_KH, self.offset_K1))
         codes_KN = torch.addmm(self.offset_K1, self.weight_KH, values_NH.float().T).round_()
+        if padding_N is not None:
+            codes_KN.masked_fill_(padding_N, 0)
         largest = float(codes_KN.abs().amax()) if codes_KN.numel() else 0.0
         if not largest <= LARGEST_CODE:
             raise TeacherError(

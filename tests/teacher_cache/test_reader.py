@@ -13,7 +13,7 @@ import torch
 import zarr
 
 from teacher_cache.batch import TargetRequest, concatenate
-from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.errors import StoreError
 from teacher_cache.reader import CacheReader
 
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
@@ -176,16 +176,6 @@ def test_newer_formats_and_other_folders_are_refused(copy: Path, tmp_path: Path)
     zarr.create_group(str(tmp_path / "other.zarr"))
     with pytest.raises(StoreError, match="some other zarr group"):
         CacheReader.open(tmp_path / "other.zarr")
-
-
-def test_lacking_targets_are_named_with_the_flags_that_add_them(small_store: Path) -> None:
-    reader = CacheReader.open(small_store)
-    with pytest.raises(TargetsError) as refused:
-        reader.require(TargetRequest(hidden_layers=(1, 2), attention_layers=(4,)))
-    message = str(refused.value)
-    assert "lacks hidden 1, attention 4" in message
-    assert "It has logits, hidden 2, hidden 4, attention 3" in message
-    assert "--targets logits,hidden,attention --layers 1,2,4 --attention-layer 4" in message
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"attributes": null}', '{"attributes": []}'])

@@ -121,6 +121,16 @@ def test_values_that_no_step_can_count_are_refused(value: float) -> None:
         quantiser.quantise(values)
 
 
+def test_what_the_teacher_gives_at_padding_is_nobodys_business() -> None:
+    _, _, quantiser = calibrated(1e-2)
+    values = correlated(5, 1)
+    want = quantiser.quantise(values)
+    values[3:] = torch.tensor([[float("nan")], [1e12]])
+    codes = quantiser.quantise(values, torch.arange(5) >= 3)
+    assert torch.equal(codes[:, :3], want[:, :3])
+    assert not codes[:, 3:].any()
+
+
 def test_constant_states_are_coded_without_error() -> None:
     sample = CalibrationSample()
     sample.fit(torch.ones(9, WIDTH))

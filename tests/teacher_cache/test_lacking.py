@@ -1,0 +1,72 @@
+"""What a store lacks is named, and the command that the message names adds it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.batch import TargetRequest
+from teacher_cache.build import build_cache
+from teacher_cache.errors import TargetsError
+from teacher_cache.lacking import check_request
+from teacher_cache.reader import CacheReader
+from teacher_cache.settings import BuildSettings
+
+Settings = Callable[..., BuildSettings]
+
+
+def refusal(reader: CacheReader, request: TargetRequest) -> str:
+    with pytest.raises(TargetsError) as refused:
+        reader.require(request)
+    return str(refused.value)
+
+
+def with_flags(settings: BuildSettings, flags: str) -> BuildSettings:
+    """The same build with the flags of a message."""
+    words = flags.split()
+    names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+    values = dict(zip(names, words[1::2], strict=True))
+    layer = values.pop("attention_layer", None)
+    return replace(settings, **values, attention_layer=layer and int(layer))  # type: ignore[arg-type]
+
+
+def test_the_flags_that_a_message_names_add_what_is_lacking(small_settings: Settings, tmp_path: Path) -> None:
+    """In a store of one hidden state, with another form of logits than the default's and another attention layer."""
+    settings = small_settings(tmp_path / "cache.zarr", targets="hidden", layers="2", logits="sample", max_rows=6)
+    build_cache(settings)
+    request = TargetRequest(hidden_layers=(1, 2, 4), attention_layers=(2, 3), logits=True)
+    message = refusal(CacheReader.open(settings.out), request)
+    assert "lacks hidden 1, hidden 4, attention 2, attention 3, logits" in message
+    assert "It has hidden 2" in message
+    commands = re.findall("`(.*?)`", message)
+    assert commands == [
+        "--targets logits,hidden,attention --layers 1,4 --attention-layer 2",
+        "--targets attention --attention-layer 3",
+    ]
+    for flags in commands:
+        build_cache(with_flags(settings, flags))
+    reader = CacheReader.open(settings.out)
+    reader.require(request)
+    assert reader.manifest.targets.hidden_layers() == (1, 2, 4)
+    assert reader.manifest.targets.logits.form == "sample"  # type: ignore[union-attr]
+
+
+def test_only_what_is_lacking_is_named(small_store: Path) -> None:
+    message = refusal(CacheReader.open(small_store), TargetRequest(hidden_layers=(1, 2), logits=True))
+    assert "lacks hidden 1:" in message
+    assert "It has logits, hidden 2, hidden 4, attention 3" in message
+    assert "repeat the command that built it with `--targets hidden --layers 1`, which" in message
+
+
+def test_logits_of_a_teacher_without_a_head_are_not_promised(small_store: Path) -> None:
+    manifest = CacheReader.open(small_store).manifest
+    headless = replace(
+        manifest, teacher=replace(manifest.teacher, has_mlm_head=False), targets=replace(manifest.targets, logits=None)
+    )
+    with pytest.raises(TargetsError, match="lacks logits.*no masked-LM head") as refused:
+        check_request(TargetRequest(logits=True), headless, "cache.zarr")
+    assert "--targets" not in str(refused.value)
