@@ -151,6 +151,8 @@ class CacheReader:
         """
         arrays: dict[str, NDArray[np.generic]] = {}
         masked_view = masked_view if view == "masked" else 0
+        if not 0 <= masked_view < self.manifest.views_of(view):
+            raise ValueError(f"masked view {masked_view} is not within 0..{self.manifest.views_of(view)}")
         for path in self._paths(request, view):
             arrays[path] = self._load(path, block, view, masked_view, arrays)
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)

@@ -83,6 +83,15 @@ def test_plain_zarr_reads_the_packed_layout(nmse_store: Path) -> None:
     assert np.allclose(mean + basis @ np.array(codes) * step, ours.hidden[4][0, 5].numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("masked_view", [-1, 2])
+def test_masked_views_that_there_are_not_are_no_damage(nmse_store: Path, masked_view: int) -> None:
+    reader = CacheReader.open(nmse_store)
+    with pytest.raises(ValueError, match=f"masked view {masked_view} is not within 0..2"):
+        reader.read_rows(0, 3, TargetRequest(logits=True), masked_view=masked_view)
+    # there is one plain view, whichever of the masked ones goes with it
+    reader.read_rows(0, 3, TargetRequest(hidden_layers=(2,)), masked_view=masked_view)
+
+
 def test_rotated_coordinates_turn_back_into_hidden_states(nmse_store: Path, small_store: Path) -> None:
     reader, request = CacheReader.open(nmse_store), TargetRequest(hidden_layers=(2,), attention_layers=(3,))
     coded = reader.load_block(1, request, "plain")
