@@ -183,12 +183,12 @@ class Teacher:
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise TeacherError(
                 f"the masked-LM head of family {self.record.model_type!r} cannot be run on hidden states alone "
-                f"({error}): its logits are out of reach; use --targets hidden,attention"
+                f"({error}): its logits are out of reach; leave logits out of --targets"
             ) from error
         if shape != (1, self.record.vocab_size):
             raise TeacherError(
                 f"the masked-LM head of family {self.record.model_type!r} gives {shape} for one position of "
-                f"{self.record.vocab_size} ids: its logits cannot be read; use --targets hidden,attention"
+                f"{self.record.vocab_size} ids: its logits cannot be read; leave logits out of --targets"
             )
 
 

@@ -144,6 +144,31 @@ def test_a_hidden_state_added_later_does_not_become_the_attentions(small_setting
     assert torch.equal(reader.read_rows(0, 40, request)["plain"].attention[3].key_BTD, before)
 
 
+def test_what_is_added_in_the_masked_views_is_read_in_each_of_them(small_settings: Settings, tmp_path: Path) -> None:
+    """A store of plain hidden states gets logits, then other states and attention of the masked views, two of each."""
+    out, changes = tmp_path / "cache.zarr", {"precision": "nmse:1e-2", "views": 2}
+    build_cache(small_settings(out, targets="hidden", layers="2", **changes))
+    build_cache(small_settings(out, targets="logits", **changes))
+    masked = {**changes, "targets": "hidden,attention", "layers": "4", "hs_view": "masked"}
+    build_cache(small_settings(out, **masked))
+    build_cache(small_settings(tmp_path / "whole.zarr", **{**masked, "targets": None}))
+    have, want = CacheReader.open(out), CacheReader.open(tmp_path / "whole.zarr")
+    request = TargetRequest(hidden_layers=(4,), attention_layers=(3,), logits=True)
+    assert have.views_for(request) == ("masked",)
+    seen = []
+    for view in range(2):
+        mine, theirs = (one.read_rows(3, 37, request, masked_view=view)["masked"] for one in (have, want))
+        assert torch.equal(mine.input_ids_BT, theirs.input_ids_BT)
+        assert torch.equal(mine.hidden[4], theirs.hidden[4])
+        assert torch.equal(mine.attention[3].query_BTD, theirs.attention[3].query_BTD)
+        assert torch.equal(mine.logits.log_probs_BMK, theirs.logits.log_probs_BMK)
+        seen.append(mine.hidden[4])
+    assert not torch.equal(*seen)
+    both = have.read_rows(3, 37, TargetRequest(hidden_layers=(2, 4)), masked_view=1)
+    assert set(both) == {"plain", "masked"}
+    assert torch.equal(both["masked"].hidden[4], seen[1])
+
+
 def test_the_parts_of_a_corpus_hold_every_row_once(small_settings: Settings, tmp_path: Path) -> None:
     whole = small_settings(tmp_path / "whole.zarr", targets="hidden")
     build_cache(whole)
