@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from student_train.losses import LossSum
-from student_train.methods import StudentNeeds, StudentOutputs
+from student_train.losses.sums import LossSum
+from student_train.methods.base import StudentNeeds, StudentOutputs
 from student_train.objective import Objective
 from student_train.pretrained import encoder_of
 from teacher_cache.batch import Batch, TargetBatch
-from teacher_cache.specs import View
+from teacher_cache.specs import VIEWS, View
 from teacher_cache.taps import MaskedLMHead, enable_tap, record_attention
 
 
@@ -28,6 +28,8 @@ class DistillationModel(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
+        reads_logits = any(objective.needs(view).head for view in VIEWS)
+        self._head = MaskedLMHead(student) if reads_logits else None
         set_dropout(student, dropout)
         if objective.request.attention_layers:
             enable_tap(student)
@@ -54,7 +56,7 @@ class DistillationModel(nn.Module):
             hidden={layer: result.hidden_states[layer] for layer in needs.hidden_layers},
             attention=recorded.vectors,
             last_hidden_BTD=result.last_hidden_state,
-            head=MaskedLMHead(self.student) if needs.head else None,
+            head=self._head if needs.head else None,
         )
 
 
@@ -77,8 +79,13 @@ def freeze_unused(model: DistillationModel, batch: Batch) -> tuple[str, ...]:
     Left trainable they would drift by weight decay (upper parts of the last layer, a pooler, an unused head), and
     engines that wait for every gradient would wait in vain.
     """
+    # a probe is no step: methods that adapt to what they see must not see it
+    adapting = model.objective.training
+    model.objective.eval()
     losses: dict[str, LossSum] = model(batch)
-    torch.stack([loss.total for loss in losses.values()]).sum().backward()
+    model.objective.train(adapting)
+    weights = model.objective.weights
+    torch.stack([weights[name] * loss.total for name, loss in losses.items()]).sum().backward()
     unused = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:

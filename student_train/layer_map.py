@@ -1,79 +1,214 @@
-"""Which teacher layer each student layer learns from.
+"""Which teacher layers each student layer learns from, and in which form.
 
-In: a mapping's name, or pairs written out, and the depths of both models. Out: ordered (student layer, teacher layer)
-pairs, numbered from 1. Pure numbers; where the layers' hidden states are stored is the cache's business. Formulas:
-Udagawa et al., EMNLP 2023 Industry (arXiv 2310.08797), section 3, with k = teacher layers / student layers.
+In: the text of `--mapping` and the depths of both models. Out: a `LayerMapping`, whose pairs (student layer i, teacher
+layer j) are numbered from 1. Pure numbers; where the layers' hidden states are stored is the cache's business.
+
+With S student layers, T teacher layers and k = T / S, which need not be whole:
+
+    name           teacher layers of student layer i           what is matched                                source
+    last1          T, for i = S only                           every position                                 [U]
+    last           T - S + i                                   every position                                 [U]
+    uniform        floor(i k + 1/2)                            every position                                 [U]
+    uniform-cons   floor((i - 1) k) + 1 ... floor(i k)         every position                                 [U]
+    uniform+last   those of uniform and of last                every position                                 [U]
+    1:4,2:8,3:12   as written                                  every position
+    skip           floor(i k + 1/2), for i < S                 the first token, both sides of length 1        [P]
+    emd            all, by the flow of a transport problem     every position                                 [E]
+    alp            all, by attention over them                 every position, with the weighted mean         [A]
+
+[U] Udagawa et al., EMNLP 2023 Industry (arXiv 2310.08797), section 3; uniform-cons is written so that every teacher
+layer has one student layer for fractional k too. [P] PKD, Sun et al., EMNLP 2019 (arXiv 1908.09355), section 3.2.
+[E] BERT-EMD, Li et al., EMNLP 2020 (arXiv 2010.06133), section 3. [A] ALP-KD, Passban et al., AAAI 2021
+(arXiv 2012.14022), section 3. The losses are in `losses.hidden`, and what they leave open is settled there.
+
+The mappings that match every position of given layers add up: `last1+uniform-cons`, `uniform+1:12`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
 
 from teacher_cache.errors import SettingsError
 from teacher_cache.layers import last_layers, uniform_layers
 
 LayerPairs = tuple[tuple[int, int], ...]
+Form = Literal["pairs", "skip", "emd", "alp"]
+WEIGHING_ALL: tuple[Form, ...] = ("emd", "alp")
+"""The mappings that weigh all pairs of layers by themselves."""
+
+_Formula = Callable[[int, int], LayerPairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMapping:
+    """A mapping for two models of known depth.
+
+    `form` says what is done with the pairs, which are sorted and each there once: `pairs` matches the hidden states of
+    each, `skip` their first tokens; `emd` and `alp` weigh them while training, and have all pairs.
+    """
+
+    text: str
+    form: Form
+    pairs: LayerPairs
+
+    @property
+    def student_layers(self) -> tuple[int, ...]:
+        """The student layers that learn, ascending."""
+        return tuple(sorted({student_layer for student_layer, _ in self.pairs}))
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """The teacher layers that are read, ascending."""
+        return tuple(sorted({teacher_layer for _, teacher_layer in self.pairs}))
+
+    @property
+    def weighs_all(self) -> bool:
+        """Whether the mapping weighs all pairs by itself, so that none of them is chosen beforehand."""
+        return self.form in WEIGHING_ALL
 
 
 def _only_last(teacher_layers: int, student_layers: int) -> LayerPairs:
     return ((student_layers, teacher_layers),)
 
 
-def _one_each(formula: Callable[[int, int], tuple[int, ...]]) -> Callable[[int, int], LayerPairs]:
+def _one_each(formula: Callable[[int, int], tuple[int, ...]]) -> _Formula:
     return lambda teacher_layers, student_layers: tuple(enumerate(formula(teacher_layers, student_layers), start=1))
 
 
-MAPPINGS: dict[str, Callable[[int, int], LayerPairs]] = {
+def _consecutive(teacher_layers: int, student_layers: int) -> LayerPairs:
+    # in integers: floor(i k) = i T div S, exact where floating point would round k
+    return tuple(
+        (i, j)
+        for i in range(1, student_layers + 1)
+        for j in range((i - 1) * teacher_layers // student_layers + 1, i * teacher_layers // student_layers + 1)
+    )
+
+
+def _all_but_last(teacher_layers: int, student_layers: int) -> LayerPairs:
+    return _one_each(uniform_layers)(teacher_layers, student_layers)[:-1]
+
+
+def _every_pair(teacher_layers: int, student_layers: int) -> LayerPairs:
+    return tuple((i, j) for i in range(1, student_layers + 1) for j in range(1, teacher_layers + 1))
+
+
+_SUMMANDS: dict[str, _Formula] = {
     "last1": _only_last,
     "last": _one_each(last_layers),
     "uniform": _one_each(uniform_layers),
+    "uniform-cons": _consecutive,
 }
-"""Name -> pairs of (teacher layers, student layers): `last1` {L_S -> L_T}, `last` phi(i) = L_T - L_S + i, `uniform`
-phi(i) = floor(i k + 1/2)."""
+_ALONE: dict[Form, _Formula] = {"skip": _all_but_last, "emd": _every_pair, "alp": _every_pair}
+_FOR_ANY_DEPTH = ("last1", *WEIGHING_ALL)
+
+MAPPINGS: tuple[str, ...] = (*_SUMMANDS, "uniform+last", *_ALONE)
+"""Every mapping that has a name. Sums of the first four are mappings too."""
 
 
-def parse_mapping(text: str, teacher_layers: int, student_layers: int) -> LayerPairs:
-    """Pairs of (student layer, teacher layer), by student layer and then by teacher layer, each pair once.
+def parse_mapping(text: str, teacher_layers: int, student_layers: int) -> LayerMapping:
+    """The mapping that a text names, for two models.
 
     Args:
-        text: `last1`, `last`, `uniform`, a sum such as `uniform+last`, or explicit pairs `student:teacher` such as
-            `1:4,2:8,3:12`; explicit pairs may stand in a sum too.
+        text: one of `MAPPINGS`, a sum of those that may stand in one such as `uniform+last`, or explicit pairs
+            `student:teacher` such as `1:4,2:8,3:12`, which may stand in a sum too.
         teacher_layers: the teacher's depth.
-        student_layers: the student's depth, at most the teacher's.
+        student_layers: the student's depth. Formulas that give each of its layers a teacher layer of its own need a
+            student that is not the deeper model.
 
     Raises:
-        SettingsError: the text cannot be read, names a layer that does not exist, or the student is the deeper model.
+        SettingsError: the text cannot be read, names a layer that does not exist, or cannot be for these depths.
     """
-    if student_layers > teacher_layers:
-        raise SettingsError(
-            f"--mapping {text!r}: the student has {student_layers} layers, the teacher {teacher_layers}, and a mapping "
-            f"gives every student layer a teacher layer of its own: choose a student of at most {teacher_layers} layers"
-        )
+    parts = text.replace(" ", "").split("+")
+    for form, formula in _ALONE.items():
+        if form in parts:
+            _check_alone(form, parts, text)
+            _check_depth(form, text, teacher_layers, student_layers)
+            return LayerMapping(text=form, form=form, pairs=formula(teacher_layers, student_layers))
     pairs: set[tuple[int, int]] = set()
-    for part in text.replace(" ", "").split("+"):
-        if part in MAPPINGS:
-            pairs.update(MAPPINGS[part](teacher_layers, student_layers))
+    for part in parts:
+        if part in _SUMMANDS:
+            _check_depth(part, text, teacher_layers, student_layers)
+            pairs.update(_SUMMANDS[part](teacher_layers, student_layers))
         else:
             pairs.update(_read_pair(pair, text) for pair in part.split(","))
-    for student_layer, teacher_layer in sorted(pairs):
-        _check_layer("student", student_layer, student_layers, text)
-        _check_layer("teacher", teacher_layer, teacher_layers, text)
+    _check_layers(pairs, f"--mapping {text!r}", teacher_layers, student_layers)
+    return LayerMapping(text="+".join(parts), form="pairs", pairs=tuple(sorted(pairs)))
+
+
+def parse_pairs(text: str, teacher_layers: int, student_layers: int, *, given: str) -> LayerPairs:
+    """Explicit pairs `student:teacher` such as `2:4,3:5`, ascending and each once; `given` is the flag as it was given.
+
+    Raises:
+        SettingsError: the text cannot be read, or names a layer that does not exist.
+    """
+    pairs = set()
+    for part in text.split(","):
+        pair = _as_pair(part)
+        if pair is None:
+            raise SettingsError(
+                f"{given} cannot be read at {part!r}: give a layer of the teacher such as "
+                f"{max(1, teacher_layers - 1)}, which the student's last layer learns, or pairs student:teacher such "
+                f"as {student_layers}:{teacher_layers}"
+            )
+        pairs.add(pair)
+    _check_layers(pairs, given, teacher_layers, student_layers)
     return tuple(sorted(pairs))
 
 
-def _read_pair(pair: str, text: str) -> tuple[int, int]:
-    student_layer, colon, teacher_layer = pair.partition(":")
-    if not (colon and student_layer.isdecimal() and teacher_layer.isdecimal()):
+def _check_alone(form: Form, parts: list[str], text: str) -> None:
+    if parts != [form]:
         raise SettingsError(
-            f"--mapping {text!r} cannot be read at {pair!r}: give one of {', '.join(MAPPINGS)}, a sum such as "
-            "uniform+last, or pairs student:teacher such as 1:4,2:8,3:12"
+            f"--mapping {text!r} adds {form} to something else: it has a loss of its own, counted in its own way, and "
+            f"stands alone; give --mapping {form}, or a sum without it"
         )
+
+
+def _check_depth(name: str, text: str, teacher_layers: int, student_layers: int) -> None:
+    if name == "skip" and student_layers == 1:
+        raise SettingsError(
+            f"--mapping {text!r} leaves out the student's last layer, and this student has only that one: nothing "
+            "would be learned; choose a --student of 2 layers or more, or --mapping last1"
+        )
+    if student_layers > teacher_layers and name not in _FOR_ANY_DEPTH:
+        raise SettingsError(
+            f"--mapping {text!r}: the student has {student_layers} layers, the teacher {teacher_layers}, and {name} "
+            f"gives every student layer a teacher layer of its own: choose a --student of at most {teacher_layers} "
+            f"layers, or --mapping {', '.join(_FOR_ANY_DEPTH)} or pairs such as {student_layers}:{teacher_layers}"
+        )
+
+
+def _read_pair(pair: str, text: str) -> tuple[int, int]:
+    found = _as_pair(pair)
+    if found is None:
+        close = get_close_matches(pair, MAPPINGS, n=2)
+        meant = f"did you mean {' or '.join(close)}? Give" if close else "give"
+        raise SettingsError(
+            f"--mapping {text!r} cannot be read at {pair!r}: {meant} one of {', '.join(MAPPINGS)}, another sum of "
+            f"{', '.join(_SUMMANDS)}, or pairs student:teacher such as 1:4,2:8,3:12"
+        )
+    return found
+
+
+def _as_pair(text: str) -> tuple[int, int] | None:
+    student_layer, colon, teacher_layer = text.partition(":")
+    if not (colon and student_layer.isdecimal() and teacher_layer.isdecimal()):
+        return None
     return int(student_layer), int(teacher_layer)
 
 
-def _check_layer(owner: str, layer: int, layers: int, text: str) -> None:
+def _check_layers(pairs: set[tuple[int, int]], given: str, teacher_layers: int, student_layers: int) -> None:
+    for student_layer, teacher_layer in sorted(pairs):
+        _check_layer("student", student_layer, student_layers, given)
+        _check_layer("teacher", teacher_layer, teacher_layers, given)
+
+
+def _check_layer(owner: str, layer: int, layers: int, given: str) -> None:
     if not 1 <= layer <= layers:
+        advice = f"choose a --student of {layer} layers or more, or " if owner == "student" and layer > layers else ""
         raise SettingsError(
-            f"--mapping {text!r} names layer {layer} of the {owner}, which has layers 1 to {layers}: there is no such "
-            "hidden state to match; name layers that exist"
+            f"{given} names layer {layer} of the {owner}, which has layers 1 to {layers}: there is no such layer to "
+            f"match; {advice}name layers that exist"
         )

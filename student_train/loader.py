@@ -89,7 +89,7 @@ def _epoch_pieces(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArr
 class TrainingBatch:
     """One rank's share of a global batch. `position` is the number of rows of the stream before the global batch.
 
-    `counts` are what the losses of this share are sums over: real `positions`, and `masked` places (0 without them).
+    `counts` are what the losses of this share are sums over: real `positions`, `masked` ones (0 without them), `rows`.
     They and `row_ids` are on the host already, so that looking at them does not wait for the device.
     """
 
@@ -148,7 +148,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         return TrainingBatch(
             position=position,
             views=views,
-            counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked")},
+            counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked", "rows")},
             row_ids=tuple(row_id for fact in facts for row_id in fact["row_ids"].tolist()),
         )
 
@@ -246,4 +246,5 @@ def _host_facts(blocks: Mapping[View, CodedBlock], start: int, stop: int) -> Hos
         "row_ids": arrays["row_id"][start:stop],
         "positions": arrays["length"][start:stop],
         "masked": arrays.get("masked/count", np.zeros(0))[start:stop],
+        "rows": np.ones(stop - start),
     }

@@ -1,9 +1,9 @@
 """The training loop: batches from the loader, steps of the engine, records, validations and checkpoints.
 
-Losses are sums over the real positions of the batch divided by their number in the global batch, so that the result
-does not depend on how a batch is cut into passes. Reading a loss off the device waits for it, so the record of a step
-is written, and checked for NaN, while the next step runs. SIGTERM and Ctrl-C finish the step, save a checkpoint and
-end the loop; a second one ends the process at once.
+Losses are sums over the real positions of the batch, or its rows, divided by their number in the global batch, so that
+the result does not depend on how a batch is cut into passes. Reading a loss off the device waits for it, so the record
+of a step is written, and checked for NaN, while the next step runs. SIGTERM and Ctrl-C finish the step, save a
+checkpoint and end the loop; a second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ from torch import Tensor
 from student_train.checkpoint import save_checkpoint
 from student_train.engine import gradient_norm
 from student_train.loader import CacheLoader, TrainingBatch
-from student_train.losses import LossSum
+from student_train.losses.sums import LossSum
 from student_train.metrics import MetricsLog, Progress
 from student_train.run import TrainingRun
 from teacher_cache.errors import TrainingError
-
-COUNTED = {"od": "masked"}
-"""What a method's loss is a sum over, where that is not the real positions."""
 
 
 @dataclass(kw_only=True)
@@ -110,12 +107,12 @@ class Trainer:
 
     def backward(self, batch: TrainingBatch) -> tuple[dict[str, Tensor], Any]:
         """Gradients of the batch, pass by pass, and the optimizer step. Returns the losses and the gradient's norm."""
-        engine, rows = self.engine, self.run.micro_batch
+        engine, rows, methods = self.engine, self.run.micro_batch, self.run.objective.methods
         parts: dict[str, Tensor] = {}
         norm = None
         for start in range(0, len(batch.row_ids), rows):
             sums = engine({view: targets.rows(start, start + rows) for view, targets in batch.views.items()})
-            losses = {name: part.total / _count(name, batch.counts) for name, part in sums.items()}
+            losses = {name: part.total / max(1, batch.counts[methods[name].counted]) for name, part in sums.items()}
             # each pass has its share of one sum already: DeepSpeed must not divide by the number of passes, and what it
             # averages over ranks is multiplied again
             loss = self.weighted(losses) * torch.distributed.get_world_size()
@@ -125,6 +122,7 @@ class Trainer:
             engine.step()
             for name, value in losses.items():
                 parts[name] = parts.get(name, 0) + value.detach()
+        self.run.objective.finish_step()
         return parts, engine.get_global_grad_norm() if norm is None else norm
 
     def weighted(self, losses: Mapping[str, Any]) -> Any:
@@ -192,12 +190,8 @@ class Trainer:
         self._saved_step = self.state.step
 
 
-def _count(name: str, counts: Mapping[str, int]) -> int:
-    return max(1, counts[COUNTED.get(name, "positions")])
-
-
 def _mean(parts: list[LossSum]) -> float:
-    """The mean over all positions of all parts: a short last batch weighs as much as it holds."""
+    """The mean over all positions, or rows, of all parts: a short last batch weighs as much as it holds."""
     total = torch.stack([part.total.double() for part in parts]).sum()
     count = torch.stack([part.count for part in parts]).sum()
     return float(total / count.clamp(min=1))

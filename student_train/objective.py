@@ -11,27 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import nn
 from transformers import PreTrainedConfig
 
-from student_train.layer_map import LayerPairs, parse_mapping
-from student_train.losses import LossSum
-from student_train.methods import (
-    AttentionTransfer,
-    DistributionTransfer,
-    HiddenTransfer,
-    Method,
-    StudentNeeds,
-    StudentOutputs,
-    projection_name,
+from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
+from student_train.losses.sums import LossSum
+from student_train.methods.attention import attention_pairs, make_attention_transfer, make_vector_transfer
+from student_train.methods.base import Method, StudentNeeds, StudentOutputs
+from student_train.methods.distribution import (
+    LogitsMethod,
+    TopkLoss,
+    logits_losses,
+    make_distribution_transfer,
+    make_token_prediction,
 )
+from student_train.methods.hidden import TransportTransfer, make_hidden_transfer
 from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.contract import Manifest
-from teacher_cache.errors import SettingsError
-from teacher_cache.layers import default_attention_layer, default_relation_heads
+from teacher_cache.errors import TargetsError
 from teacher_cache.specs import View
+
+_READING_ATTENTION = ("mha", "direct")
 
 
 class TargetSource(Protocol):
@@ -44,22 +44,24 @@ class TargetSource(Protocol):
 
     def hidden_variance(self, layer: int) -> float: ...
 
-
-class FloatLinear(nn.Linear):
-    """A linear map that computes in float32 even when an engine keeps the whole model in half precision."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
-        return linear(input.float(), self.weight.float(), self.bias.float())
+    def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch: ...
 
 
 class Objective(nn.Module):
     """The methods by name, in order, with their weights and their trainable projections."""
 
-    def __init__(self, methods: Mapping[str, Method], weights: Mapping[str, float], projections: nn.ModuleDict) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Method | LogitsMethod],
+        weights: Mapping[str, float],
+        projections: Mapping[str, nn.ModuleDict],
+    ) -> None:
         super().__init__()
         self.methods = dict(methods)
         self.weights = dict(weights)
-        self.projections = projections
+        self.projections = nn.ModuleDict({name: projections.get(name, nn.ModuleDict()) for name in methods})
+        adapting = {name: method.transport for name, method in methods.items() if isinstance(method, TransportTransfer)}
+        self.adapting = nn.ModuleDict(adapting)
 
     @property
     def request(self) -> TargetRequest:
@@ -69,6 +71,7 @@ class Objective(nn.Module):
             hidden_layers=tuple(sorted({layer for request in requests for layer in request.hidden_layers})),
             attention_layers=tuple(sorted({layer for request in requests for layer in request.attention_layers})),
             logits=any(request.logits for request in requests),
+            masked=any(request.masked for request in requests),
         )
 
     def needs(self, view: View) -> StudentNeeds:
@@ -79,12 +82,28 @@ class Objective(nn.Module):
         return needs
 
     def forward(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> dict[str, LossSum]:
-        """The loss of every method on these rows, unweighted."""
-        return {name: method.loss(outputs, batch, self.projections) for name, method in self.methods.items()}
+        """The loss of every method on these rows, unweighted; to be minimised in the proportion of the weights."""
+        reading_logits = {name: method for name, method in self.methods.items() if isinstance(method, LogitsMethod)}
+        losses = logits_losses(reading_logits, self.weights, outputs, batch)
+        for name, method in self.methods.items():
+            if not isinstance(method, LogitsMethod):
+                projections = self.projections[name]
+                assert isinstance(projections, nn.ModuleDict)
+                losses[name] = method.loss(outputs, batch, projections)
+        return {name: losses[name] for name in self.methods}
+
+    def finish_step(self) -> None:
+        """Let methods that adapt while training do so, from what they saw since the last call; after every update."""
+        for part in self.adapting.values():
+            part.finish_step()  # type: ignore[operator]
 
     def describe(self) -> dict[str, Any]:
         """For the provenance record: each method's layers and settings."""
         return {name: method.describe() for name, method in self.methods.items()}
+
+    def adapted(self) -> dict[str, Any]:
+        """For the provenance record: what methods that adapt have come to, by method; empty if none does."""
+        return {name: part.describe() for name, part in self.adapting.items()}  # type: ignore[operator]
 
 
 def make_objective(
@@ -93,21 +112,24 @@ def make_objective(
     source: TargetSource,
     student: PreTrainedConfig,
     mapping: str = "uniform+last",
-    attention_layer: int | None = None,
+    attention_layer: str | None = None,
     relation_heads: int | None = None,
     relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
+    topk_loss: TopkLoss = "tail",
     seed: int = 0,
 ) -> Objective:
     """The objective of the methods that `weights` names, in its order, for this student on this cache.
 
     Args:
-        weights: weight of each method: `mha`, `hs`, `od`.
+        weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`.
         source: the cache; asked for its manifest, whether it holds the targets, and the variance of hidden states.
         student: the student's configuration.
         mapping: layers of `hs`, see `parse_mapping`.
-        attention_layer: teacher layer of `mha`; None for the last but one, or what the cache has where it lacks that.
+        attention_layer: layers of `mha` and `direct`, see `attention_pairs`; None for the teacher's last but one, or
+            what the cache has where it lacks that.
         relation_heads: heads of `mha`; None for the largest common divisor of both widths up to teacher width / 16.
-        relation_weights: of the query, key and value relations.
+        relation_weights: of queries, keys and values, in `mha` and `direct`.
+        topk_loss: what `od` does with the mass outside the kept ids, see `TopkTargets` and `KeptTargets`.
         seed: of projections between different widths.
 
     Raises:
@@ -115,133 +137,47 @@ def make_objective(
         TargetsError: the cache lacks what the methods read.
     """
     manifest = source.manifest
-    layer = _choose_attention_layer(manifest, attention_layer)
-    pairs = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else ()
+    pairs: LayerPairs = ()
+    if any(name in weights for name in _READING_ATTENTION):
+        pairs = attention_pairs(manifest, student, attention_layer)
+    layer_map = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else None
     # of all methods at once: whoever has to build another store should learn everything that it must hold
-    source.require(
-        TargetRequest(
-            hidden_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
-            attention_layers=(layer,) if "mha" in weights else (),
-            logits="od" in weights,
-        )
+    request = TargetRequest(
+        hidden_layers=layer_map.teacher_layers if layer_map else (),
+        attention_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
+        logits="od" in weights,
+        masked="mlm" in weights,
     )
-    methods: dict[str, Method] = {}
+    _require(source, request, layer_map)
+    methods: dict[str, Method | LogitsMethod] = {}
+    projections: dict[str, nn.ModuleDict] = {}
     for name in weights:
         if name == "mha":
-            methods[name] = _attention_transfer(manifest, student, layer, relation_heads, relation_weights)
-        elif name == "hs":
-            methods[name] = _hidden_transfer(source, mapping, pairs)
+            methods[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
+        elif name == "direct":
+            methods[name], projections[name] = make_vector_transfer(source, student, pairs, relation_weights, seed=seed)
+        elif name == "hs" and layer_map is not None:
+            methods[name], projections[name] = make_hidden_transfer(
+                source, layer_map, student_width=student.hidden_size, seed=seed
+            )
         elif name == "od":
-            methods[name] = _distribution_transfer(manifest, student)
+            methods[name] = make_distribution_transfer(manifest, student, topk_loss)
+        elif name == "mlm":
+            methods[name] = make_token_prediction(manifest, student)
         else:
             raise ValueError(f"unknown method {name!r}")
-    projections = _make_projections(pairs, student.hidden_size, manifest.teacher.hidden_size, seed)
     return Objective(methods, weights, projections)
 
 
-def _attention_transfer(
-    manifest: Manifest, student: PreTrainedConfig, layer: int, heads: int | None, weights: Sequence[float]
-) -> AttentionTransfer:
-    width = student.hidden_size
-    spec = manifest.targets.find_attention(layer)
-    assert spec is not None
-    if spec.heads is not None:
-        _check_stored_heads(spec.heads, heads, width)
-        heads = spec.heads
-    elif heads is None:
-        heads = default_relation_heads(manifest.teacher.hidden_size, width)
-    _check_relation_heads(heads, manifest.teacher.hidden_size, width)
-    return AttentionTransfer(
-        view=spec.view,
-        student_layer=student.num_hidden_layers,
-        teacher_layer=layer,
-        relation_heads=heads,
-        weights=tuple(weights),
-    )
-
-
-def _choose_attention_layer(manifest: Manifest, asked: int | None) -> int:
-    if asked is None:
-        return _cached_attention_layer(manifest)
-    layers = manifest.teacher.layers
-    if not 1 <= asked <= layers:
-        raise SettingsError(
-            f"--attention-layer {asked!r}: the teacher has layers 1 to {layers}, so no cache of it can hold that one; "
-            "give one of these layers"
-        )
-    return asked
-
-
-def _cached_attention_layer(manifest: Manifest) -> int:
-    """The only layer whose attention is cached, or the default one where the cache leaves a choice or has none."""
-    cached = manifest.targets.attention_layers()
-    default = default_attention_layer(manifest.teacher.layers)
-    return default if default in cached or not cached else cached[-1]
-
-
-def _check_relation_heads(heads: int, teacher_width: int, student_width: int) -> None:
-    if heads >= 1 and teacher_width % heads == 0 and student_width % heads == 0:
-        return
-    possible = [n for n in range(1, student_width + 1) if teacher_width % n == 0 and student_width % n == 0]
-    below = [n for n in possible if n < heads][-1:]
-    above = [n for n in possible if n > heads][:1]
-    raise SettingsError(
-        f"--relation-heads {heads!r} does not divide both the teacher's width {teacher_width} and the student's width "
-        f"{student_width}: every relation head must get the same number of components; the nearest that does is "
-        f"{' or '.join(map(str, below + above))}"
-    )
-
-
-def _check_stored_heads(stored: int, asked: int | None, student_width: int) -> None:
-    if asked is not None and asked != stored:
-        raise SettingsError(
-            f"--relation-heads {asked!r}: the cache holds relations as matrices of {stored} heads, and others cannot "
-            f"be made of them; give --relation-heads {stored}, or build a cache with --relations hidden or qkv"
-        )
-    if student_width % stored:
-        raise SettingsError(
-            f"the cache holds relations as matrices of {stored} heads, which do not divide the student's width "
-            f"{student_width}: every relation head must get the same number of components; choose a student whose "
-            "width they divide, or build a cache with --relations hidden or qkv"
-        )
-
-
-def _hidden_transfer(source: TargetSource, mapping: str, pairs: LayerPairs) -> HiddenTransfer:
-    layers = sorted({teacher_layer for _, teacher_layer in pairs})
-    return HiddenTransfer(
-        mapping=mapping,
-        pairs=pairs,
-        views={spec.layer: spec.view for spec in source.manifest.targets.hidden if spec.layer in layers},
-        variance={layer: source.hidden_variance(layer) for layer in layers},
-    )
-
-
-def _distribution_transfer(manifest: Manifest, student: PreTrainedConfig) -> DistributionTransfer:
-    spec = manifest.targets.logits
-    assert spec is not None
-    if student.vocab_size != manifest.teacher.vocab_size:
-        raise SettingsError(
-            f"--method od: the student has {student.vocab_size} vocabulary entries, the teacher "
-            f"{manifest.teacher.vocab_size}: their distributions cannot be compared; choose a student with the "
-            "teacher's vocabulary"
-        )
-    return DistributionTransfer(
-        view=spec.view, form=spec.form, vocab_size=student.vocab_size, temperature=manifest.temperature
-    )
-
-
-def _make_projections(
-    pairs: Sequence[tuple[int, int]], student_width: int, teacher_width: int, seed: int
-) -> nn.ModuleDict:
-    """One linear map per pair: identity where the widths match, else random with standard deviation 0.02; bias 0."""
-    generator = torch.Generator().manual_seed(seed)
-    projections = nn.ModuleDict()
-    for student_layer, teacher_layer in pairs:
-        projection = FloatLinear(student_width, teacher_width)
-        nn.init.zeros_(projection.bias)
-        if student_width == teacher_width:
-            nn.init.eye_(projection.weight)
-        else:
-            nn.init.normal_(projection.weight, std=0.02, generator=generator)
-        projections[projection_name(student_layer, teacher_layer)] = projection
-    return projections
+def _require(source: TargetSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:
+    """Check that the cache holds all of it, and say why where a mapping reads every layer."""
+    try:
+        source.require(request)
+    except TargetsError as error:
+        held = source.manifest.targets.hidden_layers()
+        if layer_map is None or not layer_map.weighs_all or set(request.hidden_layers) <= set(held):
+            raise
+        raise TargetsError(
+            f"{error}. --mapping {layer_map.text!r} compares each student layer with every teacher layer, "
+            f"1 to {request.hidden_layers[-1]}: `--layers all` names them"
+        ) from error

@@ -146,6 +146,7 @@ class TrainingRun:
             "held_out_rows": {"first": self.held_out_rows[0].start, "count": count_rows(self.held_out_rows)},
             "student": {"description": self.built.description, "copied": list(self.built.copied)},
             "objective": self.objective.describe(),
+            "adapted": self.objective.adapted(),
             "weights": self.objective.weights,
             "steps": self.steps,
             "settings": asdict(self.settings),
@@ -192,7 +193,7 @@ def prepare_run(settings: TrainSettings) -> TrainingRun:
         settings.student,
         teacher_folder=reader.teacher_folder(),
         init=settings.init,
-        with_mlm_head="od" in settings.methods(),
+        with_mlm_head=not {"od", "mlm"}.isdisjoint(settings.methods()),
         seed=settings.seed,
         seq_len=manifest.seq_len,
     )
@@ -204,6 +205,7 @@ def prepare_run(settings: TrainSettings) -> TrainingRun:
         attention_layer=settings.attention_layer,
         relation_heads=settings.relation_heads,
         relation_weights=settings.relation_weight_values(),
+        topk_loss=settings.topk_loss,
         seed=settings.seed,
     )
     model = DistillationModel(built.model, objective, dropout=settings.dropout).to(device)

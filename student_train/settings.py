@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from teacher_cache.errors import SettingsError
 
-METHODS = ("mha", "hs", "od")
+METHODS = ("mha", "direct", "hs", "od", "mlm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class TrainSettings:
     """Train a student from a teacher cache and write it as a Hugging Face directory."""
 
     method: str
-    """What to learn: mha (attention relations), hs (hidden states), od (output distribution), or a sum such as
-    mha+hs."""
+    """What to learn: mha (attention relations), direct (the queries, keys and values themselves), hs (hidden states),
+    od (output distribution), mlm (the masked tokens themselves, without the teacher), or a sum such as mha+hs."""
 
     cache: tuple[str, ...] = ("cache.zarr",)
     """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
@@ -31,18 +31,24 @@ class TrainSettings:
     """Weight of each method, in the order of --method, such as 1,0.1 (default: 1 for each)."""
 
     mapping: str = "uniform+last"
-    """For hs, which teacher layers teach which student layers: last1, last, uniform, uniform+last, or pairs
-    student:teacher such as 1:4,2:8,3:12."""
+    """For hs, which teacher layers teach which student layers: last1, last, uniform, uniform-cons or a sum of them such
+    as uniform+last, pairs student:teacher such as 1:4,2:8,3:12, skip (the first token only), or emd or alp, which weigh
+    all teacher layers (cached with --layers all) while training."""
 
-    attention_layer: int | None = None
-    """For mha, the teacher layer whose relations are learned (default: the last but one, or the only one cached)."""
+    attention_layer: str | None = None
+    """For mha and direct, the teacher layer that the student's last layer learns (default: the last but one, or the
+    only one cached), or pairs student:teacher such as 2:4,3:5."""
 
     relation_heads: int | None = None
     """For mha, heads into which both models' attention vectors are re-split (default: the largest number that divides
     both widths and is at most a sixteenth of the teacher's)."""
 
     relation_weights: str = "1,1,1"
-    """For mha, weights of the query, key and value relations."""
+    """For mha and direct, weights of queries, keys and values."""
+
+    topk_loss: Literal["tail", "renormalise"] = "tail"
+    """For od on the most probable ids: tail pools all other ids into one, renormalise leaves them out and makes both
+    models' probabilities of the kept ids sum to 1."""
 
     student: str | None = None
     """Layers x width[:heads[:feed-forward]] such as 6x768:12:3072, or a Hugging Face directory (default: 6 layers if
@@ -204,7 +210,6 @@ _LOWEST = {
     "valid_every": 1,
     "save_every": 1,
     "seed": 0,
-    "attention_layer": 1,
     "relation_heads": 1,
 }
 

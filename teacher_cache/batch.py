@@ -21,11 +21,16 @@ RecordT = TypeVar("RecordT")
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRequest:
-    """Which targets to read: hidden states and attention by layer, the distribution at masked positions or not."""
+    """Which targets to read: hidden states and attention by layer, the distribution at masked positions or not.
+
+    `masked` asks for the masked view itself: its input, the masked positions and the ids that stood there. It comes
+    with every target of that view.
+    """
 
     hidden_layers: tuple[int, ...] = ()
     attention_layers: tuple[int, ...] = ()
     logits: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

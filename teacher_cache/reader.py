@@ -121,6 +121,8 @@ class CacheReader:
         used |= {spec.view for spec in targets.attention if spec.layer in request.attention_layers}
         if request.logits and targets.logits is not None:
             used.add(targets.logits.view)
+        if request.masked:
+            used.add("masked")
         return tuple(view for view in VIEWS if view in used) or targets.views()[:1]
 
     def hidden_variance(self, layer: int) -> float:

@@ -64,7 +64,7 @@ class Online:
             enable_tap(model)
         objective = make_objective({method: 1.0}, source=self.reader, student=self.student.config, relation_heads=24)
         self.request = objective.request
-        self.projections = objective.projections
+        self.projections = objective.projections[method]
 
     def losses(self) -> list[float]:
         """The loss of each of the training's steps."""

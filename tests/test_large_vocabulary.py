@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from student_train.distillation_model import DistillationModel
-from student_train.losses import LOGITS_AT_A_TIME
+from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.objective import make_objective
 from student_train.settings import TrainSettings
 from student_train.student import build_student
@@ -104,11 +104,12 @@ def test_od_trains_in_bounded_memory_and_learns(store: tuple[Path, int], tmp_pat
     built = build_student(
         None, teacher_folder=reader.teacher_folder(), init="auto", with_mlm_head=True, seed=0, seq_len=SEQ_LEN
     )
-    objective = make_objective({"od": 1.0}, source=reader, student=built.model.config)
+    objective = make_objective({"od": 1.0, "mlm": 0.5}, source=reader, student=built.model.config)
     model = DistillationModel(built.model, objective)
     batch = reader.read_rows(0, ROWS, objective.request)
     with LargestVocabularyTensor() as largest:
-        model(batch)["od"].total.backward()
+        losses = model(batch)
+        (losses["od"].total + 0.5 * losses["mlm"].total).backward()
     assert 0 < largest.elements <= LOGITS_AT_A_TIME < ROWS * SEQ_LEN * VOCABULARY / 10
     settings = TrainSettings(
         method="od", cache=(str(store[0]),), out=str(tmp_path / "student"), student="2x16:2", init="random", steps=8,

@@ -27,7 +27,7 @@ from student_train.evaluate.load import LoadedStudent, check_fit, load_student, 
 from student_train.evaluate.plan import FidelityPlan, plan_fidelity
 from student_train.evaluate.records import FidelityReport
 from student_train.evaluate.sums import DistributionSum, HiddenSum, RelationSum
-from student_train.methods import StudentOutputs
+from student_train.methods.base import StudentOutputs
 from student_train.split import block_pieces, count_rows
 from teacher_cache.batch import TargetBatch, TargetRequest
 from teacher_cache.errors import StudentError

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.layer_map import LayerPairs, parse_mapping
+from student_train.layer_map import WEIGHING_ALL, LayerPairs, parse_mapping
 from student_train.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from teacher_cache.batch import TargetRequest
 from teacher_cache.contract import Manifest
@@ -131,15 +131,20 @@ def _is_number(value: object, most: int | None = None, *, least: int = 1) -> boo
 
 
 def _is_relation(mha: object, teacher_width: int, layers: int, width: int) -> bool:
-    if not isinstance(mha, Mapping) or not _is_number(mha.get("student_layer"), layers):
+    if not isinstance(mha, Mapping) or not mha.get("pairs") or not _are_pairs(mha["pairs"], layers):
         return False
     heads = mha.get("relation_heads")
-    divides = isinstance(heads, int) and heads >= 1 and teacher_width % heads == 0 and width % heads == 0
-    return divides and _is_number(mha.get("teacher_layer"))
+    return isinstance(heads, int) and heads >= 1 and teacher_width % heads == 0 and width % heads == 0
 
 
 def _is_mapping(hs: object, layers: int) -> bool:
-    pairs = hs.get("pairs") if isinstance(hs, Mapping) else None
+    # a mapping that weighs all pairs of layers names none
+    return isinstance(hs, Mapping) and _are_pairs(
+        hs.get("pairs", [] if hs.get("mapping") in WEIGHING_ALL else None), layers
+    )
+
+
+def _are_pairs(pairs: object, layers: int) -> bool:
     return isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0], layers) and _is_number(pair[1])
         for pair in pairs
@@ -191,19 +196,21 @@ def _relations(
     manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, width: int, notes: list[str]
 ) -> tuple[RelationPair, ...]:
     cached = manifest.targets.attention_layers()
-    teacher_width = manifest.teacher.hidden_size
-    student_layer, wanted, heads = layers, cached, default_relation_heads(teacher_width, width)
-    if trained is not None and trained["teacher_layer"] in cached:
-        student_layer, wanted = trained["student_layer"], (trained["teacher_layer"],)
-        heads = trained["relation_heads"]
-    elif trained is not None:
-        notes.append(f"attention of the teacher layer trained on, {trained['teacher_layer']}, is not in this cache")
+    heads = default_relation_heads(manifest.teacher.hidden_size, width)
+    wanted = [(layers, layer) for layer in cached]
+    trained_pairs = _trained_pairs(trained)
+    known = [(student, teacher) for student, teacher in trained_pairs if teacher in cached]
+    if trained is not None and known:
+        wanted, heads = known, trained["relation_heads"]
     elif not cached:
         notes.append("no relation KL: the cache holds no attention targets")
+    missing = sorted({teacher for _, teacher in trained_pairs} - set(cached))
+    if missing:
+        notes.append(f"attention of teacher layers trained on, {', '.join(map(str, missing))}, is not in this cache")
     found = []
-    for spec in manifest.targets.attention:
-        if spec.layer not in wanted:
-            continue
+    for student_layer, teacher_layer in wanted:
+        spec = manifest.targets.find_attention(teacher_layer)
+        assert spec is not None
         fixed = spec.heads or heads
         if width % fixed:
             notes.append(
@@ -227,7 +234,14 @@ def _hidden(
     if rows < 2:
         notes.append("no hidden NMSE: it takes two rows, one to fit the linear map on and one to measure it on")
         return ()
-    pairs = _trained_pairs(trained) or _default_pairs(manifest, layers)
+    pairs = _trained_pairs(trained)
+    if not pairs:
+        pairs = _default_pairs(manifest, layers)
+        if trained is not None:
+            notes.append(
+                f"the student was trained with mapping {trained.get('mapping')!r}, which weighs all pairs of layers: "
+                f"hidden states are compared as with {DEFAULT_MAPPING}"
+            )
     missing = sorted({teacher for _, teacher in pairs if teacher not in views})
     if missing:
         notes.append(f"hidden states of teacher layers {', '.join(map(str, missing))} are not in this cache")
@@ -238,7 +252,7 @@ def _hidden(
 
 
 def _trained_pairs(trained: Mapping[str, Any] | None) -> LayerPairs:
-    return tuple((student, teacher) for student, teacher in trained["pairs"]) if trained else ()
+    return tuple((student, teacher) for student, teacher in trained.get("pairs", [])) if trained else ()
 
 
 def _default_pairs(manifest: Manifest, layers: int) -> LayerPairs:
@@ -246,7 +260,7 @@ def _default_pairs(manifest: Manifest, layers: int) -> LayerPairs:
     teacher_layers = manifest.teacher.layers
     if layers > teacher_layers:
         return ((layers, teacher_layers),)
-    return parse_mapping(DEFAULT_MAPPING, teacher_layers, layers)
+    return parse_mapping(DEFAULT_MAPPING, teacher_layers, layers).pairs
 
 
 def _logits_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View | None:

@@ -12,8 +12,11 @@ from torch import Tensor
 from student_train.evaluate.plan import HiddenPair, RelationPair
 from student_train.evaluate.records import DistributionFidelity, HiddenFidelity, RelationFidelity
 from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
-from student_train.losses import LOGITS_AT_A_TIME, SampledTargets, TopkTargets, logits_loss, one_relation_loss
-from student_train.methods import StudentOutputs, flat_targets
+from student_train.losses.distributions import SampledTargets, Targets, logits_loss
+from student_train.losses.relations import one_relation_loss
+from student_train.losses.vocabulary import LOGITS_AT_A_TIME
+from student_train.methods.base import StudentOutputs
+from student_train.methods.distribution import flat_targets
 from student_train.split import Rows, abreast
 from teacher_cache.batch import TargetBatch
 from teacher_cache.relations import VECTORS
@@ -115,7 +118,7 @@ class DistributionSum:
         for places in place_P.split(run):
             self._count(outputs.head(hidden_PD[places]), type(taught)(*(part[places] for part in taught)))
 
-    def _count(self, logits_PV: Tensor, targets: TopkTargets | SampledTargets) -> None:
+    def _count(self, logits_PV: Tensor, targets: Targets) -> None:
         loss = logits_loss(logits_PV, targets, temperature=self._temperature)
         # the loss is scaled by tau^2 to keep its gradient's size; the divergence itself is not
         self._kl += float(loss) / self._temperature**2
@@ -133,7 +136,7 @@ class DistributionSum:
         )
 
 
-def _most_probable(targets: TopkTargets | SampledTargets) -> Tensor:
+def _most_probable(targets: Targets) -> Tensor:
     """The teacher's first choice at each position, as far as the cache knows it [P]."""
     if isinstance(targets, SampledTargets):
         return targets.ids_PK.long().gather(1, targets.counts_PK.argmax(1, keepdim=True)).squeeze(1)

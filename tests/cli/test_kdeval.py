@@ -67,7 +67,7 @@ def test_more_rows_than_one_block(cache: Path, teacher_as_student: Path, capsys:
     provenance = {
         "cache": {"path": "elsewhere.zarr", "identity_sha256": "other", "rows": 100},
         "held_out_rows": {"first": 70, "count": 30},
-        "objective": {"mha": {"student_layer": 3, "teacher_layer": 3, "relation_heads": 8}},
+        "objective": {"mha": {"pairs": [[3, 3]], "relation_heads": 8}},
     }
     (teacher_as_student / "provenance.json").write_text(json.dumps(provenance))
     arguments = ["fidelity", "--student", str(teacher_as_student), "--cache", str(cache), "--json", "--batch-size", "3"]
@@ -122,8 +122,8 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         {"cache": {"rows": 100}, "held_out_rows": {"count": 1000}},
         {"objective": []},
         {"objective": {"mha": 3}},
-        {"objective": {"mha": {"student_layer": 9, "teacher_layer": 3, "relation_heads": 8}}},
-        {"objective": {"mha": {"student_layer": 4, "teacher_layer": 3, "relation_heads": 7}}},
+        {"objective": {"mha": {"pairs": [[9, 3]], "relation_heads": 8}}},
+        {"objective": {"mha": {"pairs": [[4, 3]], "relation_heads": 7}}},
         {"objective": {"hs": {"pairs": [[1, 2], [9, 4]]}}},
         {"objective": {"hs": {"pairs": "all"}}},
     ],

@@ -143,7 +143,11 @@ def test_the_command_works_with_the_flags_of_the_readme_alone(workplace, monkeyp
         (["--method", "hx"], 1, "--method 'hx' cannot be read"),
         (["--method", "hs", "--mapping", "1:7"], 1, "--mapping '1:7'"),
         (["--method", "mha", "--attention-layer", "1"], 1, "--targets attention --attention-layer 1`"),
-        (["--method", "mha", "--attention-layer", "9"], 1, "--attention-layer 9: the teacher has layers 1 to 4"),
+        (
+            ["--method", "mha", "--attention-layer", "9"],
+            1,
+            "--attention-layer '9' names layer 9 of the teacher, which has layers 1 to 4",
+        ),
         (["--method", "hs", "--dtype", "bfloat16", "--device", "cpu"], 1, "--dtype 'bfloat16' on a CPU"),
         (["--method", "hs", "--seed", str(2**63)], 1, f"--seed {2**63}"),
         (["--method", "mha", "--relation-heads", "5"], 1, "--relation-heads 5 does not divide"),

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from student_train.distillation_model import DistillationModel, freeze_unused, set_dropout
-from student_train.losses import LossSum
+from student_train.losses.sums import LossSum
 from student_train.objective import make_objective
 from student_train.student import build_student
-from teacher_cache.batch import Batch, TargetBatch
+from teacher_cache.batch import Batch, TargetBatch, TargetRequest
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 LENGTHS = (12, 5, 9)
-ALL = {"mha": 1.0, "hs": 1.0, "od": 1.0}
+ALL = {"mha": 1.0, "direct": 1.0, "hs": 1.0, "od": 1.0}
 
 
 def distil(
@@ -43,10 +43,10 @@ def totals(losses: dict[str, LossSum]) -> dict[str, float]:
 def test_a_copy_of_the_teacher_has_nothing_to_learn(family: str, tiny_teacher: Any, live_cache: Any) -> None:
     cache = full_cache(live_cache, tiny_teacher(family))
     batch = cache.batch(LENGTHS)
-    copy = distil(cache, "4x32:4", init="auto", mapping="uniform", attention_layer=4)
+    copy = distil(cache, "4x32:4", init="auto", mapping="uniform", attention_layer="4")
     found = {name: loss.total.item() / loss.count.item() for name, loss in copy(batch).items()}
     assert all(abs(value) < 1e-5 for value in found.values()), found
-    other = distil(cache, "4x32:4", init="random", mapping="uniform", attention_layer=4)
+    other = distil(cache, "4x32:4", init="random", mapping="uniform", attention_layer="4")
     assert all(loss.total.item() / loss.count.item() > 0.01 for loss in other(batch).values())
 
 
@@ -57,10 +57,11 @@ def bert(tiny_teacher: Any, live_cache: Any) -> tuple[Any, Batch, DistillationMo
     batch = cache.batch(LENGTHS)
     model = distil(cache, relation_heads=4, relation_weights=(1.0, 2.0, 0.5))
     with torch.no_grad():
-        for projection in model.objective.projections.values():
-            projection.weight.normal_(std=0.3)  # type: ignore[operator, union-attr]
+        for name, parameter in model.objective.named_parameters():
+            if name.endswith("weight"):
+                parameter.normal_(std=0.3)
         losses = model(batch)
-    assert {name: loss.count.item() for name, loss in losses.items()} == {"mha": 26, "hs": 26, "od": 9}
+    assert {name: loss.count.item() for name, loss in losses.items()} == {"mha": 26, "direct": 26, "hs": 26, "od": 9}
     model.student.double().eval()
     return cache, batch, model, losses
 
@@ -80,7 +81,7 @@ def test_hidden_states_of_bert_step_by_step(bert: Any) -> None:
     hidden = plain_outputs(model, batch["plain"]).hidden_states
     expected = 0.0
     for student_layer, teacher_layer in ((1, 2), (1, 3), (2, 4)):
-        projection = model.objective.projections[f"student_{student_layer}_teacher_{teacher_layer}"].double()
+        projection = model.objective.projections["hs"][f"student_{student_layer}_teacher_{teacher_layer}"].double()
         target = batch["plain"].hidden[teacher_layer].double()
         for row, length in enumerate(LENGTHS):
             for i in range(length):
@@ -108,6 +109,24 @@ def test_relations_of_bert_step_by_step(bert: Any) -> None:
                     logs.append((part @ part.T / math.sqrt(width)).log_softmax(1))
                 expected += weight * (logs[0].exp() * (logs[0] - logs[1])).sum().item() / 4
     assert losses["mha"].total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_vectors_of_bert_step_by_step(bert: Any) -> None:
+    cache, batch, model, losses = bert
+    hidden = plain_outputs(model, batch["plain"]).hidden_states
+    attention, taught = model.student.bert.encoder.layer[1].attention.self, batch["plain"].attention[3]
+    sample = cache.read_rows(0, cache.manifest.rows, TargetRequest(attention_layers=(3,)))["plain"]
+    real = torch.arange(12)[None, :] < sample.length_B[:, None]
+    expected = 0.0
+    for weight, name in ((1.0, "query"), (2.0, "key"), (0.5, "value")):
+        seen = getattr(sample.attention[3], f"{name}_BTD")[real].double()
+        variance = (seen - seen.mean(0)).square().sum(1).mean()
+        projection = model.objective.projections["direct"][f"student_2_teacher_3_{name}"].double()
+        target = getattr(taught, f"{name}_BTD")
+        for row, length in enumerate(LENGTHS):
+            mapped = getattr(attention, name)(hidden[1][row, :length]) @ projection.weight.T + projection.bias
+            expected += weight * (mapped - target[row, :length].double()).square().sum().item() / variance.item()
+    assert losses["direct"].total.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_distribution_of_bert_step_by_step(bert: Any) -> None:
@@ -244,8 +263,10 @@ def test_training_moves_every_loss_down(tiny_teacher: Any, live_cache: Any) -> N
 def test_the_real_teacher_teaches_a_copied_student(shared_teacher: Path, live_cache: Any) -> None:
     cache = live_cache(shared_teacher, hidden=(2, 4, 5, 6), attention=(5,), logits=True)
     batch = cache.batch((12, 7))
-    copied = distil(cache, "3x384", init="auto")
-    random = distil(cache, "3x384", init="random")
+    # vectors of another layer may well be further off than none: they have no order among layers
+    methods = {name: weight for name, weight in ALL.items() if name != "direct"}
+    copied = distil(cache, "3x384", methods, init="auto")
+    random = distil(cache, "3x384", methods, init="random")
     for name, loss in random(batch).items():
         assert 0 < copied(batch)[name].total.item() < loss.total.item(), name
     masked_lm = AutoModelForMaskedLM.from_pretrained(shared_teacher)

@@ -380,7 +380,7 @@ PROVENANCE = {
     "cache": {"path": "cache.zarr", "identity_sha256": "this", "rows": 1000},
     "held_out_rows": {"first": 900, "count": 100},
     "objective": {
-        "mha": {"student_layer": 2, "teacher_layer": 3, "relation_heads": 8},
+        "mha": {"pairs": [[2, 3]], "relation_heads": 8},
         "hs": {"mapping": "last1", "pairs": [[2, 4]]},
     },
 }
@@ -394,6 +394,14 @@ def test_students_are_measured_where_they_were_trained() -> None:
     assert found.logits_view == "masked"
     assert found.notes == ()
     assert plan(make_manifest(), provenance=PROVENANCE, rows=10).rows == (range(990, 1000),)
+
+
+def test_students_that_weighed_all_layers_are_compared_as_by_default() -> None:
+    hs = {"mapping": "emd", "student_layers": [1, 2], "teacher_layers": [1, 2, 3, 4]}
+    found = plan(make_manifest(), provenance={**PROVENANCE, "objective": {"hs": hs}})
+    assert [(pair.student_layer, pair.teacher_layer) for pair in found.hidden] == [(1, 2), (1, 3), (2, 4)]
+    assert found.held_out and found.rows == (range(900, 1000),)
+    assert any("trained with mapping 'emd'" in note and "uniform+last" in note for note in found.notes)
 
 
 def test_students_from_elsewhere_get_the_defaults() -> None:

@@ -154,6 +154,7 @@ def test_batches_are_what_the_reader_reads_at_those_rows(reader, load):
         assert batch.counts == {
             "positions": int(batch.views["plain"].real_BT().sum()),
             "masked": int(batch.views["masked"].masked.real_BM().sum()),
+            "rows": 12,
         }
 
 

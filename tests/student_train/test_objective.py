@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from student_train.methods import AttentionTransfer, HiddenTransfer, StudentNeeds
-from student_train.objective import FloatLinear, make_objective
+from student_train.methods.attention import AttentionTransfer
+from student_train.methods.base import StudentNeeds
+from student_train.objective import make_objective
 from student_train.shape import derive_config, parse_shape
 from teacher_cache.batch import TargetRequest
 from teacher_cache.errors import SettingsError, TargetsError
@@ -34,7 +34,7 @@ def test_everything_at_once(tiny_teacher: Any, live_cache: Any) -> None:
     assert objective.needs("plain") == StudentNeeds(hidden_layers=frozenset({1, 2}), attention_layers=frozenset({2}))
     assert objective.needs("masked") == StudentNeeds(head=True)
     assert objective.describe() == {
-        "mha": {"student_layer": 2, "teacher_layer": 3, "relation_heads": 2, "weights": [1, 2, 3], "view": "plain"},
+        "mha": {"relation_heads": 2, "pairs": [[2, 3]], "weights": [1, 2, 3], "view": "plain"},
         "hs": {"mapping": "uniform+last", "pairs": [[1, 2], [1, 3], [2, 4]]},
         "od": {"form": "topk", "loss": "tail", "temperature": 2.0, "view": "masked"},
     }
@@ -50,17 +50,17 @@ def test_methods_on_the_masked_view_need_nothing_of_the_plain_one(tiny_teacher: 
 
 
 @pytest.mark.parametrize(
-    ("cached", "asked", "expected"), [((3,), None, 3), ((1, 2, 3), None, 3), ((1, 2), None, 2), ((1, 3), 1, 1)]
+    ("cached", "asked", "expected"), [((3,), None, 3), ((1, 2, 3), None, 3), ((1, 2), None, 2), ((1, 3), "1", 1)]
 )
 def test_the_attention_layer(
-    cached: tuple[int, ...], asked: int | None, expected: int, tiny_teacher: Any, live_cache: Any
+    cached: tuple[int, ...], asked: str | None, expected: int, tiny_teacher: Any, live_cache: Any
 ) -> None:
     cache = live_cache(tiny_teacher(), attention=cached)
     objective = make_objective(
         {"mha": 1.0}, source=cache, student=student_config(tiny_teacher()), attention_layer=asked
     )
     method = objective.methods["mha"]
-    assert isinstance(method, AttentionTransfer) and method.teacher_layer == expected
+    assert isinstance(method, AttentionTransfer) and method.pairs == ((2, expected),)
     assert cache.required == [TargetRequest(attention_layers=(expected,))]
 
 
@@ -105,42 +105,6 @@ def test_another_vocabulary_is_refused_for_the_distribution(tiny_teacher: Any, l
         make_objective({"od": 1.0}, source=live_cache(tiny_teacher(), logits=True), student=config)
 
 
-def test_projections_start_at_identity_or_small_and_seeded(tiny_teacher: Any, live_cache: Any) -> None:
-    cache = live_cache(tiny_teacher(), hidden=(2, 4))
-
-    def projections(shape: str, seed: int = 0) -> dict[str, FloatLinear]:
-        student = student_config(tiny_teacher(), shape)
-        objective = make_objective({"hs": 1.0}, source=cache, student=student, mapping="uniform", seed=seed)
-        assert {parameter.dtype for parameter in objective.parameters()} == {torch.float32}
-        return dict(objective.projections.items())  # type: ignore[arg-type]
-
-    same = projections("2x32:4")
-    assert list(same) == ["student_1_teacher_2", "student_2_teacher_4"]
-    x_PD = torch.randn(3, 32)
-    assert all(torch.equal(projection(x_PD), x_PD) for projection in same.values())
-    first, again, other = projections("2x24:4", 1), projections("2x24:4", 1), projections("2x24:4", 2)
-    name = "student_1_teacher_2"
-    assert first[name].weight.shape == (32, 24) and 0.01 < first[name].weight.std().item() < 0.03
-    assert torch.equal(first[name].weight, again[name].weight)
-    assert not torch.equal(first[name].weight, other[name].weight)
-    assert not torch.equal(first[name].weight, first["student_2_teacher_4"].weight)
-
-
-def test_projections_compute_in_float32_when_kept_in_half_precision() -> None:
-    projection = FloatLinear(8, 4).bfloat16()
-    x_PD = torch.randn(3, 8).bfloat16()
-    expected = x_PD.double() @ projection.weight.double().T + projection.bias.double()
-    torch.testing.assert_close(projection(x_PD).double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_hidden_variance_is_read_for_the_mapped_layers_only(tiny_teacher: Any, live_cache: Any) -> None:
-    cache = live_cache(tiny_teacher(), hidden=(1, 2, 3, 4))
-    objective = make_objective({"hs": 1.0}, source=cache, student=student_config(tiny_teacher()), mapping="1:1,2:3")
-    method = objective.methods["hs"]
-    assert isinstance(method, HiddenTransfer) and method.variance == {1: 3.0, 3: 5.0}
-    assert objective.request == TargetRequest(hidden_layers=(1, 3))
-
-
 def test_everything_that_lacks_is_asked_for_at_once(tiny_teacher: Any, live_cache: Any) -> None:
     """Before anything else is looked at, such as heads: another store is the first thing to get."""
     cache = live_cache(tiny_teacher(), hidden=(2,))
@@ -151,8 +115,17 @@ def test_everything_that_lacks_is_asked_for_at_once(tiny_teacher: Any, live_cach
     assert len(cache.required) == 1
 
 
-@pytest.mark.parametrize("layer", [0, 5])
-def test_a_layer_that_the_teacher_does_not_have(layer: int, tiny_teacher: Any, live_cache: Any) -> None:
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ("0", "'0' names layer 0 of the teacher, which has layers 1 to 4"),
+        ("5", "'5' names layer 5 of the teacher, which has layers 1 to 4"),
+        ("3:4", "'3:4' names layer 3 of the student, which has layers 1 to 2"),
+        ("1,2", "'1,2' cannot be read at '1': .* pairs student:teacher such as 2:4"),
+        ("last", "'last' cannot be read at 'last'"),
+    ],
+)
+def test_attention_layers_that_cannot_be(asked: str, problem: str, tiny_teacher: Any, live_cache: Any) -> None:
     cache = live_cache(tiny_teacher(), attention=(3,))
-    with pytest.raises(SettingsError, match=f"--attention-layer {layer}: the teacher has layers 1 to 4"):
-        make_objective({"mha": 1.0}, source=cache, student=student_config(tiny_teacher()), attention_layer=layer)
+    with pytest.raises(SettingsError, match=f"--attention-layer {problem}"):
+        make_objective({"mha": 1.0}, source=cache, student=student_config(tiny_teacher()), attention_layer=asked)

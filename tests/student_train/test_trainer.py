@@ -229,6 +229,20 @@ def test_several_stores_are_trained_on_and_measured_as_one(run_training, tiny_pa
     assert "13 held-out rows of" in str(fidelity_table({"student": measure_fidelity(out, tiny_parts)}).caption)
 
 
+@pytest.mark.parametrize("mapping", ["skip", "emd", "alp"])
+def test_passes_do_not_change_what_a_mapping_teaches(run_training, tmp_path, mapping):
+    """Rows are counted over the batch, and a flow comes from the costs of the whole step before."""
+    options = {"method": "hs", "weights": None, "mapping": mapping, "steps": 4, "valid_every": 4, "save_every": 100}
+    whole, parts = (run_training(tmp_path / str(size), micro_batch_size=size, **options) for size in (16, 4))
+    for ours, theirs in zip(steps_of(parts), steps_of(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert validations_of(parts)[-1] == pytest.approx(validations_of(whole)[-1], rel=1e-4)
+    described = json.loads((tmp_path / "16" / "provenance.json").read_text())
+    assert described["objective"]["hs"]["mapping"] == described["settings"]["mapping"] == mapping
+    assert bool(described["adapted"]) == (mapping == "emd")
+    assert not [name for name in AutoModel.from_pretrained(tmp_path / "16").state_dict() if "projection" in name]
+
+
 def test_draws_from_the_teacher_teach(run_training, make_tiny_store, tmp_path):
     store = make_tiny_store(tmp_path / "cache.zarr", max_rows=64, targets="logits", logits="sample", k=30)
     out = tmp_path / "student"
@@ -316,6 +330,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_training, finished, interrup
     assert validations_of(records) == validations_of(finished[1])
     ours, theirs = (AutoModelForMaskedLM.from_pretrained(out).state_dict() for out in (interrupted, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_goes_on_with_its_layer_weights(run_training, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr("student_train.run.choose_dtype", lambda settings, device: dtype)
+    out, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = {"method": "hs", "weights": None, "mapping": "emd", "steps": 6, "save_every": 3}
+    records = run_training(out, **options)
+    shutil.copytree(out, stopped)
+    shutil.rmtree(checkpoint_path(stopped, 6))
+    for name in ("config.json", "model.safetensors", "provenance.json"):
+        (stopped / name).unlink()
+    assert steps_of(run_training(stopped, resume="auto", **options)) == steps_of(records)
+    ours, theirs = (json.loads((folder / "provenance.json").read_text())["adapted"]["hs"] for folder in (stopped, out))
+    assert ours == theirs
+    assert len(set(theirs["student_weights"])) == 2 and len(set(theirs["teacher_weights"])) == 4
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_a_named_one_taken(run_training, finished, interrupted):

@@ -15,6 +15,7 @@ from teacher_cache.errors import TargetsError
 from teacher_cache.lacking import check_request
 from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
+from teacher_cache.specs import AttentionSpec, HiddenSpec, TargetSpecs
 
 Settings = Callable[..., BuildSettings]
 
@@ -60,6 +61,52 @@ def test_only_what_is_lacking_is_named(small_store: Path) -> None:
     assert "lacks hidden 1:" in message
     assert "It has logits, hidden 2, hidden 4, attention 3" in message
     assert "repeat the command that built it with `--targets hidden --layers 1`, which" in message
+
+
+def test_masked_views_come_with_logits(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", targets="hidden", layers="2", max_rows=6)
+    build_cache(settings)
+    request = TargetRequest(hidden_layers=(2, 4), masked=True)
+    message = refusal(CacheReader.open(settings.out), request)
+    assert "lacks hidden 4, masked views:" in message
+    (flags,) = re.findall("`(.*?)`", message)
+    assert flags == "--targets logits,hidden --layers 4"
+    build_cache(with_flags(settings, flags))
+    batch = CacheReader.open(settings.out).read_rows(0, 6, request)
+    assert batch["masked"].masked is not None and list(batch["plain"].hidden) == [2, 4]
+
+
+def test_masked_views_of_a_teacher_without_a_head_come_with_another_target(
+    tiny_teacher: Callable[..., Path], small_settings: Settings, tmp_path: Path
+) -> None:
+    teacher = str(tiny_teacher(head=False))
+    settings = small_settings(
+        tmp_path / "cache.zarr", teacher=teacher, targets="hidden", layers="1,2", attention_layer=None, max_rows=6
+    )
+    build_cache(settings)
+    request = TargetRequest(hidden_layers=(2, 3, 4), attention_layers=(1, 2), masked=True)
+    commands = re.findall("`(.*?)`", refusal(CacheReader.open(settings.out), request))
+    assert commands == [
+        "--targets hidden,attention --layers 3,4 --attention-layer 1",
+        "--targets attention --attention-layer 2",
+        "--targets attention --attention-layer 3 --hs-view masked",
+    ]
+    for flags in commands:
+        build_cache(with_flags(settings, flags))
+    batch = CacheReader.open(settings.out).read_rows(0, 6, request)
+    assert batch["masked"].masked is not None and list(batch["plain"].hidden) == [2, 3, 4]
+
+
+def test_masked_views_that_no_target_is_left_for(small_store: Path) -> None:
+    manifest = CacheReader.open(small_store).manifest
+    plain = AttentionSpec(layer=1, form="vectors", codec="float16")
+    targets = TargetSpecs(
+        hidden=tuple(HiddenSpec(layer=layer, codec="float16") for layer in range(1, 5)),
+        attention=tuple(replace(plain, layer=layer) for layer in range(1, 5)),
+    )
+    full = replace(manifest, teacher=replace(manifest.teacher, has_mlm_head=False), targets=targets)
+    with pytest.raises(TargetsError, match="lacks masked views.*build another store, with --hs-view masked"):
+        check_request(TargetRequest(masked=True), full, "cache.zarr")
 
 
 def test_logits_of_a_teacher_without_a_head_are_not_promised(small_store: Path) -> None:

@@ -1,0 +1,156 @@
+"""The relation loss tile by tile in tensor operations, for any device, with a backward pass of its own.
+
+A tile holds some rows i of some matrices with all their columns j, so it finishes its rows' log-sum-exps. Two passes,
+four exponentials per pair (two forward, two backward), and beside the inputs memory for the log-sum-exps and for three
+tiles of bounded size: O(T). Every tile is visited in order by one thread of control, so results repeat exactly.
+
+Written for the caches and vector units of a CPU: exponentials are powers of two, three times as fast there, so logits
+carry a factor log2(e); tiles live in buffers that are allocated once; matrices are cut to their real positions where
+the lengths are on the host, and masked where reading them would make the host wait for a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from student_train.kernels.reference import MASKED_LOGIT, real_BT, widen
+
+TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Logits in one tile: three such tiles stay in a CPU's cache, or fill a GPU without claiming its memory."""
+
+_NEVER = -MASKED_LOGIT
+"""Log-sum-exp of a padding row: every exponential of the row is 0 in the backward pass."""
+
+
+def chunked_kl_sum(
+    teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None = None, *, tile_elements: int | None = None
+) -> Tensor:
+    """Sum of KL_i over heads and real positions; a tile has at most `tile_elements` logits, or is a single row."""
+    if tile_elements is None:
+        tile_elements = TILE_ELEMENTS.get(student_BATd.device.type, TILE_ELEMENTS["cuda"])
+    total: Tensor = _ChunkedKL.apply(  # type: ignore[no-untyped-call]
+        teacher_BATd.detach(), student_BATd, length_B, tile_elements
+    )
+    return total
+
+
+class _Tile(NamedTuple):
+    """Rows of some matrices, and the columns that these matrices have."""
+
+    matrices: slice
+    rows: slice
+    columns: slice
+
+    def cut(self, buffer: Tensor) -> Tensor:
+        """The first elements of a flat buffer in the shape of the tile."""
+        shape = [part.stop - part.start for part in self]
+        return buffer[: math.prod(shape)].view(shape)
+
+
+class _ChunkedKL(torch.autograd.Function):
+    """Sum of KL_i over N = B * A matrices.
+
+    In powers of two, a' = a log2(e), with M_i the largest logit of a row and L_i = log2 sum_j 2^(a'_ij - M_i),
+
+        KL_i / log(2) = sum_j P_ij ((a'_ij - M^a_i) - (b'_ij - M^b_i)) - L^a_i + L^b_i
+
+    The gradient is the sum over both places where s_i enters the symmetric logits b_ij, g being that of the loss:
+
+        dL/ds_i = g/sqrt(d_S) sum_j (W_ij + W_ji) s_j,   W_ij = S_ij - P_ij
+
+    The tile of rows i adds W s to its own rows and W^T s to all rows, so each W_ij is computed once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None, tile_elements: int
+    ) -> Tensor:
+        shape = student_BATd.shape
+        teacher_NTd, student_NTd = (widen(vectors).flatten(0, 1) for vectors in (teacher_BATd, student_BATd))
+        padding_NT1 = mask_N1T = lengths = None
+        if length_B is not None and _cuts(length_B, shape, tile_elements):
+            lengths = length_B.clamp(0, shape[2]).tolist()
+        elif length_B is not None:
+            padding_NT1 = ~real_BT(length_B, shape[2]).repeat_interleave(shape[1], dim=0).unsqueeze(-1)
+            mask_N1T = torch.zeros_like(padding_NT1, dtype=student_NTd.dtype).masked_fill_(padding_NT1, MASKED_LOGIT).mT
+        tiles = list(_tiles(shape, lengths, tile_elements))
+        lse_p_NT1, lse_s_NT1, kl_NT1 = (student_NTd.new_zeros((*student_NTd.shape[:2], 1)) for _ in range(3))
+        nothing = student_NTd.new_zeros(())
+        for tile, (a, b, ratio) in _cut(tiles, student_NTd, 3):
+            rows = tile.matrices, tile.rows
+            top_p = _logits(teacher_NTd, tile, nothing, mask_N1T, out=a).amax(-1, keepdim=True)
+            top_s = _logits(student_NTd, tile, nothing, mask_N1T, out=b).amax(-1, keepdim=True)
+            torch.sub(a.sub_(top_p), b.sub_(top_s), out=ratio)
+            mass_p, mass_s = a.exp2_().sum(-1, keepdim=True), b.exp2_().sum(-1, keepdim=True)
+            log_p, log_s = mass_p.log2(), mass_s.log2()
+            kl_NT1[rows] = torch.linalg.vecdot(a, ratio).unsqueeze(-1).div_(mass_p).sub_(log_p).add_(log_s)
+            lse_p_NT1[rows], lse_s_NT1[rows] = log_p.add_(top_p), log_s.add_(top_s)
+        if padding_NT1 is not None:
+            kl_NT1.masked_fill_(padding_NT1, 0)
+            lse_p_NT1.masked_fill_(padding_NT1, _NEVER)
+            lse_s_NT1.masked_fill_(padding_NT1, _NEVER)
+        ctx.save_for_backward(teacher_NTd, student_NTd, mask_N1T, lse_p_NT1, lse_s_NT1)
+        ctx.tiles, ctx.shape, ctx.dtype = tiles, shape, student_BATd.dtype
+        return kl_NT1.sum() * math.log(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        teacher_NTd, student_NTd, mask_N1T, lse_p_NT1, lse_s_NT1 = ctx.saved_tensors
+        grad_NTd = torch.zeros_like(student_NTd)
+        # the sum of W^T s is kept transposed: s^T W is a faster product than W^T s
+        grad_NdT = torch.zeros_like(student_NTd.transpose(1, 2).contiguous())
+        for tile, (p, w) in _cut(ctx.tiles, student_NTd, 2):
+            rows = tile.matrices, tile.rows
+            _logits(teacher_NTd, tile, -lse_p_NT1[rows], mask_N1T, out=p).exp2_()
+            _logits(student_NTd, tile, -lse_s_NT1[rows], mask_N1T, out=w).exp2_().sub_(p)
+            grad_NTd[rows].baddbmm_(w, student_NTd[tile.matrices, tile.columns])
+            grad_NdT[tile.matrices, :, tile.columns].baddbmm_(student_NTd[rows].transpose(1, 2), w)
+        grad_NTd.add_(grad_NdT.transpose(1, 2)).mul_(grad / math.sqrt(ctx.shape[-1]))
+        return None, grad_NTd.view(ctx.shape).to(ctx.dtype), None, None
+
+
+def _logits(vectors_NTd: Tensor, tile: _Tile, bias: Tensor, mask_N1T: Tensor | None, *, out: Tensor) -> Tensor:
+    """`bias` plus the scaled dot products of the tile's rows and columns in powers of two, padding columns masked."""
+    rows, columns = vectors_NTd[tile.matrices, tile.rows], vectors_NTd[tile.matrices, tile.columns].transpose(1, 2)
+    scale = 1 / (math.log(2) * math.sqrt(vectors_NTd.shape[-1]))
+    torch.baddbmm(bias, rows, columns, alpha=scale, out=out)
+    return out if mask_N1T is None else out.add_(mask_N1T[tile.matrices, :, tile.columns])
+
+
+def _cut(tiles: list[_Tile], like: Tensor, count: int) -> Iterator[tuple[_Tile, list[Tensor]]]:
+    """Every tile with `count` buffers of its shape, which are the same memory each time."""
+    largest = max((math.prod(part.stop - part.start for part in tile) for tile in tiles), default=0)
+    buffers = [like.new_empty(largest) for _ in range(count)]
+    for tile in tiles:
+        yield tile, [tile.cut(buffer) for buffer in buffers]
+
+
+def _tiles(shape: torch.Size, lengths: list[int] | None, tile_elements: int) -> Iterator[_Tile]:
+    """Tiles that cover the real part of every matrix, neighbouring rows of equal length together."""
+    batch, heads, positions, _ = shape
+    first = 0
+    for length, group in groupby([positions] * batch if lengths is None else lengths):
+        last = first + heads * len(list(group))
+        rows = min(length, max(1, tile_elements // max(1, length)))
+        matrices = max(1, tile_elements // max(1, rows * length))
+        for matrix in range(first, last, matrices):
+            for row in range(0, length, max(1, rows)):
+                yield _Tile(
+                    matrices=slice(matrix, min(matrix + matrices, last)),
+                    rows=slice(row, min(row + rows, length)),
+                    columns=slice(0, length),
+                )
+        first = last
+
+
+def _cuts(length_B: Tensor, shape: torch.Size, tile_elements: int) -> bool:
+    """Whether matrices are cut to their lengths: where the host has these, and one row's heads fill a tile somewhat."""
+    return length_B.device.type == "cpu" and 8 * math.prod(shape[1:3]) * shape[2] > tile_elements

@@ -1,0 +1,53 @@
+"""The relation loss as the formula stands, for autograd: what the other backends are compared with.
+
+Every [T, T] matrix is materialised, several per head are kept for the backward pass. Padding is masked, half precision
+widened to float32, float64 stays.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MASKED_LOGIT = -1e30
+"""Logit of a padding column: its exponential is 0 exactly, and unlike -inf it gives no NaN when subtracted."""
+
+
+def reference_kl_sum(teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None = None) -> Tensor:
+    """Sum of KL_i over heads and real positions."""
+    log_p_BATT = _log_relation(teacher_BATd.detach(), length_B)
+    log_s_BATT = _log_relation(student_BATd, length_B)
+    kl_BAT = (log_p_BATT.exp() * (log_p_BATT - log_s_BATT)).sum(-1)
+    return kl_BAT.sum() if length_B is None else (kl_BAT * real_BT(length_B, kl_BAT.shape[-1])[:, None, :]).sum()
+
+
+def stored_kl_sum(teacher_BATT: Tensor, student_BATd: Tensor, length_B: Tensor | None = None) -> Tensor:
+    """The same for relations that the teacher's side holds as matrices, 0 at padding.
+
+    Their rows are scaled to add up to 1 again, which float16 does not keep.
+    """
+    log_s_BATT = _log_relation(student_BATd, length_B)
+    p_BATT = teacher_BATT.to(log_s_BATT.dtype)
+    p_BATT = p_BATT / p_BATT.sum(-1, keepdim=True).clamp_min(torch.finfo(p_BATT.dtype).tiny)
+    return (torch.xlogy(p_BATT, p_BATT) - p_BATT * log_s_BATT).sum()
+
+
+def widen(vectors: Tensor) -> Tensor:
+    """What arithmetic is done in: float32, or float64 where that is given."""
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
+
+
+def real_BT(length_B: Tensor, positions: int) -> Tensor:
+    """True at the first `length` positions of each row."""
+    return torch.arange(positions, device=length_B.device)[None, :] < length_B[:, None]
+
+
+def _log_relation(vectors_BATd: Tensor, length_B: Tensor | None) -> Tensor:
+    vectors_BATd = widen(vectors_BATd)
+    logits_BATT = vectors_BATd @ vectors_BATd.transpose(-1, -2) / math.sqrt(vectors_BATd.shape[-1])
+    if length_B is not None:
+        padding_BT = ~real_BT(length_B, logits_BATT.shape[-1])
+        logits_BATT = logits_BATT.masked_fill(padding_BT[:, None, None, :], MASKED_LOGIT)
+    return logits_BATT.log_softmax(-1)

@@ -1,0 +1,195 @@
+"""Losses on logits over the whole vocabulary, without the logits: a run of positions at a time, all losses in one pass.
+
+In: what the last linear map of the student's head reads at P positions, that map's weight and bias, and the losses
+wanted (`LogitsTerm`). Out: one sum per loss. With 250,002 entries of vocabulary the logits of a batch would take
+gigabytes several times over; here those of a run of positions exist, are turned into losses and, in the same memory,
+into gradients, and are gone. `projected_losses` does so in the forward pass already and keeps the summed gradients of
+its inputs, which the backward pass only has to scale: three matrix products like the materialised loss, none of them
+twice. (The idea is known from fused linear cross-entropy kernels, such as mgmalek/efficient_cross_entropy.)
+
+Cost: `logits_at_a_time` numbers, as many again for a second loss, and one float32 gradient of weight and bias, which
+the materialised loss has too. Without gradients (validation, frozen weights) none of that work is done.
+
+Heads that do not end in a plain linear map, and weights that are in pieces, take `recomputed_losses`: the same sums by
+ordinary autograd, with the logits of each run computed again in the backward pass.
+
+Shapes: P positions of interest, E width that the last map reads, V vocabulary, N losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from student_train.losses.distributions import Targets, logits_loss, replace_by_gradient, wide
+
+LOGITS_AT_A_TIME = 1 << 25
+"""Logits that exist at once: 128 MiB as float32."""
+
+_SAME_SHARE = 1e-4
+
+
+class LogitsTerm(NamedTuple):
+    """One loss on the logits: its targets at the P positions, its temperature, and its weight in the objective."""
+
+    targets: Targets
+    temperature: float
+    weight: float
+
+    def at(self, positions: slice) -> Targets:
+        """The targets of some of the positions."""
+        return type(self.targets)(*(part[positions] for part in self.targets))
+
+
+def projected_losses(
+    hidden_PE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor | None,
+    terms: Sequence[LogitsTerm],
+    *,
+    logits_at_a_time: int = LOGITS_AT_A_TIME,
+) -> Tensor:
+    """The unweighted losses [N] of the logits hidden_PE @ weight_VE.T + bias_V.
+
+    The gradient of all of them is one sum, taken with the terms' weights, since one for each would be another V x E
+    numbers. So they must enter what is minimised in the proportion of their weights, as they do in an objective whose
+    losses are divided by the same count; a backward pass in any other proportion fails.
+    """
+    inputs = (hidden_PE, weight_VE, bias_V)
+    needed = tuple(torch.is_grad_enabled() and part is not None and part.requires_grad for part in inputs)
+    run = max(1, logits_at_a_time // len(weight_VE))
+    totals_N: Tensor = _ProjectedLosses.apply(*inputs, tuple(terms), run, needed)  # type: ignore[no-untyped-call]
+    return totals_N
+
+
+class _ProjectedLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_PE: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        terms: tuple[LogitsTerm, ...],
+        run: int,
+        needed: tuple[bool, ...],
+    ) -> Tensor:
+        sums = _Gradients(hidden_PE, weight_VE, bias_V, needed)
+        totals_N = torch.zeros(len(terms), dtype=sums.dtype, device=hidden_PE.device)
+        buffer_PV = hidden_PE.new_empty((min(run, len(hidden_PE)), len(weight_VE)), dtype=sums.dtype)
+        for start in range(0, len(hidden_PE), run):
+            positions = slice(start, start + run)
+            logits_PV = sums.project(positions, buffer_PV)
+            gradient_PV = _losses_of_run(logits_PV, terms, positions, totals_N, needed=any(needed))
+            sums.add(positions, gradient_PV)
+        ctx.gradients = sums.gradients
+        ctx.shares = [term.weight / terms[0].weight for term in terms]
+        return totals_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of these losses were modified by an inplace operation: one backward pass")
+        expected_N = grad_N[0] * grad_N.new_tensor(ctx.shares)
+        # asynchronous: on a GPU the host does not wait for it
+        torch._assert_async(
+            ((grad_N - expected_N).abs() <= _SAME_SHARE * expected_N.abs()).all(),
+            "losses of the same logits have one gradient in the proportion of their weights: minimise that sum of them",
+        )
+        scaled = [None if sum_ is None else sum_.mul_(grad_N[0]).to(dtype) for sum_, dtype in gradients]
+        return *scaled, None, None, None
+
+
+def _losses_of_run(
+    logits_PV: Tensor, terms: Sequence[LogitsTerm], positions: slice, totals_N: Tensor, *, needed: bool
+) -> Tensor:
+    """Add each loss of these positions to its total; returns their gradients summed in the shares of their weights.
+
+    Takes the memory of the logits over.
+    """
+    combined_PV = logits_PV
+    for place, term in enumerate(terms):
+        own_PV = logits_PV if place == len(terms) - 1 else logits_PV.clone()
+        totals_N[place] += replace_by_gradient(own_PV, term.at(positions), temperature=term.temperature, needed=needed)
+        if place == 0:
+            combined_PV = own_PV
+        elif needed:
+            combined_PV.add_(own_PV, alpha=term.weight / terms[0].weight)
+    return combined_PV
+
+
+class _Gradients:
+    """The linear map, and sums of the gradients of its input, weight and bias: of those that are needed."""
+
+    def __init__(self, hidden_PE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]) -> None:
+        self.dtype = wide(weight_VE.dtype)
+        self.hidden_PE, self.weight_VE, self.bias_V = hidden_PE, weight_VE, bias_V
+        self.for_hidden, self.for_weight, self.for_bias = (
+            torch.zeros_like(part, dtype=self.dtype) if part is not None and wanted else None
+            for part, wanted in zip((hidden_PE, weight_VE, bias_V), needed, strict=True)
+        )
+
+    @property
+    def gradients(self) -> list[tuple[Tensor | None, torch.dtype]]:
+        """The sums, each with the type of what it is the gradient of."""
+        dtype = self.weight_VE.dtype
+        return [(self.for_hidden, dtype), (self.for_weight, dtype), (self.for_bias, dtype)]
+
+    def project(self, positions: slice, buffer_PV: Tensor) -> Tensor:
+        """The logits at these positions, in the memory of the buffer."""
+        hidden_PE = self.hidden_PE[positions]
+        logits_PV = buffer_PV[: len(hidden_PE)]
+        if self.weight_VE.dtype != self.dtype:
+            return logits_PV.copy_(torch.nn.functional.linear(hidden_PE, self.weight_VE, self.bias_V))
+        if self.bias_V is None:
+            return torch.mm(hidden_PE, self.weight_VE.T, out=logits_PV)
+        return torch.addmm(self.bias_V, hidden_PE, self.weight_VE.T, out=logits_PV)
+
+    def add(self, positions: slice, gradient_PV: Tensor) -> None:
+        """Count these positions, given the gradient of the losses with respect to their logits."""
+        if self.for_bias is not None:
+            self.for_bias.add_(gradient_PV.sum(0))
+        # products in the student's type, as autograd would take them, and their sums over all runs in the wider one
+        gradient_PV = gradient_PV.to(self.weight_VE.dtype)
+        if self.for_hidden is not None:
+            self.for_hidden[positions] = (gradient_PV @ self.weight_VE).to(self.dtype)
+        if self.for_weight is None:
+            return
+        if self.for_weight.dtype == gradient_PV.dtype:
+            self.for_weight.addmm_(gradient_PV.T, self.hidden_PE[positions])
+        else:
+            self.for_weight.add_(gradient_PV.T @ self.hidden_PE[positions])
+
+
+def recomputed_losses(
+    head: Callable[[Tensor], Tensor],
+    hidden_PD: Tensor,
+    terms: Sequence[LogitsTerm],
+    *,
+    vocab_size: int,
+    logits_at_a_time: int = LOGITS_AT_A_TIME,
+) -> Tensor:
+    """The unweighted losses [N] of head(hidden_PD), for any head.
+
+    Where one run of positions is not enough, each run's logits are computed again in the backward pass.
+    """
+    run = max(1, logits_at_a_time // vocab_size)
+
+    def run_losses(hidden: Tensor, positions: slice) -> Tensor:
+        logits_PV = head(hidden)
+        return torch.stack([logits_loss(logits_PV, term.at(positions), temperature=term.temperature) for term in terms])
+
+    if len(hidden_PD) <= run:
+        return run_losses(hidden_PD, slice(None))
+    starts = range(0, len(hidden_PD), run)
+    parts = [
+        checkpoint(run_losses, hidden, slice(start, start + run), use_reentrant=False)
+        for start, hidden in zip(starts, hidden_PD.split(run), strict=True)
+    ]
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,1 @@
+"""Ways to learn from the cache: layers, weights and trainable maps around the losses."""
