@@ -28,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     settings = parse(TrainSettings, argv, prog=PROG)
-    from student_train.trainer import train  # torch and deepspeed, which --help does not need
+    from student_train.ranks import first_process  # torch and deepspeed, which --help does not need
+    from student_train.trainer import train
 
     result = train(settings)
-    print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _in_words(result))
+    if first_process():
+        print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from student_train.disk import clear_write_errors
+from student_train.ranks import Ranks
 from teacher_cache.errors import TrainingError
 from teacher_cache.storage import flush_to_disk
 
@@ -48,8 +49,10 @@ def checkpoint_path(out: Path, step: int) -> Path:
     return out / FOLDER_NAME / f"step-{step:08d}"
 
 
-def save_checkpoint(engine: Any, out: Path, *, step: int, identity: Mapping[str, Any], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step`, then drop old ones.
+def save_checkpoint(
+    engine: Any, out: Path, *, step: int, identity: Mapping[str, Any], state: dict[str, Any], ranks: Ranks | None = None
+) -> Path:
+    """Write the checkpoint of `step`, then drop old ones. Of several processes, all call it, and each writes its part.
 
     `identity` is what a run must share to go on from it and is kept in the marker as JSON; `state` is anything that
     torch.save takes and comes back from `load_checkpoint`.
@@ -57,19 +60,25 @@ def save_checkpoint(engine: Any, out: Path, *, step: int, identity: Mapping[str,
     Raises:
         SpaceError, TrainingError: it cannot be written.
     """
-    path = checkpoint_path(out, step)
-    client_state = {"kdtrain": {**state, "random": random_state()}}
-    with clear_write_errors(path):
-        if path.exists():  # half-written by a run that was killed
+    path, ranks = checkpoint_path(out, step), ranks or Ranks()
+    # the engine keeps what rank 0 hands it
+    client_state = {"kdtrain": {**state, "random": ranks.gather(random_state())}}
+    with ranks.together(), clear_write_errors(path):
+        if ranks.first and path.exists():  # half-written by a run that was killed
             _delete(path)
+    with ranks.together(), clear_write_errors(path):
         engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
-        seal_checkpoint(path, step=step, identity=identity)
-        _drop_old(out, path)
+    with ranks.together(), clear_write_errors(path):
+        if ranks.first:
+            seal_checkpoint(path, step=step, identity=identity)
+            _drop_old(out, path)
     return path
 
 
-def load_checkpoint(engine: Any, path: Path) -> dict[str, Any]:
+def load_checkpoint(engine: Any, path: Path, ranks: Ranks | None = None) -> dict[str, Any]:
     """Bring the engine and the random generators to the state of a checkpoint; returns the `state` it was saved with.
+
+    Of more processes than wrote it, those beyond keep the state of their generators.
 
     Raises:
         TrainingError: the checkpoint is not whole, or does not fit the engine.
@@ -88,7 +97,9 @@ def load_checkpoint(engine: Any, path: Path) -> dict[str, Any]:
             f"OUT/{FOLDER_NAME}/"
         )
     state: dict[str, Any] = client_state["kdtrain"]
-    set_random_state(state.pop("random"))
+    states, rank = state.pop("random"), (ranks or Ranks()).rank
+    if rank < len(states):
+        set_random_state(states[rank])
     return state
 
 

@@ -1,8 +1,9 @@
 """DeepSpeed configuration -> engine, and the things one has to know about DeepSpeed to get that right.
 
 In: a model and the configuration. Out: an engine with the optimizer that it names, without decay of biases and norms,
-and a schedule of linear warm-up and decay unless it holds another. One process, on a CPU or on one GPU. Starting costs
-the import of DeepSpeed, 2-3 seconds; nothing is compiled. What was seen of DeepSpeed 0.19 and is handled here, each
+and a schedule of linear warm-up and decay unless it holds another. In one process or several, which have met before
+(`ranks.join_ranks`), each on a CPU or on a GPU of its own. Starting costs the import of DeepSpeed, 2-3 seconds; nothing
+is compiled. What was seen of DeepSpeed 0.19 and is handled here, each
 with a test:
 
 - its CPU start compiles a C++ op for a minute that nothing here uses;
@@ -51,10 +52,10 @@ def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warm
     """A DeepSpeed engine around `model`: call it, never its `.module`, in a training step.
 
     Raises:
-        TrainingError: several processes were started, or DeepSpeed refuses the configuration.
+        TrainingError: DeepSpeed refuses the configuration.
     """
     deepspeed = _import_deepspeed(device)
-    _start_single_process(deepspeed, device)
+    _start_process_group(deepspeed, device)
 
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         return torch.optim.lr_scheduler.LambdaLR(
@@ -99,14 +100,8 @@ def _import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def _start_single_process(deepspeed: Any, device: str) -> None:
-    """A process group of one, in this process: no port, no launcher, no search for MPI."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != 1:
-        raise TrainingError(
-            f"a launcher started {world_size} processes (WORLD_SIZE) and kdtrain trains in one: each would train and "
-            "write the same student; start it as plain `kdtrain`"
-        )
+def _start_process_group(deepspeed: Any, device: str) -> None:
+    """The group of all processes; where this is the only one, made here: no port, no launcher, no search for MPI."""
     backend = "nccl" if device == "cuda" else "gloo"
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -54,25 +54,34 @@ def choose_dtype(settings: TrainSettings, device: str) -> torch.dtype:
     return torch.float32
 
 
-def choose_micro_batch(settings: TrainSettings, *, device: str, seq_len: int) -> int:
-    """Rows per forward pass: as asked for, or the largest divisor of the batch within `TOKENS_PER_PASS`.
+def choose_micro_batch(settings: TrainSettings, *, device: str, seq_len: int, processes: int = 1) -> int:
+    """Rows per forward pass: as asked for, or the largest divisor of a process's share within `TOKENS_PER_PASS`.
 
     Raises:
-        SettingsError: what was asked for does not divide the batch.
+        SettingsError: the batch cannot be shared out evenly, or what was asked for does not divide a share.
     """
     batch, asked = settings.batch_size, settings.micro_batch_size
+    if batch % processes:
+        raise SettingsError(
+            f"--batch-size {batch!r} cannot be shared out among {processes} processes: each must get the same number "
+            f"of rows; give a multiple of {processes}"
+        )
+    share = batch // processes
     if asked is None:
         most = max(1, TOKENS_PER_PASS[device] // seq_len)
-        return next(rows for rows in range(min(batch, most), 0, -1) if batch % rows == 0)
-    if batch % asked:
+        return next(rows for rows in range(min(share, most), 0, -1) if share % rows == 0)
+    if share % asked:
+        whole = f"--batch-size {batch!r}" if processes == 1 else f"the {share} rows of each of {processes} processes"
         raise SettingsError(
-            f"--micro-batch-size {asked!r} does not divide --batch-size {batch!r}: the last pass of a batch would be "
-            "short; give a divisor of the batch size"
+            f"--micro-batch-size {asked!r} does not divide {whole}: the last pass of a batch would be short; give a "
+            f"divisor of {share}"
         )
     return asked
 
 
-def make_config(settings: TrainSettings, *, dtype: torch.dtype, micro_batch: int) -> DeepSpeedConfig:
+def make_config(
+    settings: TrainSettings, *, dtype: torch.dtype, micro_batch: int, processes: int = 1
+) -> DeepSpeedConfig:
     """The DeepSpeed configuration of these settings, overridden entry by entry by the user's JSON file.
 
     Raises:
@@ -102,7 +111,7 @@ def make_config(settings: TrainSettings, *, dtype: torch.dtype, micro_batch: int
             # what every optimizer of torch takes; the rest is AdamW's
             config["optimizer"]["params"] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         config = _merge(config, override, settings.deepspeed)
-        _check_config(settings, config, micro_batch, half=half)
+        _check_config(settings, config, micro_batch, processes, half=half)
     return config
 
 
@@ -123,11 +132,13 @@ def _keeps_adam(override: DeepSpeedConfig) -> bool:
     return str(kind).lower() in (*_ADAM, "auto")
 
 
-def _check_config(settings: TrainSettings, config: DeepSpeedConfig, micro_batch: int, *, half: bool) -> None:
+def _check_config(
+    settings: TrainSettings, config: DeepSpeedConfig, micro_batch: int, processes: int, *, half: bool
+) -> None:
     """Refuse entries of the user's file under which training would be another one than the flags say, or wrong."""
     stage, rate = config["zero_optimization"].get("stage", 0), config["optimizer"]["params"].get("lr")
     reason = None
-    if _sizes(config) != (settings.batch_size, micro_batch, settings.batch_size // micro_batch):
+    if _sizes(config, processes) != (settings.batch_size, micro_batch, settings.batch_size // processes // micro_batch):
         reason = "sizes of batches, which the loader would not follow: give --batch-size and --micro-batch-size instead"
     elif _enabled(config, "fp16"):
         reason = "fp16, whose scaled losses this training does not follow: give --dtype float32 or bfloat16 instead"
@@ -146,10 +157,14 @@ def _check_config(settings: TrainSettings, config: DeepSpeedConfig, micro_batch:
         raise SettingsError(f"--deepspeed {settings.deepspeed!r} sets {reason}")
 
 
-def _sizes(config: DeepSpeedConfig) -> tuple[Any, Any, Any]:
+def _sizes(config: DeepSpeedConfig, processes: int) -> tuple[Any, Any, Any]:
     batch, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
     both = isinstance(batch, int) and isinstance(micro_batch, int) and micro_batch > 0
-    return batch, micro_batch, config.get("gradient_accumulation_steps", batch // micro_batch if both else None)
+    return (
+        batch,
+        micro_batch,
+        config.get("gradient_accumulation_steps", batch // processes // micro_batch if both else None),
+    )
 
 
 def _enabled(config: DeepSpeedConfig, section: str) -> bool:

@@ -102,7 +102,8 @@ class TrainingBatch:
 class CacheLoader(Iterator[TrainingBatch]):
     """Iterates over the training batches of `rows` from `position` on, endlessly or up to `stop` rows of the stream.
 
-    Only a last batch cut by `stop` is short. Raises what reading raised, with the block named.
+    Only a last batch cut by `stop` is short, and left out where none of its rows are this rank's. Raises what reading
+    raised, with the block named.
     """
 
     def __init__(
@@ -192,7 +193,8 @@ class _Plan:
             if rows <= 0:
                 return
             start, stop = (first + rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            yield first, list(self.order.segments(start, stop))
+            if start < stop:
+                yield first, list(self.order.segments(start, stop))
 
     def visits(self) -> Iterator[tuple[int, int]]:
         """(epoch, block) in the order in which `batches` first needs them: a block stays while batches cross it."""

@@ -76,10 +76,10 @@ def truncate_records(path: Path, last_step: int) -> None:
 class Progress:
     """Tells on standard error what happens: lines of text, and a bar on a terminal or else a line every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=quiet)
         self._bar: Any = None
 
     def say(self, text: str) -> None:

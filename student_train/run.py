@@ -22,6 +22,7 @@ from student_train.loader import CacheLoader
 from student_train.metrics import METRICS_NAME
 from student_train.objective import Objective, make_objective
 from student_train.provenance import run_provenance
+from student_train.ranks import Ranks
 from student_train.settings import TrainSettings
 from student_train.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from student_train.student import BuiltStudent, build_student
@@ -34,6 +35,7 @@ class TrainingRun:
     """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches."""
 
     settings: TrainSettings
+    ranks: Ranks
     reader: CacheSource
     built: BuiltStudent
     model: DistillationModel
@@ -55,18 +57,22 @@ class TrainingRun:
             rows=self.training_rows,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.count,
             position=position,
             device=self.device,
         )
 
     def validation_batches(self) -> CacheLoader:
-        """The held-out rows once, in the order of the store."""
+        """This process's share of the held-out rows once, in the order of the store."""
         return CacheLoader(
             self.reader,
             self.objective.request,
             rows=self.held_out_rows,
-            batch_size=self.micro_batch,
+            batch_size=self.micro_batch * self.ranks.count,
             seed=None,
+            rank=self.ranks.rank,
+            world_size=self.ranks.count,
             stop=count_rows(self.held_out_rows),
             device=self.device,
         )
@@ -119,12 +125,15 @@ class TrainingRun:
             lines.append(f"{name:8} weight {weights[name]:g}: {details}")
         half = "bfloat16" if self.config["bf16"].get("enabled") else "float32"
         lines.append(
-            f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time) on "
-            f"{self.device} in {half}, {self._learning_rate()}"
+            f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time"
+            f"{self._shared()}) on {self.device} in {half}, {self._learning_rate()}"
         )
         if self.frozen:
             lines.append(f"frozen   {len(self.frozen)} parameters that no loss reaches, such as {self.frozen[0]}")
         return lines
+
+    def _shared(self) -> str:
+        return f" in each of {self.ranks.count} processes" if self.ranks.count > 1 else ""
 
     def _learning_rate(self) -> str:
         if "scheduler" in self.config:
@@ -173,8 +182,12 @@ def _in_words(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def prepare_run(settings: TrainSettings) -> TrainingRun:
+def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> TrainingRun:
     """Open the cache, build the student and the objective, and find out what no loss reaches.
+
+    Args:
+        settings: what is asked for.
+        ranks: this process among those that train together; alone if left out.
 
     Raises:
         DistillationError: something asked for cannot be; nothing has been written.
@@ -186,8 +199,9 @@ def prepare_run(settings: TrainSettings) -> TrainingRun:
     training_rows, held_out = split_rows(part_rows, share_out(held_out_count, part_rows))
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
-    micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len)
-    config = make_config(settings, dtype=dtype, micro_batch=micro_batch)
+    ranks = ranks or Ranks()
+    micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
+    config = make_config(settings, dtype=dtype, micro_batch=micro_batch, processes=ranks.count)
     torch.manual_seed(settings.seed)
     built = build_student(
         settings.student,
@@ -212,6 +226,7 @@ def prepare_run(settings: TrainSettings) -> TrainingRun:
     frozen = freeze_unused(model, reader.read_rows(0, min(2, manifest.rows), objective.request, device=device))
     return TrainingRun(
         settings=settings,
+        ranks=ranks,
         reader=reader,
         built=built,
         model=model,

@@ -3,6 +3,9 @@
 What appears in OUT: `metrics.jsonl`, `tensorboard/` and `checkpoints/` during the training, and at its end the student
 as a Hugging Face directory with `provenance.json`. A run that a signal stopped leaves a checkpoint and exports
 nothing; a student that was exported there before stays.
+
+Of several processes each goes through all of it with its share of the rows; the first one writes, all but its part of
+a checkpoint, and tells. Where one fails, all end.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from typing import Any
 from student_train.checkpoint import drop_beyond, load_checkpoint
 from student_train.disk import clear_write_errors
 from student_train.engine import restore_full_precision, start_engine
+from student_train.engine_config import choose_device
 from student_train.export import export_student
 from student_train.loop import Progression, Trainer
 from student_train.metrics import MetricsLog, Progress
+from student_train.ranks import join_ranks
 from student_train.run import TrainingRun, find_start, prepare_run
 from student_train.settings import TrainSettings
 
@@ -51,27 +56,23 @@ def train(settings: TrainSettings) -> TrainResult:
             NaN or infinite.
     """
     started = time.perf_counter()
-    progress = Progress()
-    checkpoint = find_start(settings)
-    run = prepare_run(settings)
-    if checkpoint is not None:
-        run.check_same(checkpoint)
+    ranks = join_ranks(choose_device(settings))
+    progress = Progress(quiet=not ranks.first)
+    with ranks.together():
+        checkpoint = find_start(settings)
+        run = prepare_run(settings, ranks)
+        if checkpoint is not None:
+            run.check_same(checkpoint)
     for line in run.describe():
         progress.say(line)
     state, stopped_by = Progression(), None
-    with clear_write_errors(Path(settings.out)):
+    with ranks.together(), clear_write_errors(Path(settings.out)):
         Path(settings.out).mkdir(parents=True, exist_ok=True)
     if run.steps > 0:
         state, stopped_by = _train_with_engine(run, checkpoint, progress)
     if stopped_by is None:
-        provenance = {**run.provenance(), "result": asdict(state)}
-        export_student(
-            run.built.model,
-            Path(settings.out),
-            teacher_folder=run.reader.teacher_folder(),
-            seq_len=run.reader.manifest.seq_len,
-            provenance=provenance,
-        )
+        with ranks.together():
+            _export(run, state)
     return TrainResult(
         out=settings.out,
         steps=state.step,
@@ -83,17 +84,30 @@ def train(settings: TrainSettings) -> TrainResult:
     )
 
 
+def _export(run: TrainingRun, state: Progression) -> None:
+    if run.ranks.first:
+        export_student(
+            run.built.model,
+            Path(run.settings.out),
+            teacher_folder=run.reader.teacher_folder(),
+            seq_len=run.reader.manifest.seq_len,
+            provenance={**run.provenance(), "result": asdict(state)},
+        )
+
+
 def _train_with_engine(
     run: TrainingRun, checkpoint: Path | None, progress: Progress
 ) -> tuple[Progression, signal.Signals | None]:
     engine = start_engine(
         run.model, run.config, device=run.device, warmup=run.settings.warmup_steps(run.steps), steps=run.steps
     )
-    state = Progression() if checkpoint is None else Progression(**load_checkpoint(engine, checkpoint))
-    if checkpoint is not None:
-        progress.say(f"resumed  {checkpoint} after step {state.step}")
-    drop_beyond(Path(run.settings.out), state.step)
-    log = MetricsLog(Path(run.settings.out), last_step=None if checkpoint is None else state.step)
+    ranks, state = run.ranks, Progression()
+    with ranks.together():
+        if checkpoint is not None:
+            state = Progression(**load_checkpoint(engine, checkpoint, ranks))
+            progress.say(f"resumed  {checkpoint} after step {state.step}")
+    with ranks.together():
+        log = _open_log(run, checkpoint, state)
     try:
         # sections of DeepSpeed's configuration, such as its profiler, print to standard output
         with redirect_stdout(sys.stderr):
@@ -103,5 +117,14 @@ def _train_with_engine(
     finally:
         progress.stop()
         engine.destroy()
-        log.close()
+        if log is not None:
+            log.close()
     return state, stopped_by
+
+
+def _open_log(run: TrainingRun, checkpoint: Path | None, state: Progression) -> MetricsLog | None:
+    """The records of a run that goes on from `checkpoint`, with nothing left from beyond it; the first process's."""
+    if not run.ranks.first:
+        return None
+    drop_beyond(Path(run.settings.out), state.step)
+    return MetricsLog(Path(run.settings.out), last_step=None if checkpoint is None else state.step)

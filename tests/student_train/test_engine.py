@@ -163,14 +163,6 @@ def test_a_plain_process_starts_without_compiling_port_or_noise(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="2 processes"):
-        start_engine(
-            toy_model(), make_config(SETTINGS, dtype=torch.float32, micro_batch=BATCH), device="cpu", warmup=1, steps=2
-        )
-
-
 @pytest.mark.parametrize(
     "stage, dtype", [(0, torch.float32), (1, torch.float32), (2, torch.float32), (1, torch.bfloat16)]
 )

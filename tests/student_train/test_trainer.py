@@ -369,10 +369,11 @@ def test_a_run_that_went_back_goes_on_from_where_it_went_back_to(run_training, i
     (half / "weights.pt").write_bytes(b"half")
     update = Trainer.update
 
-    def update_and_stop(trainer, batches):
-        update(trainer, batches)
-        if trainer.state.step == 10:
+    def update_and_stop(trainer, batches, received):
+        went_on = update(trainer, batches, received)
+        if went_on and trainer.state.step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
+        return went_on
 
     monkeypatch.setattr(Trainer, "update", update_and_stop)
     with pytest.raises(AssertionError):  # that it was not stopped
