@@ -1,0 +1,260 @@
+"""Time and extra peak memory of the relation loss with its gradient: materialised, compiled, chunked, Triton kernel.
+
+    python benchmarks/relation_loss.py                                        # two CPU cores: a minute or two
+    python benchmarks/relation_loss.py --device cuda                          # one GPU: 32 x 64 heads x 512, d = 16/12
+    python benchmarks/relation_loss.py --device cuda --dtype bfloat16 --lengths 128,256,512,1024,2048,4096,8192
+
+One step is the forward and backward pass of one relation, from the vectors to the gradient of the student's. Variants:
+
+- `materialised`: as MiniLMv2 is mostly written: the matrices of both sides, their softmax, and PyTorch's KL divergence;
+- `compiled`: the same under torch.compile (GPU only);
+- `chunked` and `triton`: the two backends of `student_train.kernels.relation_kl` that training uses;
+- `limit_6` and `limit_4` (GPU only): nothing but so many exponentials for every pair of positions, on registers: no
+  kernel that computes six, or four, of them per pair can take less.
+
+With each length the number of tokens stays that of the first shape, so that memory in O(T) shows as a constant. Rounds
+go through all variants in turn, so that a machine that is busy with something else slows all of them; medians count.
+Extra memory is the highest resident size in a process of its own, or on a GPU the most memory allocated, beyond what
+there was before the first step. `gradient_error` is |g - g64| / |g64|, g64 being the gradient of the plain formula in
+float64 on the same rounded vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import print_record
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from student_train.kernels import relation_kl
+
+DEFAULTS = {"cpu": (4, 64, 512), "cuda": (32, 64, 512)}
+MOST_FOR_TRUTH = 1 << 30
+"""Bytes of one float64 matrix of all pairs, above which no gradient error is computed."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def main() -> None:
+    options = parse_options()
+    if options.alone is not None:
+        print(json.dumps(extra_bytes(options, options.alone, options.positions)))
+        return
+    results = [measure(options, positions) for positions in options.lengths]
+    for result in results:
+        Console(stderr=True).print(make_table(options, result))
+    print_record(
+        "relation_loss", **{key: value for key, value in vars(options).items() if key != "alone"}, results=results
+    )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=DEFAULTS)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--heads", type=int)
+    parser.add_argument("--positions", type=int)
+    parser.add_argument("--teacher-width", type=int, default=16)
+    parser.add_argument("--student-width", type=int, default=12)
+    parser.add_argument("--lengths", help="positions, comma-separated, all with as many tokens (default: --positions)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--alone", help="measure the memory of this variant here and print it")
+    options = parser.parse_args()
+    batch, heads, positions = DEFAULTS[options.device]
+    options.batch, options.heads = options.batch or batch, options.heads or heads
+    options.positions = options.positions or positions
+    options.lengths = [int(each) for each in options.lengths.split(",")] if options.lengths else [options.positions]
+    options.tokens = options.batch * positions if options.alone is None else options.batch * options.positions
+    return options
+
+
+def variants(options: argparse.Namespace) -> dict[str, Loss]:
+    losses: dict[str, Loss] = {"materialised": materialised}
+    if options.device == "cuda":
+        losses["compiled"] = torch.compile(materialised)
+    losses["chunked"] = lambda teacher, student: relation_kl(teacher, student, backend="chunked")
+    if options.device == "cuda":
+        losses["triton"] = lambda teacher, student: relation_kl(teacher, student, backend="triton")
+    return losses
+
+
+def materialised(teacher_BATd: Tensor, student_BATd: Tensor) -> Tensor:
+    teacher_BATT, student_BATT = (
+        vectors @ vectors.transpose(-1, -2) / math.sqrt(vectors.shape[-1]) for vectors in (teacher_BATd, student_BATd)
+    )
+    kl = torch.nn.functional.kl_div(student_BATT.log_softmax(-1), teacher_BATT.softmax(-1), reduction="sum")
+    return kl / math.prod(student_BATT.shape[:3])
+
+
+def make_vectors(options: argparse.Namespace, positions: int) -> tuple[Tensor, Tensor]:
+    batch = max(1, options.tokens // positions)
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, options.dtype)
+    teacher, student = (
+        torch.randn(batch, positions, options.heads, width, generator=generator)
+        .to(options.device, dtype)
+        .transpose(1, 2)
+        for width in (options.teacher_width, options.student_width)
+    )
+    return teacher, student.requires_grad_()
+
+
+def measure(options: argparse.Namespace, positions: int) -> dict[str, Any]:
+    teacher, student = make_vectors(options, positions)
+    losses = variants(options)
+    limits = exponentials(student, positions) if options.device == "cuda" else {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in losses:
+        found[name] = {"extra_bytes": memory_of(options, name, positions)}
+        if found[name]["extra_bytes"] is None:
+            print(f"{name} at {positions} positions: not enough memory", file=sys.stderr)
+    able = {name: loss for name, loss in losses.items() if found[name]["extra_bytes"] is not None}
+    errors = gradient_errors(able, teacher, student)
+    seconds: dict[str, list[float]] = {name: [] for name in (*able, *limits)}
+    for _ in range(options.rounds):
+        for name, loss in able.items():
+            seconds[name].append(timed(lambda loss=loss: step(loss, teacher, student), options.device))
+        for name, run in limits.items():
+            seconds[name].append(timed(run, options.device))
+    for name, times in seconds.items():
+        found.setdefault(name, {})["seconds"] = statistics.median(times)
+        found[name]["gradient_error"] = errors.get(name)
+    return {"positions": positions, "batch": len(student), "variants": found}
+
+
+def step(loss: Loss, teacher: Tensor, student: Tensor) -> Tensor:
+    student.grad = None
+    loss(teacher, student).backward()
+    assert student.grad is not None
+    return student.grad
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def memory_of(options: argparse.Namespace, name: str, positions: int) -> int | None:
+    """Extra peak memory of one step in bytes, None where there is not enough."""
+    if options.device == "cuda":
+        try:
+            return extra_bytes(options, name, positions)
+        except torch.OutOfMemoryError:
+            return None
+    batch = max(1, options.tokens // positions)
+    command = [sys.executable, sys.argv[0], "--alone", name, "--batch", str(batch), "--heads", str(options.heads)]
+    command += ["--positions", str(positions), "--dtype", options.dtype]
+    command += ["--teacher-width", str(options.teacher_width), "--student-width", str(options.student_width)]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    return int(json.loads(done.stdout)) if done.returncode == 0 else None
+
+
+def extra_bytes(options: argparse.Namespace, name: str, positions: int) -> int:
+    teacher, student = make_vectors(options, positions)
+    loss = variants(options)[name]
+    # what is loaded or compiled at the first call is not the loss's
+    small = [vectors[:1, :1, :16].detach().clone() for vectors in (teacher, student)]
+    step(loss, small[0], small[1].requires_grad_())
+    if options.device == "cuda":
+        step(loss, teacher, student)
+        student.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, teacher, student)
+        return torch.cuda.max_memory_allocated() - before
+    before = highest_resident()
+    step(loss, teacher, student)
+    return highest_resident() - before
+
+
+def highest_resident() -> int:
+    """Bytes. Not by getrusage, which counts the process that started this one too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def gradient_errors(losses: dict[str, Loss], teacher: Tensor, student: Tensor) -> dict[str, float]:
+    batch, heads, positions, _ = student.shape
+    if 8 * batch * heads * positions**2 > MOST_FOR_TRUTH:
+        batch = max(1, MOST_FOR_TRUTH // (8 * heads * positions**2))
+    if 8 * batch * heads * positions**2 > 4 * MOST_FOR_TRUTH:
+        return {}
+    few = teacher[:batch], student[:batch].detach()
+    wide = few[1].double().requires_grad_()
+    expected = step(materialised, few[0].double(), wide)
+    found = {}
+    for name, loss in losses.items():
+        gradient = step(loss, few[0], few[1].clone().requires_grad_()).double()
+        found[name] = float((gradient - expected).norm() / expected.norm())
+    return found
+
+
+def exponentials(student: Tensor, positions: int) -> dict[str, Callable[[], object]]:
+    """So many exponentials for every pair, in a Triton kernel that reads and writes next to nothing."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def only_exponentials(out, repeats, BLOCK: tl.constexpr):
+        values = tl.arange(0, BLOCK).to(tl.float32) * -1e-3 + tl.program_id(0) * -1e-6
+        for _ in range(repeats):
+            values = tl.exp2(values) - 1.0
+        tl.store(out + tl.program_id(0), tl.sum(values))
+
+    block, programs = 4096, 16384
+    out = torch.empty(programs, device=student.device)
+    pairs = student.shape[0] * student.shape[1] * positions**2
+
+    def run(count: int) -> Callable[[], object]:
+        repeats = max(1, round(count * pairs / (block * programs)))
+        return lambda: only_exponentials[(programs,)](out, repeats, BLOCK=block, num_warps=8)
+
+    return {"limit_6": run(6), "limit_4": run(4)}
+
+
+def make_table(options: argparse.Namespace, result: dict[str, Any]) -> Table:
+    found, tokens = result["variants"], result["batch"] * result["positions"]
+    plain = found["materialised"]
+    title = (
+        f"{result['batch']} rows x {options.heads} heads x {result['positions']} positions, "
+        f"d = {options.teacher_width}/{options.student_width}, {options.dtype}"
+    )
+    columns = ("variant", "ms", "speed", "extra peak MiB", "bytes/token", "memory", "gradient error")
+    table = Table(*columns, title=title)
+    for name, figures in found.items():
+        extra, seconds, error = (figures.get(key) for key in ("extra_bytes", "seconds", "gradient_error"))
+        table.add_row(
+            name,
+            "-" if seconds is None else f"{1000 * seconds:,.2f}",
+            "-" if seconds is None or plain.get("seconds") is None else f"{plain['seconds'] / seconds:.2f}x",
+            "-" if extra is None else f"{extra / 2**20:,.1f}",
+            "-" if extra is None else f"{extra / tokens:,.0f}",
+            "-" if not extra or not plain["extra_bytes"] else f"1/{plain['extra_bytes'] / extra:,.1f}",
+            "-" if error is None else f"{error:.1e}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
