@@ -37,9 +37,13 @@ RandomState = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What `complete.json` says: the step, what a run must share to go on, and [bytes, SHA-256] of every file."""
+    """What `complete.json` says: the step, by how many processes, what a run must share to go on, and every file.
+
+    `files` are [bytes, SHA-256] by name.
+    """
 
     step: int
+    processes: int
     identity: Mapping[str, Any]
     files: Mapping[str, list[Any]]
 
@@ -70,22 +74,26 @@ def save_checkpoint(
         engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
     with ranks.together(), clear_write_errors(path):
         if ranks.first:
-            seal_checkpoint(path, step=step, identity=identity)
+            seal_checkpoint(path, step=step, processes=ranks.count, identity=identity)
             _drop_old(out, path)
     return path
 
 
-def load_checkpoint(engine: Any, path: Path, ranks: Ranks | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    engine: Any, path: Path, ranks: Ranks | None = None, *, universal: Path | None = None
+) -> dict[str, Any]:
     """Bring the engine and the random generators to the state of a checkpoint; returns the `state` it was saved with.
 
-    Of more processes than wrote it, those beyond keep the state of their generators.
+    `universal` is the folder of the same checkpoint in universal form, if the engine reads that. Of more processes than
+    wrote it, those beyond keep the state of their generators.
 
     Raises:
         TrainingError: the checkpoint is not whole, or does not fit the engine.
     """
     check_checkpoint(path)
+    folder = universal or path
     try:
-        loaded, client_state = engine.load_checkpoint(str(path.parent), tag=path.name)
+        loaded, client_state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise TrainingError(
             f"checkpoint {str(path)!r} does not fit this student ({error}): it would go on from other weights; resume "
@@ -103,12 +111,13 @@ def load_checkpoint(engine: Any, path: Path, ranks: Ranks | None = None) -> dict
     return state
 
 
-def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any]) -> None:
+def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any], processes: int = 1) -> None:
     """Write the marker that makes a checkpoint count, after everything it lists is on the disk."""
     files = {str(file.relative_to(path)): _measure(file) for file in _files(path)}
     temporary = path / f"{MARKER_NAME}.tmp"
     with temporary.open("w", encoding="utf-8") as stream:
-        json.dump({"step": step, "identity": identity, "files": files}, stream, allow_nan=False)
+        marker = {"step": step, "processes": processes, "identity": identity, "files": files}
+        json.dump(marker, stream, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path / MARKER_NAME)

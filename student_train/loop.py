@@ -236,7 +236,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step, once its loss is known to be a number."""
         self.write_pending()
-        out, state = Path(self.run.settings.out), asdict(self.state)
+        out = Path(self.run.settings.out)
+        state = {"progression": asdict(self.state), "adaptation": self.run.objective.adaptation()}
         identity, ranks = self.run.identity(), self.run.ranks
         save_checkpoint(self.engine, out, step=self.state.step, identity=identity, state=state, ranks=ranks)
         self._saved_step = self.state.step

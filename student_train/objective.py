@@ -101,6 +101,15 @@ class Objective(nn.Module):
         """For the provenance record: each method's layers and settings."""
         return {name: method.describe() for name, method in self.methods.items()}
 
+    def adaptation(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of methods that adapt, by method."""
+        return {name: part.state() for name, part in self.adapting.items()}  # type: ignore[operator]
+
+    def restore_adaptation(self, adaptation: Mapping[str, Any]) -> None:
+        """Go back to what `adaptation` returned."""
+        for name, part in self.adapting.items():
+            part.restore(adaptation[name])  # type: ignore[operator]
+
     def adapted(self) -> dict[str, Any]:
         """For the provenance record: what methods that adapt have come to, by method; empty if none does."""
         return {name: part.describe() for name, part in self.adapting.items()}  # type: ignore[operator]

@@ -14,12 +14,12 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from student_train.checkpoint import drop_beyond, load_checkpoint
+from student_train.checkpoint import check_checkpoint, drop_beyond, load_checkpoint
 from student_train.disk import clear_write_errors
 from student_train.engine import restore_full_precision, start_engine
 from student_train.engine_config import choose_device
@@ -29,6 +29,7 @@ from student_train.metrics import MetricsLog, Progress
 from student_train.ranks import join_ranks
 from student_train.run import TrainingRun, find_start, prepare_run
 from student_train.settings import TrainSettings
+from student_train.universal import READ_UNIVERSAL, needs_universal, universal_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +99,22 @@ def _export(run: TrainingRun, state: Progression) -> None:
 def _train_with_engine(
     run: TrainingRun, checkpoint: Path | None, progress: Progress
 ) -> tuple[Progression, signal.Signals | None]:
-    engine = start_engine(
-        run.model, run.config, device=run.device, warmup=run.settings.warmup_steps(run.steps), steps=run.steps
-    )
     ranks, state = run.ranks, Progression()
-    with ranks.together():
-        if checkpoint is not None:
-            state = Progression(**load_checkpoint(engine, checkpoint, ranks))
-            progress.say(f"resumed  {checkpoint} after step {state.step}")
+    written_by = ranks.count if checkpoint is None else check_checkpoint(checkpoint).processes
+    converts = needs_universal(run.config, written_by, ranks)
+    engine = start_engine(
+        run.model,
+        run.config | (READ_UNIVERSAL if converts else {}),
+        device=run.device,
+        warmup=run.settings.warmup_steps(run.steps),
+        steps=run.steps,
+    )
+    if checkpoint is not None:
+        with universal_form(checkpoint, ranks) if converts else nullcontext() as universal, ranks.together():
+            saved = load_checkpoint(engine, checkpoint, ranks, universal=universal)
+            state = Progression(**saved["progression"])
+            run.objective.restore_adaptation(saved["adaptation"])
+        progress.say(f"resumed  {checkpoint} after step {state.step}")
     with ranks.together():
         log = _open_log(run, checkpoint, state)
     try:

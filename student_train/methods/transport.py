@@ -19,6 +19,7 @@ numbers give the same flow. Flow and weights belong to a checkpoint and are kept
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,14 @@ class LayerTransport(nn.Module):
         parts = {"student_weights": self.student_weights, "teacher_weights": self.teacher_weights, "flow": self.flow}
         return {name: np.round(part, 6).tolist() for name, part in parts.items()}
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """Not as buffers, which an engine that trains in half precision would round."""
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in _STATE}
+    def state(self) -> dict[str, Floats]:
+        """What a checkpoint has to keep. Not buffers of the module: an engine in half precision would round those."""
+        return {name: getattr(self, name).copy() for name in _STATE}
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `get_extra_state` returned."""
+    def restore(self, state: Mapping[str, Floats]) -> None:
+        """Go back to what `state` returned."""
         for name in _STATE:
-            setattr(self, name, state[name].cpu().numpy().copy())
+            setattr(self, name, state[name].copy())
 
 
 _STATE = ("student_weights", "teacher_weights", "flow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from student_train.checkpoint import checkpoint_path
 from student_train.metrics import read_records
 from student_train.ranks import Ranks
 from student_train.settings import TrainSettings
@@ -83,7 +85,7 @@ def settings_for(store: Path, out: Path, **changes: Any) -> dict[str, Any]:
 def together(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of several trainings that two processes went through, one after the other, and what each returned."""
     folder = tmp_path_factory.mktemp("ranks")
-    stages = {stage: folder / f"{stage}.json" for stage in (1, 2)}
+    stages = {stage: folder / f"zero{stage}.json" for stage in (1, 2)}
     for stage, file in stages.items():
         file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     runs = [
@@ -150,6 +152,18 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(together: Any) -> Non
     assert [result["resumed"]["stopped_by"] for result in results] == [None, None]
     # sums of two processes are taken in the same order every time
     assert records_of(folder / "stopped") == records_of(folder / "stage1")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_one_process_goes_on_from_the_checkpoint_of_two(together: Any, alone: Path, tmp_path: Path, stage: int) -> None:
+    folder, _ = together
+    settings = json.loads((folder / f"stage{stage}" / "provenance.json").read_text())["settings"]
+    out = tmp_path / "student"
+    shutil.copytree(folder / f"stage{stage}", out)
+    settings |= {"cache": tuple(settings["cache"]), "out": str(out), "resume": str(checkpoint_path(out, 8))}
+    train(TrainSettings(**settings))
+    assert_same_training(out, alone, tolerance=2e-4)
+    assert not list((out / "checkpoints").glob(".*"))
 
 
 def test_a_share_that_cannot_be_read_ends_both(together: Any) -> None:
