@@ -42,7 +42,7 @@ def info(argv: list[str]) -> int:
 def _print_info(info: StoreInfo) -> None:
     manifest = info.manifest
     teacher = manifest.teacher
-    state = "complete" if info.sealed else "UNFINISHED: run the same `kdcache build` again to complete it"
+    state = "complete" if info.sealed else "UNFINISHED: repeat the command that made it to complete it"
     rows = [
         ("store", f"{info.path} (format {manifest.format_version}), {state}"),
         (

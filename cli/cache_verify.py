@@ -12,12 +12,13 @@ import tyro
 
 from cli.display import StatusLine
 from cli.options import parse
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import DistillationError, SettingsError
 from teacher_cache.units import format_bytes, format_duration, format_ranges
 
 if TYPE_CHECKING:
     from teacher_cache.deep.check import DeepReport
     from teacher_cache.evict import EvictedGroup, Eviction
+    from teacher_cache.survey import Finding
     from teacher_cache.verify import VerifyReport
 
 _MOST_LINES = 20
@@ -50,14 +51,25 @@ class VerifySettings:
 def verify(argv: list[str]) -> int:
     """`kdcache verify`; returns the exit code."""
     settings = parse(VerifySettings, argv, "kdcache verify")
-    outcomes = [_verify(location, settings) for location in settings.cache]
+    outcomes = []
+    for location in settings.cache:
+        outcome = _try(location, settings)
+        outcomes.append(outcome)
+        for line in () if settings.json else outcome.lines():
+            print(line, flush=True)
     if settings.json:
         print(json.dumps([one.to_json() for one in outcomes], indent=2))
-    else:
-        for one in outcomes:
-            for line in one.lines():
-                print(line)
     return 0 if all(one.whole for one in outcomes) else 1
+
+
+def _try(location: str, settings: VerifySettings) -> _Outcome | _Unreadable:
+    """What is wrong with one store must not hide what was found, or deleted, in another."""
+    try:
+        return _verify(location, settings)
+    except DistillationError as error:
+        if len(settings.cache) == 1:
+            raise
+        return _Unreadable(path=location, message=str(error))
 
 
 def _verify(location: str, settings: VerifySettings) -> _Outcome:
@@ -102,6 +114,21 @@ class _Display(StatusLine):
     def compared(self, done: int, total: int) -> None:
         """Show rows compared with the teacher."""
         self.show(f"{done}/{total} rows compared with the teacher", last=done == total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unreadable:
+    """A place among several that could not be checked at all."""
+
+    path: str
+    message: str
+    whole: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": self.path, "whole": False, "error": self.message}
+
+    def lines(self) -> Iterator[str]:
+        yield f"{self.path}: not checked: {self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +193,7 @@ class _Outcome:
         if self.deep is not None and not self.deep.ok:
             return f"as it was written ({checked}), but not what the teacher gives"
         if not report.finished:
-            return f"unfinished, nothing is damaged ({checked}); run the same `kdcache build` again to complete it"
+            return f"unfinished, nothing is damaged ({checked}); repeat the command that made it to complete it"
         return f"whole ({checked})"
 
 
@@ -177,10 +204,23 @@ def _describe_eviction(report: VerifyReport, eviction: Eviction) -> Iterator[str
     for finding in eviction.beyond_repair:
         yield (
             f"BEYOND REPAIR  {finding.key}: every block of {finding.group} depends on it and no build makes it again; "
-            "nothing of that was evicted; restore it from a copy, or delete the store and build it anew"
+            f"nothing of that was evicted; restore it from a copy, or delete {_whole_group(report, finding)} and build "
+            "it anew"
         )
+    for name in eviction.given_up:
+        yield (
+            f"given up  {name}: it was never finished, and its manifest is damaged or lost; a build with its targets "
+            "adds them anew"
+        )
+    for name in eviction.left_out:
+        yield f"left out  {name}: it needs what is unfinished now, and is read again once that is made"
     if not report.findings:
         yield "evicted  nothing: nothing is damaged"
+
+
+def _whole_group(report: VerifyReport, finding: Finding) -> str:
+    prefix = next(group.prefix for group in report.groups if group.name == finding.group)
+    return f"{prefix!r} in the store" if prefix else "the store"
 
 
 def _describe_evicted(group: EvictedGroup) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cli.main_guard import run_command
 from cli.options import parse
 from student_train.settings import TrainSettings
+from teacher_cache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from student_train.trainer import TrainResult
@@ -31,10 +32,28 @@ def _main(argv: list[str]) -> int:
     from student_train.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.trainer import train
 
+    if settings.dry_run:
+        return _try_out(settings)
     result = train(settings)
     if first_process():
         print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
+
+
+def _try_out(settings: TrainSettings) -> int:
+    from student_train.dry_run import dry_run
+    from student_train.ranks import first_process
+
+    found = dry_run(settings)
+    if first_process():
+        text = (
+            f"{found.steps:,} steps would take {format_duration(found.training_seconds)} ({found.step_seconds:.3g} s a "
+            f"step, {found.tokens_per_second:,.0f} tok/s, {found.wait_share:.1%} of it waiting for the cache), "
+            f"{format_bytes(found.memory_bytes)} of memory, {format_bytes(found.checkpoint_bytes)} for checkpoints; "
+            f"{found.trained_parameters:,} parameters would be trained. Nothing was written"
+        )
+        print(json.dumps(found.to_json()) if settings.json else text)
+    return 0
 
 
 def _in_words(result: TrainResult) -> str:

@@ -118,6 +118,9 @@ class TrainSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
 
+    dry_run: bool = False
+    """Say what would be trained, run three steps to see what it would take, and write nothing."""
+
     json: bool = False
     """Print the result as one JSON record on standard output."""
 
@@ -194,7 +197,18 @@ class TrainSettings:
 
 
 _FREE = frozenset(
-    {"cache", "deepspeed", "device", "json", "micro_batch_size", "out", "resume", "save_every", "valid_every"}
+    {
+        "cache",
+        "deepspeed",
+        "device",
+        "dry_run",
+        "json",
+        "micro_batch_size",
+        "out",
+        "resume",
+        "save_every",
+        "valid_every",
+    }
 )
 _LOWEST = {
     "steps": 0,

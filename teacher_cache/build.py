@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ from teacher_cache.calibration import ensure_calibrated, load_quantisers
 from teacher_cache.constants import has_constant, write_constant
 from teacher_cache.contract import Manifest
 from teacher_cache.corpus import Rows, pack_corpus
+from teacher_cache.errors import StoreError
 from teacher_cache.forecast import Sample, count_rows, forecast, refuse_without_room
-from teacher_cache.groups import read_groups
+from teacher_cache.groups import Group, read_groups
 from teacher_cache.layout import projection_path
 from teacher_cache.objects import TEACHER, Commit, digest_object, has_teacher, write_teacher_files
 from teacher_cache.reader import CacheReader
@@ -145,7 +146,7 @@ class _Job:
         self,
         settings: BuildSettings,
         teacher: Teacher,
-        projections: Mapping[int, AttentionProjections],
+        projections: dict[int, AttentionProjections],
         rows: Rows,
         storage: Storage,
         workers: Workers,
@@ -164,16 +165,18 @@ class _Job:
         """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
         batch_rows = choose_batch_rows(self.settings, self.teacher, manifest.seq_len)
         self.started = time.monotonic()
+        self._compare_inputs(manifest)
         work = self.workers.share("work", self._prepare(manifest, batch_rows) if self.workers.first else None)
         groups = {group.prefix: group for group in read_groups(self.storage) if group.prefix in work}
         if not self.workers.first and work:
+            self.projections |= reach_attention(self.teacher, groups.values(), self.projections)
             self.teacher.start()
         for prefix, group in groups.items():
             self._build_blocks(GroupWriter(self.storage, group), work[prefix], batch_rows)
         self.workers.wait_for_all("blocks are written")
         if self.workers.first:
             for group in groups.values():
-                self._write_statistics(group.manifest)
+                self._write_statistics(group.manifest, complete=groups)
                 GroupWriter(self.storage, group).seal()
         self.workers.wait_for_all("groups are sealed")
         return BuildReport(
@@ -184,12 +187,38 @@ class _Job:
             seconds=time.monotonic() - self.started if groups else 0.0,
         )
 
+    def _compare_inputs(self, manifest: Manifest) -> None:
+        """Refuse workers that would put other rows, or another teacher's outputs, into the same store.
+
+        Raises:
+            StoreError: this worker's inputs are not those of the first one, or another worker's are not.
+        """
+        theirs = Manifest.from_json(self.workers.share("manifest", manifest.to_json()))
+        differences = theirs.differences(manifest)
+        self.workers.add("unlike", 1 if differences else 0)
+        self.workers.wait_for_all("inputs are compared")
+        if differences:
+            lines = "".join(f"\n  {name}: worker 0 has {a!r}, this one {b!r}" for name, a, b in differences)
+            raise StoreError(
+                f"worker {self.workers.rank} of {self.workers.count} was given other inputs than worker 0:{lines}\n"
+                "Together they would write a store of mixed contents, so nothing was written; give every worker the "
+                "same teacher, text and flags"
+            )
+        unlike = self.workers.add("unlike", 0)
+        if unlike:
+            raise StoreError(
+                f"{unlike} of {self.workers.count} workers have other inputs than worker 0, as their own messages say: "
+                "nothing was written; give every worker the same teacher, text and flags"
+            )
+
     def _prepare(self, manifest: Manifest, batch_rows: int) -> dict[str, list[int]]:
         """Everything that is there before the first block; returns the missing blocks of each group that needs work."""
         writers = groups_to_build(self.storage, manifest)
         if not writers:
             self.progress.note(f"{self.settings.out} is complete already: {manifest.rows} rows; nothing to do")
             return {}
+        self.projections |= reach_attention(self.teacher, [writer.group for writer in writers], self.projections)
+        writers = [writer if writer.group.seal is None else writer.unseal() for writer in writers]
         write_teacher(self.storage, self.teacher)
         self.started = time.monotonic()  # what is reported is the passes of the teacher and what follows from them
         self.teacher.start()
@@ -253,17 +282,35 @@ class _Job:
         found = forecast(writer.group, missing, sample)
         self.progress.note(found.describe(self.storage.free_bytes()))
         if not self.settings.force:
-            refuse_without_room(self.storage, found.total_bytes)
+            refuse_without_room(self.storage, found.total_bytes, begun=len(missing) < writer.manifest.blocks)
         return writer.write_block(block, shards)
 
-    def _write_statistics(self, manifest: Manifest) -> None:
+    def _write_statistics(self, manifest: Manifest, complete: Collection[str]) -> None:
         """Write E||h - mean||^2 of each hidden state, measured on the first blocks as stored."""
-        reader = CacheReader.of(self.storage, allow_unsealed=True)
-        stop = min(manifest.rows, _STATISTICS_BLOCKS * manifest.block_rows)
+        reader = CacheReader.of(self.storage, complete=complete)
+        blocks = min(manifest.blocks, _STATISTICS_BLOCKS)
         for layer in manifest.targets.hidden_layers():
             path = f"hidden/{layer}/variance"
             if not has_constant(self.storage, path):
-                write_constant(self.storage, path, np.array(_total_variance(reader, layer, stop)))
+                write_constant(self.storage, path, np.array(_total_variance(reader, layer, blocks)))
+
+
+def reach_attention(
+    teacher: Teacher, groups: Iterable[Group], known: Mapping[int, AttentionProjections]
+) -> dict[int, AttentionProjections]:
+    """Make the attention of these groups readable, and find the projections that are not `known`. Before `start`.
+
+    A group may hold other layers than the command names that mends it.
+    """
+    found = {}
+    for group in groups:
+        for spec in group.manifest.targets.attention:
+            teacher.tap()
+            if spec.mode == "hidden" and spec.layer not in known:
+                projections = teacher.probe_attention(spec.layer)
+                assert projections is not None, "the store was built by the same weights"
+                found[spec.layer] = projections
+    return found
 
 
 def write_projections(storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]) -> None:
@@ -311,12 +358,16 @@ def _write_block(writer: GroupWriter, block: int, targets: BlockTargets) -> Comm
     return writer.write_block(block, targets.finish())
 
 
-def _total_variance(reader: CacheReader, layer: int, stop: int) -> float:
-    """E||h - mean||^2 over the real positions of rows 0..stop, from sums of a few rows at a time."""
+def _total_variance(reader: CacheReader, layer: int, blocks: int) -> float:
+    """E||h - mean||^2 over the real positions of the first blocks, from sums of a few rows at a time."""
     count, total_D, squares = 0, torch.zeros(reader.manifest.teacher.hidden_size, dtype=torch.float64), 0.0
-    for first in range(0, stop, _STATISTICS_ROWS):
-        batch = reader.read_rows(first, min(first + _STATISTICS_ROWS, stop), TargetRequest(hidden_layers=(layer,)))
-        for targets in batch.values():
+    request = TargetRequest(hidden_layers=(layer,))
+    (view,) = reader.views_for(request)
+    for block in range(blocks):
+        coded = reader.load_block(block, request, view)
+        first, last = reader.manifest.block_range(block)
+        for start in range(0, last - first, _STATISTICS_ROWS):
+            targets = reader.decode(coded, start, min(start + _STATISTICS_ROWS, last - first))
             values_ND = targets.hidden[layer][targets.real_BT()].double()
             count += len(values_ND)
             total_D += values_ND.sum(dim=0)

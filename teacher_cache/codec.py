@@ -78,7 +78,8 @@ class Float16Codec:
             largest = float(values_ND.abs().max())
             raise TeacherError(
                 f"the teacher gave a value that float16 cannot hold (largest magnitude {largest:g}, limit 65504): "
-                "infinite targets would ruin training; use --precision int8"
+                "infinite targets would ruin training; use --precision int8, in another --out if blocks are written "
+                "already"
             )
         return {"codes": codes_DN.cpu().numpy()}
 

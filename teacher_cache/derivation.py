@@ -13,6 +13,7 @@ Nothing is read or written here.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def plan_derivation(source: Manifest, settings: DeriveSettings) -> Derivation:
         targets=_choose_targets(source, settings),
         inputs_held=(),
         calibration={},
-        command=f"{' '.join(sys.argv)}; {settings.src} was made {source.created} by: {source.command}",
+        command=f"{shlex.join(sys.argv)}; {settings.src} was made {source.created} by: {source.command}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Derivation(source=source, manifest=manifest, first=first)

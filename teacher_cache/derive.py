@@ -20,7 +20,7 @@ from typing import Protocol
 
 from teacher_cache.calibration import keep_calibration
 from teacher_cache.constants import has_constant, read_constant, write_constant
-from teacher_cache.contract import Manifest, merge_manifests
+from teacher_cache.contract import Manifest
 from teacher_cache.derivation import Derivation, plan_derivation
 from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.groups import read_groups
@@ -101,7 +101,8 @@ class _Job:
         """
         if not self.storage.list():
             return False
-        have = merge_manifests([group.manifest for group in read_groups(self.storage)])
+        # what `kdcache build` has added since is none of a derivation's business
+        have = read_groups(self.storage)[0].manifest
         _refuse_differences(self.storage, have, self.derivation)
         if have.calibration:
             load_coders(self.source, self.derivation, self.storage)

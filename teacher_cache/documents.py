@@ -46,7 +46,8 @@ HELP_LOCAL = "give the path of a local file instead (txt, txt.gz, jsonl, csv, pa
 def read_documents(specs: Sequence[str]) -> Iterator[str]:
     """The documents of every specification, one after another, in a fixed order (files of a glob by name).
 
-    All specifications are looked up before the first document is read, so that a wrong one is found at once.
+    Local files are looked up before the first document is read, so that a wrong path is found at once; names on the hub
+    are when their turn comes.
 
     Raises:
         CorpusError: nothing is at a specification, or what is there cannot be read as text.

@@ -37,7 +37,10 @@ class Draft:
         return self._base.read(key)
 
     def stream(self, key: str) -> Iterator[bytes]:
-        yield self.read(key)
+        if key in self.written or key in self._deleted:
+            yield self.read(key)
+        else:
+            yield from self._base.stream(key)
 
     def size(self, key: str) -> int | None:
         if key in self.written:

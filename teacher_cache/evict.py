@@ -6,15 +6,16 @@ is then unfinished. Being killed in between leaves damage that another run finds
 
 What a build cannot make again stays: a manifest, and the constants that calibration fixed (rotation, mean, step), which
 all blocks are coded with. A group that has lost such a thing is left alone altogether, because a new seal would vouch
-for it.
+for it; but an extension that was never finished, and of which nothing says what it is, is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from teacher_cache.contract import Manifest
+from teacher_cache.groups import Group, is_nameless, readable_groups
 from teacher_cache.layout import block_arrays, constant_paths
 from teacher_cache.objects import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
 from teacher_cache.storage import Storage
@@ -41,6 +42,10 @@ class Eviction:
     groups: tuple[EvictedGroup, ...]
     beyond_repair: tuple[Finding, ...]
     """What no build makes again: to be restored from a copy. Their groups were left alone."""
+    given_up: tuple[str, ...]
+    """Unfinished extensions that were deleted, because their manifest was damaged or lost."""
+    left_out: tuple[str, ...]
+    """Finished extensions that are not read until what others have lost is made again."""
 
 
 def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tuple[VerifyReport, Eviction]:
@@ -53,14 +58,41 @@ def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tu
         read_manifest(storage)  # says that there is none, before the lock makes its folder
     with storage.lock():
         report = verify_store(storage, progress)
-        groups, beyond = [], []
+        groups, beyond, given_up = [], [], []
         for group in report.groups:
             findings = [finding for finding in report.findings if finding.group == group.name]
+            if group.prefix and is_nameless(storage, group.prefix):
+                for key in storage.list(group.prefix):
+                    storage.delete(key)
+                given_up.append(group.name)
+                continue
             lost = [finding for finding in findings if not _can_be_made_again(group.manifest, finding)]
             beyond += lost
             if findings and not lost and group.manifest is not None:
-                groups.append(_evict(storage, group, group.manifest, findings))
-    return report, Eviction(groups=tuple(groups), beyond_repair=tuple(beyond))
+                others = [one.manifest for one in report.groups if one is not group and one.manifest is not None]
+                groups.append(_evict(storage, group, group.manifest, findings, _paths(others)))
+        return report, Eviction(
+            groups=tuple(groups),
+            beyond_repair=tuple(beyond),
+            given_up=tuple(given_up),
+            left_out=_left_out(report.groups, groups),
+        )
+
+
+def _paths(manifests: Iterable[Manifest]) -> set[str]:
+    return {spec.path for manifest in manifests for spec in block_arrays(manifest)}
+
+
+def _left_out(checks: Iterable[GroupCheck], evicted: Iterable[EvictedGroup]) -> tuple[str, ...]:
+    """Finished groups that need what others hold, which are not."""
+    unfinished = {group.name for group in evicted}
+    finished = [
+        Group(prefix=one.prefix, manifest=one.manifest, seal=None)
+        for one in checks
+        if one.sealed and one.manifest is not None and one.name not in unfinished
+    ]
+    readable = readable_groups(finished)
+    return tuple(group.name for group in finished if group not in readable)
 
 
 def _can_be_made_again(manifest: Manifest | None, finding: Finding) -> bool:
@@ -79,13 +111,19 @@ def _objects_around(manifest: Manifest, key: str) -> list[str] | None:
     return None if not paths or any(is_calibrated(manifest, path) for path in paths) else paths
 
 
-def _evict(storage: Storage, group: GroupCheck, manifest: Manifest, findings: Iterable[Finding]) -> EvictedGroup:
+def _evict(
+    storage: Storage, group: GroupCheck, manifest: Manifest, findings: Iterable[Finding], shared: Collection[str]
+) -> EvictedGroup:
+    damaged = {finding.key for finding in findings}
     blocks = sorted({finding.block for finding in findings if finding.block is not None})
     for block in blocks:
         storage.delete(group.prefix + commit_key(block))
     for block in blocks:
         for spec in block_arrays(manifest):
-            storage.delete(shard_key(spec, block))
+            key = shard_key(spec, block)
+            # what another group holds as well stays for that one, unless it is damaged
+            if spec.path not in shared or key in damaged:
+                storage.delete(key)
     objects = [key for finding in findings if finding.block is None for key in _objects_of(storage, manifest, finding)]
     for key in objects:
         storage.delete(key)

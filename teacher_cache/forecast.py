@@ -110,8 +110,8 @@ def count_rows(manifest: Manifest, blocks: Iterable[int]) -> int:
     return sum(last - first for first, last in map(manifest.block_range, blocks))
 
 
-def refuse_without_room(storage: Storage, needed: int) -> None:
-    """Stop what cannot be finished before it begins.
+def refuse_without_room(storage: Storage, needed: int, *, begun: bool = False) -> None:
+    """Stop what cannot be finished before it begins, or before it goes on if blocks are there already.
 
     Raises:
         SpaceError: there is less room than is needed.
@@ -120,10 +120,17 @@ def refuse_without_room(storage: Storage, needed: int) -> None:
     if free is not None and free < needed:
         raise SpaceError(
             f"the build needs about {format_bytes(needed)} more and {storage.location!r} has {format_bytes(free)} "
-            "free: it would stop half-way, so it has not begun; free some space, choose another --out, keep less "
-            "(fewer --max-rows, a coarser --precision such as nmse:1e-1, fewer --layers), or give --force to build as "
-            "far as the space goes"
+            f"free: it would stop half-way, so {_WHAT_TO_DO[begun]}, or give --force to build as far as the space goes"
         )
+
+
+_WHAT_TO_DO = {
+    False: "no block has been written; free some space, choose another --out, or keep less: without a block the same "
+    "--out takes other settings, such as a coarser --precision like nmse:1e-1, fewer --layers or, for a new store, "
+    "fewer --max-rows",
+    True: "nothing more has been written; free some space and run the same command again, or build a store that keeps "
+    "less in another --out",
+}
 
 
 def _target_of(path: str) -> str:

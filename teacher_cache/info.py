@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class StoreInfo:
     groups: tuple[GroupInfo, ...]
     committed_rows: int
     bytes_per_array: dict[str, int]
+    rows_per_array: dict[str, int]
     other_bytes: int
 
     @property
@@ -57,16 +59,15 @@ class StoreInfo:
 
     def bytes_per_token(self, array: str) -> float:
         """Bytes on disk per position of a committed row."""
-        return self.bytes_per_array[array] / max(1, self.committed_tokens)
+        return self.bytes_per_array[array] / max(1, self.rows_per_array[array] * self.manifest.seq_len)
 
     def bits_per_value(self) -> dict[str, float]:
         """Bits on disk per component and position of a committed row, padding included, of each stream of vectors."""
         bits = {}
         for stream in vector_streams(self.manifest):
             arrays = [path for path in self.bytes_per_array if f"{path}/".startswith(f"{stream.path}/")]
-            size = sum(self.bytes_per_array[path] for path in arrays)
-            values = self.committed_tokens * self.manifest.views_of(stream.view) * stream.width
-            bits[stream.path] = 8 * size / max(1, values)
+            per_token = sum(map(self.bytes_per_token, arrays))
+            bits[stream.path] = 8 * per_token / (self.manifest.views_of(stream.view) * stream.width)
         return bits
 
     def to_json(self) -> dict[str, Any]:
@@ -98,15 +99,20 @@ def describe_store(path: str | Path) -> StoreInfo:
         for group in groups
         for array, spec in group.arrays.items()
     }
-    ranges = [manifest.block_range(block) for block in whole[""]]
+    rows = {prefix: _rows_of(manifest, blocks) for prefix, blocks in whole.items()}
     return StoreInfo(
         path=str(path),
         manifest=manifest,
         groups=tuple(_describe_group(group, whole[group.prefix]) for group in groups),
-        committed_rows=sum(last - first for first, last in ranges),
+        committed_rows=rows[""],
         bytes_per_array=bytes_per_array,
+        rows_per_array={array: rows[group.prefix] for group in groups for array in group.arrays},
         other_bytes=sum(sizes.values()) - sum(bytes_per_array.values()),
     )
+
+
+def _rows_of(manifest: Manifest, blocks: Iterable[int]) -> int:
+    return sum(last - first for first, last in map(manifest.block_range, blocks))
 
 
 def _describe_group(group: Group, whole: set[int]) -> GroupInfo:

@@ -28,13 +28,15 @@ from types import TracebackType
 from typing import Any
 
 from teacher_cache.bucket import Bucket, Version
-from teacher_cache.errors import StoreError
+from teacher_cache.errors import DistillationError, StoreError
 
 LEASE_SECONDS = 30.0
 _RENEWALS = 6
 """Renewals per lease."""
 _ALIVE = 2
 """Renewals seen that prove a living holder: a single one may have been under way when its sender died."""
+
+_NOBODY = "nobody"
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +97,11 @@ class Lease:
         """
         if time.monotonic() - self._renewed > self._seconds:
             self._renew()
+        if self._taken_by == _NOBODY:
+            raise StoreError(
+                f"somebody deleted the lock {self._key!r} of {self._bucket.location!r} that this process held: another "
+                "one may have begun to write since; what was committed is safe, run the same command again"
+            )
         if self._taken_by is not None:
             raise StoreError(
                 f"{self._bucket.location!r} is now being written by {self._taken_by}: this process could not renew its "
@@ -147,7 +154,7 @@ class Lease:
         while not self._released.wait(self._seconds / _RENEWALS):
             try:
                 self._renew(once=True)
-            except StoreError as failure:  # the next round tries again, and who writes asks `ensure`
+            except DistillationError as failure:  # the next round tries again, and who writes asks `ensure`
                 _log.debug("the lock %r is not renewed: %s", self._key, failure)
 
     def _renew(self, *, once: bool = False) -> None:
@@ -160,7 +167,7 @@ class Lease:
             if version is None:
                 found = self._bucket.look(self._key, once=once)
                 if found is None or not self._is_ours(found[0]):
-                    self._taken_by = _describe(_read_holder(found[0])) if found else "nobody (its lock was deleted)"
+                    self._taken_by = _describe(_read_holder(found[0])) if found else _NOBODY
                     return
                 version = found[1]  # written by a request whose answer was lost
             self._version, self._renewed = version, started

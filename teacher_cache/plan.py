@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from teacher_cache.build import BuildProgress, Silent, choose_batch_rows, read_inputs
+from teacher_cache.build import BuildProgress, Silent, choose_batch_rows, reach_attention, read_inputs
 from teacher_cache.contract import Manifest
 from teacher_cache.draft import Draft
 from teacher_cache.forecast import Forecast
@@ -96,10 +96,11 @@ def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -
     storage = open_storage(settings.out)
     draft = Draft(storage)
     writers = groups_to_build(draft, manifest)
-    teacher_bytes = _teacher_bytes(teacher) if writers and not has_teacher(storage) else 0
+    teacher_bytes = _teacher_bytes(teacher) if writers and not has_teacher(draft) else 0
     batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
     trial = Trial(draft, teacher, projections, rows, batch_rows, progress)
     if writers:
+        projections |= reach_attention(teacher, [writer.group for writer in writers], projections)
         teacher.start()
     groups = tuple(trial.forecast(writer) for writer in writers)
     return BuildPlan(

@@ -8,7 +8,7 @@ zeros. Opening costs one seal object and the hashes of small metadata files, wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +21,16 @@ from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.constants import read_constant
 from teacher_cache.contract import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
-from teacher_cache.errors import StoreError
-from teacher_cache.groups import Group, damaged_objects, mismatch, read_groups
+from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.groups import (
+    Group,
+    damaged_objects,
+    mismatch,
+    read_commits,
+    read_groups,
+    readable_groups,
+    whole_blocks,
+)
 from teacher_cache.lacking import check_request
 from teacher_cache.layout import (
     ROW_ARRAYS,
@@ -47,7 +55,7 @@ from teacher_cache.objects import (
 )
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
 from teacher_cache.shards import decode_shard
-from teacher_cache.specs import VIEWS, View
+from teacher_cache.specs import VIEWS, View, describe_targets
 from teacher_cache.storage import Storage, open_storage
 from teacher_cache.transform import Transform, fold_projections, projections_of_projected
 
@@ -57,7 +65,8 @@ _COMMITS_KEPT = 16
 class CacheReader:
     """One store, for reading."""
 
-    def __init__(self, storage: Storage, groups: list[Group]) -> None:
+    def __init__(self, storage: Storage, groups: Sequence[Group], left_out: Sequence[Group] = ()) -> None:
+        """Read these groups; `left_out` are those of the store that are not to be read, for messages."""
         self.path = storage.location
         self.storage = storage
         self.manifest: Manifest = merge_manifests([group.manifest for group in groups])
@@ -65,14 +74,19 @@ class CacheReader:
             np.arange(self.manifest.blocks + 1, dtype=np.int64) * self.manifest.block_rows, self.manifest.rows
         )
         self._groups = groups
-        self._arrays = {path: (group, spec) for group in groups for path, spec in group.arrays.items()}
+        self._left_out = left_out
+        self._arrays: dict[str, tuple[Group, ArraySpec]] = {}
+        # masks may be in several groups: those of the first finished one count
+        for group in sorted(groups, key=lambda group: group.seal is None):
+            for path, spec in group.arrays.items():
+                self._arrays.setdefault(path, (group, spec))
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
         self._commit = lru_cache(maxsize=_COMMITS_KEPT)(self._read_commit)
 
     @classmethod
     def open(cls, location: str | Path, *, allow_unsealed: bool = False) -> CacheReader:
-        """Open a store. Targets that were added and are not finished are left out.
+        """Open a store. Added targets that are not finished are left out, and those that cannot be read without them.
 
         Raises:
             StoreError: there is no store, it is of another format version, unfinished, or its metadata was changed.
@@ -80,16 +94,14 @@ class CacheReader:
         return cls.of(open_storage(location), allow_unsealed=allow_unsealed)
 
     @classmethod
-    def of(cls, storage: Storage, *, allow_unsealed: bool = False) -> CacheReader:
-        """`open` for a storage that is at hand."""
+    def of(cls, storage: Storage, *, allow_unsealed: bool = False, complete: Collection[str] = ()) -> CacheReader:
+        """`open` for a storage that is at hand. `complete` are prefixes of groups that only lack their seal."""
         groups = read_groups(storage)
-        if groups[0].seal is None and not allow_unsealed:
-            done = len(storage.list("commits/"))
-            raise StoreError(
-                f"{storage.location!r} is unfinished ({done} of {groups[0].manifest.blocks} blocks): what is missing "
-                "would be read as zeros; run the same `kdcache build` command again, it continues where it stopped"
-            )
-        reader = cls(storage, [group for group in groups if allow_unsealed or group.seal is not None])
+        finished = [group for group in groups if group.seal is not None or group.prefix in complete]
+        if groups[0] not in finished and not allow_unsealed:
+            raise _unfinished(storage, groups[0])
+        chosen = groups if allow_unsealed else readable_groups(finished)
+        reader = cls(storage, chosen, [group for group in groups if group not in chosen])
         reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/"))
         return reader
 
@@ -112,7 +124,16 @@ class CacheReader:
         Raises:
             TargetsError: it does not; the message names what it has, and the flags that add the rest.
         """
-        check_request(request, self.manifest, self.path)
+        try:
+            check_request(request, self.manifest, self.path)
+        except TargetsError as error:
+            raise TargetsError(f"{error}{''.join(map(self._why_left_out, self._left_out))}") from None
+
+    def _why_left_out(self, group: Group) -> str:
+        names = f"\n{group.name} ({', '.join(describe_targets(group.manifest.targets))}) is left out: "
+        if group.seal is None:
+            return f"{names}it is unfinished; {group.how_to_finish}"
+        return f"{names}it needs {', '.join(sorted(group.needs))}, which is not finished"
 
     def views_for(self, request: TargetRequest) -> tuple[View, ...]:
         """The views that hold the targets asked for; the store's first view if none are."""
@@ -349,6 +370,14 @@ class CacheReader:
             f"{self.path!r} is damaged: {name} {what}. Its numbers would be wrong targets, so nothing was read; "
             f"restore it from a copy, {mend}"
         )
+
+
+def _unfinished(storage: Storage, group: Group) -> StoreError:
+    done = len(whole_blocks(group, read_commits(storage, group), storage.list()))
+    return StoreError(
+        f"{storage.location!r} is unfinished ({done} of {group.manifest.blocks} blocks): what is missing would be read "
+        f"as zeros; {group.how_to_finish}"
+    )
 
 
 _PER_ROW = {"input_ids", *(name for name, _ in ROW_ARRAYS)}

@@ -7,6 +7,7 @@ before a row is read.
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -161,7 +162,7 @@ def make_manifest(
             "python": platform.python_version(),
             **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},
         },
-        command=" ".join(sys.argv),
+        command=shlex.join(sys.argv),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -7,13 +7,9 @@ group is known by its seal, without its seal by its manifest. Cost: one small re
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal
 
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import StoreError
@@ -34,15 +30,11 @@ from teacher_cache.objects import (
     shard_key,
 )
 from teacher_cache.storage import Storage
+from teacher_cache.threads import in_threads
 from teacher_cache.unsealed import check_unsealed
 
 Part = Literal["manifest", "seal", "commit", "shard", "metadata", "constant", "teacher"]
 """What an object is: `metadata` is the zarr.json of an array or of a group of arrays."""
-
-_THREADS = min(4, max(2, os.cpu_count() or 1))
-_WAITING_PER_THREAD = 16
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +162,9 @@ class Survey:
         except (OSError, *NOT_AN_OBJECT) as error:
             self._find(key, "manifest", cannot_be_read(error))
         except StoreError as error:
-            if self.seal is None:
+            if self.seal is None and not self.prefix:
                 raise StoreError(f"{self.storage.location!r}: {error}") from error
-            # the seal is of this format and version, and whole
+            # the seal, or the first build, is of this format and version
             self._find(key, "manifest", cannot_be_read(error))
         return None
 
@@ -243,14 +235,3 @@ class Survey:
 def cannot_be_read(error: Exception) -> str:
     """What a finding says of an object that gives an error."""
     return f"cannot be read ({type(error).__name__}: {error})"
-
-
-def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """`map` with a few threads, which run only a little ahead."""
-    rest = iter(items)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-        waiting: deque[Future[_Result]] = deque()
-        waiting.extend(pool.submit(function, item) for item in islice(rest, _THREADS * _WAITING_PER_THREAD))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(rest, 1))

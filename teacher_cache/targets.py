@@ -195,7 +195,8 @@ def pack_stream(
             raise TeacherError(
                 f"{stream.path} has {found} values in one block beyond what calibration saw, room is for {room}: "
                 "these rows are unlike the first ones of the corpus, and cut-off targets would ruin training; "
-                "raise --max-rows if calibration had few rows, or use --precision int8"
+                "raise --max-rows if calibration had few rows, or use --precision int8, in another --out if blocks "
+                "are written already"
             )
         for name, values in packed.packed.items():
             target = arrays[f"{stream.path}/codes/{name}"]

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-from teacher_cache.groups import extension_prefix
-from teacher_cache.objects import EXTENSIONS, METADATA, SEAL, damage, read_manifest
+from teacher_cache.groups import extension_numbers, extension_prefix
+from teacher_cache.objects import METADATA, SEAL, damage, read_manifest
 from teacher_cache.storage import Storage
-from teacher_cache.survey import Expected, Finding, GroupCheck, Survey, cannot_be_read, in_threads
+from teacher_cache.survey import Expected, Finding, GroupCheck, Survey, cannot_be_read
+from teacher_cache.threads import in_threads
 
 
 class VerifyProgress(Protocol):
@@ -62,7 +63,8 @@ def verify_store(storage: Storage, progress: VerifyProgress | None = None) -> Ve
     sizes = storage.list()
     if METADATA not in sizes and SEAL not in sizes:
         read_manifest(storage)  # says what is there instead
-    surveys = [Survey(storage, sizes, prefix) for prefix in _prefixes(sizes)]
+    prefixes = ("", *map(extension_prefix, extension_numbers(sizes)))
+    surveys = [Survey(storage, sizes, prefix) for prefix in prefixes]
     for survey in surveys:
         survey.run()
     vouched = {one.key for survey in surveys for one in survey.expected}
@@ -83,13 +85,6 @@ def verify_store(storage: Storage, progress: VerifyProgress | None = None) -> Ve
         objects=len(checks),
         bytes=sum(one.digest.size for one in checks),
     )
-
-
-def _prefixes(sizes: Mapping[str, int]) -> list[str]:
-    """Where the groups of a store lie, one that has lost its manifest among them."""
-    parts = [key.split("/") for key in sizes if key.startswith(f"{EXTENSIONS}/")]
-    numbers = [int(part[1]) for part in parts if part[1].isdecimal() and part[2:] in ([METADATA], [SEAL])]
-    return ["", *map(extension_prefix, range(1, max(numbers, default=0) + 1))]
 
 
 def _check(storage: Storage, checks: list[Expected], progress: VerifyProgress | None) -> Iterator[Finding]:

@@ -113,6 +113,25 @@ def test_what_no_build_makes_again(run: Run, store: Path) -> None:
     assert (store / "seal.json").exists()
 
 
+def test_what_added_targets_have_lost(run: Run, flags: list[str], store: Path) -> None:
+    # what the second is computed from is the first
+    for targets in ("hidden --layers 1", "attention --attention-layer 2", "attention --attention-layer 1"):
+        assert run("build", *flags, "--out", store, "--targets", *targets.split())[0] == 0
+    damage(store, "hidden/1/escapes/count/c/1/0")
+    (store / "attention/1/projected/basis/c/0/0").unlink()
+    code, out, _ = run("verify", store, "--evict")
+    assert code == 1
+    assert "evicted  block 1 of extension 1" in out
+    assert "left out  extension 2: it needs what is unfinished now" in out
+    assert "BEYOND REPAIR  attention/1/projected/basis/c/0/0: every block of extension 3" in out
+    assert "delete 'extensions/3/' in the store and build it anew" in out
+    (store / "extensions/1/zarr.json").write_text("{")
+    assert "given up  extension 1: it was never finished" in run("verify", store, "--evict")[1]
+    code, out, _ = run("verify", store, "--evict", "--json")
+    (found,) = json.loads(out)
+    assert (found["evicted"]["given_up"], found["evicted"]["left_out"]) == ([], ["extension 2"])
+
+
 def test_deep(run: Run, flags: list[str], store: Path, tiny_teacher: Callable[..., Path]) -> None:
     code, out, err = run("verify", store, "--deep", 4)
     assert code == 0
@@ -187,3 +206,15 @@ def test_info_points_to_verify(run: Run, store: Path) -> None:
     assert code == 0
     assert "blocks 1 of the first build" in out
     assert "`kdcache verify` says what is damaged" in out
+
+
+def test_one_place_that_cannot_be_read_hides_nothing_of_another(store: Path, tmp_path: Path, run: Run) -> None:
+    damage(store)
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "notes.txt").write_text("no store")
+    code, out, _ = run("verify", store, other)
+    assert code == 1 and "input_ids" in out and f"{other}: not checked: " in out
+    code, out, _ = run("verify", other, store, "--json")
+    found = json.loads(out)
+    assert code == 1 and "error" in found[0] and len(found[1]["findings"]) == 1

@@ -194,3 +194,18 @@ def test_what_deepspeed_prints_is_no_result(workplace, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["steps"] == 2
     assert "Flops Profiler" in captured.err
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(workplace, tmp_path, capsys):
+    out = tmp_path / "student"
+    arguments = flags(workplace, out)
+    assert main([*arguments, "--dry-run", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["steps"] == 40 and 0 < found["trained_parameters"] <= found["parameters"] + 10_000
+    # the whole is its steps and, at a third of their cost a row, the validations
+    assert 40 * found["step_seconds"] <= found["training_seconds"] < 80 * found["step_seconds"]
+    assert 0 <= found["wait_share"] < 1 and found["memory_bytes"] > 1e8 and found["tokens_per_second"] > 0
+    assert "student  bert" in printed.err and not out.exists()
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "40 steps would take " in capsys.readouterr().out

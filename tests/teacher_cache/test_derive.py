@@ -18,6 +18,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.constants import read_constant
 from teacher_cache.derive import DeriveReport, derive_into, derive_store
 from teacher_cache.errors import DistillationError, SettingsError, StoreError, TargetsError
+from teacher_cache.evict import evict_damage
 from teacher_cache.groups import read_groups
 from teacher_cache.info import describe_store
 from teacher_cache.layout import block_arrays, vector_streams
@@ -378,6 +379,24 @@ def test_a_finished_store_is_left_alone_or_mended(small_store: Path, tmp_path: P
     report, notes = again()
     assert report.written_rows == 16 and notes.rows == (40, 40)
     assert all_but_provenance(out) == before
+
+
+def test_a_derived_store_with_added_targets_is_mended(
+    small_settings: Settings, small_store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    settings = DeriveSettings(src=str(small_store), dst=str(out), targets="hidden", layers="2", precision="int8")
+    derive_store(settings, Notes())
+    build_cache(small_settings(out, targets="hidden", layers="3", precision="int8"))
+    before = all_but_provenance(out)
+    shard = out / "hidden/2/codes/c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    evict_damage(LocalStorage(out))
+    with pytest.raises(StoreError, match=r"(?s)same `kdcache build` or `kdcache derive` again.* was made .* by: "):
+        CacheReader.open(out)
+    assert derive_store(settings, Notes()).written_rows == 16
+    assert all_but_provenance(out) == before
+    assert CacheReader.open(out).manifest.targets.hidden_layers() == (2, 3)
 
 
 def test_damage_in_the_source_is_not_handed_on(small_store: Path, tmp_path: Path) -> None:

@@ -56,3 +56,15 @@ def test_a_draft_of_nothing_is_not_created(tmp_path: Path) -> None:
     draft.write("a", b"1")
     assert not (tmp_path / "none").exists()
     assert draft.free_bytes() == pytest.approx(LocalStorage(tmp_path).free_bytes(), rel=0.05)
+
+
+def test_what_was_not_changed_is_streamed_in_pieces(base: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher's weights of a finished store are gigabytes."""
+    draft = Draft(base)
+    draft.write("b", b"new")
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "read", None)
+        assert b"".join(draft.stream("a/one")) == b"a/one" and b"".join(draft.stream("b")) == b"new"
+    draft.delete("a/one")
+    with pytest.raises(FileNotFoundError):
+        list(draft.stream("a/one"))

@@ -174,6 +174,16 @@ def test_unsealed_stores_are_refused_unless_asked(copy: Path) -> None:
     assert CacheReader.open(copy, allow_unsealed=True).rows == 40
 
 
+def test_an_unfinished_store_counts_its_whole_blocks_and_names_its_command(copy: Path) -> None:
+    (copy / "seal.json").unlink()
+    (copy / "hidden/2/codes/c/1/0/0").unlink()
+    command = json.loads((copy / "zarr.json").read_text())["attributes"]["command"]
+    with pytest.raises(StoreError) as refused:
+        CacheReader.open(copy)
+    assert "unfinished (2 of 3 blocks)" in str(refused.value)
+    assert str(refused.value).endswith(command)
+
+
 def test_newer_formats_and_other_folders_are_refused(copy: Path, tmp_path: Path) -> None:
     metadata = json.loads((copy / "zarr.json").read_text())
     metadata["attributes"]["format_version"] = 2

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from teacher_cache.errors import SettingsError, StoreError
+from teacher_cache.bucket import Bucket
+from teacher_cache.errors import SettingsError, SpaceError, StoreError
+from teacher_cache.lease import Lease
 from teacher_cache.remote import LOCK, RemoteStorage
 
 if TYPE_CHECKING:
@@ -331,6 +333,32 @@ def test_a_server_without_conditions_gives_no_lock(s3: S3Server, faulty_s3: Faul
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_server_does_not_end_the_keeping_of_a_lock(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket(s3.bucket("full"))
+    seconds = 1.2
+    with Lease(bucket, "build.lock", seconds):
+        replace, until, renewed = bucket.replace, time.monotonic() + 0.5, []
+
+        def full_at_first(*args: Any, **options: Any) -> Any:
+            if time.monotonic() < until:
+                raise SpaceError("507: no space left in the bucket")
+            renewed.append(time.monotonic())
+            return replace(*args, **options)
+
+        monkeypatch.setattr(bucket, "replace", full_at_first)
+        time.sleep(1.1)
+        assert len(renewed) >= 2
+
+
+def test_a_deleted_lock_is_told_as_such(s3: S3Server) -> None:
+    bucket = Bucket(s3.bucket("deleted"))
+    with Lease(bucket, "build.lock", 0.6) as lease:
+        bucket.delete("build.lock")
+        time.sleep(0.4)
+        with pytest.raises(StoreError, match="somebody deleted the lock 'build.lock'"):
+            lease.ensure()
 
 
 def test_a_folder_lasts_as_long_as_its_storage(s3: S3Server) -> None:

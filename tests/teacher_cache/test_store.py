@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,24 @@ def test_info_gives_bits_per_value_of_each_stream(small_store: Path, nmse_store:
     assert info.to_json()["bits_per_value"] == bits
 
 
+LOST = ["hidden/2/variance/c", "hidden/2/basis/c/0/0", "input_ids/zarr.json", "teacher/config.json", "teacher.json"]
+
+
+@pytest.mark.parametrize("key", LOST)
+def test_a_store_that_readers_refuse_is_not_called_complete(
+    small_settings: Settings, nmse_store: Path, tmp_path: Path, key: str
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2)
+    shutil.copytree(nmse_store, settings.out)
+    Path(settings.out, key).unlink()
+    with pytest.raises(StoreError):
+        CacheReader.open(settings.out).teacher_folder()
+    with pytest.raises(StoreError, match=f"'{key}' is missing.*kdcache verify --evict"):
+        build_cache(settings)
+    with pytest.raises(StoreError, match=f"'{key}' is missing"):
+        build_cache(small_settings(Path(settings.out), precision="nmse:1e-2", views=2, layers="3"))
+
+
 FILLER = """
 import resource, sys
 from teacher_cache.build import Silent, build_cache
@@ -132,3 +152,23 @@ def test_a_full_disk_is_a_message_and_the_build_goes_on_later(
             CacheReader.open(out)
     build_cache(settings)
     assert CacheReader.open(out).rows == 40
+
+
+@pytest.mark.parametrize("relations", ["hidden", "qkv"])
+def test_a_store_is_mended_by_a_command_that_names_other_targets(
+    relations: str, small_settings: Settings, tmp_path: Path
+) -> None:
+    """The attention that it holds is read, and coded, like before, though this command is about hidden states."""
+    settings = small_settings(
+        tmp_path / "cache.zarr", precision="nmse:1e-2", layers="2", attention_layer=4, relations=relations
+    )
+    build_cache(settings)
+    whole = {file: file.read_bytes() for file in (tmp_path / "cache.zarr").rglob("*") if file.is_file()}
+    lost = next(file for file in whole if "hidden/2/codes/" in file.as_posix() and "/c/" in file.as_posix())
+    lost.unlink()
+    other = replace(settings, targets="hidden", attention_layer=None, relations=None)
+    build_cache(other)
+    assert {file: file.read_bytes() for file in whole if "/c/" in file.as_posix()} == {
+        file: data for file, data in whole.items() if "/c/" in file.as_posix()
+    }
+    CacheReader.open(settings.out)

@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed import HashStore
 
+from teacher_cache.build import Silent, _Job, read_inputs
+from teacher_cache.errors import StoreError
 from teacher_cache.info import describe_store
 from teacher_cache.settings import BuildSettings
+from teacher_cache.storage import open_storage
 from teacher_cache.workers import Workers
 
 Settings = Callable[..., BuildSettings]
@@ -21,6 +27,7 @@ BUILDER = """
 import os, signal, sys
 from teacher_cache.build import Silent, build_cache
 from teacher_cache.settings import BuildSettings
+from teacher_cache.storage import open_storage
 from teacher_cache.workers import Workers
 
 class Dies(Silent):
@@ -75,3 +82,33 @@ def test_a_worker_alone_waits_for_nobody() -> None:
     assert workers.share("work", {"a": [1]}) == {"a": [1]}
     assert [workers.add("rows", 3), workers.add("rows", 4), workers.add("bytes", 0)] == [3, 7, 0]
     workers.wait_for_all("end")
+
+
+def test_workers_with_other_texts_are_refused_before_anything_is_written(
+    small_settings: Settings, tmp_path: Path
+) -> None:
+    """A stale copy of the corpus on one node would fill its blocks with other rows under the same ids."""
+    mine, theirs = tmp_path / "mine.txt", tmp_path / "theirs.txt"
+    settings = small_settings(tmp_path / "cache.zarr", targets="hidden", corpus=(str(mine),))
+    lines = Path(small_settings(tmp_path).corpus[0]).read_text().splitlines()
+    mine.write_text("\n".join(lines))
+    theirs.write_text("\n".join(reversed(lines)))
+    meeting, errors = HashStore(), {}
+    inputs = [
+        read_inputs(replace(settings, corpus=(str(theirs if rank == 1 else mine),)), Silent()) for rank in range(3)
+    ]
+
+    def work(rank: int) -> None:
+        teacher, projections, rows, manifest = inputs[rank]
+        workers = Workers(rank, 3, meeting)
+        job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, Silent())
+        try:
+            job.run(manifest)
+        except StoreError as error:
+            errors[rank] = str(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert "worker 1 of 3 was given other inputs than worker 0:\n  corpus" in errors[1]
+    assert all("1 of 3 workers have other inputs" in errors[rank] for rank in (0, 2))
+    assert not list((tmp_path / "cache.zarr").rglob("*.json"))

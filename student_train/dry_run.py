@@ -1,0 +1,119 @@
+"""What a training would take, from its first steps: nothing is written, and the student is thrown away.
+
+In: the settings of a training. Out: an `Estimate`. Everything is prepared and checked as the training itself would, so
+what a training refuses is refused here. Costs the start, and `STEPS` steps on the first batches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from contextlib import closing, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student_train.checkpoint import KEPT
+from student_train.engine import start_engine
+from student_train.engine_config import choose_device
+from student_train.loop import Progression, Trainer
+from student_train.metrics import Progress
+from student_train.ranks import join_ranks
+from student_train.run import TrainingRun, find_start, prepare_run
+from student_train.settings import TrainSettings
+from student_train.split import count_rows
+
+STEPS = 3
+_FORWARD_SHARE = 1 / 3
+"""Of a step's time, what a validation of as many rows takes: it has no backward pass, which costs twice the forward."""
+_CHECKPOINT_BYTES = 12
+"""Of each trained parameter: itself and Adam's two moments in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a whole training: `step_seconds` is the median of the steps after the first, `wait_share` the data's part.
+
+    `memory_bytes` is the most that this process, or its GPU, has had.
+    """
+
+    steps: int
+    parameters: int
+    trained_parameters: int
+    step_seconds: float
+    wait_share: float
+    tokens_per_second: float
+    training_seconds: float
+    memory_bytes: int
+    checkpoint_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def dry_run(settings: TrainSettings) -> Estimate:
+    """Prepare the training, say what it would be, and measure its first steps.
+
+    Raises:
+        DistillationError: the training could not be.
+    """
+    ranks = join_ranks(choose_device(settings))
+    progress = Progress(quiet=not ranks.first)
+    with ranks.together():
+        checkpoint = find_start(settings)
+        run = prepare_run(settings, ranks)
+        if checkpoint is not None:
+            run.check_same(checkpoint)
+    for line in run.describe():
+        progress.say(line)
+    engine = start_engine(
+        run.model, run.config, device=run.device, warmup=settings.warmup_steps(run.steps), steps=run.steps
+    )
+    try:
+        with redirect_stdout(sys.stderr):
+            return _measure(run, engine, progress)
+    finally:
+        progress.stop()
+        engine.destroy()
+
+
+def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
+    state = Progression()
+    trainer = Trainer(run, engine, state, None, progress)
+    progress.start(total=STEPS, step=0)
+    seconds = []
+    with closing(run.training_batches(0)) as batches:
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            trainer.update(batches, [])
+            if run.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+            waited = batches.wait_seconds
+        trainer.write_pending()
+    step_seconds = statistics.median(seconds[1:])
+    validations = 2 + run.steps // run.valid_every
+    validated_steps = validations * count_rows(run.held_out_rows) / run.settings.batch_size
+    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+    return Estimate(
+        steps=run.steps,
+        parameters=sum(parameter.numel() for parameter in run.built.model.parameters()),
+        trained_parameters=trained,
+        step_seconds=step_seconds,
+        wait_share=waited / sum(seconds),
+        tokens_per_second=state.tokens / STEPS / step_seconds,
+        training_seconds=step_seconds * (run.steps + _FORWARD_SHARE * validated_steps),
+        memory_bytes=_most_memory(run.device),
+        checkpoint_bytes=KEPT * _CHECKPOINT_BYTES * trained,
+    )
+
+
+def _most_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
