@@ -3,93 +3,43 @@
 In: a freshly made student and the folder that the weights come from. Out: the student's parameters overwritten in
 place, the list of what was copied, and one line that says so. Works on parameter names relative to three places that
 every encoder has: the list of layers, the rest of the base model (embeddings, a final norm), and the masked-LM head
-around it. Only whole parts are copied: a layer cut down to another width is not a layer. Costs one load of the source
-model.
+around it. Where the sizes are the teacher's, parts are copied whole, bit for bit. Layers of other sizes are not copied:
+families that `narrowing` knows are sliced, all others keep the layers random and say so. Costs one load of the source
+model, and for slicing what `narrowing.narrow` says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from student_train.pretrained import encoder_of, load_model
+from student_train.init_plan import InitPlan
+from student_train.narrowing.narrow import narrow, why_not
+from student_train.narrowing.parts import find_parts
+from student_train.narrowing.sample import TokenSample
+from student_train.pretrained import LoadedModel, encoder_of, load_model
 from student_train.shape import shape_of
 from teacher_cache.errors import SettingsError, StudentError
-from teacher_cache.layers import uniform_layers
 
-_NAMED = ("auto", "random", "embeddings")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitPlan:
-    """What `--init` asks for. `layers` are those of `teacher:LAYERS`, `folder` is where whole models come from."""
-
-    text: str
-    kind: Literal["auto", "random", "embeddings", "teacher", "folder"]
-    layers: tuple[int, ...] = ()
-    folder: Path | None = None
-
-    def layers_for(self, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
-        """The teacher layer that stands behind each student layer.
-
-        Raises:
-            SettingsError: `teacher:LAYERS` names another number of layers than the student has.
-        """
-        if self.kind != "teacher":
-            return uniform_layers(teacher_layers, student_layers)
-        if len(self.layers) != student_layers:
-            raise SettingsError(
-                f"--init {self.text!r} names {len(self.layers)} teacher layers for a student of {student_layers}: "
-                "every student layer needs one; name as many as the student has"
-            )
-        return self.layers
-
-
-def parse_init(text: str, *, from_folder: Path | None, teacher_layers: int) -> InitPlan:
-    """Read `--init`; `from_folder` is the folder of a student that is not given by shape.
-
-    Raises:
-        SettingsError: the text cannot be read, names a layer that does not exist, or contradicts `--student FOLDER`.
-    """
-    folder = Path(text).expanduser()
-    if text not in ("", *_NAMED) and folder.is_dir():
-        return InitPlan(text=text, kind="folder", folder=folder)
-    if from_folder is not None:
-        if text != "auto":
-            raise SettingsError(
-                f"--init {text!r} with a student from folder {str(from_folder)!r}: the student has its own weights and "
-                "would lose them; leave --init out, or give the student by shape such as --student 6x768"
-            )
-        return InitPlan(text=text, kind="folder", folder=from_folder)
-    if text in _NAMED:
-        return InitPlan(text=text, kind=text)  # type: ignore[arg-type]
-    name, _, numbers = text.partition(":")
-    if name != "teacher" or not all(number.isdecimal() for number in numbers.split(",")):
-        raise SettingsError(
-            f"--init {text!r} cannot be read, and there is no such folder: give auto, random, embeddings, "
-            "teacher:LAYERS such as teacher:2,4,6, or a Hugging Face folder"
-        )
-    layers = tuple(int(number) for number in numbers.split(","))
-    beyond = [layer for layer in layers if not 1 <= layer <= teacher_layers]
-    if beyond:
-        raise SettingsError(
-            f"--init {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers}: there is nothing "
-            "to copy; name layers that exist"
-        )
-    return InitPlan(text=text, kind="teacher", layers=layers)
+ReadSample = Callable[[], TokenSample]
+"""Reads the rows that a student of other sizes is fitted on; called only where one is."""
 
 
 def copy_teacher(
-    student: PreTrainedModel, teacher_folder: Path, plan: InitPlan, layers: tuple[int, ...]
+    student: PreTrainedModel,
+    teacher_folder: Path,
+    plan: InitPlan,
+    layers: tuple[int, ...],
+    read_sample: ReadSample | None = None,
 ) -> tuple[tuple[str, ...], str]:
-    """Copy what `plan` asks for; returns the parts copied and one line for people.
+    """Do what `plan` asks for; returns the parts taken over and one line for people.
 
-    `auto` copies what fits: embeddings, `layers`, the masked-LM head. `embeddings` and `teacher:LAYERS` insist.
+    Where the sizes differ, `auto` and `teacher:LAYERS` slice everything. Where that cannot be, `auto` copies what fits
+    (embeddings, the masked-LM head), and `teacher:LAYERS` is refused. `embeddings` insists on a copy.
 
     Raises:
         SettingsError: the plan insists on parts whose sizes differ.
@@ -99,6 +49,11 @@ def copy_teacher(
     loaded = load_model(teacher_folder, with_mlm_head=encoder_of(student) is not student)
     teacher = loaded.model
     differing = _differing_sizes(student, teacher)
+    if differing and plan.kind != "embeddings":
+        obstacle = _obstacle(student, teacher, read_sample)
+        if obstacle is None and read_sample is not None:
+            return _slice(student, loaded, layers, read_sample())
+        differing = f"{differing}, and {obstacle}"
     copied: list[str] = []
     if _copy_embeddings(student, teacher):
         copied.append("embeddings")
@@ -201,11 +156,39 @@ def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: tup
     for target, layer in zip(targets, layers, strict=True):
         # ModernBERT's first layer has no norm of its own; a layer that moves there leaves its norm behind
         _copy_fitting(dict(target.named_parameters()), dict(sources[layer - 1].named_parameters()))
+    return _layer_names(layers)
+
+
+def _layer_names(layers: tuple[int, ...]) -> list[str]:
     return [f"layer {number} from teacher layer {layer}" for number, layer in enumerate(layers, start=1)]
 
 
 def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
     return _copy_all(_head(student), _head(teacher))
+
+
+def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, read_sample: ReadSample | None) -> str | None:
+    """Why layers of other sizes cannot be sliced from the teacher's; None if they can."""
+    if read_sample is None:
+        return "there are no rows to fit sliced ones on"
+    ours, theirs = find_parts(student), find_parts(teacher)
+    if ours is None or theirs is None:
+        return f"layers of family {teacher.config.model_type!r} cannot be sliced"
+    return why_not(ours, theirs)
+
+
+def _slice(
+    student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample
+) -> tuple[tuple[str, ...], str]:
+    device, training = sample.input_ids_BT.device, student.training
+    ours, theirs = find_parts(student.eval().to(device)), find_parts(loaded.model.to(device))  # type: ignore[arg-type]
+    assert ours is not None
+    assert theirs is not None
+    narrowing = narrow(ours, theirs, layers, sample, with_head=loaded.has_trained_head)
+    student.cpu().train(training)
+    parts = ["embeddings", *_layer_names(layers), *(["masked-LM head"] if loaded.has_trained_head else [])]
+    named = _name_parts(parts, layers)
+    return tuple(f"{part}, sliced" for part in parts), f"{named} sliced from the teacher: {narrowing}"
 
 
 def _differing_sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
@@ -222,13 +205,17 @@ def _differing_sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
 def _does_not_fit(plan: InitPlan, part: str, differing: str) -> SettingsError:
     return SettingsError(
         f"--init {plan.text!r}: the student has {differing}, so the teacher's {part} do not fit it; give the student "
-        "the teacher's sizes, or use --init auto, which copies what fits"
+        "the teacher's sizes, or use --init auto, which takes over what it can"
     )
 
 
 def _describe(copied: list[str], layers: tuple[int, ...], differing: str) -> str:
+    text = f"{_name_parts(copied, layers)} copied from the teacher" if copied else "random weights"
+    return f"{text}; layers do not fit: {differing}" if differing else text
+
+
+def _name_parts(copied: list[str], layers: tuple[int, ...]) -> str:
     parts = [part for part in copied if not part.startswith("layer ")]
     if len(parts) < len(copied):
         parts.append("layers " + ", ".join(map(str, layers)))
-    text = f"{', '.join(parts)} copied from the teacher" if parts else "random weights"
-    return f"{text}; layers do not fit: {differing}" if differing else text
+    return ", ".join(parts)

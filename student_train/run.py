@@ -9,6 +9,7 @@ and one pass over two rows.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from student_train.engine import DeepSpeedConfig
 from student_train.engine_config import choose_device, choose_dtype, choose_micro_batch, flatten_config, make_config
 from student_train.loader import CacheLoader
 from student_train.metrics import METRICS_NAME
+from student_train.narrowing.sample import read_sample
 from student_train.objective import Objective, make_objective
 from student_train.provenance import run_provenance
 from student_train.ranks import Ranks
@@ -203,13 +205,15 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
     micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
     config = make_config(settings, dtype=dtype, micro_batch=micro_batch, processes=ranks.count)
     torch.manual_seed(settings.seed)
+    with_mlm_head = not {"od", "mlm"}.isdisjoint(settings.methods())
     built = build_student(
         settings.student,
         teacher_folder=reader.teacher_folder(),
         init=settings.init,
-        with_mlm_head=not {"od", "mlm"}.isdisjoint(settings.methods()),
+        with_mlm_head=with_mlm_head,
         seed=settings.seed,
         seq_len=manifest.seq_len,
+        read_sample=partial(read_sample, reader, training_rows, with_mlm_head=with_mlm_head, device=device),
     )
     objective = make_objective(
         settings.method_weights(),

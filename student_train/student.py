@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
-from student_train.initialise import copy_teacher, copy_whole, parse_init
+from student_train.init_plan import parse_init
+from student_train.initialise import ReadSample, copy_teacher, copy_whole
 from student_train.pretrained import (
     check_family,
     load_config,
@@ -36,18 +37,27 @@ class BuiltStudent:
 
 
 def build_student(
-    spec: str | None, *, teacher_folder: Path, init: str, with_mlm_head: bool, seed: int, seq_len: int
+    spec: str | None,
+    *,
+    teacher_folder: Path,
+    init: str,
+    with_mlm_head: bool,
+    seed: int,
+    seq_len: int,
+    read_sample: ReadSample | None = None,
 ) -> BuiltStudent:
     """Make the student and give it its first weights.
 
     Args:
         spec: None for the teacher's default student, a shape (see `parse_shape`), or a Hugging Face folder.
         teacher_folder: Hugging Face folder of the teacher inside the cache.
-        init: `auto`, `random`, `embeddings`, `teacher:2,4,6` or a folder; with a folder as `spec`, `auto` takes that
-            folder's weights.
+        init: `auto`, `random`, `embeddings`, `teacher:2,4,6`, `teacher:last` or a folder; with a folder as `spec`,
+            `auto` takes that folder's weights.
         with_mlm_head: whether the student needs a masked-LM head (to learn the output distribution).
         seed: of every random weight.
         seq_len: positions that the student must be able to read.
+        read_sample: gives the rows on which a student of other sizes than the teacher's is fitted to it. Without them
+            its layers stay random.
 
     Raises:
         SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
@@ -73,7 +83,7 @@ def build_student(
         if with_mlm_head and "masked-LM head" not in copied:
             origin += ", which has no masked-LM head that fits: that one is random"
     else:
-        copied, origin = copy_teacher(model, teacher_folder, plan, layers)
+        copied, origin = copy_teacher(model, teacher_folder, plan, layers, read_sample)
     name = str(shape_of(config))
     return BuiltStudent(model=model, description=f"{config.model_type} {name}: {origin}", copied=copied)
 

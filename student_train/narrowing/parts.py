@@ -7,10 +7,12 @@ blocks, one layer shared by all) are not in the table, and `find_parts` returns 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import gelu
 from transformers import PreTrainedModel
 
 _BERT_LAYER = {
@@ -33,16 +35,28 @@ _DISTILBERT_LAYER = {
     "outer": "ffn.lin2",
     "output_norm": "output_layer_norm",
 }
-_ROBERTA = ("encoder.layer", _BERT_LAYER, ("lm_head.dense", "lm_head.layer_norm"))
-_FAMILIES = {
-    "bert": ("encoder.layer", _BERT_LAYER, ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "electra": ("encoder.layer", _BERT_LAYER, ("generator_predictions.dense", "generator_predictions.LayerNorm")),
-    "distilbert": ("transformer.layer", _DISTILBERT_LAYER, ("vocab_transform", "vocab_layer_norm")),
+_BERT_HEAD = {
+    "transform": "cls.predictions.transform.dense",
+    "activation": "cls.predictions.transform.transform_act_fn",
+    "norm": "cls.predictions.transform.LayerNorm",
 }
-"""By family: the list of layers, the parts of a layer, and the two parts of the masked-LM head before its decoder."""
+# its activation is no module, but always this function
+_ROBERTA_HEAD = {"transform": "lm_head.dense", "norm": "lm_head.layer_norm"}
+_ELECTRA_HEAD = {
+    "transform": "generator_predictions.dense",
+    "activation": "generator_predictions.activation",
+    "norm": "generator_predictions.LayerNorm",
+}
+_DISTILBERT_HEAD = {"transform": "vocab_transform", "activation": "activation", "norm": "vocab_layer_norm"}
+_FAMILIES = {
+    "bert": ("encoder.layer", _BERT_LAYER, _BERT_HEAD),
+    "roberta": ("encoder.layer", _BERT_LAYER, _ROBERTA_HEAD),
+    "xlm-roberta": ("encoder.layer", _BERT_LAYER, _ROBERTA_HEAD),
+    "camembert": ("encoder.layer", _BERT_LAYER, _ROBERTA_HEAD),
+    "electra": ("encoder.layer", _BERT_LAYER, _ELECTRA_HEAD),
+    "distilbert": ("transformer.layer", _DISTILBERT_LAYER, _DISTILBERT_HEAD),
+}
+"""By family: the list of layers, the parts of a layer, and those of the masked-LM head before its decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +79,16 @@ class HeadParts:
     """A masked-LM head: transform, activation, norm, decoder. The decoder may be tied to the word embeddings."""
 
     transform: nn.Linear
+    activation: Callable[[Tensor], Tensor]
     norm: nn.LayerNorm
     decoder: nn.Linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts:
-    """A model. `tables` are its embeddings by name; `projection` leads from their width to the layers', if that
-    differs; `head` is None for a base model.
+    """A model. `tables` are its embeddings by name; `head` is None for a base model.
+
+    `projection` leads from the width of the embeddings to that of the layers, if those differ.
     """
 
     base: PreTrainedModel
@@ -100,14 +116,8 @@ def find_parts(model: PreTrainedModel) -> ModelParts | None:
         return None
     base: Any = model.base_model
     list_name, layer_names, head_names = _FAMILIES[model.config.model_type]
-    layers = tuple(
-        LayerParts(module=layer, **{role: layer.get_submodule(name) for role, name in layer_names.items()})
-        for layer in base.get_submodule(list_name)
-    )
-    head = None
-    if base is not model:
-        transform, norm = (model.get_submodule(name) for name in head_names)
-        head = HeadParts(transform=transform, norm=norm, decoder=model.get_output_embeddings())  # type: ignore[arg-type]
+    layers: Any = base.get_submodule(list_name)
+    head: dict[str, Any] = {role: model.get_submodule(name) for role, name in head_names.items() if base is not model}
     embeddings = base.embeddings
     return ModelParts(
         base=base,
@@ -115,6 +125,11 @@ def find_parts(model: PreTrainedModel) -> ModelParts | None:
         tables={name: table for name, table in embeddings.named_children() if isinstance(table, nn.Embedding)},
         embedding_norm=embeddings.LayerNorm,
         projection=getattr(base, "embeddings_project", None),
-        layers=layers,
-        head=head,
+        layers=tuple(_layer_parts(layer, layer_names) for layer in layers),
+        head=HeadParts(**{"activation": gelu, **head}, decoder=model.get_output_embeddings()) if head else None,
     )
+
+
+def _layer_parts(layer: nn.Module, names: dict[str, str]) -> LayerParts:
+    parts: dict[str, Any] = {role: layer.get_submodule(name) for role, name in names.items()}
+    return LayerParts(module=layer, **parts)

@@ -1,7 +1,7 @@
 """Run a model's layers one at a time on a sample of rows, and read what passes between their parts.
 
-A layer is called exactly as its encoder would call it: the first call of each batch is caught on its way (masks and all)
-and repeated with other hidden states. So a layer that has just got its weights can be run without running those below.
+A layer is called exactly as its encoder would call it: the first call of each batch is caught on its way, masks and
+all, and repeated with other hidden states. So a layer that has just got its weights can be run without those below it.
 Shapes: B rows, T positions, N real positions of all rows, one after another.
 """
 
@@ -37,7 +37,7 @@ def first_calls(model: ModelParts, batches: Sequence[TokenSample]) -> list[Layer
     """The call of the first layer on each batch; the layers themselves are not run."""
     calls = []
 
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Caught(args, kwargs)
 
     hook = model.layers[0].module.register_forward_pre_hook(catch, with_kwargs=True)
@@ -53,6 +53,11 @@ def first_calls(model: ModelParts, batches: Sequence[TokenSample]) -> list[Layer
     return calls
 
 
+def at_tokens(calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> Tensor:
+    """[N, D]: hidden states at the real positions of all batches."""
+    return torch.cat([hidden_BTD[call.real_BT] for call, hidden_BTD in zip(calls, hidden, strict=True)])
+
+
 def run_layer(layer: nn.Module, call: LayerCall, hidden_BTD: Tensor) -> Tensor:
     """What a layer makes of hidden states."""
     result = layer(hidden_BTD, *call.args, **call.kwargs)
@@ -66,7 +71,7 @@ def recorded(**modules: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]
     record: dict[str, tuple[Tensor, Tensor]] = {}
 
     def listen(name: str) -> Any:
-        return lambda module, inputs, output: record.__setitem__(name, (inputs[0], output))
+        return lambda _, inputs, output: record.__setitem__(name, (inputs[0], output))
 
     hooks = [module.register_forward_hook(listen(name)) for name, module in modules.items()]
     try:
@@ -77,10 +82,20 @@ def recorded(**modules: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]
 
 
 def inputs_of(module: nn.Module, layer: nn.Module, calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> Tensor:
-    """What enters a module of a layer at the real positions, where `hidden` enters the layer: [N, components]."""
+    """[N, I]: what enters a module of a layer at the real positions, where `hidden` enters the layer."""
     found = []
     for call, hidden_BTD in zip(calls, hidden, strict=True):
-        with recorded(it=module) as record:
+        with recorded(module=module) as record:
             run_layer(layer, call, hidden_BTD)
-        found.append(record["it"][0][call.real_BT])
+        found.append(record["module"][0][call.real_BT])
+    return torch.cat(found)
+
+
+def inputs_of_embedding_norm(model: ModelParts, batches: Sequence[TokenSample]) -> Tensor:
+    """[N, I]: the sums of embeddings at the real positions."""
+    found = []
+    for batch in batches:
+        with recorded(norm=model.embedding_norm) as record:
+            first_calls(model, [batch])
+        found.append(record["norm"][0][batch.real_BT])
     return torch.cat(found)

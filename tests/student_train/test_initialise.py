@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AlbertConfig, AlbertModel, AutoModelForMaskedLM, PreTrainedModel
 
-from student_train.initialise import find_layers, parse_init
+from student_train.initialise import find_layers
+from student_train.narrowing.sample import TokenSample
 from student_train.pretrained import encoder_of
 from student_train.student import BuiltStudent, build_student
 from teacher_cache.errors import SettingsError, StudentError
@@ -19,8 +20,23 @@ FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "elect
 IDS = torch.tensor([[2, 17, 40, 99, 150, 33, 3], [2, 60, 61, 62, 63, 64, 3]])
 
 
-def build(spec: str, teacher: Path, init: str = "auto", *, head: bool = True) -> BuiltStudent:
-    return build_student(spec, teacher_folder=teacher, init=init, with_mlm_head=head, seed=0, seq_len=32)
+def build(
+    spec: str, teacher: Path, init: str = "auto", *, head: bool = True, rows: bool = False, seed: int = 0
+) -> BuiltStudent:
+    return build_student(
+        spec,
+        teacher_folder=teacher,
+        init=init,
+        with_mlm_head=head,
+        seed=seed,
+        seq_len=32,
+        read_sample=sample if rows else None,
+    )
+
+
+def sample() -> TokenSample:
+    ids_BT = torch.randint(5, 200, (40, 20), generator=torch.Generator().manual_seed(0))
+    return TokenSample(input_ids_BT=ids_BT, real_BT=torch.ones_like(ids_BT, dtype=torch.bool))
 
 
 def layer_weights(model: PreTrainedModel, layer: int) -> dict[str, Tensor]:
@@ -77,7 +93,64 @@ def test_embeddings_alone(family: str, tiny_teacher: Any) -> None:
     assert built.copied == ("embeddings",)
 
 
-def test_another_width_starts_at_random_and_says_why(tiny_teacher: Any) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_sizes_are_copied_bit_for_bit_whatever_rows_there_are(family: str, tiny_teacher: Any) -> None:
+    copied, again = (build("2x32", tiny_teacher(family), rows=rows) for rows in (False, True))
+    assert equal(dict(copied.model.named_parameters()), dict(again.model.named_parameters()))
+    assert copied.description == again.description and "copied from the teacher" in copied.description
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "modernbert"])
+@pytest.mark.parametrize(("init", "layers"), [("auto", (2, 4)), ("teacher:last", (3, 4)), ("teacher:4,1", (4, 1))])
+def test_another_width_is_sliced_and_says_so(
+    family: str, init: str, layers: tuple[int, ...], tiny_teacher: Any
+) -> None:
+    built = build("2x24:3:48", tiny_teacher(family), init, rows=True)
+    numbers = tuple(f"layer {number} from teacher layer {layer}, sliced" for number, layer in enumerate(layers, 1))
+    assert built.copied == ("embeddings, sliced", *numbers, "masked-LM head, sliced")
+    named = f"embeddings, masked-LM head, layers {layers[0]}, {layers[1]} sliced from the teacher: "
+    prefix, _, kept = built.description.partition("fitted on 800 tokens, 24 components with ")
+    assert prefix == f"{family} 2x24:3:48: {named}"
+    assert kept.endswith("% of the variance of its hidden states, 3 of 4 heads, 48 of 64 feed-forward units")
+    random = build("2x24:3:48", tiny_teacher(family), "random").model
+    ours, noise = (dict(model.named_parameters()) for model in (built.model, random))
+    same = {name for name in ours if torch.equal(ours[name], noise[name])}
+    assert not same and all(torch.isfinite(value).all() for value in ours.values())
+    assert built.model.get_output_embeddings().weight is built.model.get_input_embeddings().weight
+    assert built.model.training == random.training
+
+
+def test_sliced_weights_are_a_function_of_the_rows_alone(tiny_teacher: Any) -> None:
+    first, again, other = (build("2x24:3", tiny_teacher(), rows=True, seed=seed).model for seed in (0, 0, 1))
+    assert equal(dict(first.named_parameters()), dict(again.named_parameters()))
+    assert equal(dict(first.named_parameters()), dict(other.named_parameters()))
+
+
+def test_a_sliced_student_of_a_teacher_without_head(tiny_teacher: Any) -> None:
+    built = build("2x24:3", tiny_teacher(head=False), rows=True)
+    random = build("2x24:3", tiny_teacher(head=False), "random").model
+    assert torch.equal(built.model.cls.predictions.bias, random.cls.predictions.bias)
+    assert "masked-LM head" not in built.description and built.copied[0] == "embeddings, sliced"
+    base = build("2x24:3", tiny_teacher(), head=False, rows=True)
+    assert encoder_of(base.model) is base.model and "masked-LM head" not in base.description
+
+
+def test_what_cannot_be_sliced_says_why(tiny_teacher: Any) -> None:
+    modern = tiny_teacher("modernbert")
+    built = build("2x24:3:48", modern, rows=True)
+    assert built.copied == () and built.description.endswith("and layers of family 'modernbert' cannot be sliced")
+    with pytest.raises(SettingsError, match="layers of family 'modernbert' cannot be sliced"):
+        build("2x24:3:48", modern, "teacher:1,2", rows=True)
+    wider = build("2x48:4", tiny_teacher(), rows=True)
+    assert wider.copied == () and wider.description.endswith(
+        "a wider student than the teacher cannot be sliced from it"
+    )
+    # here the student's embeddings would enter its layers as they are
+    electra = build("2x16:4", tiny_teacher("electra"), rows=True)
+    assert "the teacher's have a width of their own" in electra.description and "layer" not in str(electra.copied)
+
+
+def test_another_width_without_rows_starts_at_random_and_says_why(tiny_teacher: Any) -> None:
     built = build("2x16", tiny_teacher())
     random = build("2x16", tiny_teacher(), "random").model
     assert equal(dict(built.model.named_parameters()), dict(random.named_parameters()))
@@ -98,7 +171,7 @@ def test_other_heads_of_the_same_width_keep_the_layers_random(tiny_teacher: Any)
     random = build("2x32:8", tiny_teacher(), "random").model
     assert equal(layer_weights(built.model, 1), layer_weights(random, 1))
     assert built.copied == ("embeddings", "masked-LM head")
-    assert built.description.endswith("layers do not fit: heads 8 (teacher: 4)")
+    assert "layers do not fit: heads 8 (teacher: 4), and there are no rows" in built.description
 
 
 def test_a_teacher_without_head_leaves_the_head_random(tiny_teacher: Any) -> None:
@@ -139,13 +212,6 @@ def test_weights_from_another_student(tiny_teacher: Any, tmp_path: Path) -> None
         build("2x16", tiny_teacher(), str(tiny_teacher(vocab_size=210)))
 
 
-@pytest.mark.parametrize("text", ["", "autos", "teacher", "teacher:", "teacher:2,", "teacher:a", "no/such/folder"])
-def test_unreadable_plans_are_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="auto, random, embeddings") as caught:
-        parse_init(text, from_folder=None, teacher_layers=4)
-    assert repr(text) in str(caught.value)
-
-
 def test_plans_that_do_not_fit_are_refused(tiny_teacher: Any) -> None:
     with pytest.raises(SettingsError, match="names layer 5, the teacher has layers 1 to 4"):
         build("2x32", tiny_teacher(), "teacher:1,5")
@@ -154,7 +220,7 @@ def test_plans_that_do_not_fit_are_refused(tiny_teacher: Any) -> None:
     with pytest.raises(SettingsError, match=r"width 16 \(teacher: 32\).*the teacher's layers do not fit"):
         build("2x16", tiny_teacher(), "teacher:1,2")
     with pytest.raises(SettingsError, match=r"width 16 \(teacher: 32\).*the teacher's embeddings do not fit"):
-        build("2x16", tiny_teacher(), "embeddings")
+        build("2x16", tiny_teacher(), "embeddings", rows=True)
 
 
 def test_families_that_share_one_layer_are_named() -> None:
