@@ -18,13 +18,12 @@ import torch
 
 from student_train.checkpoint import KEPT
 from student_train.engine import start_engine
-from student_train.engine_config import choose_device
 from student_train.loop import Progression, Trainer
 from student_train.metrics import Progress
-from student_train.ranks import join_ranks
-from student_train.run import TrainingRun, find_start, prepare_run
+from student_train.run import TrainingRun
 from student_train.settings import TrainSettings
 from student_train.split import count_rows
+from student_train.trainer import prepare
 
 STEPS = 3
 _FORWARD_SHARE = 1 / 3
@@ -61,15 +60,7 @@ def dry_run(settings: TrainSettings) -> Estimate:
     Raises:
         DistillationError: the training could not be.
     """
-    ranks = join_ranks(choose_device(settings))
-    progress = Progress(quiet=not ranks.first)
-    with ranks.together():
-        checkpoint = find_start(settings)
-        run = prepare_run(settings, ranks)
-        if checkpoint is not None:
-            run.check_same(checkpoint)
-    for line in run.describe():
-        progress.say(line)
+    run, _, progress = prepare(settings)
     engine = start_engine(
         run.model, run.config, device=run.device, warmup=settings.warmup_steps(run.steps), steps=run.steps
     )

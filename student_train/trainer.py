@@ -57,15 +57,8 @@ def train(settings: TrainSettings) -> TrainResult:
             NaN or infinite.
     """
     started = time.perf_counter()
-    ranks = join_ranks(choose_device(settings))
-    progress = Progress(quiet=not ranks.first)
-    with ranks.together():
-        checkpoint = find_start(settings)
-        run = prepare_run(settings, ranks)
-        if checkpoint is not None:
-            run.check_same(checkpoint)
-    for line in run.describe():
-        progress.say(line)
+    run, checkpoint, progress = prepare(settings)
+    ranks = run.ranks
     state, stopped_by = Progression(), None
     with ranks.together(), clear_write_errors(Path(settings.out)):
         Path(settings.out).mkdir(parents=True, exist_ok=True)
@@ -83,6 +76,24 @@ def train(settings: TrainSettings) -> TrainResult:
         seconds=time.perf_counter() - started,
         stopped_by=stopped_by,
     )
+
+
+def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress]:
+    """Meet the other processes, prepare the run and say what it is; with the checkpoint to go on from, if there is one.
+
+    Raises:
+        DistillationError: something asked for cannot be, in this process or another; nothing has been written.
+    """
+    ranks = join_ranks(choose_device(settings))
+    progress = Progress(quiet=not ranks.first)
+    with ranks.together():
+        checkpoint = find_start(settings)
+        run = prepare_run(settings, ranks)
+        if checkpoint is not None:
+            run.check_same(checkpoint)
+    for line in run.describe():
+        progress.say(line)
+    return run, checkpoint, progress
 
 
 def _export(run: TrainingRun, state: Progression) -> None:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -109,11 +110,11 @@ class LocalStorage:
         self._root = Path(location)
 
     def read(self, key: str) -> bytes:
-        with _absent_if_no_folder():
+        with _read_errors(self._root / key):
             return (self._root / key).read_bytes()
 
     def stream(self, key: str) -> Iterator[bytes]:
-        with _absent_if_no_folder(), (self._root / key).open("rb") as file:
+        with _read_errors(self._root / key), (self._root / key).open("rb") as file:
             while piece := file.read(_PIECE):
                 yield piece
 
@@ -133,6 +134,8 @@ class LocalStorage:
     def _replacing(self, key: str) -> Iterator[IO[bytes]]:
         target = self._root / key
         with self._clear_errors():
+            # deepest first; their names have to reach the disk like the file's
+            new = list(takewhile(lambda folder: not folder.exists(), target.parents))
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=target.parent, suffix=PARTIAL, delete=False) as file:
                 written = Path(file.name)
@@ -145,7 +148,8 @@ class LocalStorage:
                 except BaseException:
                     written.unlink(missing_ok=True)
                     raise
-            flush_to_disk(target.parent)
+            for folder in (target.parent, *(made.parent for made in new)):
+                flush_to_disk(folder)
 
     def delete(self, key: str) -> None:
         with self._clear_errors():
@@ -243,9 +247,16 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _absent_if_no_folder() -> Iterator[None]:
-    """A key below what is a file, or that is a folder, is absent."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """A key below what is a file, or that is a folder, is absent; what cannot be read is a message."""
     try:
         yield
+    except FileNotFoundError:
+        raise
     except (NotADirectoryError, IsADirectoryError) as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(error.filename)) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {str(path)!r} ({error.strerror or error}): nothing can be said of what is in it; mend its "
+            "permissions or the disk, or restore the store from a copy"
+        ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,3 +208,28 @@ def test_pieces_can_be_left_unread(storage: Storage) -> None:
     assert LARGE.startswith(first)
     del pieces
     assert storage.size("key") == len(LARGE)
+
+
+def test_names_of_new_folders_reach_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("teacher_cache.storage.flush_to_disk", flushed.append)
+    storage = LocalStorage(tmp_path / "store")
+    storage.write("hidden/2/codes", b"1")
+    hidden = tmp_path / "store" / "hidden"
+    assert flushed == [hidden / "2", hidden, tmp_path / "store", tmp_path]
+    flushed.clear()
+    storage.write("hidden/2/other", b"2")
+    assert flushed == [hidden / "2"]
+
+
+def test_what_cannot_be_read_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No permissions, or a disk that fails: a superuser may read everything, so the error comes from the call."""
+    storage = LocalStorage(tmp_path)
+    storage.write("key", b"1")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(StoreError, match="cannot read .*key.* .Input/output error.: .*restore the store"):
+        storage.read("key")
