@@ -55,8 +55,9 @@ class TrainSettings:
     the teacher has 12 or more, else half of them, and the teacher's width up to 768)."""
 
     init: str = "auto"
-    """Where the first weights come from: auto (the teacher's embeddings and uniformly chosen layers where the widths
-    match), random, embeddings, teacher:LAYERS such as teacher:2,4,6, or a Hugging Face directory."""
+    """Where the first weights come from: auto (the teacher's embeddings and uniformly chosen layers, copied where the
+    sizes match and else sliced), random, embeddings, teacher:LAYERS such as teacher:2,4,6 or teacher:last, or a Hugging
+    Face directory."""
 
     steps: int | None = None
     """Updates in total; 0 writes the untrained student (default: as many as --epochs has)."""
