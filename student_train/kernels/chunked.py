@@ -6,7 +6,8 @@ tiles of bounded size: O(T). Every tile is visited in order by one thread of con
 
 Written for the caches and vector units of a CPU: exponentials are powers of two, three times as fast there, so logits
 carry a factor log2(e); tiles live in buffers that are allocated once; matrices are cut to their real positions where
-the lengths are on the host, and masked where reading them would make the host wait for a device.
+the lengths are on the host; where reading them would make the host wait for a device, columns are masked and padding is
+replaced by zeros, so that no number in it, however large, reaches a logit.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class _ChunkedKL(torch.autograd.Function):
         elif length_B is not None:
             padding_NT1 = ~real_BT(length_B, shape[2]).repeat_interleave(shape[1], dim=0).unsqueeze(-1)
             mask_N1T = torch.zeros_like(padding_NT1, dtype=student_NTd.dtype).masked_fill_(padding_NT1, MASKED_LOGIT).mT
+            teacher_NTd, student_NTd = (v.masked_fill(padding_NT1, 0) for v in (teacher_NTd, student_NTd))
         tiles = list(_tiles(shape, lengths, tile_elements))
         lse_p_NT1, lse_s_NT1, kl_NT1 = (student_NTd.new_zeros((*student_NTd.shape[:2], 1)) for _ in range(3))
         nothing = student_NTd.new_zeros(())

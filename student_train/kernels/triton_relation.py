@@ -179,6 +179,8 @@ def _weighted_sum(
     log_a_i = tl.load(lse_teacher + rows, mask=rows < length, other=0.0)[:, None]
     log_b_i = tl.load(lse_student + rows, mask=rows < length, other=0.0)[:, None]
     total = tl.zeros([ROWS, STUDENT_TILE], tl.float32)
+    # differences of weights of long rows are below float16's smallest number; the largest weight is 2
+    LIFT: tl.constexpr = 4096.0 if student.dtype.element_ty == tl.float16 else 1.0
     for first in range(0, columns, COLUMNS):
         j = first + tl.arange(0, COLUMNS)
         x_j = _vectors(teacher, j, length, teacher_stride_T, TEACHER_WIDTH, TEACHER_TILE).to(student.dtype.element_ty)
@@ -195,8 +197,8 @@ def _weighted_sum(
         else:
             p = tl.exp2(a - log_a_i) + tl.exp2(a - a_j)
             s = tl.exp2(b - log_b_i) + tl.exp2(b - b_j)
-        total = tl.dot((s - p).to(s_j.dtype), s_j, total, input_precision="ieee")
-    return total
+        total = tl.dot(((s - p) * LIFT).to(s_j.dtype), s_j, total, input_precision="ieee")
+    return total / LIFT
 
 
 @triton.jit

@@ -61,6 +61,18 @@ def test_accuracy_by_width_and_type(
         assert relative_error(gradient, expected_gradient) <= tolerance
 
 
+# matrices cut to their lengths, and masked
+@pytest.mark.parametrize("tile_elements", [9, 1 << 20])
+@pytest.mark.parametrize("garbage", [1e30, math.nan])
+def test_padding_may_hold_any_number(tile_elements: int, garbage: float, vectors, value_and_gradient) -> None:
+    teacher, student = (v.float() for v in vectors())
+    expected = value_and_gradient(chunked_kl_sum, teacher, student, RAGGED, tile_elements=tile_elements)
+    for v in (teacher, student):
+        v[1, :, 1:], v[2, :, 6:] = garbage, -garbage
+    found = value_and_gradient(chunked_kl_sum, teacher, student, RAGGED, tile_elements=tile_elements)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 def test_long_rows(vectors, value_and_gradient, relative_error) -> None:
     """8,192 positions: the loss from blocks of rows in float64, the gradient at a few positions."""
     teacher, student = vectors(batch=1, heads=1, positions=8192, teacher_width=4, student_width=4, scale=1.0)

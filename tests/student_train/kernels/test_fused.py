@@ -135,6 +135,19 @@ def test_a_float32_teacher_of_a_half_precision_student(vectors, value_and_gradie
     assert relative_error(found[1], expected[1]) < 1e-3
 
 
+def test_float16_keeps_small_differences_of_small_weights(vectors, value_and_gradient, relative_error) -> None:
+    teacher, _ = on_device(*vectors(batch=1, heads=1, positions=200, teacher_width=16, scale=0.2), dtype=torch.float16)
+    student = teacher * (1 + 0.02 * torch.linspace(-1, 1, 200, device=DEVICE)[:, None]).half()
+
+    def scaled(function, *args):
+        # as fp16 training does, so that the gradient itself is not too small
+        return 1024 * function(*args)
+
+    _, expected = value_and_gradient(lambda *args: scaled(reference_kl_sum, *args), teacher.double(), student.double())
+    _, gradient = value_and_gradient(lambda *args: scaled(fused_kl_sum, *args), teacher, student)
+    assert relative_error(gradient, expected) < 5e-4
+
+
 def test_the_gradient_is_scaled_on_the_device_and_the_students_alone(vectors) -> None:
     teacher, student = (v.requires_grad_() for v in on_device(*vectors()))
     fused_kl_sum(teacher, student).backward()

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from student_train.losses.relations import relation_loss
+from student_train.losses.relations import relation_loss, vectors_loss
 from teacher_cache.batch import AttentionVectors
 from teacher_cache.errors import SettingsError
 
@@ -63,3 +63,41 @@ def test_relation_loss_leaves_out_what_weighs_nothing() -> None:
 def test_relation_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(SettingsError, match="3 relation heads do not divide the width 8"):
         relation_loss(attention(8, 10), attention(12, 20), torch.tensor(LENGTHS), heads=3, weights=(1, 1, 1))
+
+
+def squares_by_loops(student_BTD: Tensor, teacher_BTD: Tensor, linear: nn.Linear) -> Tensor:
+    """Sum over real positions of ||W s + b - t||^2 in float64, one position at a time."""
+    weight_DE, bias_D = linear.weight.detach().double(), linear.bias.detach().double()
+    errors = [
+        weight_DE @ student_BTD[row, position].double() + bias_D - teacher_BTD[row, position].double()
+        for row, length in enumerate(LENGTHS)
+        for position in range(length)
+    ]
+    return torch.stack([error @ error for error in errors]).sum()
+
+
+def test_vectors_loss_is_the_weighted_error_through_the_maps() -> None:
+    student, teacher = attention(8, 10), attention(12, 20)
+    names, weights, variances = ("query", "key", "value"), (1.0, 0.5, 3.0), (2.0, 5.0, 0.25)
+    maps = nn.ModuleDict({name: nn.Linear(8, 12) for name in names})
+    inputs = [getattr(student, f"{name}_BTD").requires_grad_() for name in names]
+    real_BT = torch.arange(7) < torch.tensor(LENGTHS)[:, None]
+    loss = vectors_loss(student, teacher, real_BT, dict(maps.items()), variances=variances, weights=weights)
+    expected = sum(
+        weight / variance * squares_by_loops(vectors_BTD, getattr(teacher, f"{name}_BTD"), maps[name])
+        for name, vectors_BTD, weight, variance in zip(names, inputs, weights, variances, strict=True)
+    )
+    assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert int(loss.count) == sum(LENGTHS)
+    gradients = zip(torch.autograd.grad(loss.total, inputs), torch.autograd.grad(expected, inputs), strict=True)
+    for found, wanted in gradients:
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_loss_needs_no_map_of_what_weighs_nothing() -> None:
+    student, teacher = attention(8, 10), attention(12, 20)
+    maps = {"key": nn.Linear(8, 12)}
+    real_BT = torch.ones(3, 7, dtype=torch.bool)
+    loss = vectors_loss(student, teacher, real_BT, maps, variances=(1, 2, 1), weights=(0, 1, 0))
+    error_BTD = maps["key"](student.key_BTD) - teacher.key_BTD
+    torch.testing.assert_close(loss.total, error_BTD.square().sum() / 2)
