@@ -1,120 +1,30 @@
-"""`kdeval`: measure students. `kdeval fidelity` compares one with its teacher on held-out rows of a cache.
+"""`kdeval`: measure students.
 
-The result goes to standard output as a table, or with --json as one JSON record; the record is also left in the
-student's directory as fidelity.json. Progress goes to standard error.
+Standard output carries results, standard error carries progress. Modules that need torch are imported by the command
+that uses them, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
+from cli.eval_fidelity import fidelity
 from cli.main_guard import run_command
-from cli.options import choose_command, parse
-from student_train.evaluate.settings import EvalSettings
-from teacher_cache.errors import SettingsError, StudentError
+from cli.options import choose_command
 
-if TYPE_CHECKING:
-    from student_train.evaluate.fidelity import Advance
-    from student_train.evaluate.records import FidelityReport
-
-COMMANDS = {"fidelity": "how close a student comes to its teacher, on rows of a cache that it was not trained on"}
-RECORD_NAME = "fidelity.json"
+COMMANDS = {
+    "fidelity": (fidelity, "how close a student comes to its teacher, on rows of a cache that it was not trained on"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command in `argv` (default: that of the process) and return its exit code."""
+    """Entry point of the console script; returns the exit code."""
     return run_command(_main, "kdeval", argv)
 
 
 def _main(argv: list[str]) -> int:
-    command, rest = choose_command(argv, COMMANDS, "kdeval")
-    settings = parse(EvalSettings, rest, f"kdeval {command}")
-    report = _measure(settings)
-    record = _to_json(_make_record(report))
-    if settings.json:
-        print(json.dumps(json.loads(record)))
-    else:
-        _print_table(report)
-    _write_record(record, Path(settings.student).expanduser() / RECORD_NAME)
-    return 0
-
-
-def _measure(settings: EvalSettings) -> FidelityReport:
-    # imported late, so that --help need not wait for torch
-    from student_train.evaluate.fidelity import measure_fidelity
-
-    with _progress() as advance:
-        return measure_fidelity(
-            settings.student,
-            settings.cache,
-            rows=settings.rows,
-            batch_size=settings.batch_size,
-            device=_choose_device(settings.device),
-            advance=advance,
-        )
-
-
-def _choose_device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device 'cuda': torch sees no GPU here, so nothing could run on one; give --device cpu")
-    return name
-
-
-@contextmanager
-def _progress() -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _make_record(report: FidelityReport) -> dict[str, Any]:
-    from student_train.provenance import run_provenance
-
-    return {"evaluation": "fidelity", **report.to_json(), **run_provenance()}
-
-
-def _to_json(record: dict[str, Any]) -> str:
-    try:
-        return json.dumps(record, indent=2, allow_nan=False)
-    except ValueError as error:
-        raise StudentError(
-            f"some measures of student {record['student']!r} are not finite numbers: its weights, or outputs that come "
-            "from them, are NaN or infinite, so there is nothing to compare; train it anew, with a lower --lr"
-        ) from error
-
-
-def _print_table(report: FidelityReport) -> None:
-    from rich.console import Console
-
-    from student_train.evaluate.report import fidelity_table
-
-    console = Console()
-    console.print(fidelity_table({Path(report.student).resolve().name: report}))
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _write_record(record: str, path: Path) -> None:
-    try:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(record + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        # the measurement is on the screen already: a directory that cannot be written to is no reason to fail
-        print(f"kdeval: the record was not written to {str(path)!r} ({error.strerror})", file=sys.stderr)
+    name, rest = choose_command(argv, {name: line for name, (_, line) in COMMANDS.items()}, "kdeval")
+    return COMMANDS[name][0](rest)
 
 
 if __name__ == "__main__":

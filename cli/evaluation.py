@@ -1,0 +1,34 @@
+"""What the commands of `kdeval` share: the device to run on, and the record that a measurement leaves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from teacher_cache.errors import SettingsError
+
+
+def choose_device(name: str) -> str:
+    """`cpu` or `cuda`, as `--device` asks for.
+
+    Raises:
+        SettingsError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device 'cuda': torch sees no GPU here, so nothing could run on one; give --device cpu")
+    return name
+
+
+def write_record(record: str, path: Path) -> None:
+    """Leave a record beside the model that was measured; replaces the one before it whole."""
+    try:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(record + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        # the measurement is on the screen already: a directory that cannot be written to is no reason to fail
+        print(f"kdeval: the record was not written to {str(path)!r} ({error.strerror})", file=sys.stderr)
