@@ -25,7 +25,7 @@ import torch
 
 from student_train.disk import clear_write_errors
 from student_train.ranks import Ranks
-from teacher_cache.errors import TrainingError
+from teacher_cache.errors import DistillationError, TrainingError
 from teacher_cache.storage import flush_to_disk
 
 FOLDER_NAME = "checkpoints"
@@ -70,11 +70,19 @@ def save_checkpoint(
     with ranks.together(), clear_write_errors(path):
         if ranks.first and path.exists():  # half-written by a run that was killed
             _delete(path)
-    with ranks.together(), clear_write_errors(path):
-        engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
+    try:
+        with ranks.together(), clear_write_errors(path):
+            engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
+        with ranks.together(), clear_write_errors(path):
+            if ranks.first:
+                seal_checkpoint(path, step=step, processes=ranks.count, identity=identity)
+    except DistillationError:
+        # nothing takes it for whole, but the space it has is what others lack
+        if ranks.first:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     with ranks.together(), clear_write_errors(path):
         if ranks.first:
-            seal_checkpoint(path, step=step, processes=ranks.count, identity=identity)
             _drop_old(out, path)
     return path
 

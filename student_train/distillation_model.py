@@ -17,6 +17,7 @@ from student_train.methods.base import StudentNeeds, StudentOutputs
 from student_train.objective import Objective
 from student_train.pretrained import encoder_of
 from teacher_cache.batch import Batch, TargetBatch
+from teacher_cache.errors import StudentError
 from teacher_cache.specs import VIEWS, View
 from teacher_cache.taps import MaskedLMHead, enable_tap, record_attention
 
@@ -24,7 +25,14 @@ from teacher_cache.taps import MaskedLMHead, enable_tap, record_attention
 class DistillationModel(nn.Module):
     """Student and objective as one trainable module. The student's attention goes through the tap from here on."""
 
-    def __init__(self, student: PreTrainedModel, objective: Objective, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        objective: Objective,
+        *,
+        dropout: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
@@ -33,6 +41,8 @@ class DistillationModel(nn.Module):
         set_dropout(student, dropout)
         if objective.request.attention_layers:
             enable_tap(student)
+        if checkpointing:
+            checkpoint_activations(student)
 
     def forward(self, batch: Batch) -> dict[str, LossSum]:
         """The loss of every method on these rows, unweighted, as sums over this batch's positions."""
@@ -58,6 +68,29 @@ class DistillationModel(nn.Module):
             last_hidden_BTD=result.last_hidden_state,
             head=self._head if needs.head else None,
         )
+
+
+def compile_student(model: DistillationModel) -> None:
+    """Run the student's encoder through torch.compile from its next pass on, which has to be of the usual size."""
+    encoder_of(model.student).compile()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let the model keep its layers' inputs alone and compute what is in between again in the backward pass.
+
+    Raises:
+        StudentError: the family cannot.
+    """
+    # newer versions of Transformers have another name for it
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        # the older, reentrant way loses the gradients of recorded attention vectors
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise StudentError(
+            f"--activation-checkpointing: family {model.config.model_type!r} cannot compute its layers again ({error}),"
+            " so that nothing would be saved; leave the flag out and give a smaller --micro-batch-size"
+        ) from error
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

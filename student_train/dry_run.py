@@ -7,18 +7,18 @@ what a training refuses is refused here. Costs the start, and `STEPS` steps on t
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from contextlib import closing, redirect_stdout
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from student_train.checkpoint import KEPT
-from student_train.engine import start_engine
+from student_train.engine import running_engine
+from student_train.feed import Feed
 from student_train.loop import Progression, Trainer
+from student_train.memory import most_memory
 from student_train.metrics import Progress
 from student_train.run import TrainingRun
 from student_train.settings import TrainSettings
@@ -61,15 +61,12 @@ def dry_run(settings: TrainSettings) -> Estimate:
         DistillationError: the training could not be.
     """
     run, _, progress = prepare(settings)
-    engine = start_engine(
-        run.model, run.config, device=run.device, warmup=settings.warmup_steps(run.steps), steps=run.steps
-    )
-    try:
-        with redirect_stdout(sys.stderr):
+    warmup = settings.warmup_steps(run.steps)
+    with running_engine(run.model, run.config, device=run.device, warmup=warmup, steps=run.steps) as engine:
+        try:
             return _measure(run, engine, progress)
-    finally:
-        progress.stop()
-        engine.destroy()
+        finally:
+            progress.stop()
 
 
 def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
@@ -78,13 +75,14 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
     progress.start(total=STEPS, step=0)
     seconds = []
     with closing(run.training_batches(0)) as batches:
+        feed = Feed(run, batches, [], progress.say)
         for _ in range(STEPS):
             started = time.perf_counter()
-            trainer.update(batches, [])
+            trainer.update(feed)
             if run.device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
-            waited = batches.wait_seconds
+            waited = feed.wait_seconds
         trainer.write_pending()
     step_seconds = statistics.median(seconds[1:])
     validations = 2 + run.steps // run.valid_every
@@ -98,13 +96,6 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
         wait_share=waited / sum(seconds),
         tokens_per_second=state.tokens / STEPS / step_seconds,
         training_seconds=step_seconds * (run.steps + _FORWARD_SHARE * validated_steps),
-        memory_bytes=_most_memory(run.device),
+        memory_bytes=most_memory(run.device),
         checkpoint_bytes=KEPT * _CHECKPOINT_BYTES * trained,
     )
-
-
-def _most_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -9,6 +9,8 @@ with a test:
 - its CPU start compiles a C++ op for a minute that nothing here uses;
 - without a launcher it looks for MPI, and it wants LOCAL_RANK in the environment;
 - bfloat16 at ZeRO stage 0 runs one optimizer step with zero gradients first, which spoils Adam's bias correction;
+- at ZeRO stage 3 it wants LOCAL_RANK in every step, too;
+- float16's scaled losses overflow now and then: it leaves such a step out, and only its counter of them tells;
 - its log and some of its sections print to standard output, which belongs to results.
 """
 
@@ -18,12 +20,13 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from teacher_cache.errors import TrainingError
 
@@ -48,8 +51,25 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+@contextmanager
+def running_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warmup: int, steps: int) -> Iterator[Any]:
+    """A DeepSpeed engine around `model`, to the end of the context: call it, never its `.module`, in a training step.
+
+    What DeepSpeed prints to standard output meanwhile goes to standard error.
+
+    Raises:
+        TrainingError: DeepSpeed refuses the configuration.
+    """
+    with _single_process_environment(), redirect_stdout(sys.stderr):
+        engine = start_engine(model, config, device=device, warmup=warmup, steps=steps)
+        try:
+            yield engine
+        finally:
+            engine.destroy()
+
+
 def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warmup: int, steps: int) -> Any:
-    """A DeepSpeed engine around `model`: call it, never its `.module`, in a training step.
+    """The engine of `running_engine`, for a caller that ends it, and that runs under a launcher at ZeRO stage 3.
 
     Raises:
         TrainingError: DeepSpeed refuses the configuration.
@@ -90,6 +110,8 @@ def _import_deepspeed(device: str) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed
 
+    # its calls of PyTorch's collectives by names that are going away
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     # its own handler writes to standard output; without one, the standard library's last resort is standard error
     log = logging.getLogger("DeepSpeed")
     log.handlers.clear()
@@ -120,7 +142,7 @@ def _single_process_environment() -> Iterator[None]:
             del os.environ["LOCAL_RANK"]
 
 
-def gradient_norm(engine: Any) -> torch.Tensor | None:
+def gradient_norm(engine: Any) -> Tensor | None:
     """Norm of the accumulated gradient before clipping, or None where only the optimizer step will tell.
 
     DeepSpeed keeps it at ZeRO stages 1 and up (`get_global_grad_norm` after the step) and drops it at stage 0.
@@ -131,13 +153,33 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-def restore_full_precision(engine: Any) -> None:
-    """Put the float32 weights that the optimizer updated in place of the model's bfloat16 ones. Ends the training."""
+def skipped_steps(engine: Any) -> int:
+    """Steps that were left out because scaled losses overflowed; 0 unless the engine runs in float16."""
+    return int(engine.skipped_steps) if engine.fp16_enabled() else 0
+
+
+def full_precision_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter of `model`, which an engine trains, in float32 and whole, by each of its names.
+
+    At half precision these are the weights that the optimizer updates. Every process calls it; at ZeRO stage 3 the
+    parts are brought together on each, one parameter after another. Where the engine holds whole float32 weights they
+    are not copied.
+    """
+    weights: dict[Tensor, Tensor] = {}
+    for parameter in model.parameters():
+        weights[parameter] = _full_precision(parameter)
+    return {name: weights[parameter] for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _full_precision(parameter: nn.Parameter) -> Tensor:
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    masters = {name: safe_get_full_fp32_param(parameter) for name, parameter in engine.module.named_parameters()}
-    engine.module.float()
-    with torch.no_grad():
-        for name, parameter in engine.module.named_parameters():
-            if masters[name] is not None:
-                parameter.copy_(masters[name])
+    partitioned = hasattr(parameter, "ds_id")
+    if parameter.requires_grad and (partitioned or parameter.dtype != torch.float32):
+        weight: Tensor = safe_get_full_fp32_param(parameter)
+        return weight.detach().cpu()
+    if not partitioned:
+        return parameter.detach().float()
+    with GatheredParameters([parameter]):
+        return parameter.detach().float().cpu().clone()

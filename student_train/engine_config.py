@@ -21,6 +21,9 @@ from teacher_cache.errors import SettingsError
 TOKENS_PER_PASS = {"cpu": 8_192, "cuda": 65_536}
 _SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _ADAM = ("adam", "adamw")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF_SECTIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""Section of a DeepSpeed configuration that switches each half-precision type on."""
 
 
 def choose_device(settings: TrainSettings) -> str:
@@ -38,20 +41,20 @@ def choose_device(settings: TrainSettings) -> str:
 
 
 def choose_dtype(settings: TrainSettings, device: str) -> torch.dtype:
-    """The type of the student's passes: bfloat16 where asked for, or where a GPU computes in it.
+    """The type of the student's passes: as asked for, or bfloat16 where a GPU computes in it.
 
     Raises:
-        SettingsError: bfloat16 was asked for on a CPU.
+        SettingsError: a half-precision type was asked for on a CPU.
     """
-    if settings.dtype == "bfloat16" and device == "cpu":
+    if settings.dtype in ("bfloat16", "float16") and device == "cpu":
         raise SettingsError(
-            "--dtype 'bfloat16' on a CPU: its kernels add up the gradients of all tokens in bfloat16, and those of "
-            "biases and norms come out far too small; give --dtype float32, or train on a GPU"
+            f"--dtype {settings.dtype!r} on a CPU: its kernels add up the gradients of all tokens in that type, and "
+            "those of biases and norms come out far too small; give --dtype float32, or train on a GPU"
         )
-    automatic = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if settings.dtype == "bfloat16" or (settings.dtype == "auto" and automatic):
-        return torch.bfloat16
-    return torch.float32
+    if settings.dtype == "auto":
+        automatic = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if automatic else torch.float32
+    return _DTYPES[settings.dtype]
 
 
 def choose_micro_batch(settings: TrainSettings, *, device: str, seq_len: int, processes: int = 1) -> int:
@@ -87,13 +90,12 @@ def make_config(
     Raises:
         SettingsError: the file cannot be read, or asks for what flags decide or what cannot be trained right.
     """
-    half = dtype == torch.bfloat16
     config: DeepSpeedConfig = {
         "train_batch_size": settings.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_clipping": settings.clip,
-        "zero_optimization": {"stage": 1 if half else 0},
-        "bf16": {"enabled": half},
+        "zero_optimization": {"stage": 1 if dtype in HALF_SECTIONS else 0},
+        **{section: {"enabled": dtype == each} for each, section in HALF_SECTIONS.items()},
         "optimizer": {
             "type": "AdamW",
             # torch's own AdamW: DeepSpeed's would be compiled on the first start
@@ -111,7 +113,7 @@ def make_config(
             # what every optimizer of torch takes; the rest is AdamW's
             config["optimizer"]["params"] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         config = _merge(config, override, settings.deepspeed)
-        _check_config(settings, config, micro_batch, processes, half=half)
+        _check_config(settings, config, micro_batch, processes, dtype)
     return config
 
 
@@ -133,24 +135,25 @@ def _keeps_adam(override: DeepSpeedConfig) -> bool:
 
 
 def _check_config(
-    settings: TrainSettings, config: DeepSpeedConfig, micro_batch: int, processes: int, *, half: bool
+    settings: TrainSettings, config: DeepSpeedConfig, micro_batch: int, processes: int, dtype: torch.dtype
 ) -> None:
     """Refuse entries of the user's file under which training would be another one than the flags say, or wrong."""
     stage, rate = config["zero_optimization"].get("stage", 0), config["optimizer"]["params"].get("lr")
     reason = None
     if _sizes(config, processes) != (settings.batch_size, micro_batch, settings.batch_size // processes // micro_batch):
         reason = "sizes of batches, which the loader would not follow: give --batch-size and --micro-batch-size instead"
-    elif _enabled(config, "fp16"):
-        reason = "fp16, whose scaled losses this training does not follow: give --dtype float32 or bfloat16 instead"
-    elif _enabled(config, "bf16") != half:
-        reason = f"bf16 to {_enabled(config, 'bf16')!r}, which --dtype and the device decide: give --dtype instead"
-    elif not isinstance(stage, int):
-        reason = f"zero_optimization.stage to {stage!r}, which is no number: set 0, 1 or 2"
-    elif half and stage < 1:
-        # DeepSpeed would run one optimizer step with zero gradients to set itself up: Adam counts one step too many
-        reason = "bf16 at ZeRO stage 0, which spoils Adam's bias correction: set zero_optimization.stage to 1 or 2"
-    elif stage > 2:
-        reason = f"ZeRO stage {stage}, which cuts up the weights that one process exports whole: set stage 1 or 2"
+    elif other := [name for each, name in HALF_SECTIONS.items() if _enabled(config, name) != (dtype == each)]:
+        enabled = _enabled(config, other[0])
+        reason = f"{other[0]} to {enabled!r}, which --dtype and the device decide: give --dtype instead"
+    elif stage not in (0, 1, 2, 3):
+        reason = f"zero_optimization.stage to {stage!r}, which there is not: set 0, 1, 2 or 3"
+    elif dtype in HALF_SECTIONS and stage < 1:
+        # bf16: one optimizer step with zero gradients first, one more for Adam to count; fp16: the norm of the scaled
+        # gradients is all there is to see
+        reason = (
+            f"{HALF_SECTIONS[dtype]} at ZeRO stage 0, where DeepSpeed spoils Adam's bias correction or hides the norm "
+        )
+        reason += "of the gradient: set zero_optimization.stage to 1 or more"
     elif not isinstance(rate, int | float) or not math.isfinite(rate):
         reason = f"optimizer.params.lr to {rate!r}, which is no number: set one, or leave it to --lr"
     if reason is not None:

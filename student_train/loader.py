@@ -9,6 +9,9 @@ A thread reads, checks and decompresses whole blocks ahead of the consumer, a bo
 float32 runs in the consumer, on the device, row range by row range. Memory: the compressed-integer form of at most
 `READ_AHEAD + 2` blocks. No process is forked and no shared memory is used. The thread ends when the loader is closed or
 collected.
+
+Damaged blocks end the training, or, where `skip_damaged` says so, their rows are left out of the batches they belong to
+and counted; all other rows stay where they are. What cannot be reached at all always ends it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count, groupby
 from queue import Full, Queue
 from typing import Any
@@ -29,7 +32,7 @@ from numpy.typing import NDArray
 from student_train.split import Rows, block_pieces, count_rows
 from teacher_cache.batch import Batch, TargetRequest, concatenate
 from teacher_cache.decode import CodedBlock
-from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.errors import DamagedStoreError, DistillationError, StoreError
 from teacher_cache.hashing import uniform_bits
 from teacher_cache.pool import CacheSource
 from teacher_cache.specs import View
@@ -38,6 +41,7 @@ READ_AHEAD = 2
 _POLL_SECONDS = 0.1
 
 HostFacts = dict[str, NDArray[Any]]
+_Loaded = dict[View, CodedBlock] | Exception
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +94,31 @@ class TrainingBatch:
     """One rank's share of a global batch. `position` is the number of rows of the stream before the global batch.
 
     `counts` are what the losses of this share are sums over: real `positions`, `masked` ones (0 without them), `rows`.
-    They and `row_ids` are on the host already, so that looking at them does not wait for the device.
+    They and `row_ids` are on the host already, so that looking at them does not wait for the device. `blocks` are those
+    that the rows come from. `left_out` rows of damaged blocks are not among them, and `damage` says what is wrong with
+    each such block that is met. `views` is empty where no rows are left, or none are this rank's.
     """
 
     position: int
     views: Batch
     counts: Mapping[str, int]
     row_ids: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
+    left_out: int = 0
+    damage: tuple[str, ...] = ()
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Rows start..stop of this share in every view; empty where there are none."""
+        if start >= len(self.row_ids):
+            return {}
+        return {view: targets.rows(start, stop) for view, targets in self.views.items()}
 
 
 class CacheLoader(Iterator[TrainingBatch]):
     """Iterates over the training batches of `rows` from `position` on, endlessly or up to `stop` rows of the stream.
 
-    Only a last batch cut by `stop` is short, and left out where none of its rows are this rank's. Raises what reading
-    raised, with the block named.
+    Every rank gets as many batches; a last one cut by `stop` is short, and may hold no rows for some. Raises what
+    reading raised, with the block named.
     """
 
     def __init__(
@@ -119,16 +134,18 @@ class CacheLoader(Iterator[TrainingBatch]):
         position: int = 0,
         stop: int | None = None,
         device: str = "cpu",
+        skip_damaged: bool = False,
     ) -> None:
         self.wait_seconds = 0.0
         self._reader = reader
         self._device = device
         self._visit: tuple[int, int] | None = None
-        self._blocks: dict[View, CodedBlock] = {}
+        self._skip_damaged = skip_damaged
+        self._blocks: dict[View, CodedBlock] | DamagedStoreError = {}
         order = RowOrder(rows=rows, bounds=reader.block_bounds, seed=seed)
         plan = _Plan(order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop)
         self._batches = plan.batches()
-        self._queue: Queue[dict[View, CodedBlock] | BaseException] = Queue(READ_AHEAD)
+        self._queue: Queue[_Loaded] = Queue(READ_AHEAD)
         self._stopped = threading.Event()
         # the thread is given everything but the loader itself, which could not be collected otherwise
         self._thread = threading.Thread(
@@ -144,13 +161,26 @@ class CacheLoader(Iterator[TrainingBatch]):
         if self._stopped.is_set():
             raise StopIteration
         position, segments = next(self._batches)
-        pieces, facts = zip(*[self._decode(segment) for segment in segments], strict=True)
-        views = {view: concatenate([piece[view] for piece in pieces]) for view in pieces[0]}
+        pieces: list[Batch] = []
+        facts: list[HostFacts] = []
+        damage: list[str] = []
+        left_out = 0
+        for segment in segments:
+            blocks = self._visit_block(segment)
+            if isinstance(blocks, DamagedStoreError):
+                damage.append(str(blocks))
+                left_out += segment.stop - segment.start
+                continue
+            pieces.append(self._decode(blocks, segment))
+            facts.append(_host_facts(blocks, segment.start, segment.stop))
         return TrainingBatch(
             position=position,
-            views=views,
+            views={view: concatenate([piece[view] for piece in pieces]) for view in (pieces[0] if pieces else ())},
             counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked", "rows")},
             row_ids=tuple(row_id for fact in facts for row_id in fact["row_ids"].tolist()),
+            blocks=tuple(dict.fromkeys(segment.block for segment in segments)),
+            left_out=left_out,
+            damage=tuple(damage),
         )
 
     def close(self) -> None:
@@ -159,21 +189,22 @@ class CacheLoader(Iterator[TrainingBatch]):
         self._thread.join()
         self._blocks = {}
 
-    def _decode(self, segment: Segment) -> tuple[Batch, HostFacts]:
+    def _visit_block(self, segment: Segment) -> dict[View, CodedBlock] | DamagedStoreError:
         visit = (segment.epoch, segment.block)
         if visit != self._visit:
             started = time.perf_counter()
-            blocks = self._queue.get()
+            loaded = self._queue.get()
             self.wait_seconds += time.perf_counter() - started
-            if isinstance(blocks, BaseException):
+            if isinstance(loaded, Exception) and not (self._skip_damaged and isinstance(loaded, DamagedStoreError)):
                 self.close()
-                raise blocks
-            self._visit, self._blocks = visit, blocks
-        start, stop = segment.start, segment.stop
-        batch = {
-            view: self._reader.decode(block, start, stop, device=self._device) for view, block in self._blocks.items()
-        }
-        return batch, _host_facts(self._blocks, start, stop)
+                raise loaded
+            assert isinstance(loaded, dict | DamagedStoreError)
+            self._visit, self._blocks = visit, loaded
+        return self._blocks
+
+    def _decode(self, blocks: Mapping[View, CodedBlock], segment: Segment) -> Batch:
+        decode = partial(self._reader.decode, start=segment.start, stop=segment.stop, device=self._device)
+        return {view: decode(block) for view, block in blocks.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +224,7 @@ class _Plan:
             if rows <= 0:
                 return
             start, stop = (first + rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            if start < stop:
-                yield first, list(self.order.segments(start, stop))
+            yield first, list(self.order.segments(start, stop))
 
     def visits(self) -> Iterator[tuple[int, int]]:
         """(epoch, block) in the order in which `batches` first needs them: a block stays while batches cross it."""
@@ -206,11 +236,11 @@ def _read_ahead(
     reader: CacheSource,
     request: TargetRequest,
     visits: Iterator[tuple[int, int]],
-    queue: Queue[dict[View, CodedBlock] | BaseException],
+    queue: Queue[_Loaded],
     stopped: threading.Event,
 ) -> None:
     for epoch, block in visits:
-        item: dict[View, CodedBlock] | BaseException
+        item: _Loaded
         try:
             item = _load(reader, request, epoch, block)
         except Exception as error:  # noqa: BLE001 - the consumer raises it
@@ -221,7 +251,8 @@ def _read_ahead(
                 break
             except Full:
                 continue
-        if stopped.is_set() or isinstance(item, BaseException):
+        # one that is skipped is not the last
+        if stopped.is_set() or (isinstance(item, Exception) and not isinstance(item, DamagedStoreError)):
             return
 
 
@@ -234,7 +265,8 @@ def _load(reader: CacheSource, request: TargetRequest, epoch: int, block: int) -
 
 def _name_block(error: Exception, reader: CacheSource, block: int) -> Exception:
     if isinstance(error, DistillationError | OSError):
-        named = StoreError(f"block {block} of {reader.path} cannot be read, training needs every row of it: {error}")
+        kind = DamagedStoreError if isinstance(error, DamagedStoreError) else StoreError
+        named = kind(f"block {block} of {reader.path} cannot be read, training needs every row of it: {error}")
         named.__cause__ = error
         return named
     error.add_note(f"while reading block {block} of {reader.path}")

@@ -1,12 +1,13 @@
-"""The training loop: batches from the loader, steps of the engine, records, validations and checkpoints.
+"""The training loop: batches from the cache, steps of the engine, records, validations and checkpoints.
 
 Losses are sums over the real positions of the batch, or its rows, divided by their number in the global batch, so that
 the result does not depend on how a batch is cut into passes. Reading a loss off the device waits for it, so the record
 of a step is written, and checked for NaN, while the next step runs. SIGTERM and Ctrl-C finish the step, save a
-checkpoint and end the loop; a second one ends the process at once.
+checkpoint and end the loop; a second one ends the process at once. A cache that cannot be read any further ends it with
+a checkpoint, too.
 
-Several processes go step by step together. Before each they tell each other, from host to host, how many positions
-their shares hold, whether one of them was asked to stop, and whether one cannot read its share: then all stop there.
+Several processes go step by step together, with as many passes in each: one without rows left runs a stand-in whose
+loss counts nothing.
 """
 
 from __future__ import annotations
@@ -14,32 +15,38 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from student_train.checkpoint import save_checkpoint
-from student_train.engine import gradient_norm
-from student_train.loader import CacheLoader, TrainingBatch
+from student_train.best import drop_best, keep_best
+from student_train.checkpoint import checkpoint_path, save_checkpoint
+from student_train.engine import gradient_norm, skipped_steps
+from student_train.feed import Feed, Share
 from student_train.losses.sums import LossSum
+from student_train.memory import most_memory
 from student_train.metrics import MetricsLog, Progress
 from student_train.run import TrainingRun
-from teacher_cache.errors import DistillationError, TrainingError
+from student_train.signals import noted_signals
+from student_train.validation import in_words, validation_losses
+from teacher_cache.batch import Batch
+from teacher_cache.errors import DistillationError, SpaceError, TrainingError
 
 
 @dataclass(kw_only=True)
 class Progression:
-    """How far a run has come; saved with every checkpoint."""
+    """How far a run has come; saved with every checkpoint. `rows` were trained on, `skipped_rows` left out."""
 
     step: int = 0
     position: int = 0
     tokens: int = 0
+    rows: int = 0
+    skipped_rows: int = 0
     best_valid_loss: float | None = None
     best_step: int = 0
     valid: dict[str, float] = field(default_factory=dict)
@@ -47,17 +54,19 @@ class Progression:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step left on the device and on the host, not yet waited for."""
+    """What a step left on the device and on the host, not yet waited for.
+
+    `record` is what the host knows of it already; `scaled_away` says that the engine left the step out, because scaled
+    losses overflowed.
+    """
 
     step: int
     losses: dict[str, Tensor]
     gradient_norm: Any
-    learning_rate: float
-    tokens_seen: int
+    scaled_away: bool
+    record: dict[str, Any]
     tokens: int
-    seconds: float
-    wait: float
-    row_ids: list[int]
+    share: Share
 
 
 class Trainer:
@@ -74,10 +83,11 @@ class Trainer:
         """Train to the last step, or until a signal asks to stop, which it returns; it is saved either way."""
         run, state = self.run, self.state
         self.progress.start(total=run.steps, step=state.step)
-        with _stop_signals() as received, closing(run.training_batches(state.position)) as batches:
+        with noted_signals() as received, closing(run.training_batches(state.position)) as batches:
+            feed = Feed(run, batches, received, self.progress.say)
             if state.step == 0:
                 self.validate()
-            while state.step < run.steps and self.update(batches, received):
+            while state.step < run.steps and self.update(feed):
                 if state.step % run.valid_every == 0 or state.step == run.steps:
                     self.validate()
                 if state.step % run.settings.save_every == 0:
@@ -86,81 +96,101 @@ class Trainer:
                 self.save()
         return received[0] if received else None
 
-    def update(self, batches: CacheLoader, received: list[signal.Signals]) -> bool:
-        """One optimizer step on the next batch, and the record of the step before; False if a signal came instead."""
-        started, waited = time.perf_counter(), batches.wait_seconds
-        found = self.next_batch(batches, received)
-        if found is None:
+    def update(self, feed: Feed) -> bool:
+        """One optimizer step on the next batch, and the record of the step before; False if a signal came instead.
+
+        Raises:
+            DistillationError: the batch cannot be read; what is trained is saved.
+        """
+        started, waited = time.perf_counter(), feed.wait_seconds
+        try:
+            share = feed.next()
+        except DistillationError as error:
+            raise self.save_before(error) from error
+        if share is None:
             return False
-        batch, counts = found
-        learning_rate = self.engine.get_lr()[0]
-        losses, norm = self.backward(batch, counts)
-        state = self.state
+        learning_rate, skipped = self.engine.get_lr()[0], skipped_steps(self.engine)
+        losses, norm = self.backward(share)
+        state, tokens = self.state, share.counts["positions"]
         state.step += 1
-        state.position = batch.position + self.run.settings.batch_size
-        state.tokens += counts["positions"]
+        state.position = share.end
+        state.tokens += tokens
+        state.rows += share.counts["rows"]
+        state.skipped_rows += share.left_out
         self.write_pending()
         self._pending = StepOutcome(
             step=state.step,
             losses=losses,
             gradient_norm=norm,
-            learning_rate=learning_rate,
-            tokens_seen=state.tokens,
-            tokens=counts["positions"],
-            seconds=time.perf_counter() - started,
-            wait=batches.wait_seconds - waited,
-            row_ids=list(batch.row_ids),
+            scaled_away=skipped_steps(self.engine) > skipped,
+            record={
+                "lr": learning_rate,
+                "tokens": state.tokens,
+                "rows": state.rows,
+                **({"skipped_rows": state.skipped_rows} if state.skipped_rows else {}),
+                "seconds": time.perf_counter() - started,
+                "wait": feed.wait_seconds - waited,
+                "memory": most_memory(self.run.device),
+            },
+            tokens=tokens,
+            share=share,
         )
         return True
 
-    def next_batch(
-        self, batches: CacheLoader, received: list[signal.Signals]
-    ) -> tuple[TrainingBatch, dict[str, int]] | None:
-        """This process's share of the next batch, and what the losses of the whole batch are sums over.
-
-        None if any process was asked to stop, and `received` says so then in all of them.
-
-        Raises:
-            DistillationError: a process cannot read its share.
-        """
-        batch, failure, ranks = None, None, self.run.ranks
-        if not received:
-            try:
-                batch = next(batches)
-            except DistillationError as error:
-                failure = error
-        own = (None if failure is None else str(failure), batch and batch.counts, received[0] if received else None)
-        messages, counts, signals = zip(*ranks.gather(own), strict=True)
-        ranks.end_if_failed(failure, messages)
-        received.extend([number for number in signals if number is not None and not received][:1])
-        if received or batch is None:
-            return None
-        return batch, {name: sum(part[name] for part in counts) for name in batch.counts}
-
-    def backward(self, batch: TrainingBatch, counts: Mapping[str, int]) -> tuple[dict[str, Tensor], Any]:
-        """Gradients of the batch, pass by pass, and the optimizer step. Returns the losses and the gradient's norm.
-
-        `counts` are those of the global batch.
-        """
-        engine, rows, methods = self.engine, self.run.micro_batch, self.run.objective.methods
+    def backward(self, share: Share) -> tuple[dict[str, Tensor], Any]:
+        """Gradients of the batch, pass by pass, and the optimizer step. Returns the losses and the gradient's norm."""
+        engine, run = self.engine, self.run
         parts: dict[str, Tensor] = {}
         norm = None
-        for start in range(0, len(batch.row_ids), rows):
-            sums = engine({view: targets.rows(start, start + rows) for view, targets in batch.views.items()})
-            losses = {name: part.total / max(1, counts[methods[name].counted]) for name, part in sums.items()}
+        for start in range(0, run.share_rows, run.micro_batch):
+            sums = self.forward(share.batch.part(start, start + run.micro_batch))
+            losses = {
+                name: part.total / max(1, share.counts[run.objective.methods[name].counted])
+                for name, part in sums.items()
+            }
             # each pass has its share of one sum already: DeepSpeed must not divide by the number of passes, and what it
             # averages over ranks is multiplied again
-            loss = self.weighted(losses) * self.run.ranks.count
+            loss = self.weighted(losses) * run.ranks.count
             engine.backward(loss, scale_wrt_gas=False)
             if engine.is_gradient_accumulation_boundary():
                 norm = gradient_norm(engine)
-            engine.step()
+            self.engine_step()
             for name, value in losses.items():
                 parts[name] = parts.get(name, 0) + value.detach()
-        self.run.objective.finish_step()
-        totals = self.run.ranks.add_up(torch.stack(list(parts.values())))
+        run.objective.finish_step()
+        totals = run.ranks.add_up(torch.stack(list(parts.values())))
         parts = dict(zip(parts, totals.unbind(), strict=True))
         return parts, engine.get_global_grad_norm() if norm is None else norm
+
+    def forward(self, views: Batch) -> dict[str, LossSum]:
+        """The loss sums of a pass; where this process has no rows left for it, those of a stand-in, times nothing."""
+        if views:
+            sums: dict[str, LossSum] = self.engine(views)
+            return sums
+        objective = self.run.objective
+        # methods that adapt to what they see must not see it
+        objective.eval()
+        sums = self.engine(self.run.stand_in)
+        objective.train()
+        return {name: LossSum(total=part.total * 0.0, count=part.count * 0) for name, part in sums.items()}
+
+    def engine_step(self) -> None:
+        """A step of the engine.
+
+        Raises:
+            TrainingError: scaled losses overflow however little they are scaled.
+        """
+        try:
+            self.engine.step()
+        except Exception as error:
+            # DeepSpeed has no class of its own for it
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise TrainingError(
+                f"gradients overflow float16 in every step up to {self.state.step + 1}, however little the loss is "
+                "scaled: no step changes the weights any more; start anew with --dtype bfloat16 or float32, or a "
+                "lower --lr"
+            ) from error
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Write a record, in the process that writes them."""
@@ -182,56 +212,35 @@ class Trainer:
             return
         losses = {name: value.item() for name, value in outcome.losses.items()}
         loss = self.weighted(losses)
-        norm = None if outcome.gradient_norm is None else float(outcome.gradient_norm)
+        norm = None if outcome.gradient_norm is None or outcome.scaled_away else float(outcome.gradient_norm)
         if not math.isfinite(loss) or not math.isfinite(norm or 0.0):
-            raise _step_not_finite(outcome, losses, norm)
-        self.record(
-            {
-                "step": outcome.step,
-                "loss": loss,
-                **losses,
-                "lr": outcome.learning_rate,
-                "tokens": outcome.tokens_seen,
-                "grad_norm": norm,
-                "seconds": outcome.seconds,
-                "wait": outcome.wait,
-            }
-        )
-        self.progress.step(outcome.step, loss=loss, tokens=outcome.tokens)
+            raise _step_not_finite(outcome, losses, norm, self.run.reader.path)
+        record = {"step": outcome.step, "loss": loss, **losses, "grad_norm": norm, **outcome.record}
+        if outcome.scaled_away:
+            record["scaled_away"] = 1
+        self.record(record)
+        self.progress.step(outcome.step, loss=loss, losses=losses, tokens=outcome.tokens, wait=outcome.record["wait"])
 
     def validate(self) -> None:
-        """Losses on the held-out rows, recorded under `valid_…`.
+        """Losses on the held-out rows, recorded under `valid_…`; the student is kept if it was never better.
 
         Raises:
             TrainingError: one of them is NaN or infinite, and so are weights of the student.
         """
         self.write_pending()
-        sums: dict[str, list[LossSum]] = {}
-        self.engine.eval()
-        ranks = self.run.ranks
-        with ranks.together(), torch.no_grad(), closing(self.run.validation_batches()) as batches:
-            for batch in batches:
-                for name, part in self.engine(batch.views).items():
-                    sums.setdefault(name, []).append(part)
-        self.engine.train()
-        losses = {name: self.mean(sums.get(name, [])) for name in self.run.objective.methods}
-        loss, state = self.weighted(losses), self.state
-        if not math.isfinite(loss):
-            raise _validation_not_finite(state.step, losses)
+        losses, state = validation_losses(self.run, self.engine, step=self.state.step), self.state
+        loss = self.weighted(losses)
         state.valid = {"valid_loss": loss, **{f"valid_{name}": value for name, value in losses.items()}}
-        if state.best_valid_loss is None or loss < state.best_valid_loss:
+        better = state.best_valid_loss is None or loss < state.best_valid_loss
+        if better:
             state.best_valid_loss, state.best_step = loss, state.step
         self.record({"step": state.step, **state.valid})
         parts_text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         self.progress.say(f"step {state.step}/{self.run.steps}: validation loss {loss:.4g} ({parts_text})")
-
-    def mean(self, parts: list[LossSum]) -> float:
-        """The mean over all positions, or rows, of all parts: a short last batch weighs as much as it holds."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.run.device)
-        for part in parts:
-            sums += torch.stack([part.total.double(), part.count.double()])
-        total, count = self.run.ranks.add_up(sums).tolist()
-        return float(total / max(count, 1))
+        if state.step == self.run.steps and better:
+            drop_best(self.run)
+        elif better and state.step > 0:
+            keep_best(self.run, result=asdict(state))
 
     def save(self) -> None:
         """Write a checkpoint of this step, once its loss is known to be a number."""
@@ -242,46 +251,30 @@ class Trainer:
         save_checkpoint(self.engine, out, step=self.state.step, identity=identity, state=state, ranks=ranks)
         self._saved_step = self.state.step
 
+    def save_before(self, error: DistillationError) -> DistillationError:
+        """Save what is trained before `error` ends it; returns the error to end with."""
+        if self.state.step == 0:
+            return error
+        if self.state.step != self._saved_step:
+            try:
+                self.save()
+            except SpaceError as full:
+                return TrainingError(f"{error}; and what was trained since the last checkpoint is lost: {full}")
+        path = checkpoint_path(Path(self.run.settings.out), self.state.step)
+        return type(error)(
+            f"{error}\n{self.state.step} steps are saved in {str(path)!r}: once that is mended, the same command with "
+            "--resume auto goes on from there"
+        )
 
-def _step_not_finite(outcome: StepOutcome, losses: Mapping[str, float], norm: float | None) -> TrainingError:
-    what = "gradient" if all(map(math.isfinite, losses.values())) else "loss"
+
+def _step_not_finite(
+    outcome: StepOutcome, losses: Mapping[str, float], norm: float | None, cache: str
+) -> TrainingError:
+    what, batch = "gradient" if all(map(math.isfinite, losses.values())) else "loss", outcome.share.batch
     return TrainingError(
-        f"the {what} of step {outcome.step} is not a finite number ({_in_words(losses)}, gradient norm {norm!r}) on "
-        f"the rows with ids {outcome.row_ids}: every weight would become NaN with it, so training stopped; start anew "
-        "with a lower --lr or a longer --warmup, and if it happens on the same rows again look at them in the cache"
+        f"the {what} of step {outcome.step} is not a finite number ({in_words(losses)}, gradient norm {norm!r}) on "
+        f"the rows with ids {list(batch.row_ids)} of block{'s' if len(batch.blocks) > 1 else ''} "
+        f"{', '.join(map(str, batch.blocks))} of {cache}: every weight would become NaN with it, so training stopped; "
+        "start anew with a lower --lr or a longer --warmup, and if it happens on the same rows again look at them in "
+        "the cache"
     )
-
-
-def _validation_not_finite(step: int, losses: Mapping[str, float]) -> TrainingError:
-    advice = "start anew with a lower --lr or a longer --warmup"
-    if step == 0:
-        advice = "nothing is trained yet, so look at the weights that --student or --init names, and at the cache"
-    return TrainingError(
-        f"the validation loss after step {step} is not a finite number ({_in_words(losses)}): the student's weights "
-        f"are of no use any more, so they were neither saved nor exported; {advice}"
-    )
-
-
-def _in_words(losses: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value!r}" for name, value in losses.items())
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """While inside, SIGTERM and SIGINT are noted in the list; the second one is handled as it was before."""
-    received: list[signal.Signals] = []
-    handled = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in handled}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in handled:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

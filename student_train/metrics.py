@@ -1,9 +1,11 @@
 """What a training run tells: metrics.jsonl for programs, TensorBoard for eyes, progress on standard error.
 
 `metrics.jsonl` holds one JSON object a line. Training records have `step` (counted from 1), `loss`, one entry per part
-of it, `lr`, `tokens` (real tokens seen so far), `grad_norm`, `seconds` and `wait` (of which: waiting for the cache).
-Validation records have `step` and `valid_…` entries. Lines are written whole and flushed at once, so that a killed run
-loses none that it announced.
+of it, `lr`, `tokens` (real tokens seen so far), `rows` (rows seen so far), `grad_norm`, `seconds`, `wait` (of which:
+waiting for the cache) and `memory` (bytes: the most so far); where rows of damaged blocks were left out also
+`skipped_rows`, and where scaled losses overflowed and the step was left out `scaled_away`. Validation records have
+`step` and `valid_…` entries. Lines are written whole and flushed at once, so that a killed run loses none that it
+announced.
 """
 
 from __future__ import annotations
@@ -93,19 +95,21 @@ class Progress:
 
         self._total, self._first = total, step
         self._started = self._last_line = time.monotonic()
-        self._tokens = 0
+        self._tokens, self._waited = 0, 0.0
         if self._console.is_terminal:
             columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=self._console)
             self._task = self._bar.add_task("", total=total, completed=step)
             self._bar.start()
 
-    def step(self, step: int, *, loss: float, tokens: int) -> None:
-        """Step `step` is done: it cost `loss` and read `tokens` tokens."""
+    def step(self, step: int, *, loss: float, losses: Mapping[str, float], tokens: int, wait: float) -> None:
+        """Step `step` is done: it cost `loss`, the sum of `losses`, read `tokens` tokens and waited so many seconds."""
         now = time.monotonic()
         self._tokens += tokens
+        self._waited += wait
         seconds = max(now - self._started, 1e-9)
-        text = f"loss {loss:.4g}, {self._tokens / seconds:,.0f} tok/s"
+        parts = f" ({', '.join(f'{name} {value:.4g}' for name, value in losses.items())})" if len(losses) > 1 else ""
+        text = f"loss {loss:.4g}{parts}, {self._tokens / seconds:,.0f} tok/s, {self._waited / seconds:.1%} waiting"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif now - self._last_line >= _PLAIN_LINE_SECONDS or step == self._total:

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from student_train.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
-from student_train.distillation_model import DistillationModel, freeze_unused
+from student_train.distillation_model import DistillationModel, compile_student, freeze_unused
 from student_train.engine import DeepSpeedConfig
-from student_train.engine_config import choose_device, choose_dtype, choose_micro_batch, flatten_config, make_config
+from student_train.engine_config import (
+    HALF_SECTIONS,
+    choose_device,
+    choose_dtype,
+    choose_micro_batch,
+    flatten_config,
+    make_config,
+)
 from student_train.loader import CacheLoader
 from student_train.metrics import METRICS_NAME
 from student_train.narrowing.sample import read_sample
@@ -28,13 +36,17 @@ from student_train.ranks import Ranks
 from student_train.settings import TrainSettings
 from student_train.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from student_train.student import BuiltStudent, build_student
-from teacher_cache.errors import TrainingError
+from teacher_cache.batch import Batch, TargetRequest
+from teacher_cache.errors import DamagedStoreError, TrainingError
 from teacher_cache.pool import CacheSource, open_caches, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches."""
+    """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches.
+
+    `stand_in` is some row or two, for a pass that has to be and has no rows.
+    """
 
     settings: TrainSettings
     ranks: Ranks
@@ -49,6 +61,7 @@ class TrainingRun:
     micro_batch: int
     config: DeepSpeedConfig
     frozen: tuple[str, ...]
+    stand_in: Batch
 
     def training_batches(self, position: int) -> CacheLoader:
         """The endless stream of training batches from row `position` of the stream on."""
@@ -63,6 +76,7 @@ class TrainingRun:
             world_size=self.ranks.count,
             position=position,
             device=self.device,
+            skip_damaged=self.skips_damaged,
         )
 
     def validation_batches(self) -> CacheLoader:
@@ -77,7 +91,18 @@ class TrainingRun:
             world_size=self.ranks.count,
             stop=count_rows(self.held_out_rows),
             device=self.device,
+            skip_damaged=self.skips_damaged,
         )
+
+    @property
+    def skips_damaged(self) -> bool:
+        """Whether rows of damaged blocks are left out."""
+        return self.settings.on_bad_block == "skip"
+
+    @property
+    def share_rows(self) -> int:
+        """Rows of every batch that are this process's."""
+        return self.settings.batch_size // self.ranks.count
 
     @property
     def valid_every(self) -> int:
@@ -125,10 +150,10 @@ class TrainingRun:
         for name, description in self.objective.describe().items():
             details = ", ".join(f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in description.items())
             lines.append(f"{name:8} weight {weights[name]:g}: {details}")
-        half = "bfloat16" if self.config["bf16"].get("enabled") else "float32"
+        half = next((str(dtype)[6:] for dtype, name in HALF_SECTIONS.items() if self.config[name].get("enabled")), None)
         lines.append(
             f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time"
-            f"{self._shared()}) on {self.device} in {half}, {self._learning_rate()}"
+            f"{self._shared()}) on {self.device} in {half or 'float32'}, {self._learning_rate()}"
         )
         if self.frozen:
             lines.append(f"frozen   {len(self.frozen)} parameters that no loss reaches, such as {self.frozen[0]}")
@@ -226,8 +251,16 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
         topk_loss=settings.topk_loss,
         seed=settings.seed,
     )
-    model = DistillationModel(built.model, objective, dropout=settings.dropout).to(device)
-    frozen = freeze_unused(model, reader.read_rows(0, min(2, manifest.rows), objective.request, device=device))
+    model = DistillationModel(
+        built.model,
+        objective,
+        dropout=settings.dropout,
+        checkpointing=settings.activation_checkpointing,
+    ).to(device)
+    stand_in = _first_rows(reader, objective.request, device, skip_damaged=settings.on_bad_block == "skip")
+    frozen = freeze_unused(model, stand_in)
+    if settings.compile:
+        compile_student(model)
     return TrainingRun(
         settings=settings,
         ranks=ranks,
@@ -242,7 +275,22 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
         micro_batch=micro_batch,
         config=config,
         frozen=frozen,
+        stand_in=stand_in,
     )
+
+
+def _first_rows(reader: CacheSource, request: TargetRequest, device: str, *, skip_damaged: bool) -> Batch:
+    """The first two rows of the first block, or of the first one that is not damaged."""
+    damage: DamagedStoreError | None = None
+    for start, stop in pairwise(reader.block_bounds.tolist()):
+        try:
+            return reader.read_rows(start, min(start + 2, stop), request, device=device)
+        except DamagedStoreError as error:
+            damage = damage or error
+            if not skip_damaged:
+                break
+    assert damage is not None
+    raise damage
 
 
 def find_start(settings: TrainSettings) -> Path | None:

@@ -89,9 +89,16 @@ class TrainSettings:
     dropout: float = 0.0
     """Dropout of the student during distillation. The exported config keeps the family's own value."""
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the student's passes; the weights that are updated are float32. bfloat16 takes a GPU (auto:
-    bfloat16 on a GPU that computes in it, else float32)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the student's passes; the weights that are updated are float32. bfloat16 and float16, whose losses
+    are scaled, take a GPU (auto: bfloat16 on a GPU that computes in it, else float32)."""
+
+    activation_checkpointing: bool = False
+    """Keep only the student's layer inputs and compute the rest again in the backward pass: less memory, about a third
+    more time, the same result."""
+
+    compile: bool = False
+    """Run the student's encoder through torch.compile: a slow first step, then mostly faster ones on a GPU."""
 
     valid_share: float = 0.02
     """Share of the rows, the last ones of each store, that is held out to validate on."""
@@ -99,6 +106,9 @@ class TrainSettings:
     valid_every: int | None = None
     """Steps between validations; there is always one before the first step and one after the last (default: a tenth of
     all steps)."""
+
+    on_bad_block: Literal["stop", "skip"] = "stop"
+    """When a block of the cache turns out to be damaged: stop with a checkpoint, or skip its rows and count them."""
 
     save_every: int = 500
     """Steps between checkpoints; there is always one after the last step and one on SIGTERM or Ctrl-C."""
@@ -121,6 +131,9 @@ class TrainSettings:
 
     dry_run: bool = False
     """Say what would be trained, run three steps to see what it would take, and write nothing."""
+
+    wandb: str | None = None
+    """Also send the metrics to this Weights & Biases project (needs the package's extra of that name)."""
 
     json: bool = False
     """Print the result as one JSON record on standard output."""
@@ -199,16 +212,20 @@ class TrainSettings:
 
 _FREE = frozenset(
     {
+        "activation_checkpointing",
         "cache",
+        "compile",
         "deepspeed",
         "device",
         "dry_run",
         "json",
         "micro_batch_size",
+        "on_bad_block",
         "out",
         "resume",
         "save_every",
         "valid_every",
+        "wandb",
     }
 )
 _LOWEST = {

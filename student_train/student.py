@@ -8,16 +8,19 @@ elsewhere and never enter this model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from student_train.init_plan import parse_init
 from student_train.initialise import ReadSample, copy_teacher, copy_whole
 from student_train.pretrained import (
     check_family,
+    encoder_of,
     load_config,
     pooler_option,
     position_limit,
@@ -96,11 +99,28 @@ def _folder_of(spec: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model like `model` that holds these weights, by every name of each; nothing is copied.
+
+    `model` itself may be in the hands of an engine that has its weights cut up or rounded.
+    """
+    with torch.device("meta"):
+        twin = _make_model(model.config, encoder_of(model) is not model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in twin.state_dict()}
+    twin.load_state_dict({**buffers, **weights}, assign=True)
+    twin.tie_weights()
+    return twin
+
+
 def _random_model(config: PreTrainedConfig, with_mlm_head: bool, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loader, options = (AutoModelForMaskedLM, {}) if with_mlm_head else (AutoModel, pooler_option(config))
-        model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)  # type: ignore[no-untyped-call]
+        return _make_model(config, with_mlm_head)
+
+
+def _make_model(config: PreTrainedConfig, with_mlm_head: bool) -> PreTrainedModel:
+    loader, options = (AutoModelForMaskedLM, {}) if with_mlm_head else (AutoModel, pooler_option(config))
+    model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)  # type: ignore[no-untyped-call]
     return model
 
 

@@ -11,25 +11,24 @@ a checkpoint, and tells. Where one fails, all end.
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from student_train.best import match_best, write_student
 from student_train.checkpoint import check_checkpoint, drop_beyond, load_checkpoint
 from student_train.disk import clear_write_errors
-from student_train.engine import restore_full_precision, start_engine
+from student_train.engine import full_precision_weights, running_engine
 from student_train.engine_config import choose_device
-from student_train.export import export_student
 from student_train.loop import Progression, Trainer
 from student_train.metrics import MetricsLog, Progress
 from student_train.ranks import join_ranks
 from student_train.run import TrainingRun, find_start, prepare_run
 from student_train.settings import TrainSettings
-from student_train.universal import READ_UNIVERSAL, needs_universal, universal_form
+from student_train.universal import READ_UNIVERSAL, needs_universal, own_groups, universal_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,15 @@ def train(settings: TrainSettings) -> TrainResult:
     started = time.perf_counter()
     run, checkpoint, progress = prepare(settings)
     ranks = run.ranks
-    state, stopped_by = Progression(), None
+    state, stopped_by, weights = Progression(), None, None
     with ranks.together(), clear_write_errors(Path(settings.out)):
         Path(settings.out).mkdir(parents=True, exist_ok=True)
     if run.steps > 0:
-        state, stopped_by = _train_with_engine(run, checkpoint, progress)
+        state, stopped_by, weights = _train_with_engine(run, checkpoint, progress)
     if stopped_by is None:
         with ranks.together():
-            _export(run, state)
+            if ranks.first:
+                write_student(run, weights, Path(settings.out), result=asdict(state))
     return TrainResult(
         out=settings.out,
         steps=state.step,
@@ -96,50 +96,36 @@ def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress
     return run, checkpoint, progress
 
 
-def _export(run: TrainingRun, state: Progression) -> None:
-    if run.ranks.first:
-        export_student(
-            run.built.model,
-            Path(run.settings.out),
-            teacher_folder=run.reader.teacher_folder(),
-            seq_len=run.reader.manifest.seq_len,
-            provenance={**run.provenance(), "result": asdict(state)},
-        )
-
-
 def _train_with_engine(
     run: TrainingRun, checkpoint: Path | None, progress: Progress
-) -> tuple[Progression, signal.Signals | None]:
+) -> tuple[Progression, signal.Signals | None, Mapping[str, Any] | None]:
+    """How far it came, the signal that stopped it, and the weights at its end; only the first process's are of use."""
     ranks, state = run.ranks, Progression()
     written_by = ranks.count if checkpoint is None else check_checkpoint(checkpoint).processes
     converts = needs_universal(run.config, written_by, ranks)
-    engine = start_engine(
-        run.model,
-        run.config | (READ_UNIVERSAL if converts else {}),
-        device=run.device,
-        warmup=run.settings.warmup_steps(run.steps),
-        steps=run.steps,
-    )
-    if checkpoint is not None:
-        with universal_form(checkpoint, ranks) if converts else nullcontext() as universal, ranks.together():
-            saved = load_checkpoint(engine, checkpoint, ranks, universal=universal)
-            state = Progression(**saved["progression"])
-            run.objective.restore_adaptation(saved["adaptation"])
-        progress.say(f"resumed  {checkpoint} after step {state.step}")
-    with ranks.together():
-        log = _open_log(run, checkpoint, state)
-    try:
-        # sections of DeepSpeed's configuration, such as its profiler, print to standard output
-        with redirect_stdout(sys.stderr):
+    config = run.config | (READ_UNIVERSAL if converts else {})
+    warmup = run.settings.warmup_steps(run.steps)
+    with running_engine(run.model, config, device=run.device, warmup=warmup, steps=run.steps) as engine:
+        if checkpoint is not None:
+            with (
+                universal_form(checkpoint, ranks) if converts else nullcontext() as universal,
+                own_groups(engine),
+                ranks.together(),
+            ):
+                saved = load_checkpoint(engine, checkpoint, ranks, universal=universal)
+                state = Progression(**saved["progression"])
+                run.objective.restore_adaptation(saved["adaptation"])
+            progress.say(f"resumed  {checkpoint} after step {state.step}")
+        with ranks.together():
+            log = _open_log(run, checkpoint, state)
+        try:
             stopped_by = Trainer(run, engine, state, log, progress).fit()
-        if stopped_by is None:
-            restore_full_precision(engine)
-    finally:
-        progress.stop()
-        engine.destroy()
-        if log is not None:
-            log.close()
-    return state, stopped_by
+        finally:
+            progress.stop()
+            if log is not None:
+                log.close()
+        weights = full_precision_weights(run.built.model) if stopped_by is None else None
+    return state, stopped_by, weights
 
 
 def _open_log(run: TrainingRun, checkpoint: Path | None, state: Progression) -> MetricsLog | None:
@@ -147,4 +133,5 @@ def _open_log(run: TrainingRun, checkpoint: Path | None, state: Progression) -> 
     if not run.ranks.first:
         return None
     drop_beyond(Path(run.settings.out), state.step)
+    match_best(run, state.best_step)
     return MetricsLog(Path(run.settings.out), last_step=None if checkpoint is None else state.step)

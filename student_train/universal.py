@@ -14,6 +14,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from student_train.disk import clear_write_errors
 from student_train.engine import DeepSpeedConfig
@@ -47,6 +50,22 @@ def universal_form(checkpoint: Path, ranks: Ranks) -> Iterator[Path]:
         # nobody is left reading: loading ends together
         if ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def own_groups(engine: Any) -> Iterator[None]:
+    """Around reading the universal form at ZeRO stage 3, where DeepSpeed 0.19 mixes up the groups of parameters.
+
+    It gives all of them the weight decay of the first, and one shared count of steps, which then goes up once a group
+    and spoils Adam's bias correction.
+    """
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    yield
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in engine.optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _convert(checkpoint: Path, folder: Path) -> None:

@@ -40,12 +40,20 @@ class StoreError(DistillationError):
     """The cache is missing, unfinished, damaged, of another format or built with other settings."""
 
 
+class DamagedStoreError(StoreError):
+    """Bytes of a cache are missing or not what was written."""
+
+
 class TargetsError(DistillationError):
     """The cache is fine but does not hold the targets that were asked for."""
 
 
 class StudentError(DistillationError):
     """The student cannot be built, loaded, initialised or evaluated as asked."""
+
+
+class TaskError(DistillationError):
+    """The examples of a task cannot be read, or are none of that task."""
 
 
 class TrainingError(DistillationError):

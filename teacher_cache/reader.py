@@ -21,7 +21,7 @@ from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.constants import read_constant
 from teacher_cache.contract import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
-from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.errors import DamagedStoreError, StoreError, TargetsError
 from teacher_cache.groups import (
     Group,
     damaged_objects,
@@ -356,7 +356,7 @@ class CacheReader:
             for key, what in damaged_objects(self.storage, group, chosen):
                 raise self._damaged(key, what)
 
-    def _damaged(self, key: str, what: str) -> StoreError:
+    def _damaged(self, key: str, what: str) -> DamagedStoreError:
         path, _, place = key.partition("/c/")
         name, mend = repr(key), "or let `kdcache verify --evict` say what can be made again"
         if path in self._arrays or f"{COMMITS}/" in key:
@@ -366,7 +366,7 @@ class CacheReader:
             )
         if path in self._arrays:
             name += f" (block {place.partition('/')[0]} of {path})"
-        return StoreError(
+        return DamagedStoreError(
             f"{self.path!r} is damaged: {name} {what}. Its numbers would be wrong targets, so nothing was read; "
             f"restore it from a copy, {mend}"
         )

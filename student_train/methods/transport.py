@@ -34,7 +34,7 @@ LARGEST_RATIO = 4.0
 
 
 class LayerTransport(nn.Module):
-    """Flow and layer weights of one training. In evaluation mode nothing is observed."""
+    """Flow and layer weights of one training. What is seen in evaluation mode counts nothing."""
 
     def __init__(self, student_layers: int, teacher_layers: int) -> None:
         super().__init__()
@@ -47,7 +47,8 @@ class LayerTransport(nn.Module):
     def observe(self, costs_SL: Tensor, count: Tensor) -> None:
         """Add a pass of the step: costs summed over positions, and how many positions."""
         if not self.training:
-            return
+            # counted as nothing, not left out: a process whose only pass this is goes through the step's sum, too
+            costs_SL, count = torch.zeros_like(costs_SL), torch.zeros_like(count)
         self._costs = costs_SL if self._costs is None else self._costs + costs_SL
         self._count = count if self._count is None else self._count + count
 

@@ -15,7 +15,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.settings import BuildSettings
 
 STEPS = 40
-TIMES = ("seconds", "wait")
+TIMES = ("seconds", "wait", "memory")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_the_users_file_overrides_single_entries(tmp_path):
         ({"train_batch_size": 64}, "--batch-size"),
         ({"train_micro_batch_size_per_gpu": 2}, "--micro-batch-size"),
         ({"gradient_accumulation_steps": 3}, "--batch-size"),
-        ({"zero_optimization": {"stage": 3}}, "ZeRO stage 3"),
+        ({"zero_optimization": {"stage": 4}}, "stage to 4, which there is not"),
         ({"zero_optimization": {"stage": "two"}}, "stage to 'two'"),
         ({"zero_optimization": False}, "zero_optimization to False where DeepSpeed expects an object"),
         ({"bf16": True}, "bf16 to True where"),
@@ -45,7 +45,7 @@ def test_the_users_file_overrides_single_entries(tmp_path):
         ({"optimizer": {"params": {"lr": "fast"}}}, "lr to 'fast', which is no number"),
         ({"bf16": {"enabled": True}}, "bf16 to True, which --dtype"),
         ({"fp16": {"enabled": True}}, "fp16.*--dtype"),
-        ({"fp16": True}, "fp16.*--dtype"),
+        ({"fp16": True}, "fp16 to True where"),
         ({"gradient_clipping": float("nan")}, "NaN is no number"),
     ],
 )

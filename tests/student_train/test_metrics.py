@@ -56,14 +56,14 @@ def test_progress_goes_to_standard_error_in_plain_lines(capsys):
     progress = Progress()
     progress.say("a [line] of text " + "x" * 200)
     progress.start(total=2, step=0)
-    progress.step(1, loss=1.0, tokens=10)
-    progress.step(2, loss=0.5, tokens=10)
+    progress.step(1, loss=1.0, losses={"mha": 1.0}, tokens=10, wait=0.0)
+    progress.step(2, loss=0.5, losses={"mha": 0.25, "hs": 2.5}, tokens=10, wait=0.0)
     progress.stop()
     captured = capsys.readouterr()
     assert captured.out == ""
     first, last = captured.err.splitlines()
     assert first == "a [line] of text " + "x" * 200
-    assert last.startswith("step 2/2: loss 0.5, ")
+    assert last.startswith("step 2/2: loss 0.5 (mha 0.25, hs 2.5), ") and " tok/s, 0.0% waiting" in last
 
 
 def test_what_is_no_number_is_never_written(tmp_path):

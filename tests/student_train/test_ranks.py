@@ -58,7 +58,7 @@ with open(f"{sys.argv[2]}/{rank}.json", "w") as file:
     json.dump(results, file)
 """
 
-TIMES = ("seconds", "wait")
+TIMES = ("seconds", "wait", "memory")
 
 
 def settings_for(store: Path, out: Path, **changes: Any) -> dict[str, Any]:
@@ -85,15 +85,24 @@ def settings_for(store: Path, out: Path, **changes: Any) -> dict[str, Any]:
 def together(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of several trainings that two processes went through, one after the other, and what each returned."""
     folder = tmp_path_factory.mktemp("ranks")
-    stages = {stage: folder / f"zero{stage}.json" for stage in (1, 2)}
+    stages = {stage: folder / f"zero{stage}.json" for stage in (1, 2, 3)}
     for stage, file in stages.items():
-        file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        # at stage 3 the weights of the tiny student would be too small to be cut up
+        cut_all = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage, **cut_all}}))
+    started_alone = settings_for(tiny_store, folder / "widened", deepspeed=str(stages[1]))
+    train(TrainSettings(**started_alone))
+    damaged = shutil.copytree(tiny_store, folder / "damaged.zarr")
+    damage(damaged, block=5)
     runs = [
         ("stage0", None, settings_for(tiny_store, folder / "stage0")),
         *(
             (f"stage{n}", None, settings_for(tiny_store, folder / f"stage{n}", deepspeed=str(stages[n])))
-            for n in (1, 2)
+            for n in (1, 2, 3)
         ),
+        ("widened", None, started_alone | {"resume": str(checkpoint_path(folder / "widened", 8))}),
+        # the damaged block alone is one batch, and in another it is all of the second process's share
+        ("skipped", None, settings_for(damaged, folder / "skipped", deepspeed=str(stages[3]), **SKIPPING)),
         ("stopped", "stop", settings_for(tiny_store, folder / "stopped", deepspeed=str(stages[1]))),
         ("resumed", None, settings_for(tiny_store, folder / "stopped", deepspeed=str(stages[1]), resume="auto")),
         ("failed", "fail", settings_for(tiny_store, folder / "failed")),
@@ -108,6 +117,14 @@ def together(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+SKIPPING = {"on_bad_block": "skip", "method": "hs", "mapping": "emd"}
+
+
+def damage(store: Path, *, block: int) -> None:
+    shard = next(path for path in (store / "hidden" / "2" / "codes" / "c" / str(block)).rglob("0") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-1])
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +152,7 @@ def assert_same_training(found: Path, expected: Path, tolerance: float) -> None:
         torch.testing.assert_close(weight, others[name], rtol=0, atol=20 * tolerance, msg=name)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_processes_train_what_one_trains(together: Any, alone: Path, stage: int) -> None:
     folder, results = together
     assert results[0][f"stage{stage}"] == results[1][f"stage{stage}"]
@@ -154,7 +171,7 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on(together: Any) -> Non
     assert records_of(folder / "stopped") == records_of(folder / "stage1")
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_process_goes_on_from_the_checkpoint_of_two(together: Any, alone: Path, tmp_path: Path, stage: int) -> None:
     folder, _ = together
     settings = json.loads((folder / f"stage{stage}" / "provenance.json").read_text())["settings"]
@@ -164,6 +181,22 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(together: Any, alone: Pa
     train(TrainSettings(**settings))
     assert_same_training(out, alone, tolerance=2e-4)
     assert not list((out / "checkpoints").glob(".*"))
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_one(together: Any, alone: Path) -> None:
+    folder, _ = together
+    assert_same_training(folder / "widened", alone, tolerance=2e-4)
+
+
+def test_rows_of_a_damaged_block_are_skipped_in_both(together: Any, tiny_store: Path, tmp_path: Path) -> None:
+    """Also where nothing is left of one process's share, and the other one's pass needs it."""
+    folder, _ = together
+    train(TrainSettings(**settings_for(folder / "damaged.zarr", tmp_path / "alone", **SKIPPING)))
+    ours, theirs = records_of(folder / "skipped"), records_of(tmp_path / "alone")
+    assert [record.get("skipped_rows") for record in ours] == [record.get("skipped_rows") for record in theirs]
+    assert ours[-2]["skipped_rows"] == 16
+    for our, their in zip(ours, theirs, strict=True):
+        assert our == pytest.approx(their, rel=2e-4)
 
 
 def test_a_share_that_cannot_be_read_ends_both(together: Any) -> None:

@@ -18,7 +18,8 @@ from student_train.distillation_model import DistillationModel
 from student_train.engine import ADAM_BETAS
 from student_train.evaluate.fidelity import measure_fidelity
 from student_train.evaluate.report import fidelity_table
-from student_train.loader import RowOrder
+from student_train.feed import Share
+from student_train.loader import RowOrder, TrainingBatch
 from student_train.loop import Progression, StepOutcome, Trainer
 from student_train.metrics import MetricsLog, Progress, read_records
 from student_train.objective import make_objective
@@ -32,7 +33,7 @@ from teacher_cache.pool import open_caches
 from teacher_cache.reader import CacheReader
 
 STEPS, BATCH, HELD_OUT, LR = 12, 16, 5, 2e-3
-TIMES = ("seconds", "wait")
+TIMES = ("seconds", "wait", "memory")
 
 
 @pytest.fixture(scope="module")
@@ -369,8 +370,8 @@ def test_a_run_that_went_back_goes_on_from_where_it_went_back_to(run_training, i
     (half / "weights.pt").write_bytes(b"half")
     update = Trainer.update
 
-    def update_and_stop(trainer, batches, received):
-        went_on = update(trainer, batches, received)
+    def update_and_stop(trainer, feed):
+        went_on = update(trainer, feed)
         if went_on and trainer.state.step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
         return went_on
@@ -430,6 +431,123 @@ def test_a_directory_that_holds_something_is_refused(run_training, finished, tmp
         run_training(tmp_path / "new", resume=str(tmp_path / "nowhere"))
 
 
+# ---- engines ------------------------------------------------------------------------------------------------------
+
+
+def zero_file(folder, stage, **options):
+    file = folder / f"zero{stage}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage, **options}}))
+    return str(file)
+
+
+def assert_near(records, others, tolerance):
+    assert len(records) == len(others) > 0
+    for ours, theirs in zip(records, others, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+def test_stage_3_trains_resumes_and_exports_what_stage_0_does(run_training, finished, tmp_path):
+    """Every weight is cut up and brought together around the pass that needs it, even the small ones."""
+    out, file = tmp_path / "student", zero_file(tmp_path, 3, stage3_param_persistence_threshold=0)
+    records = run_training(out, deepspeed=file)
+    assert_near(steps_of(records), steps_of(finished[1]), 1e-4)
+    assert_near(validations_of(records), validations_of(finished[1]), 1e-4)
+    ours, theirs = (AutoModelForMaskedLM.from_pretrained(folder).state_dict() for folder in (out, finished[0]))
+    for name, weight in theirs.items():
+        # no loss depends on the keys' bias: Adam makes steps out of its gradient's rounding
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=2e-4, msg=name)
+    shutil.copytree(out, tmp_path / "again")
+    resumed = run_training(tmp_path / "again", deepspeed=file, resume=str(checkpoint_path(tmp_path / "again", 8)))
+    assert steps_of(resumed) == steps_of(records)
+
+
+def test_activation_checkpointing_changes_nothing(run_training, finished, tmp_path):
+    records = run_training(tmp_path / "student", activation_checkpointing=True)
+    assert steps_of(records) == steps_of(finished[1])
+
+
+def test_activations_are_computed_again(tiny_store):
+    """The flag does what it says: the backward pass runs each layer once more."""
+    settings = {"method": "mha", "cache": (str(tiny_store),), "steps": 1, "device": "cpu"}
+    calls = []
+    for checkpointing in (False, True):
+        run = prepare_run(TrainSettings(**settings, activation_checkpointing=checkpointing))
+        seen = []
+        run.built.model.encoder.layer[0].attention.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        losses = run.model.train()(run.stand_in)
+        losses["mha"].total.backward()
+        calls.append(len(seen))
+    assert calls == [1, 2]
+
+
+def test_compiling_changes_rounding_alone(tiny_store):
+    """Through the recorded attention vectors too, and with every gradient."""
+    settings = {"method": "mha", "cache": (str(tiny_store),), "student": "1x32", "steps": 1, "device": "cpu"}
+    found = []
+    for compiled in (False, True):
+        run = prepare_run(TrainSettings(**settings, compile=compiled))
+        loss = run.model.train()(run.stand_in)["mha"].total
+        loss.backward()
+        found.append((loss.item(), {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}))
+    (plain, plain_gradients), (fast, gradients) = found
+    assert fast == pytest.approx(plain, rel=1e-5)
+    assert gradients.keys() == plain_gradients.keys() and len(gradients) > 8
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture
+def float16_on_cpu(monkeypatch):
+    """DeepSpeed and we refuse float16 on a CPU, as it is of no use there; PyTorch computes it all the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr("student_train.run.choose_dtype", lambda settings, device: torch.float16)
+
+
+def test_float16_follows_float32_and_leaves_out_steps_that_overflow(run_training, finished, float16_on_cpu, tmp_path):
+    file = tmp_path / "fp16.json"
+    file.write_text(json.dumps({"fp16": {"initial_scale_power": 17, "hysteresis": 1}}))
+    out = tmp_path / "student"
+    records = steps_of(run_training(out, deepspeed=str(file)))
+    away = [record for record in records if "scaled_away" in record]
+    assert 0 < len(away) < STEPS / 2
+    assert all(record["grad_norm"] is None for record in away)
+    kept = [record for record in records if "scaled_away" not in record]
+    assert all(math.isfinite(record["grad_norm"]) for record in kept)
+    # nothing was learned in the steps left out, and the learning rate waited for them
+    assert [record["lr"] for record in kept] == [record["lr"] for record in steps_of(finished[1])[: len(kept)]]
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    weights = AutoModelForMaskedLM.from_pretrained(out)
+    assert weights.dtype == torch.float32
+    vectors = weights.base_model.encoder.layer[0].output.dense.weight
+    assert not torch.equal(vectors, vectors.half().float())
+
+
+def test_a_student_that_gets_worse_leaves_the_best_one_behind(run_training, tmp_path):
+    out = tmp_path / "student"
+    rising = {"deepspeed": str(tmp_path / "rising.json"), "valid_every": 1}
+    rates = {"warmup_min_lr": 1e-3, "warmup_max_lr": 1.0, "warmup_num_steps": STEPS, "warmup_type": "linear"}
+    (tmp_path / "rising.json").write_text(json.dumps({"scheduler": {"type": "WarmupLR", "params": rates}}))
+    records = run_training(out, **rising)
+    valid = {record["step"]: record["valid_loss"] for record in validations_of(records)}
+    best = min(valid, key=valid.__getitem__)
+    assert 0 < best < STEPS
+    result = json.loads((out / "best" / "provenance.json").read_text())["result"]
+    assert (result["step"], result["valid"]["valid_loss"]) == (best, valid[best])
+    assert json.loads((out / "provenance.json").read_text())["result"]["best_step"] == best
+    last, kept = (AutoModelForMaskedLM.from_pretrained(folder).state_dict() for folder in (out, out / "best"))
+    assert any(not torch.equal(weight, kept[name]) for name, weight in last.items())
+
+
+def test_a_student_that_gets_better_to_the_end_leaves_itself_alone(finished):
+    out, records = finished
+    valid = validations_of(records)
+    assert min(valid, key=lambda record: record["valid_loss"]) == valid[-1]
+    assert not (out / "best").exists()
+
+
 # ---- what goes wrong on the way -------------------------------------------------------------------------------------
 
 
@@ -462,16 +580,26 @@ def test_a_last_step_that_diverges_is_no_success(run_training, tmp_path):
 def test_a_gradient_that_is_no_number_stops_the_run(tiny_store, tmp_path, norm):
     run = prepare_run(TrainSettings(method="hs", cache=(str(tiny_store),), out=str(tmp_path), steps=2, device="cpu"))
     trainer = Trainer(run, None, Progression(), MetricsLog(tmp_path, last_step=None), Progress())
-    outcome = {"step": 1, "losses": {"hs": torch.tensor(0.5)}, "gradient_norm": torch.tensor(norm), "row_ids": [7]}
-    rest = {"learning_rate": 1.0, "tokens_seen": 1, "tokens": 1, "seconds": 1.0, "wait": 0.0}
-    trainer._pending = StepOutcome(**outcome, **rest)
-    with pytest.raises(TrainingError, match=rf"gradient of step 1 .*hs 0\.5, gradient norm {norm}.* ids \[7\]"):
+    batch = TrainingBatch(position=0, views={}, counts={}, row_ids=(7,), blocks=(3,))
+    trainer._pending = StepOutcome(
+        step=1,
+        losses={"hs": torch.tensor(0.5)},
+        gradient_norm=torch.tensor(norm),
+        scaled_away=False,
+        record={"wait": 0.0},
+        tokens=1,
+        share=Share(batch=batch, counts={}, left_out=0, end=1),
+    )
+    with pytest.raises(
+        TrainingError, match=rf"gradient of step 1 .*hs 0\.5, gradient norm {norm}.* ids \[7\] of block 3 "
+    ):
         trainer.save()
     assert list(tmp_path.glob("checkpoints/*")) == [] == read_records(tmp_path / "metrics.jsonl")
 
 
 FULL_DISK = """
 import resource, sys
+import student_train.best as best
 import student_train.trainer as trainer
 from student_train.loop import Trainer
 from student_train.settings import TrainSettings
@@ -496,7 +624,7 @@ def full(owner, name):
     setattr(owner, name, whole)
 
 full(Trainer, "save")
-full(trainer, "export_student")
+full(best, "export_student")
 """
 
 
@@ -506,6 +634,8 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finish
     settings = {"method": "mha+hs+od", "weights": "1,0.1,2", "steps": STEPS, "batch_size": BATCH, "lr": LR, "warmup": 3}
     where = {"cache": (str(tiny_store),), "out": str(out), "valid_share": HELD_OUT / 101, "device": "cpu"}
     often = {"valid_every": 5, "save_every": 4, "resume": "auto"}
+    # no better student on the way: the first one written is the last
+    often["valid_every"] = STEPS
     command = [sys.executable, "-c", FULL_DISK, f"TrainSettings(**{settings | where | often!r})"]
     # with as many threads as here: sums in another order would differ in their last bits
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -516,6 +646,7 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finish
     for message in (in_checkpoint, in_export):
         assert "complete checkpoints are safe; free some space" in message and "--resume auto" in message
     assert {path.name for path in out.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
+    assert not (out / "checkpoints" / "step-00000004" / "complete.json").exists()
     assert steps_of(run_training(out, resume="auto")) == steps_of(finished[1])
     assert (out / "model.safetensors").exists()
 
@@ -526,18 +657,71 @@ def test_a_folder_that_cannot_be_made_is_a_message(run_training, tmp_path):
         run_training(tmp_path / "file" / "student")
 
 
-def test_a_damaged_block_stops_the_run_and_a_mended_one_goes_on(run_training, finished, tiny_store, tmp_path):
-    store, out = shutil.copytree(tiny_store, tmp_path / "cache.zarr"), tmp_path / "student"
-    shards = sorted(
-        path for path in (store / "hidden" / "2").rglob("*") if path.is_file() and path.stat().st_size > 2000
-    )
-    content = shards[-1].read_bytes()
-    shards[-1].write_bytes(content[:-1])
-    with pytest.raises(StoreError, match=r"block \d+ of .*damaged"):
-        run_training(out, cache=(str(store),), save_every=1)
+@pytest.fixture
+def damaged_store(tiny_store, tmp_path):
+    """A copy of the store with one block damaged, and how to mend it."""
+    store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
+    codes = store / "hidden" / "2" / "codes" / "c" / "5"
+    shard = next(path for path in codes.rglob("0") if path.is_file())
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    return store, lambda: shard.write_bytes(content)
+
+
+def test_a_damaged_block_stops_the_run_with_a_checkpoint_and_a_mended_one_goes_on(
+    run_training, finished, damaged_store, tmp_path
+):
+    (store, mend), out = damaged_store, tmp_path / "student"
+    with pytest.raises(StoreError, match=r"block 5 of .*damaged[^$]*\d+ steps are saved in .*--resume auto"):
+        run_training(out, cache=(str(store),), save_every=100)
+    done = steps_of(read_records(out / "metrics.jsonl"))
+    assert newest_checkpoint(out) == checkpoint_path(out, len(done))
     assert not (out / "model.safetensors").exists()
-    shards[-1].write_bytes(content)
-    assert steps_of(run_training(out, cache=(str(store),), save_every=1, resume="auto")) == steps_of(finished[1])
+    mend()
+    records = run_training(out, cache=(str(store),), save_every=100, resume="auto")
+    assert len(done) > 0 and steps_of(records) == steps_of(finished[1])
+
+
+def test_rows_of_a_damaged_block_can_be_skipped(run_training, finished, damaged_store, tmp_path, capsys):
+    """All other rows stay in the batches they are in, the missing ones are counted and every step has its mean."""
+    (store, _), out = damaged_store, tmp_path / "student"
+    records = steps_of(run_training(out, cache=(str(store),), on_bad_block="skip"))
+    whole = steps_of(finished[1])
+    first = next(step for step, record in enumerate(records) if "skipped_rows" in record)
+    assert records[:first] == whole[:first]
+    assert records[first]["loss"] != whole[first]["loss"]
+    # two epochs of 96 rows: block 5 is met twice
+    assert records[-1]["skipped_rows"] == 16 and records[-1]["rows"] == STEPS * BATCH - 16
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert len(told) == 1 and "block 5 of" in told[0]
+    result = json.loads((out / "provenance.json").read_text())["result"]
+    assert result["skipped_rows"] == 16 and result["step"] == STEPS
+
+
+def test_batches_of_damaged_rows_alone_are_passed_over(run_training, damaged_store, tmp_path):
+    """Of 12 batches of 8 rows, one is the damaged block: no step is made on nothing."""
+    store, _ = damaged_store
+    out = tmp_path / "student"
+    records = steps_of(run_training(out, cache=(str(store),), on_bad_block="skip", batch_size=8, valid_every=STEPS))
+    assert [record["rows"] for record in records] == [8 * step for step in range(1, STEPS + 1)]
+    assert records[-1]["skipped_rows"] == 8
+    assert all(record["loss"] > 0 for record in records)
+
+
+def test_a_store_of_which_nothing_can_be_read_stops_the_run(run_training, tiny_store, tmp_path, monkeypatch):
+    """What disappears on the way is damage in every block; the run does not go round for ever."""
+    store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
+    update = Trainer.update
+
+    def update_and_lose(trainer, feed):
+        went_on = update(trainer, feed)
+        shutil.rmtree(store, ignore_errors=True)
+        return went_on
+
+    monkeypatch.setattr(Trainer, "update", update_and_lose)
+    with pytest.raises(StoreError, match=r"no row of .* can be read[^$]*steps are saved in"):
+        run_training(tmp_path / "student", cache=(str(store),), on_bad_block="skip")
+    assert newest_checkpoint(tmp_path / "student") is not None
 
 
 def test_a_refused_run_leaves_nothing_behind(run_training, tmp_path):

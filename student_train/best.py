@@ -1,0 +1,82 @@
+"""The student of the lowest validation loss so far, kept in OUT/best as a Hugging Face directory.
+
+It is there while the student in training, or the last one, is worse on the held-out rows; where the last step turns out
+best, OUT itself is that student and OUT/best goes. Cost: the student's weights are written at every validation that
+improves on all before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from student_train.disk import clear_write_errors
+from student_train.engine import full_precision_weights
+from student_train.export import PROVENANCE, export_student
+from student_train.run import TrainingRun
+from student_train.student import with_weights
+
+FOLDER_NAME = "best"
+
+
+def keep_best(run: TrainingRun, *, result: Mapping[str, Any]) -> None:
+    """Write the student as it is now, in place of the best one before. Every process calls it.
+
+    Raises:
+        SpaceError, TrainingError: it cannot be written.
+    """
+    weights = full_precision_weights(run.built.model)
+    with run.ranks.together():
+        if run.ranks.first:
+            write_student(run, weights, _folder(run), result=result)
+
+
+def write_student(run: TrainingRun, weights: Mapping[str, Any] | None, out: Path, *, result: Mapping[str, Any]) -> None:
+    """Export the student of a run with these weights, its own if there are none, and where it comes from.
+
+    Raises:
+        SpaceError, TrainingError: it cannot be written.
+        StudentError: what was written does not load again.
+    """
+    export_student(
+        run.built.model if weights is None else with_weights(run.built.model, weights),
+        out,
+        teacher_folder=run.reader.teacher_folder(),
+        seq_len=run.reader.manifest.seq_len,
+        provenance={**run.provenance(), "result": result},
+    )
+
+
+def drop_best(run: TrainingRun) -> None:
+    """Delete OUT/best: a later student is better.
+
+    Raises:
+        TrainingError: it cannot be deleted.
+    """
+    if run.ranks.first and _folder(run).exists():
+        with clear_write_errors(_folder(run)):
+            # the record first: what is left of a deletion that is interrupted must not look whole
+            (_folder(run) / PROVENANCE).unlink(missing_ok=True)
+            shutil.rmtree(_folder(run))
+
+
+def match_best(run: TrainingRun, best_step: int) -> None:
+    """Where a run goes on from an earlier step, delete a best student that it has not come to yet.
+
+    Raises:
+        TrainingError: it cannot be deleted.
+    """
+    try:
+        record = json.loads((_folder(run) / PROVENANCE).read_text(encoding="utf-8"))
+        kept = record["result"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = None
+    if kept != best_step:
+        drop_best(run)
+
+
+def _folder(run: TrainingRun) -> Path:
+    return Path(run.settings.out) / FOLDER_NAME
