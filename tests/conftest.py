@@ -29,6 +29,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+    from tests.faulty_server import FaultyServer
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA_SPECIAL = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -138,6 +140,17 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def faulty_s3(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """What stands between storage and the S3 server; the environment leads to it. `s3.environment()` goes past it."""
+    from tests.faulty_server import FaultyServer
+
+    server = FaultyServer(s3.address)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    yield server
+    server.close()
 
 
 # ---- tiny teachers --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from teacher_cache.remote import LOCK, RemoteStorage
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
-    from tests.teacher_cache.conftest import FaultyServer
+    from tests.faulty_server import FaultyServer
 
 LARGE = random.Random(0).randbytes(9_000_001)
 HOLDER = """

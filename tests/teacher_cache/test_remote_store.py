@@ -23,7 +23,7 @@ from teacher_cache.storage import LocalStorage, Storage, open_storage
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
-    from tests.teacher_cache.conftest import FaultyServer
+    from tests.faulty_server import FaultyServer
 
 Settings = Callable[..., BuildSettings]
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
