@@ -1,99 +1,324 @@
-"""How far each method brings a student in a few hundred steps, on rows that it was not trained on.
+"""What a training step costs: targets streamed from the store, already on the device, or from a teacher in the loop.
 
-For every method: the untrained student (`kdtrain --steps 0`), the trained one (`kdtrain --steps N`), and the fidelity
-of both (`kdeval fidelity`), all by the real commands from one store. A method's own measure is what it minimises: the
-sum of the three relation KLs for mha, the mean hidden NMSE for hs, the output KL for od.
+Six ways of making the same steps of the same student, in turns within one process, so that their ratios mean something
+on a machine that others use too:
 
-    kdcache build --teacher DIR --corpus FILE --seq-len 128 --max-rows 2000
-    python benchmarks/train.py --cache cache.zarr --out runs
+- streaming: as `kdtrain` trains. The clock runs until as many blocks are read ahead as before.
+- resident: the same engine and loss, decoded hidden states on the device before the clock starts; queries, keys and
+  values are computed from them in each step, as in streaming.
+- online: the teacher computes them in each step, written with the same engine as a user would write it.
+- student: the engine and the student's own passes with a trivial loss, no targets: the ceiling of anything cached.
+- bare: resident targets in a plain PyTorch loop, no engine; what `resident` costs more is the engine's.
+- teacher: the teacher's passes alone, which is what a build costs.
 
-On two CPU cores the default takes about ten minutes a method. Flags that this script does not know go to kdtrain.
+From these follow how much faster each student is trained than online, the ceiling of that, and after how many epochs
+over the rows, by one student or by many together, the cache has paid for itself; `--plot` draws it.
+
+    kdcache build --teacher DIR --corpus FILE --seq-len 256 --max-rows 1000 --layers all --precision nmse:1e-2
+    python benchmarks/train.py --cache cache.zarr --methods mha,hs --student 3x384
+
+The store needs --layers all, and attention in the default form.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import subprocess
+import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from record import print_record
 from rich.console import Console
+from rich.table import Table
+from transformers import AutoModel
 
-from student_train.evaluate.records import FidelityReport, Measure
-from student_train.evaluate.report import fidelity_table, plot_training
-from student_train.metrics import METRICS_NAME, read_records
+from student_train.engine import ADAM_BETAS, parameter_groups, running_engine
+from student_train.feed import Feed, Share
+from student_train.loader import READ_AHEAD, CacheLoader
+from student_train.loop import Progression, Trainer
+from student_train.metrics import Progress
+from student_train.pretrained import encoder_of, quiet_transformers
+from student_train.run import TrainingRun, prepare_run
+from student_train.settings import TrainSettings
+from teacher_cache.batch import Batch, TargetRequest
+from teacher_cache.reader import CacheReader, read_projections
+from teacher_cache.relations import AttentionProjections, project_hidden
+from teacher_cache.taps import enable_tap, record_attention
 
-OWN_MEASURE = {"mha": "relation KL, sum", "hs": "hidden NMSE, mean", "od": "output KL"}
+WAYS = ("streaming", "resident", "online", "student", "bare", "teacher")
 
 
 def main() -> None:
-    options, further = parse_options()
-    out = Path(options.out)
+    options = parse_options()
     results = {}
     for method in options.methods.split(","):
-        train = ["--cache", options.cache, "--method", method, "--batch-size", str(options.batch_size)]
-        train += ["--init", options.init, *further]
-        untrained, student = (str(out / f"{method}-{state}") for state in ("untrained", "trained"))
-        run("kdtrain", *train, "--steps", "0", "--out", untrained)
-        started = time.monotonic()
-        run("kdtrain", *train, "--steps", str(options.steps), "--out", student)
-        seconds = time.monotonic() - started
-        reports = {"untrained": measure(untrained, options.cache), "trained": measure(student, options.cache)}
-        title = f"{method}: {options.steps} steps of {options.batch_size} rows, --init {options.init}"
-        Console().print(f"\n{title}", highlight=False)
-        Console().print(fidelity_table(reports))
-        plot_training(read_records(Path(student) / METRICS_NAME), reports, out / f"{method}.png", title=title)
-        results[method] = describe(method, reports, seconds)
-    print_record("train", steps=options.steps, batch_size=options.batch_size, init=options.init, methods=results)
-
-
-def parse_options() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", default="cache.zarr")
-    parser.add_argument("--out", required=True, help="folder for the students, their reports and pictures")
-    parser.add_argument("--methods", default="mha,hs,od")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--init", default="random")
-    return parser.parse_known_args()
-
-
-def run(name: str, *arguments: str) -> str:
-    """Run one of our commands, its progress on our standard error; returns its standard output."""
-    script = Path(sys.executable).parent / name
-    print(f"$ {shlex.join([name, *arguments])}", file=sys.stderr, flush=True)
-    return subprocess.run([str(script), *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def measure(student: str, cache: str) -> FidelityReport:
-    return FidelityReport.from_json(
-        json.loads(run("kdeval", "fidelity", "--student", student, "--cache", cache, "--json"))
+        results[method] = measure(method, options)
+        report(method, results[method])
+    if options.plot:
+        plot(results, Path(options.plot))
+    reader = CacheReader.open(options.cache)
+    print_record(
+        "train",
+        student=options.student,
+        teacher=f"{reader.manifest.teacher.layers}x{reader.manifest.teacher.hidden_size}",
+        seq_len=reader.manifest.seq_len,
+        batch_size=options.batch_size,
+        steps=options.steps,
+        rounds=options.rounds,
+        device=options.device,
+        methods=results,
     )
 
 
-def describe(method: str, reports: dict[str, FidelityReport], seconds: float) -> dict[str, Any]:
-    """Every measure before and after, and how much better the method's own became."""
-    before, after = (report.lines() for report in reports.values())
-    own_before, own_after = own_value(method, before), own_value(method, after)
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", default="cache.zarr")
+    parser.add_argument("--methods", default="mha,hs", help="each of mha and hs, with its default settings")
+    parser.add_argument("--student", default="3x384")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="steps of each way in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plot", help="picture of the time that many epochs take")
+    return parser.parse_args()
+
+
+def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Median tokens a second of each way, and medians over the rounds of their ratios."""
+    settings = TrainSettings(
+        method=method,
+        cache=(options.cache,),
+        student=options.student,
+        steps=10**6,
+        batch_size=options.batch_size,
+        device=options.device,
+        out="never-written",
+    )
+    run = prepare_run(settings)
+    rounds: list[dict[str, float]] = []
+    with (
+        running_engine(run.model, run.config, device=run.device, warmup=1, steps=run.steps) as engine,
+        closing(run.training_batches(0)) as batches,
+    ):
+        rounds_of = Ways(run, engine, batches, options.steps)
+        ways = {name: getattr(rounds_of, name) for name in WAYS}
+        for way in ways.values():
+            way()  # what is done once is not measured
+        for number in range(options.rounds):
+            # each way comes first once
+            order = [*WAYS[number % len(WAYS) :], *WAYS[: number % len(WAYS)]]
+            rounds.append({name: timed(ways[name], run.device) for name in order})
+            print(f"{method} round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
+    tokens = options.steps * options.batch_size * run.reader.manifest.seq_len
     return {
-        "own_measure": OWN_MEASURE[method],
-        "untrained": own_before,
-        "trained": own_after,
-        "better_by": own_before / own_after,
-        "seconds": round(seconds, 1),
-        "reports": {name: report.to_json() for name, report in reports.items()},
+        "tokens_per_second": {name: tokens / statistics.median(each[name] for each in rounds) for name in WAYS},
+        "streaming_over_resident": ratio(rounds, "resident", "streaming"),
+        "streaming_over_online": ratio(rounds, "online", "streaming"),
+        "ceiling_over_online": ratio(rounds, "online", "student"),
+        "engine_over_bare": ratio(rounds, "resident", "bare"),
+        "epochs_to_pay": statistics.median(each["teacher"] / (each["online"] - each["streaming"]) for each in rounds),
+        "seconds": rounds,
     }
 
 
-def own_value(method: str, lines: dict[str, Measure]) -> float:
-    # a single pair of layers has no mean of its own
-    wanted = (OWN_MEASURE[method], "hidden NMSE" if method == "hs" else OWN_MEASURE[method])
-    return next(measure.value for label in wanted for measure in lines.values() if measure.label == label)
+def ratio(rounds: list[dict[str, float]], slower: str, faster: str) -> float:
+    return statistics.median(each[slower] / each[faster] for each in rounds)
+
+
+def timed(way: Callable[[], None], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    way()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+class Ways:
+    """A round of each way, over the same batches but for streaming, which goes on through the store."""
+
+    def __init__(self, run: TrainingRun, engine: Any, batches: CacheLoader, steps: int) -> None:
+        self.run, self.engine, self.batches, self.steps = run, engine, batches, steps
+        self.trainer = Trainer(run, engine, Progression(), None, Progress(quiet=True))
+        self.trainer.progress.start(total=run.steps, step=0)
+        self.feed = Feed(run, batches, [], print)
+        self.bare_loop = BareLoop(run)
+        self.loaded_teacher = load_teacher(run)
+        layers = run.objective.request.attention_layers
+        self.projections = {layer: read_projections(run.reader.storage, layer).to(run.device) for layer in layers}
+        with closing(hidden_batches(run)) as held:
+            shares = Feed(run, held, [], print)
+            self.shares = [share for share in (shares.next() for _ in range(steps)) if share is not None]
+
+    def streaming(self) -> None:
+        for _ in range(self.steps):
+            self.trainer.update(self.feed)
+        while self.batches._queue.qsize() < READ_AHEAD:  # else other ways would pay for what is read ahead
+            time.sleep(0.001)
+
+    def resident(self) -> None:
+        for share in self.shares:
+            self.trainer.backward(projected(share, self.projections))
+
+    def online(self) -> None:
+        for share in self.shares:
+            self.trainer.backward(taught(self.run, self.loaded_teacher, share))
+
+    def student(self) -> None:
+        for share in self.shares:
+            pass_of_student(self.run, self.engine, share)
+
+    def bare(self) -> None:
+        for share in self.shares:
+            self.bare_loop.step(projected(share, self.projections))
+
+    def teacher(self) -> None:
+        for share in self.shares:
+            taught(self.run, self.loaded_teacher, share)
+
+
+def with_views(share: Share, views: Batch) -> Share:
+    return replace(share, batch=replace(share.batch, views=views))
+
+
+def hidden_batches(run: TrainingRun) -> CacheLoader:
+    """The same batches with hidden states alone, those that attention layers read among them."""
+    wanted = run.objective.request
+    layers = (*wanted.hidden_layers, *(layer - 1 for layer in wanted.attention_layers))
+    return CacheLoader(
+        run.reader,
+        TargetRequest(hidden_layers=tuple(sorted(set(layers)))),
+        rows=run.training_rows,
+        batch_size=run.settings.batch_size,
+        seed=run.settings.seed,
+        device=run.device,
+    )
+
+
+def projected(share: Share, projections: Mapping[int, AttentionProjections]) -> Share:
+    """The share with queries, keys and values computed from the hidden states it holds."""
+    ((view, targets),) = share.batch.views.items()
+    attention = {layer: project_hidden(targets.hidden[layer - 1], maps) for layer, maps in projections.items()}
+    return with_views(share, {view: replace(targets, attention=attention)})
+
+
+def load_teacher(run: TrainingRun) -> Any:
+    with quiet_transformers():
+        teacher = AutoModel.from_pretrained(run.reader.manifest.teacher.name).to(run.device).eval()
+    teacher.to(next(run.model.parameters()).dtype)
+    enable_tap(teacher)
+    return teacher
+
+
+@torch.no_grad()
+def taught(run: TrainingRun, teacher: Any, share: Share) -> Share:
+    """The share with its targets from the teacher."""
+    request = run.objective.request
+    ((view, targets),) = share.batch.views.items()
+    with record_attention(teacher, request.attention_layers) as recorded:
+        result = teacher(
+            input_ids=targets.input_ids_BT,
+            attention_mask=targets.real_BT().long(),
+            output_hidden_states=bool(request.hidden_layers),
+        )
+    hidden = {layer: result.hidden_states[layer].float() for layer in request.hidden_layers}
+    return with_views(share, {view: replace(targets, hidden=hidden, attention=recorded.vectors)})
+
+
+def pass_of_student(run: TrainingRun, engine: Any, share: Share) -> None:
+    """A step of the student alone, its last hidden state pulled towards 0."""
+    model, rows = engine.module, run.micro_batch
+    for start in range(0, run.share_rows, rows):
+        (targets,) = share.batch.part(start, start + rows).values()
+        forward, model.forward = (
+            model.forward,
+            lambda targets: (
+                encoder_of(model.student)(
+                    input_ids=targets.input_ids_BT, attention_mask=targets.real_BT().long()
+                ).last_hidden_state
+            ),
+        )
+        try:
+            engine.backward(engine(targets).square().mean() * 1e-6, scale_wrt_gas=False)
+        finally:
+            model.forward = forward
+        engine.step()
+
+
+class BareLoop:
+    """A model like the engine's, trained without one."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = prepare_run(run.settings)
+        settings = self.run.settings
+        self.model = self.run.model
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model), lr=settings.lr, betas=ADAM_BETAS, weight_decay=settings.weight_decay
+        )
+        self.dtype = torch.bfloat16 if run.config["bf16"]["enabled"] else torch.float32
+
+    def step(self, share: Share) -> None:
+        run = self.run
+        for start in range(0, run.share_rows, run.micro_batch):
+            with torch.autocast(run.device, self.dtype, enabled=self.dtype != torch.float32):
+                sums = self.model(share.batch.part(start, start + run.micro_batch))
+            losses = {n: part.total / share.counts[run.objective.methods[n].counted] for n, part in sums.items()}
+            weights = run.objective.weights
+            sum(weights[name] * loss for name, loss in losses.items()).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), run.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def report(method: str, found: Mapping[str, Any]) -> None:
+    table = Table(title=f"{method}: medians of {len(found['seconds'])} rounds")
+    for column in ("way", "tok/s", "of streaming"):
+        table.add_column(column, justify="right" if column != "way" else "left")
+    speeds = found["tokens_per_second"]
+    for name in WAYS:
+        table.add_row(name, f"{speeds[name]:,.0f}", f"{speeds[name] / speeds['streaming']:.3f}")
+    for name in (
+        "streaming_over_resident",
+        "streaming_over_online",
+        "ceiling_over_online",
+        "engine_over_bare",
+        "epochs_to_pay",
+    ):
+        table.add_row(name.replace("_", " "), "", f"{found[name]:.3f}")
+    Console(stderr=True).print(table)
+
+
+def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Time of so many epochs over the rows, in teacher passes over them; students of a sweep add up on the same axis."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
+    for axis, (method, found) in zip(axes[0], results.items(), strict=True):
+        speeds = found["tokens_per_second"]
+        epochs = [0, 20]
+        lines = (
+            ("online", 0.0, "teacher in the loop"),
+            ("streaming", 1.0, "built once, then cached"),
+            ("student", 0.0, "no teacher"),
+        )
+        for name, start, label in lines:
+            cost = speeds["teacher"] / speeds[name]
+            axis.plot(epochs, [start + cost * epoch for epoch in epochs], label=label)
+        axis.axvline(found["epochs_to_pay"], color="grey", linewidth=0.8, linestyle=":")
+        axis.set(title=method, xlabel="epochs of all students together", ylabel="time, in teacher passes")
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warm
     """
     deepspeed = _import_deepspeed(device)
     _start_process_group(deepspeed, device)
+    if not config["zero_optimization"].get("stage"):
+        config = config | {"gradient_clipping": 0.0}  # see clip_gradient
 
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         return torch.optim.lr_scheduler.LambdaLR(
@@ -142,15 +144,19 @@ def _single_process_environment() -> Iterator[None]:
             del os.environ["LOCAL_RANK"]
 
 
-def gradient_norm(engine: Any) -> Tensor | None:
-    """Norm of the accumulated gradient before clipping, or None where only the optimizer step will tell.
+def clip_gradient(engine: Any, most: float) -> Tensor | None:
+    """Norm of the accumulated gradient before clipping to `most` (0: no clipping), once every pass of a step is done.
 
-    DeepSpeed keeps it at ZeRO stages 1 and up (`get_global_grad_norm` after the step) and drops it at stage 0.
+    None where only the optimizer step will tell: at ZeRO stages 1 and up DeepSpeed clips and keeps the norm
+    (`get_global_grad_norm` after the step). At stage 0 it would drop it, so that both are done here.
     """
     if engine.zero_optimization():
         return None
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if most > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 def skipped_steps(engine: Any) -> int:

@@ -139,7 +139,7 @@ def _check_config(
 ) -> None:
     """Refuse entries of the user's file under which training would be another one than the flags say, or wrong."""
     stage, rate = config["zero_optimization"].get("stage", 0), config["optimizer"]["params"].get("lr")
-    reason = None
+    clip, reason = config["gradient_clipping"], None
     if _sizes(config, processes) != (settings.batch_size, micro_batch, settings.batch_size // processes // micro_batch):
         reason = "sizes of batches, which the loader would not follow: give --batch-size and --micro-batch-size instead"
     elif other := [name for each, name in HALF_SECTIONS.items() if _enabled(config, name) != (dtype == each)]:
@@ -156,6 +156,8 @@ def _check_config(
         reason += "of the gradient: set zero_optimization.stage to 1 or more"
     elif not isinstance(rate, int | float) or not math.isfinite(rate):
         reason = f"optimizer.params.lr to {rate!r}, which is no number: set one, or leave it to --lr"
+    elif not isinstance(clip, int | float) or not 0 <= clip < math.inf:
+        reason = f"gradient_clipping to {clip!r}, which is no number of at least 0: set one, or leave it to --clip"
     if reason is not None:
         raise SettingsError(f"--deepspeed {settings.deepspeed!r} sets {reason}")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from student_train.best import drop_best, keep_best
 from student_train.checkpoint import checkpoint_path, save_checkpoint
-from student_train.engine import gradient_norm, skipped_steps
+from student_train.engine import clip_gradient, skipped_steps
 from student_train.feed import Feed, Share
 from student_train.losses.sums import LossSum
 from student_train.memory import most_memory
@@ -153,7 +153,7 @@ class Trainer:
             loss = self.weighted(losses) * run.ranks.count
             engine.backward(loss, scale_wrt_gas=False)
             if engine.is_gradient_accumulation_boundary():
-                norm = gradient_norm(engine)
+                norm = clip_gradient(engine, run.config["gradient_clipping"])
             self.engine_step()
             for name, value in losses.items():
                 parts[name] = parts.get(name, 0) + value.detach()

@@ -47,6 +47,7 @@ def test_the_users_file_overrides_single_entries(tmp_path):
         ({"fp16": {"enabled": True}}, "fp16.*--dtype"),
         ({"fp16": True}, "fp16 to True where"),
         ({"gradient_clipping": float("nan")}, "NaN is no number"),
+        ({"gradient_clipping": "1"}, "gradient_clipping to '1', which is no number"),
     ],
 )
 def test_what_the_file_must_not_decide_is_refused(tmp_path, content, told):
