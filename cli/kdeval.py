@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cli.eval_fidelity import fidelity
+from cli.eval_finetune import finetune
+from cli.eval_latency import latency
 from cli.main_guard import run_command
 from cli.options import choose_command
 
 COMMANDS = {
     "fidelity": (fidelity, "how close a student comes to its teacher, on rows of a cache that it was not trained on"),
+    "finetune": (finetune, "how well a student does when it is fine-tuned on a task: GLUE, XNLI, token classification"),
+    "latency": (latency, "how long a forward pass of a student takes, and how much faster that is than its teacher"),
 }
 
 

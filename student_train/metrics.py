@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.disk import clear_write_errors
+from student_train.weights_and_biases import WeightsAndBiases, curve_name
 
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
@@ -24,14 +25,17 @@ _PLAIN_LINE_SECONDS = 10.0
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl and TensorBoard, after dropping those beyond the step that is gone on from."""
+    """Appends records to metrics.jsonl and TensorBoard, after dropping those beyond the step that is gone on from.
 
-    def __init__(self, out: Path, *, last_step: int | None) -> None:
+    `further` is where else each record goes.
+    """
+
+    def __init__(self, out: Path, *, last_step: int | None, further: WeightsAndBiases | None = None) -> None:
         """Open both in `out`, to go on after `last_step`, or (None) from the beginning."""
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_NAME
-        self._out = out
+        self._out, self._further = out, further
         with clear_write_errors(out):
             truncate_records(path, -1 if last_step is None else last_step)
             self._file = path.open("a", encoding="utf-8")
@@ -45,11 +49,14 @@ class MetricsLog:
             self._file.flush()
             for name, value in record.items():
                 if name != "step" and value is not None:
-                    group = "valid" if name.startswith("valid_") else "train"
-                    self._board.add_scalar(f"{group}/{name.removeprefix('valid_')}", value, record["step"])
+                    self._board.add_scalar(curve_name(name), value, record["step"])
+        if self._further is not None:
+            self._further.write(record)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all."""
+        if self._further is not None:
+            self._further.close()
         with clear_write_errors(self._out):
             try:
                 self._file.close()

@@ -15,7 +15,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "deepspeed", "zarr", "numcodecs", "numpy", "tokenizers", "safetensors")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "zarr",
+    "numcodecs",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "onnxruntime",
+)
 
 
 def run_provenance() -> dict[str, Any]:

@@ -41,5 +41,7 @@ def test_a_store_in_a_bucket_from_plan_to_student(
     assert list(run(kdcache.main, "info", smaller, "--json")["bits_per_value"]) == ["hidden/2"]
     student = tmp_path / "student"
     training = ["--method", "hs", "--mapping", "1:2", "--student", "2x32", "--steps", "2", "--batch-size", "8"]
-    run(kdtrain.main, "--cache", smaller, *training, "--out", str(student))
+    copies = tmp_path / "copies"
+    run(kdtrain.main, "--cache", smaller, *training, "--out", str(student), "--local-cache", str(copies))
+    assert len(list(copies.glob("??/*"))) > 3
     run(kdeval.main, "fidelity", "--student", str(student), "--cache", cache)

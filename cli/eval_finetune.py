@@ -1,0 +1,62 @@
+"""`kdeval finetune`: fine-tune a student on a task with several seeds, and measure it there.
+
+The result goes to standard output as a table, or with --json as one JSON record; the record is also left in the
+student's directory as finetune-TASK.json. Progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.display import StatusLine
+from cli.evaluation import choose_device, write_record
+from cli.options import parse
+from student_train.evaluate.finetune_settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from student_train.evaluate.finetune_records import FinetuneReport
+
+
+def finetune(argv: list[str]) -> int:
+    """`kdeval finetune`; returns the exit code."""
+    settings = parse(FinetuneSettings, argv, "kdeval finetune")
+    report = _measure(settings)
+    record = {"evaluation": "finetune", **report.to_json(), **_provenance()}
+    if settings.json:
+        print(json.dumps(record, allow_nan=False))
+    else:
+        _print_table(report)
+    written = json.dumps(record, indent=2, allow_nan=False)
+    write_record(written, Path(settings.student).expanduser() / f"finetune-{settings.task}.json")
+    return 0
+
+
+def _measure(settings: FinetuneSettings) -> FinetuneReport:
+    # imported late, so that --help need not wait for torch
+    from student_train.evaluate.finetune import measure_finetune
+
+    status = StatusLine()
+
+    def show(what: str, step: int, steps: int) -> None:
+        status.show(f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
+
+    return measure_finetune(settings, device=choose_device(settings.device), show=show)
+
+
+def _provenance() -> dict[str, object]:
+    from student_train.provenance import run_provenance
+
+    return run_provenance()
+
+
+def _print_table(report: FinetuneReport) -> None:
+    from rich.console import Console
+
+    from student_train.evaluate.finetune_records import finetune_table
+
+    console = Console()
+    console.print(finetune_table(Path(report.student).resolve().name, report))
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

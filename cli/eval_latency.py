@@ -1,0 +1,64 @@
+"""`kdeval latency`: time one forward pass of a student, beside its teacher's.
+
+The result goes to standard output as a table, or with --json as one JSON record; the record is also left in the
+student's directory as latency.json. Progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.display import StatusLine
+from cli.evaluation import choose_device, write_record
+from cli.options import parse
+from student_train.evaluate.latency_settings import LatencySettings
+
+if TYPE_CHECKING:
+    from student_train.evaluate.latency_records import LatencyReport
+
+RECORD_NAME = "latency.json"
+
+
+def latency(argv: list[str]) -> int:
+    """`kdeval latency`; returns the exit code."""
+    settings = parse(LatencySettings, argv, "kdeval latency")
+    report = _measure(settings)
+    record = {"evaluation": "latency", **report.to_json(), **_provenance()}
+    if settings.json:
+        print(json.dumps(record, allow_nan=False))
+    else:
+        _print_table(report)
+    written = json.dumps(record, indent=2, allow_nan=False)
+    write_record(written, Path(settings.student).expanduser() / RECORD_NAME)
+    return 0
+
+
+def _measure(settings: LatencySettings) -> LatencyReport:
+    # imported late, so that --help need not wait for torch
+    from student_train.evaluate.latency import measure_latency
+
+    status = StatusLine()
+    with_gpu = choose_device(settings.device) == "cuda"
+    devices = ("cpu", "cuda") if with_gpu and settings.device == "auto" else ("cuda",) if with_gpu else ("cpu",)
+    report = measure_latency(settings, devices=devices, show=status.show)
+    status.show(f"measured {len(report.measurements)} combinations", last=True)
+    return report
+
+
+def _provenance() -> dict[str, object]:
+    from student_train.provenance import run_provenance
+
+    return run_provenance()
+
+
+def _print_table(report: LatencyReport) -> None:
+    from rich.console import Console
+
+    from student_train.evaluate.latency_records import latency_tables
+
+    console = Console()
+    console.print(latency_tables(Path(report.student).resolve().name, report))
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

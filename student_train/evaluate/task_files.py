@@ -1,0 +1,155 @@
+"""Local task files -> records: one mapping of column names to values per example, with the line it stands on.
+
+Read by suffix, each also with .gz: .tsv (tabs, no quoting, as GLUE comes), .csv, .jsonl or .json (one object a line).
+For token classification any other file is read as CoNLL columns: one token a line with its tag in the last column,
+separated by tabs or single spaces, an empty line after each sentence; WikiANN's language marks before tokens ("de:Der")
+are dropped. A file is held in memory as a whole (QQP, the largest here: 0.4 GB). What columns mean is not known here.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teacher_cache.errors import TaskError
+
+Record = tuple[int, dict[str, Any]]
+"""The number of a line (of its last line, where a quoted field spans several) and the values in it by column."""
+TABLES = (".tsv", ".csv", ".jsonl", ".json")
+CONLL_COLUMNS = ("tokens", "ner_tags")
+_LANGUAGE_MARK = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:")
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A file in memory."""
+
+    path: Path
+    text: str
+    suffix: str
+
+
+def read_records(path: Path, *, tokens: bool, headless: Sequence[str] = ()) -> list[Record]:
+    """The examples of a file in order.
+
+    `headless` names the columns of a .tsv that comes without a header: it counts if as many columns are there and the
+    first line holds none of these names.
+
+    Raises:
+        TaskError: the file cannot be read, or a line of it does not fit the others.
+    """
+    file = _open(path)
+    if file.suffix in (".jsonl", ".json"):
+        return list(_read_json_lines(file))
+    if tokens:
+        return list(_read_conll(file))
+    if file.suffix == ".tsv":
+        return list(_read_tsv(file, headless))
+    if file.suffix == ".csv":
+        return list(_read_csv(file))
+    raise TaskError(
+        f"how to read {str(path)!r} cannot be told from its suffix {file.suffix!r}: give a file that ends in "
+        f"{', '.join(TABLES)} (or .gz of these)"
+    )
+
+
+def _open(path: Path) -> TaskFile:
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.name.endswith(".gz") else content
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise TaskError(
+            f"{str(path)!r} cannot be read as text ({error}): give a file of UTF-8 text, unpacked or .gz"
+        ) from error
+    return TaskFile(path, text.replace("\r\n", "\n"), Path(path.name.removesuffix(".gz")).suffix.lower())
+
+
+def _refuse_line(file: TaskFile, number: int, what: str) -> TaskError:
+    return TaskError(f"{str(file.path)!r}, line {number}: {what}")
+
+
+def _read_tsv(file: TaskFile, headless: Sequence[str]) -> Iterator[Record]:
+    # not splitlines(): it also breaks at characters that texts hold, such as U+2028
+    lines = [line.split("\t") for line in file.text.split("\n")]
+    if lines and len(lines[0]) == len(headless) and not set(lines[0]) & set(headless):
+        header, first = list(headless), 0
+    else:
+        header, first = lines[0], 1
+    for number, values in enumerate(lines[first:], first + 1):
+        if values != [""]:
+            yield number, _fit(file, number, header, values)
+
+
+def _read_csv(file: TaskFile) -> Iterator[Record]:
+    reader = csv.reader(io.StringIO(file.text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        for values in reader:
+            if values:
+                yield reader.line_num, _fit(file, reader.line_num, header, values)
+    except csv.Error as error:
+        raise _refuse_line(file, reader.line_num, f"this is not CSV ({error}); mend the line or its quotes") from error
+
+
+def _fit(file: TaskFile, number: int, header: Sequence[str], values: Sequence[str]) -> dict[str, Any]:
+    if len(values) != len(header):
+        raise _refuse_line(
+            file,
+            number,
+            f"{len(values)} columns where the header has {len(header)} ({', '.join(header)}): which value is which "
+            "cannot be told; mend or delete the line",
+        )
+    return dict(zip(header, values, strict=True))
+
+
+def _read_json_lines(file: TaskFile) -> Iterator[Record]:
+    for number, line in enumerate(file.text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise _refuse_line(
+                file, number, f"this is not JSON ({error}); give one JSON object on each line"
+            ) from error
+        if not isinstance(record, dict):
+            raise _refuse_line(file, number, f"{line[:80]!r} is no JSON object; give one such as {{...}} on each line")
+        yield number, record
+
+
+def _read_conll(file: TaskFile) -> Iterator[Record]:
+    sentences = list(_sentences(file))
+    marked = all(_LANGUAGE_MARK.match(word) for _, words, _ in sentences for word in words)
+    for number, words, tags in sentences:
+        plain = [_LANGUAGE_MARK.sub("", word, count=1) for word in words] if marked else words
+        yield number, dict(zip(CONLL_COLUMNS, (plain, tags), strict=True))
+
+
+def _sentences(file: TaskFile) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Number of the first line, words and tags of each sentence."""
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate([*file.text.split("\n"), ""], 1):
+        if not line.strip():
+            if words:
+                yield number - len(words), words, tags
+            words, tags = [], []
+        elif not line.startswith("-DOCSTART-"):
+            columns = [part for part in line.rstrip("\n").split("\t" if "\t" in line else " ") if part]
+            if len(columns) < 2:
+                raise _refuse_line(
+                    file,
+                    number,
+                    f"{line[:80]!r} has no tag: each line of CoNLL columns has a token first and its tag last, with a "
+                    "tab or a space between; an empty line ends a sentence",
+                )
+            words.append(columns[0])
+            tags.append(columns[-1])
