@@ -211,7 +211,7 @@ def projected(share: Share, projections: Mapping[int, AttentionProjections]) -> 
 
 def load_teacher(run: TrainingRun) -> Any:
     with quiet_transformers():
-        teacher = AutoModel.from_pretrained(run.reader.manifest.teacher.name).to(run.device).eval()
+        teacher = AutoModel.from_pretrained(run.reader.teacher_folder()).to(run.device).eval()
     teacher.to(next(run.model.parameters()).dtype)
     enable_tap(teacher)
     return teacher
