@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -22,6 +23,8 @@ from teacher_cache.errors import DistillationError
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 TERMINATED = 143
+GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg", "accel/*", "davinci*", "dri/render*")
+"""Files below /dev that drivers of accelerators make."""
 
 
 def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
@@ -36,6 +39,7 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     _set_up_logging(options.verbose)
     # read when torch is imported: threads that wait by spinning slow everything down on cores that others use too
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _tell_deepspeed()
     try:
         try:
             return main(own) or 0
@@ -52,6 +56,15 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _tell_deepspeed() -> None:
+    """Where there is no GPU, say so before DeepSpeed is imported: it would print that it found none among the results.
+
+    Transformers imports it wherever Accelerate is installed, too.
+    """
+    if not any(node for pattern in GPU_NODES for node in Path("/dev").glob(pattern)):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager

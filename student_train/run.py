@@ -38,6 +38,7 @@ from student_train.split import Rows, count_rows, held_out_rows, share_out, spli
 from student_train.student import BuiltStudent, build_student
 from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.errors import DamagedStoreError, TrainingError
+from teacher_cache.local_copies import open_copies
 from teacher_cache.pool import CacheSource, open_caches, parts_of
 
 
@@ -219,7 +220,8 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
     Raises:
         DistillationError: something asked for cannot be; nothing has been written.
     """
-    reader = open_caches(settings.cache)
+    copies = open_copies(settings.local_cache, gib=settings.local_cache_gib)
+    reader = open_caches(settings.cache, copies=copies)
     manifest = reader.manifest
     part_rows = [part.rows for part in parts_of(reader)]
     held_out_count = held_out_rows(manifest.rows, settings.valid_share)

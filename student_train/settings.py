@@ -27,6 +27,13 @@ class TrainSettings:
     """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
     'parts/*.zarr'."""
 
+    local_cache: str | None = None
+    """Folder of this machine that keeps what is read of stores in object storage, for the next epoch and other runs;
+    any number of processes may share it."""
+
+    local_cache_gib: float = 50.0
+    """Most that --local-cache may hold, in GiB: what was read longest ago is deleted for what is new."""
+
     weights: str | None = None
     """Weight of each method, in the order of --method, such as 1,0.1 (default: 1 for each)."""
 
@@ -219,6 +226,8 @@ _FREE = frozenset(
         "device",
         "dry_run",
         "json",
+        "local_cache",
+        "local_cache_gib",
         "micro_batch_size",
         "on_bad_block",
         "out",
@@ -242,6 +251,7 @@ _LOWEST = {
     "valid_every": 1,
     "save_every": 1,
     "seed": 0,
+    "local_cache_gib": 0,
     "relation_heads": 1,
 }
 

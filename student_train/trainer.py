@@ -29,6 +29,7 @@ from student_train.ranks import join_ranks
 from student_train.run import TrainingRun, find_start, prepare_run
 from student_train.settings import TrainSettings
 from student_train.universal import READ_UNIVERSAL, needs_universal, own_groups, universal_form
+from student_train.weights_and_biases import WeightsAndBiases, check_installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress
     ranks = join_ranks(choose_device(settings))
     progress = Progress(quiet=not ranks.first)
     with ranks.together():
+        if settings.wandb is not None:
+            check_installed(settings.wandb)
         checkpoint = find_start(settings)
         run = prepare_run(settings, ranks)
         if checkpoint is not None:
@@ -134,4 +137,6 @@ def _open_log(run: TrainingRun, checkpoint: Path | None, state: Progression) -> 
         return None
     drop_beyond(Path(run.settings.out), state.step)
     match_best(run, state.best_step)
-    return MetricsLog(Path(run.settings.out), last_step=None if checkpoint is None else state.step)
+    out, project = Path(run.settings.out), run.settings.wandb
+    further = None if project is None else WeightsAndBiases(project, out, run.identity())
+    return MetricsLog(out, last_step=None if checkpoint is None else state.step, further=further)

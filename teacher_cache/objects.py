@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, overload
 
-from teacher_cache.contract import FORMAT_NAME, Manifest, sha256_of_json
+import numpy as np
+
+from teacher_cache.contract import FORMAT_NAME, Manifest, canonical_json, sha256_of_json
 from teacher_cache.errors import StoreError
 from teacher_cache.layout import ArraySpec
 from teacher_cache.storage import Storage
@@ -25,6 +27,10 @@ TEACHER = "teacher"
 TEACHER_FILES = "teacher.json"
 """Lists the files below `teacher/` with their digests; written after them."""
 _CHECKSUM = "sha256"
+_NOT_ITS_CHECKSUM = "it does not match its own checksum"
+_LIST, _LIST_END = b'"commits": [', b"\n "
+_LINE_START, _HASH_DIGITS, _LINE_END = b'\n  "', 64, b'",'
+"""How a seal's list of commits is written: `write_checked`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +92,19 @@ class Seal:
     rows: int
     blocks: int
     bytes_per_array: Mapping[str, int]
-    commits: tuple[str, ...]
+    commits: Sequence[str]
     objects: Mapping[str, ObjectDigest]
     format_version: int
 
     def to_bytes(self) -> bytes:
         """The seal object."""
-        return write_checked({"format": FORMAT_NAME, **asdict(self)})
+        return write_checked({"format": FORMAT_NAME, **asdict(replace(self, commits=tuple(self.commits)))})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Seal:
         """Read a seal object; one of NOT_AN_OBJECT if it is not what was written."""
-        fields = read_checked(data)
+        fields = _read_checked_seal(data)
         fields.pop("format")
-        fields["commits"] = tuple(fields["commits"])
         fields["objects"] = {key: ObjectDigest(**digest) for key, digest in fields["objects"].items()}
         return cls(**fields)
 
@@ -120,7 +125,11 @@ def shard_key(spec: ArraySpec, block: int) -> str:
 
 def write_checked(fields: Mapping[str, Any]) -> bytes:
     """JSON of these fields and the hash of them."""
-    return (json.dumps({**fields, _CHECKSUM: sha256_of_json(fields)}, indent=1) + "\n").encode()
+    return _checked_text(fields, sha256_of_json(fields))
+
+
+def _checked_text(fields: Mapping[str, Any], checksum: str) -> bytes:
+    return (json.dumps({**fields, _CHECKSUM: checksum}, indent=1) + "\n").encode()
 
 
 def read_checked(data: bytes) -> dict[str, Any]:
@@ -128,8 +137,60 @@ def read_checked(data: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(data)
     fields.pop(_CHECKSUM)
     if write_checked(fields) != data:
-        raise ValueError("it does not match its own checksum")
+        raise ValueError(_NOT_ITS_CHECKSUM)
     return fields
+
+
+class _CommitHashes(Sequence[str]):
+    """The hashes in a seal's list of commits, taken out of its text one by one."""
+
+    def __init__(self, digits: bytes) -> None:
+        self._digits = digits
+
+    def __len__(self) -> int:
+        return len(self._digits) // _HASH_DIGITS
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
+        places = range(len(self))[place]
+        if isinstance(places, range):
+            return tuple(map(self.__getitem__, places))
+        return self._digits[places * _HASH_DIGITS : (places + 1) * _HASH_DIGITS].decode("ascii")
+
+
+def _read_checked_seal(data: bytes) -> dict[str, Any]:
+    """`read_checked` for a seal: the list of commits, one a block, is hashed as it stands and not parsed.
+
+    Everything else about a seal is as small for a large store as for a small one.
+    """
+    start = data.index(_LIST) + len(_LIST)
+    stop = data.index(b"]", start) - len(_LIST_END)
+    listed = np.frombuffer(data[start:stop] + _LINE_END[-1:], dtype=np.uint8)
+    first, last = len(_LINE_START), len(_LINE_START) + _HASH_DIGITS
+    if data[stop : stop + len(_LIST_END)] != _LIST_END or len(listed) % (last + len(_LINE_END)):
+        raise ValueError(_NOT_ITS_CHECKSUM)
+    lines = listed.reshape(-1, last + len(_LINE_END))
+    rest = data[:start] + data[stop + len(_LIST_END) :]
+    fields: dict[str, Any] = json.loads(rest)
+    checksum = fields.pop(_CHECKSUM)
+    before, name, after = canonical_json(fields).partition('"commits":[')
+    hasher = hashlib.sha256((before + name).encode())
+    # canonical JSON of the list: its lines without the line breaks
+    hasher.update(lines[:, first - 1 :].tobytes()[:-1])
+    hasher.update(after.encode())
+    around = [(lines[:, :first], _LINE_START), (lines[:, last:], _LINE_END)]
+    if (
+        hasher.hexdigest() != checksum
+        or _checked_text(fields, checksum) != rest
+        or any((part != np.frombuffer(text, dtype=np.uint8)).any() for part, text in around)
+    ):
+        raise ValueError(_NOT_ITS_CHECKSUM)
+    return {**fields, "commits": _CommitHashes(lines[:, first:last].tobytes())}
 
 
 def write_manifest(storage: Storage, prefix: str, manifest: Manifest) -> None:
@@ -149,7 +210,7 @@ def parse_manifest(data: bytes) -> Manifest:
     manifest = Manifest.from_json(fields)
     # the whole object, not only what of it makes the manifest
     if attributes[_CHECKSUM] != sha256_of_json(fields) or _group_metadata(attributes) != data:
-        raise ValueError("it does not match its own checksum")
+        raise ValueError(_NOT_ITS_CHECKSUM)
     return manifest
 
 

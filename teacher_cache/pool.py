@@ -26,6 +26,7 @@ from teacher_cache.contract import Manifest, sha256_of_json
 from teacher_cache.decode import CodedBlock
 from teacher_cache.errors import StoreError
 from teacher_cache.lacking import check_request
+from teacher_cache.local_copies import LocalCopies
 from teacher_cache.parts import merge_parts
 from teacher_cache.reader import CacheReader
 from teacher_cache.specs import View
@@ -80,13 +81,16 @@ class CacheSource(Protocol):
     ) -> Batch: ...
 
 
-def open_caches(locations: Sequence[str]) -> CacheReader | CachePool:
-    """Open one store or several: paths, globs of local paths, or remote locations.
+def open_caches(locations: Sequence[str], *, copies: LocalCopies | None = None) -> CacheReader | CachePool:
+    """Open one store or several: paths, globs of local paths, or remote locations, of which `copies` may be kept.
 
     Raises:
         StoreError: one of them cannot be opened, a glob matches nothing, or they do not go together.
     """
-    readers = [CacheReader.open(location) for location in expand_locations(locations)]
+    readers = [
+        CacheReader.open(location, copies=copies if REMOTE in location else None)
+        for location in expand_locations(locations)
+    ]
     return readers[0] if len(readers) == 1 else CachePool(readers)
 
 

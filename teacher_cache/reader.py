@@ -41,6 +41,7 @@ from teacher_cache.layout import (
     projection_path,
     ragged_count,
 )
+from teacher_cache.local_copies import LocalCopies
 from teacher_cache.objects import (
     COMMITS,
     NOT_AN_OBJECT,
@@ -65,7 +66,13 @@ _COMMITS_KEPT = 16
 class CacheReader:
     """One store, for reading."""
 
-    def __init__(self, storage: Storage, groups: Sequence[Group], left_out: Sequence[Group] = ()) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        groups: Sequence[Group],
+        left_out: Sequence[Group] = (),
+        copies: LocalCopies | None = None,
+    ) -> None:
         """Read these groups; `left_out` are those of the store that are not to be read, for messages."""
         self.path = storage.location
         self.storage = storage
@@ -75,6 +82,7 @@ class CacheReader:
         )
         self._groups = groups
         self._left_out = left_out
+        self._copies = copies
         self._arrays: dict[str, tuple[Group, ArraySpec]] = {}
         # masks may be in several groups: those of the first finished one count
         for group in sorted(groups, key=lambda group: group.seal is None):
@@ -85,23 +93,34 @@ class CacheReader:
         self._commit = lru_cache(maxsize=_COMMITS_KEPT)(self._read_commit)
 
     @classmethod
-    def open(cls, location: str | Path, *, allow_unsealed: bool = False) -> CacheReader:
+    def open(
+        cls, location: str | Path, *, allow_unsealed: bool = False, copies: LocalCopies | None = None
+    ) -> CacheReader:
         """Open a store. Added targets that are not finished are left out, and those that cannot be read without them.
+
+        Shards and commits are kept in `copies`, and read there instead of from the store.
 
         Raises:
             StoreError: there is no store, it is of another format version, unfinished, or its metadata was changed.
         """
-        return cls.of(open_storage(location), allow_unsealed=allow_unsealed)
+        return cls.of(open_storage(location), allow_unsealed=allow_unsealed, copies=copies)
 
     @classmethod
-    def of(cls, storage: Storage, *, allow_unsealed: bool = False, complete: Collection[str] = ()) -> CacheReader:
+    def of(
+        cls,
+        storage: Storage,
+        *,
+        allow_unsealed: bool = False,
+        complete: Collection[str] = (),
+        copies: LocalCopies | None = None,
+    ) -> CacheReader:
         """`open` for a storage that is at hand. `complete` are prefixes of groups that only lack their seal."""
         groups = read_groups(storage)
         finished = [group for group in groups if group.seal is not None or group.prefix in complete]
         if groups[0] not in finished and not allow_unsealed:
             raise _unfinished(storage, groups[0])
         chosen = groups if allow_unsealed else readable_groups(finished)
-        reader = cls(storage, chosen, [group for group in groups if group not in chosen])
+        reader = cls(storage, chosen, [group for group in groups if group not in chosen], copies)
         reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/"))
         return reader
 
@@ -285,6 +304,8 @@ class CacheReader:
         digest = self._commit(group.prefix, block).shards.get(key)
         if digest is None:
             raise self._damaged(key, "is not part of its block's commit")
+        if self._copies is not None and (copy := self._copies.read(digest.sha256)) is not None:
+            return copy
         try:
             data = self.storage.read(key)
         except FileNotFoundError as error:
@@ -293,6 +314,8 @@ class CacheReader:
             raise self._damaged(key, f"has {len(data)} bytes instead of {digest.size}")
         if ObjectDigest.of(data) != digest:
             raise self._damaged(key, "has other contents than were committed")
+        if self._copies is not None:
+            self._copies.keep(digest.sha256, data)
         return data
 
     def _part(
@@ -338,16 +361,20 @@ class CacheReader:
 
     def _read_commit(self, prefix: str, block: int) -> Commit:
         key = prefix + commit_key(block)
+        group = next(group for group in self._groups if group.prefix == prefix)
+        sealed_as = None if group.seal is None else group.seal.commits[block]
+        copy = None if self._copies is None or sealed_as is None else self._copies.read(sealed_as)
         try:
-            data = self.storage.read(key)
+            data = self.storage.read(key) if copy is None else copy
             commit = Commit.from_bytes(data)
         except (OSError, *NOT_AN_OBJECT) as error:
             raise self._damaged(key, f"cannot be read ({type(error).__name__}: {error})") from error
-        group = next(group for group in self._groups if group.prefix == prefix)
-        if group.seal is not None and ObjectDigest.of(data).sha256 != group.seal.commits[block]:
+        if copy is None and sealed_as is not None and ObjectDigest.of(data).sha256 != sealed_as:
             raise self._damaged(key, "was changed after the store was sealed")
         if (what := mismatch(group, block, commit)) is not None:
             raise self._damaged(key, what)
+        if copy is None and self._copies is not None and sealed_as is not None:
+            self._copies.keep(sealed_as, data)
         return commit
 
     def _check_objects(self, chosen: Callable[[str], bool]) -> None:

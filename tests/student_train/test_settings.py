@@ -51,6 +51,7 @@ def test_warmup_is_a_share_or_a_number_of_steps():
 def test_identity_holds_what_changes_the_result_and_nothing_else():
     base = TrainSettings(method="hs").identity()
     assert TrainSettings(method="hs", out="elsewhere", micro_batch_size=4, resume="auto").identity() == base
+    assert TrainSettings(method="hs", local_cache="copies", local_cache_gib=1).identity() == base
     changed = TrainSettings(method="hs", lr=2e-3).identity()
     assert [name for name in base if base[name] != changed[name]] == ["--lr"]
 

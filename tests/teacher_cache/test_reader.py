@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,10 @@ import zarr
 
 from teacher_cache.batch import TargetRequest, concatenate
 from teacher_cache.errors import StoreError
+from teacher_cache.groups import read_seal
+from teacher_cache.objects import METADATA, SEAL, digest_object, read_manifest, write_manifest
 from teacher_cache.reader import CacheReader
+from teacher_cache.storage import LocalStorage
 
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
 
@@ -208,3 +214,41 @@ def test_a_damaged_seal_is_refused(copy: Path) -> None:
     (copy / "seal.json").write_text("[]")
     with pytest.raises(StoreError, match="damaged: 'seal.json'"):
         CacheReader.open(copy)
+
+
+def test_opening_takes_about_as_long_however_many_rows_there_are(small_store: Path, tmp_path: Path) -> None:
+    """No block is looked for: those of these stores are not even there."""
+    stores = [resized(small_store, tmp_path / f"{rows}.zarr", rows) for rows in (10**3, 10**7)]
+    for store in stores:
+        CacheReader.open(store)
+    small, large = (min(seconds_to_open(store) for _ in range(5)) for store in stores)
+    assert CacheReader.open(stores[1]).rows == 10**7
+    assert large - small < 0.1
+
+
+def resized(store: Path, target: Path, rows: int) -> Path:
+    """What opening could look at of a store of so many rows in blocks of 64."""
+    shutil.copytree(store, target, ignore=shutil.ignore_patterns("c", "commits"))
+    for constant in store.glob("**/c"):
+        if not (constant / "1").exists():
+            whole = shutil.copytree if constant.is_dir() else shutil.copy2
+            whole(constant, target / constant.relative_to(store))
+    storage = LocalStorage(target)
+    write_manifest(storage, "", replace(read_manifest(storage), rows=rows, block_rows=64))
+    seal, blocks = read_seal(LocalStorage(store), ""), -(-rows // 64)
+    assert seal is not None
+    sealed = replace(
+        seal,
+        rows=rows,
+        blocks=blocks,
+        commits=[sha256(str(block).encode()).hexdigest() for block in range(blocks)],
+        objects={**seal.objects, METADATA: digest_object(storage, METADATA)},
+    )
+    storage.write(SEAL, sealed.to_bytes())
+    return target
+
+
+def seconds_to_open(store: Path) -> float:
+    started = time.perf_counter()
+    CacheReader.open(store)
+    return time.perf_counter() - started

@@ -16,7 +16,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.errors import StoreError
 from teacher_cache.evict import evict_damage
 from teacher_cache.info import describe_store
-from teacher_cache.objects import Commit, Seal
+from teacher_cache.objects import NOT_AN_OBJECT, Commit, Seal
 from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
 from teacher_cache.storage import LocalStorage, open_storage
@@ -433,3 +433,8 @@ def test_commits_and_seals_are_what_was_written_byte_for_byte(store: Path) -> No
         for changed in (data + b" ", data.replace(b"\n", b"\r\n"), json.dumps(json.loads(data)).encode()):
             with pytest.raises(ValueError, match="checksum"):
                 kind.from_bytes(changed)
+        for place in range(0, len(data), 3):
+            flipped = bytearray(data)
+            flipped[place] ^= 1
+            with pytest.raises(NOT_AN_OBJECT):
+                kind.from_bytes(bytes(flipped))
