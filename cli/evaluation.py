@@ -1,8 +1,10 @@
-"""What the commands of `kdeval` share: the device to run on, and the record that a measurement leaves."""
+"""What the commands of `kdeval` share: the device to run on, the record that a measurement leaves, writing where asked."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from teacher_cache.errors import SettingsError
@@ -32,3 +34,19 @@ def write_record(record: str, path: Path) -> None:
     except OSError as error:
         # the measurement is on the screen already: a directory that cannot be written to is no reason to fail
         print(f"kdeval: the record was not written to {str(path)!r} ({error.strerror})", file=sys.stderr)
+
+
+@contextmanager
+def writes_to(out: str) -> Iterator[None]:
+    """Around everything that writes what `--out` asks for.
+
+    Raises:
+        SettingsError: the operating system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"--out {out!r} cannot be written ({error.strerror}): the result would be lost; give a place that can be "
+            "written to"
+        ) from error

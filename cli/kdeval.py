@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cli.eval_compare import compare
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
@@ -18,6 +19,7 @@ COMMANDS = {
     "fidelity": (fidelity, "how close a student comes to its teacher, on rows of a cache that it was not trained on"),
     "finetune": (finetune, "how well a student does when it is fine-tuned on a task: GLUE, XNLI, token classification"),
     "latency": (latency, "how long a forward pass of a student takes, and how much faster that is than its teacher"),
+    "compare": (compare, "runs side by side: fidelity, scores with significance, latency, in tables and plots"),
 }
 
 

@@ -1,7 +1,8 @@
 """`kdtrain`: train a student from a teacher cache. Flags are the fields of `student_train.settings.TrainSettings`.
 
 Standard output gets the result, as a line or as JSON; everything else goes to standard error. A run that SIGTERM or
-Ctrl-C stopped has saved a checkpoint and exits with 143 or 130.
+Ctrl-C stopped has saved a checkpoint and exits with 143 or 130. A `--config` file with `runs:` or `grid:` in it is a
+sweep (`cli/sweep.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.main_guard import run_command
-from cli.options import parse
+from cli.options import config_file, parse, read_config
+from cli.sweep import SWEEP_KEYS, run_sweep
 from student_train.settings import TrainSettings
 from teacher_cache.units import format_bytes, format_duration
 
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    path = config_file(argv)
+    if path is not None and (SWEEP_KEYS & read_config(path).keys()):
+        return run_sweep(path, argv)
     settings = parse(TrainSettings, argv, prog=PROG)
     from student_train.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.trainer import train

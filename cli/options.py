@@ -44,7 +44,7 @@ def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> Se
     finder.add_argument("--config", metavar="FILE")
     found, own = finder.parse_known_args(list(argv))
     _refuse_repeats(own, settings_class, prog)
-    flags = _flags_from_file(Path(found.config), settings_class, prog) if found.config is not None else []
+    flags = [] if found.config is None else _flags_from_file(Path(found.config), settings_class, prog)
     description = f"{inspect.getdoc(settings_class)}\n\n{COMMON_FLAGS}"
     return tyro.cli(settings_class, args=[*flags, *own], prog=prog, description=description)
 
@@ -77,7 +77,32 @@ def _refuse_repeats(argv: Sequence[str], settings_class: type[Any], prog: str) -
             _refuse(prog, f"{flag} is given {given.count(flag)} times: put all its values after one {flag}")
 
 
-def _flags_from_file(path: Path, settings_class: type[Any], prog: str) -> list[str]:
+def config_file(argv: Sequence[str]) -> Path | None:
+    """The file that `--config` in `argv` names."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    try:
+        found, _ = finder.parse_known_args(list(argv))
+    except argparse.ArgumentError:  # without a value: for `parse` to tell
+        return None
+    return None if found.config is None else Path(found.config)
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The content of a configuration file, every value as it is written.
+
+    Raises:
+        SettingsError: it cannot be read, or holds no settings.
+    """
+    return _read_yaml(path)
+
+
+def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, prog: str) -> list[str]:
+    """Settings of a configuration file as flags; exits with code 2 where a key is none of `settings_class`.
+
+    Raises:
+        SettingsError: a value cannot be one.
+    """
     hints = get_type_hints(settings_class, include_extras=True)
     # a positional argument has no flag to turn its key into
     valid = {
@@ -86,12 +111,16 @@ def _flags_from_file(path: Path, settings_class: type[Any], prog: str) -> list[s
         if tyro.conf.Positional not in get_args(hints[field.name])
     }
     flags: list[str] = []
-    for key, value in _read_yaml(path).items():
+    for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in valid:
             _refuse(prog, f"{str(path)!r} sets {key!r}, which {prog} does not know{_nearest(name, valid)}")
         flags += _flag(name, value, valid[name], path)
     return flags
+
+
+def _flags_from_file(path: Path, settings_class: type[Any], prog: str) -> list[str]:
+    return flags_of(_read_yaml(path), settings_class, path, prog)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

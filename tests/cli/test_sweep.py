@@ -1,0 +1,127 @@
+"""Sweeps as a user runs them: one file, many students, stopped and gone on with, one of them impossible."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.kdtrain import main
+from student_train.metrics import read_records
+from teacher_cache.build import build_cache
+from teacher_cache.settings import BuildSettings
+
+COMMON = "student: 2x32\nbatch_size: 8\nvalid_every: 100\nsave_every: 5\nseed: 3\ndevice: cpu\n"
+
+
+@pytest.fixture(scope="module")
+def store(tiny_teacher: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "cache.zarr"
+    settings = {"teacher": str(tiny_teacher("bert")), "corpus": (str(tiny_corpus),), "out": str(out), "device": "cpu"}
+    sizes = {"seq_len": 24, "max_rows": 64, "block_rows": 8, "rows": "document", "layers": "2,4"}
+    build_cache(BuildSettings(**settings, **sizes))
+    return out
+
+
+def sweep_file(folder: Path, store: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(f"cache: {store}\nout: {folder / 'students'}\n{COMMON}{text}")
+    return path
+
+
+def test_a_dry_run_lists_every_run_with_all_its_flags(store: Path, tmp_path: Path, capsys: Any) -> None:
+    path = sweep_file(
+        tmp_path,
+        store,
+        "runs:\n  mha: {method: mha}\n  hs: {method: hs, mapping: '1:2'}\n"
+        "grid:\n  lr: [1e-3, 2e-3]\n  init: [random]\n",
+    )
+    assert main(["--config", str(path), "--dry-run", "--steps", "7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ["mha-lr1e-3-random", "mha-lr2e-3-random", "hs-lr1e-3-random", "hs-lr2e-3-random"]
+    assert [line.split(":")[0] for line in lines] == names
+    flags = shlex.split(lines[3])
+    for part in ("--mapping=1:2", "--lr=2e-3", "--student=2x32", "--seed=3", str(tmp_path / "students" / names[3])):
+        assert part in flags
+    assert flags[flags.index("--steps") + 1] == "7"
+    assert not (tmp_path / "students").exists()
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("runs: {a: {method: mha}, b: {methood: hs}}", "sets 'methood', which kdtrain, run 'b' does not know"),
+        ("runs: {a: {method: mha}, b: {method: hx}}", "run 'b': --method 'hx' cannot be read"),
+        ("runs: [mha, hs]", "'runs' is ['mha', 'hs'], where a mapping"),
+        ("method: mha\ngrid: {seed: 1}", "grid 'seed' is '1', where a list"),
+        ("method: mha\ngrid: {init: [a/b, a_b]}", "two runs are called 'a_b'"),
+    ],
+)
+def test_what_cannot_be_is_found_before_the_first_run(
+    store: Path, tmp_path: Path, capsys: Any, text: str, told: str
+) -> None:
+    try:
+        code = main(["--config", str(sweep_file(tmp_path, store, text + "\nsteps: 1\n"))])
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code in (1, 2) and told in capsys.readouterr().err
+    assert not (tmp_path / "students").exists()
+
+
+def test_one_process_of_several_is_refused(store: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--config", str(sweep_file(tmp_path, store, "steps: 1\nruns: {a: {method: mha}}\n"))]) == 1
+    assert "launcher: torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_a_stopped_sweep_goes_on_and_a_run_that_fails_does_not_stop_it(
+    store: Path, tmp_path: Path, capsys: Any
+) -> None:
+    runs = "  one: {method: mha}\n  impossible: {method: hs, mapping: '1:3'}\n  last: {method: mha, steps: 2}\n"
+    text = f"steps: 400\nruns:\n{runs}"
+    path, out = sweep_file(tmp_path, store, text), tmp_path / "students"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from cli.kdtrain import main; sys.exit(main())",
+        "--config",
+        str(path),
+    ]
+    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(read_records(out / "one" / "metrics.jsonl")) < 8:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "stopped" in output and "not started" in output
+    done = max(record["step"] for record in read_records(out / "one" / "metrics.jsonl"))
+    assert done < 400 and not (out / "last").exists()
+
+    assert main(["--config", str(path), "--json"]) == 1
+    captured = capsys.readouterr()
+    runs = {run["name"]: run for run in json.loads(captured.out)}
+    assert {name: run["state"] for name, run in runs.items()} == {
+        "one": "complete", "impossible": "failed (1)", "last": "complete",
+    }  # fmt: skip
+    assert runs["one"]["steps"] == 400 and runs["last"]["differs"] == {"method": "mha", "steps": "2"}
+    assert [record["step"] for record in read_records(out / "one" / "metrics.jsonl") if "loss" in record] == [
+        *range(1, 401)
+    ]
+    assert json.loads((out / "summary.json").read_text()) == list(runs.values())
+    assert "| one | complete | 400 |" in (out / "summary.md").read_text()
+
+    # other settings in a folder that holds a finished student
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+    assert main(["--config", str(path)]) == 1
+    assert "run 'one'" in (told := capsys.readouterr().err) and "--seed was 3 and is 4" in told
