@@ -296,7 +296,7 @@ def report(method: str, found: Mapping[str, Any]) -> None:
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Time of so many epochs over the rows, in teacher passes over them; students of a sweep add up on the same axis."""
+    """Time of so many epochs over the rows, in teacher passes over them; students of a sweep add up on one axis."""
     import matplotlib as mpl
 
     mpl.use("Agg")

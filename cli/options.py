@@ -127,7 +127,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # BaseLoader: strings only
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_once_each(yaml.BaseLoader))  # strings only
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"--config {str(path)!r} cannot be read: {reason}; give a YAML file of flags") from error
@@ -138,6 +138,21 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
             f"--config {str(path)!r} holds no settings: it must be lines such as `seq_len: 128`, with flags as keys"
         )
     return content
+
+
+def _once_each(base: type[Any]) -> type[Any]:
+    """A loader of mappings whose keys come once each: of two, YAML itself would drop the first without a word."""
+    import yaml
+
+    class Loader(base):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _flag(name: str, value: Any, hint: Any, path: Path) -> list[str]:

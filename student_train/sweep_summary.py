@@ -10,22 +10,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from student_train.disk import clear_write_errors
-from student_train.export import PROVENANCE
 from student_train.metrics import METRICS_NAME, read_records
+from student_train.provenance import run_provenance
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 from teacher_cache.units import format_duration
 
-if TYPE_CHECKING:
-    from rich.table import Table
+# as student_train.export calls it, which takes torch and Transformers to import
+_PROVENANCE = "provenance.json"
+_LEGEND = "Losses: of the last validation / of the best one, on the held-out rows. Time: that of the training steps."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """One training. `valid` are the losses of its last validation, `wait_share` the share of its time without data."""
+    """One training. `last` and `best` are validations: the step and its losses, best by their weighted sum.
+
+    `seconds` are those of its steps, over all resumptions; `wait_share` is the share of them without data.
+    """
 
     name: str
     differs: Mapping[str, str]
@@ -33,8 +37,8 @@ class RunSummary:
     out: str
     steps: int
     tokens: int
-    valid: Mapping[str, float]
-    best_valid_loss: float | None
+    last: Mapping[str, float]
+    best: Mapping[str, float]
     tokens_per_second: float | None
     wait_share: float | None
     seconds: float
@@ -44,32 +48,44 @@ class RunSummary:
         return asdict(self)
 
 
-def is_complete(name: str, settings: TrainSettings) -> bool:
-    """Whether the student of these settings is in their folder.
+def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
+    """Names of the runs whose students are in their folders. Opens the caches where there is one, and only then.
 
     Raises:
-        SettingsError: the student there was trained with other settings.
+        SettingsError: a student there was trained with other settings or from another cache.
     """
-    path = Path(settings.out) / PROVENANCE
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(
-            f"run {name!r}: {str(path)!r} cannot be read ({type(error).__name__}: {error}), so whether that student "
-            "is the one asked for cannot be told; delete the folder or choose another --out"
-        ) from error
-    wanted = settings.identity()
-    before = {f"--{flag.replace('_', '-')}": value for flag, value in recorded.items()}
-    differing = [flag for flag in wanted if before.get(flag) != wanted[flag]]
-    if differing:
-        changes = "; ".join(f"{flag} was {before.get(flag)!r} and is {wanted[flag]!r}" for flag in differing)
-        raise SettingsError(
-            f"run {name!r}: {settings.out!r} holds a student of other settings ({changes}): the summary would mix "
-            "them; choose another --out, or delete that folder to train it anew"
-        )
-    return True
+    found, contents = [], dict[tuple[str, ...], str]()
+    for name, settings in asked.items():
+        path = Path(settings.out) / _PROVENANCE
+        if not path.exists():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            before, cache = TrainSettings(**record["settings"]), record["cache"]["identity_sha256"]
+        except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
+            raise SettingsError(
+                f"run {name!r}: {str(path)!r} cannot be read ({type(error).__name__}: {error}), so whether that "
+                "student is the one asked for cannot be told; delete the folder or choose another --out"
+            ) from error
+        if settings.cache not in contents:
+            contents[settings.cache] = _contents(settings.cache)
+        old = {**before.identity(), "--deepspeed": before.deepspeed, "cache contents": cache}
+        new = {**settings.identity(), "--deepspeed": settings.deepspeed, "cache contents": contents[settings.cache]}
+        differing = [flag for flag in new if old[flag] != new[flag]]
+        if differing:
+            changes = "; ".join(f"{flag} was {old[flag]!r} and is {new[flag]!r}" for flag in differing)
+            raise SettingsError(
+                f"run {name!r}: {settings.out!r} holds a student of other settings ({changes}): the summary would mix "
+                "them; choose another --out, or delete that folder to train it anew"
+            )
+        found.append(name)
+    return found
+
+
+def _contents(cache: tuple[str, ...]) -> str:
+    from teacher_cache.pool import open_caches
+
+    return open_caches(cache).identity_sha256
 
 
 def summarise(name: str, differs: Mapping[str, str], settings: TrainSettings, state: str) -> RunSummary:
@@ -79,7 +95,6 @@ def summarise(name: str, differs: Mapping[str, str], settings: TrainSettings, st
     validations = [record for record in records if "valid_loss" in record]
     seconds = sum(record["seconds"] for record in steps)
     tokens = steps[-1]["tokens"] if steps else 0
-    last = validations[-1] if validations else {}
     return RunSummary(
         name=name,
         differs=differs,
@@ -87,26 +102,28 @@ def summarise(name: str, differs: Mapping[str, str], settings: TrainSettings, st
         out=settings.out,
         steps=steps[-1]["step"] if steps else 0,
         tokens=tokens,
-        valid={key: value for key, value in last.items() if key.startswith("valid_")},
-        best_valid_loss=min((record["valid_loss"] for record in validations), default=None),
+        last=_losses(validations[-1]) if validations else {},
+        best=_losses(min(validations, key=lambda record: record["valid_loss"])) if validations else {},
         tokens_per_second=tokens / seconds if seconds else None,
         wait_share=sum(record["wait"] for record in steps) / seconds if seconds else None,
         seconds=seconds,
     )
 
 
-def write_summary(summaries: Sequence[RunSummary], out: Path) -> None:
-    """`summary.json` and `summary.md` in the folder of the sweep.
+def _losses(record: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix("valid_"): value for key, value in record.items()}
+
+
+def write_summary(summaries: Sequence[RunSummary], out: Path) -> dict[str, Any]:
+    """`summary.json` and `summary.md` in the folder of the sweep; returns what the first one holds.
 
     Raises:
         SpaceError, TrainingError: they cannot be written.
     """
-    cells = [[_plain(cell) for cell in row] for row in ([*_columns(summaries)], *_rows(summaries))]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    lines.insert(1, "|" + "---|" * len(cells[0]))
+    record = {"runs": [summary.to_json() for summary in summaries], **run_provenance()}
     texts = {
-        "summary.json": json.dumps([summary.to_json() for summary in summaries], indent=1) + "\n",
-        "summary.md": "\n".join(lines) + "\n",
+        "summary.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
+        "summary.md": f"{as_table(record['runs'])}\n\n{_LEGEND}\n",
     }
     with clear_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -114,50 +131,38 @@ def write_summary(summaries: Sequence[RunSummary], out: Path) -> None:
             temporary = out / f"{name}.tmp"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(out / name)
+    return record
 
 
-def as_table(summaries: Sequence[RunSummary]) -> Table:
-    """The same for a terminal."""
-    from rich.table import Table
-
-    table = Table()
-    for number, column in enumerate(_columns(summaries)):
-        table.add_column(column, justify="left" if number < 2 else "right", overflow="fold")
-    for row in _rows(summaries):
-        table.add_row(*row)
-    return table
-
-
-def _columns(summaries: Sequence[RunSummary]) -> list[str]:
-    return ["run", "state", "steps", "tokens", *_parts(summaries), "best valid", "tok/s", "waiting", "time"]
+def as_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The runs of a summary as an aligned table in Markdown."""
+    parts = list(dict.fromkeys(part for run in runs for part in run["last"] if part != "step"))
+    names = ("loss", *(part for part in parts if part != "loss")) if parts else ()
+    heads = ["run", "differs", "state", "steps", "tokens", *names, "best step", "tok/s", "waiting", "time"]
+    rows = [heads, *(_cells(run, names) for run in runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _parts(summaries: Sequence[RunSummary]) -> list[str]:
-    """Every validation loss that some run has: methods differ from run to run."""
-    return list(dict.fromkeys(part for summary in summaries for part in summary.valid))
-
-
-def _rows(summaries: Sequence[RunSummary]) -> list[list[str]]:
-    parts = _parts(summaries)
+def _cells(run: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    last, best = run["last"], run["best"]
+    differs = ", ".join(f"{flag} {value}" for flag, value in run["differs"].items()).replace("|", "\\|")
+    losses = [f"{last[name]:.4g} / {best[name]:.4g}" if name in last else "–" for name in names]
     return [
-        [
-            summary.name,
-            summary.state,
-            f"{summary.steps:,}",
-            f"{summary.tokens:,}",
-            *(_number(summary.valid.get(part), ".4g") for part in parts),
-            _number(summary.best_valid_loss, ".4g"),
-            _number(summary.tokens_per_second, ",.0f"),
-            _number(summary.wait_share, ".1%"),
-            format_duration(summary.seconds),
-        ]
-        for summary in summaries
+        run["name"],
+        differs or "–",
+        run["state"],
+        f"{run['steps']:,}",
+        f"{run['tokens']:,}",
+        *losses,
+        _number(best.get("step"), ",.0f"),
+        _number(run["tokens_per_second"], ",.0f"),
+        _number(run["wait_share"], ".1%"),
+        format_duration(run["seconds"]),
     ]
 
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _plain(cell: str) -> str:
-    return cell.replace("|", "\\|")

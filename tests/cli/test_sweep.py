@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,17 @@ def test_a_dry_run_lists_every_run_with_all_its_flags(store: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("runs: {a: {method: mha}, b: {methood: hs}}", "sets 'methood', which kdtrain, run 'b' does not know"),
+        ("runs: {a: {method: mha}, b: {methood: hs}}", "sets 'methood', which kdtrain does not know"),
         ("runs: {a: {method: mha}, b: {method: hx}}", "run 'b': --method 'hx' cannot be read"),
         ("runs: [mha, hs]", "'runs' is ['mha', 'hs'], where a mapping"),
         ("method: mha\ngrid: {seed: 1}", "grid 'seed' is '1', where a list"),
         ("method: mha\ngrid: {init: [a/b, a_b]}", "two runs are called 'a_b'"),
+        ("method: mha\nruns: {a: {seed: 1}, b: {lr: 1}, a: {seed: 2}}", "'a' is given twice"),
+        ("method: mha\nruns: {a: {}, b: {init: auto}}", "runs 'a' and 'b' have the same settings"),
+        ("method: mha\nruns: {../a: {lr: 1}}", "a run cannot be called '../a'"),
+        ("method: mha\nruns:", "'runs' is '', where a mapping"),
+        ("method: mha\nruns: {a: {}, b: {dry_run: true}}", "run 'b' sets 'dry_run', which is of the whole sweep"),
+        ("method: mha\nruns: {a: {}, b: {lr: high}}", "that is run 'b' of"),
     ],
 )
 def test_what_cannot_be_is_found_before_the_first_run(
@@ -74,6 +81,73 @@ def test_what_cannot_be_is_found_before_the_first_run(
         code = leaving.code
     assert code in (1, 2) and told in capsys.readouterr().err
     assert not (tmp_path / "students").exists()
+
+
+def test_what_is_typed_takes_the_place_of_what_is_written(store: Path, tmp_path: Path, capsys: Any) -> None:
+    """Flags of several values may come but once, and a name must not tell another value than the run has."""
+    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\ngrid: {cache: [a.zarr, [b.zarr, c.zarr]]}\n")
+    assert main(["--config", str(path), "--dry-run"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert (
+        "--cache a.zarr --student" in first and "--cache b.zarr c.zarr --student" in second and str(store) not in first
+    )
+    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\ngrid: {lr: [1, 2]}\n")
+    assert main(["--config", str(path), "--dry-run", "--cache", "d.zarr", "--out", "elsewhere"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("--cache d.zarr --out elsewhere --out elsewhere/lr1")
+    assert main(["--config", str(path), "--dry-run", "--lr", "3"]) == 1
+    assert "--lr is typed and the grid varies it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "number, behaviour, code, states",
+    [
+        (None, "kill -9 $$", 1, ["failed (SIGKILL)", "failed (SIGKILL)"]),
+        # a launcher need not end with the code of the signal that stopped it
+        (signal.SIGTERM, "trap 'exit 7' TERM; while :; do sleep 0.02; done", 143, ["stopped", "not started"]),
+        (signal.SIGINT, "trap 'exit 7' INT; while :; do sleep 0.02; done", 130, ["stopped", "not started"]),
+    ],
+)
+def test_a_sweep_tells_what_was_killed_from_what_was_stopped(
+    store: Path, tmp_path: Path, capsys: Any, number: Any, behaviour: str, code: int, states: list[str]
+) -> None:
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text(f"touch {tmp_path}/started\n{behaviour}\n")
+    text = f"method: mha\nsteps: 1\nlauncher: bash {launcher}\nruns: {{a: {{}}, b: {{seed: 5}}}}\n"
+    path = sweep_file(tmp_path, store, text)
+    if number is not None:
+        threading.Thread(target=send_once, args=(tmp_path / "started", number), daemon=True).start()
+    assert main(["--config", str(path), "--json"]) == code
+    record = json.loads(capsys.readouterr().out)
+    assert [run["state"] for run in record["runs"]] == states
+    assert json.loads((tmp_path / "students" / "summary.json").read_text()) == record
+
+
+def send_once(started: Path, number: int) -> None:
+    while not started.exists():
+        time.sleep(0.01)
+    time.sleep(0.1)  # for the launcher to set its trap
+    os.kill(os.getpid(), number)
+
+
+def test_a_training_does_not_outlive_a_killed_sweep(tmp_path: Path) -> None:
+    """It would write into the same folder as the sweep that resumes."""
+    code = "from cli.sweep import start\nprint(start(['sleep', '60']).pid, flush=True)\nimport time; time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    training = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while (state := process_state(training)) not in (None, "Z"):
+        assert time.monotonic() < deadline, state
+        time.sleep(0.02)
+
+
+def process_state(pid: int) -> str | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
 
 
 def test_one_process_of_several_is_refused(store: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
@@ -110,7 +184,7 @@ def test_a_stopped_sweep_goes_on_and_a_run_that_fails_does_not_stop_it(
 
     assert main(["--config", str(path), "--json"]) == 1
     captured = capsys.readouterr()
-    runs = {run["name"]: run for run in json.loads(captured.out)}
+    runs = {run["name"]: run for run in json.loads(captured.out)["runs"]}
     assert {name: run["state"] for name, run in runs.items()} == {
         "one": "complete", "impossible": "failed (1)", "last": "complete",
     }  # fmt: skip
@@ -118,8 +192,10 @@ def test_a_stopped_sweep_goes_on_and_a_run_that_fails_does_not_stop_it(
     assert [record["step"] for record in read_records(out / "one" / "metrics.jsonl") if "loss" in record] == [
         *range(1, 401)
     ]
-    assert json.loads((out / "summary.json").read_text()) == list(runs.values())
-    assert "| one | complete | 400 |" in (out / "summary.md").read_text()
+    assert json.loads((out / "summary.json").read_text()) == json.loads(captured.out)
+    assert "method hs, mapping 1:3" in (out / "summary.md").read_text()
+    assert runs["one"]["last"].keys() == {"step", "loss", "mha"} == runs["one"]["best"].keys()
+    assert runs["one"]["last"]["step"] == 400 and runs["one"]["best"]["loss"] <= runs["one"]["last"]["loss"]
 
     # other settings in a folder that holds a finished student
     path.write_text(path.read_text().replace("seed: 3", "seed: 4"))

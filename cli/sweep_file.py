@@ -1,0 +1,165 @@
+"""What a sweep's file asks for: `runs:` and `grid:` -> one training each, with a name and all of its flags.
+
+Every training is parsed and checked here, before the first one starts. Nothing is read but the file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cli.options import flags_of, parse
+from student_train.settings import TrainSettings
+from teacher_cache.errors import SettingsError
+
+PROG = "kdtrain"
+SWEEP_KEYS = frozenset({"runs", "grid"})
+LAUNCHER = "launcher"
+DEFAULT_OUT = "students"
+_OF_ALL = ("out", "resume", "dry_run", "json", LAUNCHER)
+_NAME = re.compile(r"\w[\w.,+=-]*")
+_OWN_FILES = ("summary.json", "summary.md")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """One training of a sweep: `differs` is what it does not share with all others, `flags` all of its flags."""
+
+    name: str
+    differs: Mapping[str, str]
+    flags: tuple[str, ...]
+    settings: TrainSettings
+
+
+def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[SweepRun]:
+    """The runs of a sweep, each with settings that go together. `argv` are the flags that are typed.
+
+    Exits with code 2 where a key is no flag or a value none of its kind.
+
+    Raises:
+        SettingsError: `runs` or `grid` is no mapping, a name cannot be a folder's, two runs have one name or the same
+            settings, or the settings of one cannot be.
+    """
+    common = _by_field({key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER)})
+    out = str(common.pop("out", DEFAULT_OUT))
+    typed = {argument.partition("=")[0].removeprefix("--no-").lstrip("-").replace("-", "_") for argument in argv}
+    grid, runs = _read_grid(content, path, typed), dict[str, SweepRun]()
+    for base, own in _read_runs(content, path).items():
+        for values in product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            differs = {**own, **chosen}
+            parts = [base, *(_name_part(flag, value) for flag, value in chosen.items())]
+            name = "-".join(part for part in parts if part)
+            if name in runs:
+                raise SettingsError(
+                    f"{str(path)!r}: two runs are called {name!r}: one would overwrite the other; rename one"
+                )
+            # what is typed takes the place of what is written: a flag of several values may come but once
+            written = {key: value for key, value in {**common, **differs}.items() if key not in typed}
+            flags, settings = _settings(name, written, path, argv)
+            settings = replace(settings, out=str(Path(settings.out if "out" in typed else out) / name))
+            shown = {key: _in_words(value) for key, value in differs.items() if key not in typed}
+            runs[name] = SweepRun(name=name, differs=shown, flags=(*flags, "--out", settings.out), settings=settings)
+    _refuse_twins(list(runs.values()), path)
+    return list(runs.values())
+
+
+def _read_runs(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    if "runs" not in content:
+        return {"": {}}
+    named = content["runs"]
+    if not isinstance(named, Mapping) or not named:
+        raise SettingsError(
+            f"{str(path)!r}: 'runs' is {named!r}, where a mapping is expected: it maps names to flags, such as "
+            "`mha: {method: mha}`"
+        )
+    runs = {}
+    for name, flags in named.items():
+        if not isinstance(flags, Mapping) and flags:
+            raise SettingsError(
+                f"{str(path)!r}: run {name!r} is {flags!r}, where flags are expected: `{{method: mha}}`"
+            )
+        if not _NAME.fullmatch(name) or name in _OWN_FILES:
+            raise SettingsError(
+                f"{str(path)!r}: a run cannot be called {name!r}: it is the name of its folder in `out`; take letters, "
+                "digits and . _ + - = , with a letter or digit first"
+            )
+        runs[name] = _by_field(flags or {})
+        _refuse_shared(runs[name], f"run {name!r}", path)
+    return runs
+
+
+def _read_grid(content: Mapping[str, Any], path: Path, typed: set[str]) -> dict[str, list[Any]]:
+    grid = content.get("grid") or {}
+    if not isinstance(grid, Mapping):
+        raise SettingsError(
+            f"{str(path)!r}: 'grid' is {grid!r}, where a mapping is expected: it maps flags to lists of values, such "
+            "as `seed: [0, 1]`"
+        )
+    for flag, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise SettingsError(
+                f"{str(path)!r}: grid {flag!r} is {values!r}, where a list of values is expected: [0, 1]"
+            )
+    found = _by_field(grid)
+    _refuse_shared(found, "the grid", path)
+    for key in sorted(typed & found.keys()):
+        raise SettingsError(
+            f"{str(path)!r}: --{key.replace('_', '-')} is typed and the grid varies it: runs named after its values "
+            "would all have the typed one; leave it out, or take it out of the grid"
+        )
+    return found
+
+
+def _by_field(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key).replace("-", "_"): value for key, value in flags.items()}
+
+
+def _refuse_shared(flags: Mapping[str, Any], where: str, path: Path) -> None:
+    for key in _OF_ALL:
+        if key in flags:
+            raise SettingsError(
+                f"{str(path)!r}: {where} sets {key!r}, which is of the whole sweep: put it at the top of the file"
+            )
+
+
+def _settings(
+    name: str, written: Mapping[str, Any], path: Path, argv: Sequence[str]
+) -> tuple[list[str], TrainSettings]:
+    try:
+        flags = [*flags_of(written, TrainSettings, path, PROG), *argv]
+        return flags, parse(TrainSettings, flags, PROG)
+    except SettingsError as error:
+        raise SettingsError(f"{str(path)!r}, run {name!r}: {error}") from error
+    except SystemExit as leaving:
+        if leaving.code:
+            print(f"{PROG}: that is run {name!r} of {str(path)!r}", file=sys.stderr)
+        raise
+
+
+def _refuse_twins(runs: Sequence[SweepRun], path: Path) -> None:
+    first: dict[TrainSettings, str] = {}
+    for run in runs:
+        before = first.setdefault(replace(run.settings, out=""), run.name)
+        if before != run.name:
+            raise SettingsError(
+                f"{str(path)!r}: runs {before!r} and {run.name!r} have the same settings: one student would be trained "
+                "twice; take one out"
+            )
+
+
+def _name_part(flag: str, value: Any) -> str:
+    """`3x384` for a value that speaks for itself, `seed0` for a number or a switch; only what folders may be called."""
+    written = _in_words(value)
+    alone = not re.fullmatch(r"[-+.,\deE]*|true|false|yes|no|on|off|null|~", written, re.IGNORECASE)
+    text = written if alone else f"{flag.replace('_', '-')}{written or 'default'}"
+    return re.sub(r"[^\w.,+=-]+", "_", text).strip("._")
+
+
+def _in_words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
