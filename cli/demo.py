@@ -1,7 +1,6 @@
 """`make demo`: the whole tour on real input in a few minutes. A real teacher, real text, one student, one picture.
 
-    docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity -> table and PNG
-                                                                                -> kdeval latency
+    docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity, latency, report
 
 Every step is the command that it prints, run in this process so that torch is loaded once. The default teacher comes as
 a Python package and the default text from the Python installation, so that nothing is fetched. Everything is written to
@@ -100,8 +99,12 @@ def run_demo(settings: DemoSettings) -> int:
         reports[name] = json.loads(printed.getvalue())
     _show(reports, out, Path(student))
     sizes = ["--batch-sizes", "1", "--lengths", str(settings.seq_len), "--seconds", LATENCY_SECONDS]
-    if code := run_step(["kdeval", "latency", "--student", student, "--teacher", teacher, *sizes]):
-        return code
+    for command in (
+        ["kdeval", "latency", "--student", student, "--teacher", teacher, *sizes],
+        ["kdeval", "report", student, "--cache", cache],
+    ):
+        if code := run_step(command):
+            return code
     _say(f"\nDone in {time.monotonic() - started:.0f} s. Try next:\n")
     for command in next_commands(out, settings):
         print("  " + shlex.join([_as_typed(command[0]), *command[1:]]))
