@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ class Ways:
         self.projections = {layer: read_projections(run.reader.storage, layer).to(run.device) for layer in layers}
         with closing(hidden_batches(run)) as held:
             shares = Feed(run, held, [], print)
-            self.shares = [share for share in (shares.next() for _ in range(steps)) if share is not None]
+            found = [share for share in (shares.next() for _ in range(steps)) if share is not None]
+            self.shares = [with_views(share, share.batch.views) for share in found]
 
     def streaming(self) -> None:
         for _ in range(self.steps):
@@ -184,8 +185,18 @@ class Ways:
             taught(self.run, self.loaded_teacher, share)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Rows of a batch on the device, whose targets can be replaced."""
+
+    views: Batch
+
+    def part(self, start: int, stop: int) -> Batch:
+        return {view: targets.rows(start, stop) for view, targets in self.views.items()}
+
+
 def with_views(share: Share, views: Batch) -> Share:
-    return replace(share, batch=replace(share.batch, views=views))
+    return replace(share, batch=Decoded(views))
 
 
 def hidden_batches(run: TrainingRun) -> CacheLoader:

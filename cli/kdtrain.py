@@ -64,6 +64,8 @@ def _try_out(settings: TrainSettings) -> int:
 def _in_words(result: TrainResult) -> str:
     parts = ", ".join(f"{name.removeprefix('valid_')} {value:.4g}" for name, value in result.valid.items())
     trained = f"{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:,.0f} s"
+    if result.stopped_by is not None and result.steps == 0:
+        return "stopped before the first step: nothing is saved, the same command starts again"
     if result.stopped_by is not None:
         return f"stopped after {trained}; the checkpoint is in {result.out}/checkpoints, --resume auto goes on from it"
     return f"student in {result.out} ({trained}){': validation ' + parts if parts else ''}"

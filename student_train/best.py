@@ -51,20 +51,22 @@ def write_student(run: TrainingRun, weights: Mapping[str, Any] | None, out: Path
 
 
 def drop_best(run: TrainingRun) -> None:
-    """Delete OUT/best: a later student is better.
+    """Delete OUT/best, if there is one. For the first process.
 
     Raises:
         TrainingError: it cannot be deleted.
     """
-    if run.ranks.first and _folder(run).exists():
+    if _folder(run).exists():
         with clear_write_errors(_folder(run)):
             # the record first: what is left of a deletion that is interrupted must not look whole
             (_folder(run) / PROVENANCE).unlink(missing_ok=True)
             shutil.rmtree(_folder(run))
 
 
-def match_best(run: TrainingRun, best_step: int) -> None:
-    """Where a run goes on from an earlier step, delete a best student that it has not come to yet.
+def match_best(run: TrainingRun, best_step: int) -> bool:
+    """Whether OUT/best is the student of `best_step`, where a run goes on; another one is deleted.
+
+    It is another one where the run had been further than the checkpoint that it goes on from.
 
     Raises:
         TrainingError: it cannot be deleted.
@@ -74,8 +76,10 @@ def match_best(run: TrainingRun, best_step: int) -> None:
         kept = record["result"]["step"]
     except (OSError, ValueError, KeyError, TypeError):
         kept = None
-    if kept != best_step:
-        drop_best(run)
+    if kept == best_step:
+        return True
+    drop_best(run)
+    return False
 
 
 def _folder(run: TrainingRun) -> Path:

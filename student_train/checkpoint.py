@@ -15,7 +15,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def save_checkpoint(
         if ranks.first and path.exists():  # half-written by a run that was killed
             _delete(path)
     try:
-        with ranks.together(), clear_write_errors(path):
+        with ranks.together(), clear_write_errors(path), _failures_at_the_end(engine):
             engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
         with ranks.together(), clear_write_errors(path):
             if ranks.first:
@@ -85,6 +86,34 @@ def save_checkpoint(
         if ranks.first:
             _drop_old(out, path)
     return path
+
+
+@contextmanager
+def _failures_at_the_end(engine: Any) -> Iterator[None]:
+    """What cannot be written fails once all barriers of the engine are behind: the other processes wait in them."""
+    failures: list[Exception] = []
+
+    def later(write: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*arguments: Any, **options: Any) -> Any:
+            try:
+                return write(*arguments, **options)
+            except (OSError, RuntimeError) as error:
+                failures.append(error)
+                return None
+
+        return attempt
+
+    writers = ((engine.checkpoint_engine, "save"), (engine.checkpoint_engine, "makedirs"))
+    places = [*writers, (engine, "_copy_recovery_script")]
+    for owner, name in places:
+        setattr(owner, name, later(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name in places:
+            delattr(owner, name)
+    if failures:
+        raise failures[0]
 
 
 def load_checkpoint(
@@ -156,14 +185,28 @@ def check_checkpoint(path: Path) -> Marker:
     return marker
 
 
-def newest_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
+def newest_checkpoint(out: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The newest whole checkpoint of a run, or None; `say` is told of damaged ones that are passed over.
+
+    Raises:
+        TrainingError: there were whole ones once, and all of them are damaged.
+    """
+    damage = None
     for path in reversed(_step_folders(out)):
+        if not (path / MARKER_NAME).exists():  # half-written
+            continue
         try:
             check_checkpoint(path)
-        except TrainingError:
+        except TrainingError as error:
+            damage = damage or error
+            say(f"passed over  {error}")
             continue
         return path
+    if damage is not None:
+        raise TrainingError(
+            f"{damage}; and there is no whole one before it: starting afresh would delete what is left of that run; "
+            f"restore a checkpoint from a copy, or delete {str(out / FOLDER_NAME)!r} to start from the first step"
+        )
     return None
 
 

@@ -18,7 +18,7 @@ from student_train.checkpoint import KEPT
 from student_train.engine import running_engine
 from student_train.feed import Feed
 from student_train.loop import Progression, Trainer
-from student_train.memory import most_memory
+from student_train.memory import clear_memory_errors, most_memory
 from student_train.metrics import Progress
 from student_train.run import TrainingRun
 from student_train.settings import TrainSettings
@@ -54,6 +54,7 @@ class Estimate:
         return asdict(self)
 
 
+@clear_memory_errors()
 def dry_run(settings: TrainSettings) -> Estimate:
     """Prepare the training, say what it would be, and measure its first steps.
 
@@ -71,7 +72,7 @@ def dry_run(settings: TrainSettings) -> Estimate:
 
 def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
     state = Progression()
-    trainer = Trainer(run, engine, state, None, progress)
+    trainer = Trainer(run, engine, state, None, progress, saves=False)
     progress.start(total=STEPS, step=0)
     seconds = []
     with closing(run.training_batches(0)) as batches:

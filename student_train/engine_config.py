@@ -139,7 +139,8 @@ def _check_config(
 ) -> None:
     """Refuse entries of the user's file under which training would be another one than the flags say, or wrong."""
     stage, rate = config["zero_optimization"].get("stage", 0), config["optimizer"]["params"].get("lr")
-    clip, reason = config["gradient_clipping"], None
+    clip, betas = config["gradient_clipping"], config["optimizer"]["params"].get("betas")
+    reason = None
     if _sizes(config, processes) != (settings.batch_size, micro_batch, settings.batch_size // processes // micro_batch):
         reason = "sizes of batches, which the loader would not follow: give --batch-size and --micro-batch-size instead"
     elif other := [name for each, name in HALF_SECTIONS.items() if _enabled(config, name) != (dtype == each)]:
@@ -156,10 +157,18 @@ def _check_config(
         reason += "of the gradient: set zero_optimization.stage to 1 or more"
     elif not isinstance(rate, int | float) or not math.isfinite(rate):
         reason = f"optimizer.params.lr to {rate!r}, which is no number: set one, or leave it to --lr"
+    elif not _is_pair(betas):
+        reason = f"optimizer.params.betas to {betas!r}, which is no pair of numbers: set two, or leave them out"
     elif not isinstance(clip, int | float) or not 0 <= clip < math.inf:
         reason = f"gradient_clipping to {clip!r}, which is no number of at least 0: set one, or leave it to --clip"
     if reason is not None:
         raise SettingsError(f"--deepspeed {settings.deepspeed!r} sets {reason}")
+
+
+def _is_pair(betas: Any) -> bool:
+    if betas is None:
+        return True
+    return isinstance(betas, list) and len(betas) == 2 and all(isinstance(beta, int | float) for beta in betas)
 
 
 def _sizes(config: DeepSpeedConfig, processes: int) -> tuple[Any, Any, Any]:
@@ -195,7 +204,7 @@ def _merge(base: DeepSpeedConfig, override: DeepSpeedConfig, path: str) -> DeepS
     """Entries of `override` over those of `base`; "auto", as Hugging Face files have it, leaves the choice to us."""
     merged = dict(base)
     for name, value in override.items():
-        if value == "auto":
+        if value is None or value == "auto" or (name not in merged and _is_left_to_us(value)):
             continue
         if isinstance(merged.get(name), dict):
             if not isinstance(value, dict):
@@ -207,6 +216,12 @@ def _merge(base: DeepSpeedConfig, override: DeepSpeedConfig, path: str) -> DeepS
         else:
             merged[name] = value
     return merged
+
+
+def _is_left_to_us(section: Any) -> bool:
+    """Whether it is a section, such as a scheduler, of which some parameter is "auto": half of it means nothing."""
+    parameters = section.get("params") if isinstance(section, dict) else None
+    return isinstance(parameters, dict) and "auto" in parameters.values()
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.loader import CacheLoader, TrainingBatch
+from student_train.loader import CacheLoader, TrainingBatch, WaitingEnded
 from student_train.run import TrainingRun
 from student_train.split import count_rows
 from teacher_cache.errors import DistillationError, StoreError
@@ -38,6 +38,7 @@ class Feed:
         self, run: TrainingRun, batches: CacheLoader, received: list[signal.Signals], say: Callable[[str], None]
     ) -> None:
         self._run, self._batches, self._received, self._say = run, batches, received, say
+        batches.stop_waiting = lambda: bool(received)
         self._told: set[str] = set()
         self._missed = 0
 
@@ -71,6 +72,8 @@ class Feed:
         if not self._received:
             try:
                 batch = next(self._batches)
+            except WaitingEnded:
+                batch = None  # a signal has come
             except DistillationError as error:
                 failure = error
         own: tuple[Any, ...] = (
@@ -80,9 +83,12 @@ class Feed:
         )
         messages, found, signals = zip(*ranks.gather(own), strict=True)
         ranks.end_if_failed(failure, messages)
-        self._received.extend([number for number in signals if number is not None and not self._received][:1])
-        if self._received or batch is None:
+        asked = [number for number in signals if number is not None]
+        if asked:
+            self._received[:] = self._received or asked[:1]
             return None
+        # a signal that has come since is told before the next batch
+        assert batch is not None
         for _, _, damage in found:
             self._tell(damage)
         return Share(

@@ -19,18 +19,18 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, groupby
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from student_train.split import Rows, block_pieces, count_rows
-from teacher_cache.batch import Batch, TargetRequest, concatenate
+from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.decode import CodedBlock
 from teacher_cache.errors import DamagedStoreError, DistillationError, StoreError
 from teacher_cache.hashing import uniform_bits
@@ -39,6 +39,7 @@ from teacher_cache.specs import View
 
 READ_AHEAD = 2
 _POLL_SECONDS = 0.1
+_LONGEST_JOIN_SECONDS = 5.0
 
 HostFacts = dict[str, NDArray[Any]]
 _Loaded = dict[View, CodedBlock] | Exception
@@ -89,6 +90,24 @@ def _epoch_pieces(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArr
     return pieces, np.cumsum(pieces[:, 2] - pieces[:, 1])
 
 
+class WaitingEnded(Exception):  # noqa: N818 - nothing is wrong
+    """Whoever waited for the next batch is to do something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows start..stop of a block that is read but not decoded."""
+
+    blocks: Mapping[View, CodedBlock]
+    start: int
+    stop: int
+    decoder: Callable[[CodedBlock, int, int], TargetBatch]
+
+    def decode(self, start: int, stop: int) -> Batch:
+        """Rows of the block, counted from its first, in every view."""
+        return {view: self.decoder(block, start, stop) for view, block in self.blocks.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
     """One rank's share of a global batch. `position` is the number of rows of the stream before the global batch.
@@ -96,22 +115,32 @@ class TrainingBatch:
     `counts` are what the losses of this share are sums over: real `positions`, `masked` ones (0 without them), `rows`.
     They and `row_ids` are on the host already, so that looking at them does not wait for the device. `blocks` are those
     that the rows come from. `left_out` rows of damaged blocks are not among them, and `damage` says what is wrong with
-    each such block that is met. `views` is empty where no rows are left, or none are this rank's.
+    each such block that is met. The targets are decoded on the device when they are asked for: of a pass, not of the
+    whole share.
     """
 
     position: int
-    views: Batch
+    pieces: tuple[Piece, ...]
     counts: Mapping[str, int]
     row_ids: tuple[int, ...]
     blocks: tuple[int, ...] = ()
     left_out: int = 0
     damage: tuple[str, ...] = ()
 
+    @property
+    def views(self) -> Batch:
+        """All rows of this share in every view; empty where there are none."""
+        return self.part(0, len(self.row_ids))
+
     def part(self, start: int, stop: int) -> Batch:
         """Rows start..stop of this share in every view; empty where there are none."""
-        if start >= len(self.row_ids):
-            return {}
-        return {view: targets.rows(start, stop) for view, targets in self.views.items()}
+        decoded, first = list[Batch](), 0
+        for piece in self.pieces:
+            low, high = max(start - first, 0), min(stop - first, piece.stop - piece.start)
+            if low < high:
+                decoded.append(piece.decode(piece.start + low, piece.start + high))
+            first += piece.stop - piece.start
+        return {view: concatenate([part[view] for part in decoded]) for view in (decoded[0] if decoded else ())}
 
 
 class CacheLoader(Iterator[TrainingBatch]):
@@ -137,6 +166,8 @@ class CacheLoader(Iterator[TrainingBatch]):
         skip_damaged: bool = False,
     ) -> None:
         self.wait_seconds = 0.0
+        self.stop_waiting: Callable[[], bool] = lambda: False
+        """Asked while a block is waited for; where it says so, `WaitingEnded` is raised."""
         self._reader = reader
         self._device = device
         self._visit: tuple[int, int] | None = None
@@ -161,7 +192,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         if self._stopped.is_set():
             raise StopIteration
         position, segments = next(self._batches)
-        pieces: list[Batch] = []
+        pieces: list[Piece] = []
         facts: list[HostFacts] = []
         damage: list[str] = []
         left_out = 0
@@ -171,11 +202,12 @@ class CacheLoader(Iterator[TrainingBatch]):
                 damage.append(str(blocks))
                 left_out += segment.stop - segment.start
                 continue
-            pieces.append(self._decode(blocks, segment))
+            decoder = partial(self._reader.decode, device=self._device)
+            pieces.append(Piece(blocks=blocks, start=segment.start, stop=segment.stop, decoder=decoder))
             facts.append(_host_facts(blocks, segment.start, segment.stop))
         return TrainingBatch(
             position=position,
-            views={view: concatenate([piece[view] for piece in pieces]) for view in (pieces[0] if pieces else ())},
+            pieces=tuple(pieces),
             counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked", "rows")},
             row_ids=tuple(row_id for fact in facts for row_id in fact["row_ids"].tolist()),
             blocks=tuple(dict.fromkeys(segment.block for segment in segments)),
@@ -184,16 +216,19 @@ class CacheLoader(Iterator[TrainingBatch]):
         )
 
     def close(self) -> None:
-        """End the thread. The loader gives nothing afterwards."""
+        """End the thread. The loader gives nothing afterwards.
+
+        A thread that waits for storage to come back is not waited for: it only reads.
+        """
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_LONGEST_JOIN_SECONDS)
         self._blocks = {}
 
     def _visit_block(self, segment: Segment) -> dict[View, CodedBlock] | DamagedStoreError:
         visit = (segment.epoch, segment.block)
         if visit != self._visit:
             started = time.perf_counter()
-            loaded = self._queue.get()
+            loaded = self._wait()
             self.wait_seconds += time.perf_counter() - started
             if isinstance(loaded, Exception) and not (self._skip_damaged and isinstance(loaded, DamagedStoreError)):
                 self.close()
@@ -202,9 +237,13 @@ class CacheLoader(Iterator[TrainingBatch]):
             self._visit, self._blocks = visit, loaded
         return self._blocks
 
-    def _decode(self, blocks: Mapping[View, CodedBlock], segment: Segment) -> Batch:
-        decode = partial(self._reader.decode, start=segment.start, stop=segment.stop, device=self._device)
-        return {view: decode(block) for view, block in blocks.items()}
+    def _wait(self) -> _Loaded:
+        while True:
+            try:
+                return self._queue.get(timeout=_POLL_SECONDS)
+            except Empty:
+                if self.stop_waiting():
+                    raise WaitingEnded from None
 
 
 @dataclass(frozen=True, kw_only=True)

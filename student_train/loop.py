@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_train.best import drop_best, keep_best
+from student_train.best import keep_best
 from student_train.checkpoint import checkpoint_path, save_checkpoint
 from student_train.engine import clip_gradient, skipped_steps
 from student_train.feed import Feed, Share
@@ -33,7 +33,7 @@ from student_train.memory import most_memory
 from student_train.metrics import MetricsLog, Progress
 from student_train.run import TrainingRun
 from student_train.signals import noted_signals
-from student_train.validation import in_words, validation_losses
+from student_train.validation import validation_losses
 from teacher_cache.batch import Batch
 from teacher_cache.errors import DistillationError, SpaceError, TrainingError
 
@@ -49,6 +49,7 @@ class Progression:
     skipped_rows: int = 0
     best_valid_loss: float | None = None
     best_step: int = 0
+    validated_step: int = -1
     valid: dict[str, float] = field(default_factory=dict)
 
 
@@ -66,16 +67,26 @@ class StepOutcome:
     scaled_away: bool
     record: dict[str, Any]
     tokens: int
-    share: Share
+    row_ids: tuple[int, ...]
+    blocks: tuple[int, ...]
 
 
 class Trainer:
     """One run from where it stands to its last step."""
 
     def __init__(
-        self, run: TrainingRun, engine: Any, state: Progression, log: MetricsLog | None, progress: Progress
+        self,
+        run: TrainingRun,
+        engine: Any,
+        state: Progression,
+        log: MetricsLog | None,
+        progress: Progress,
+        *,
+        saves: bool = True,
     ) -> None:
+        """`saves` says whether what is trained may be written; records are by the process that has a `log`."""
         self.run, self.engine, self.state, self.log, self.progress = run, engine, state, log, progress
+        self._saves = saves
         self._pending: StepOutcome | None = None
         self._saved_step = state.step
 
@@ -85,16 +96,16 @@ class Trainer:
         self.progress.start(total=run.steps, step=state.step)
         with noted_signals() as received, closing(run.training_batches(state.position)) as batches:
             feed = Feed(run, batches, received, self.progress.say)
-            if state.step == 0:
-                self.validate()
+            self.validate_if_due()
             while state.step < run.steps and self.update(feed):
-                if state.step % run.valid_every == 0 or state.step == run.steps:
-                    self.validate()
+                self.validate_if_due()
                 if state.step % run.settings.save_every == 0:
                     self.save()
             if state.step != self._saved_step:
                 self.save()
-        return received[0] if received else None
+            # one that came during the last step may have come to one process alone
+            asked = [number for number in run.ranks.gather(received[0] if received else None) if number is not None]
+        return asked[0] if asked else None
 
     def update(self, feed: Feed) -> bool:
         """One optimizer step on the next batch, and the record of the step before; False if a signal came instead.
@@ -133,7 +144,8 @@ class Trainer:
                 "memory": most_memory(self.run.device),
             },
             tokens=tokens,
-            share=share,
+            row_ids=share.batch.row_ids,
+            blocks=share.batch.blocks,
         )
         return True
 
@@ -221,14 +233,28 @@ class Trainer:
         self.record(record)
         self.progress.step(outcome.step, loss=loss, losses=losses, tokens=outcome.tokens, wait=outcome.record["wait"])
 
+    def validate_if_due(self) -> None:
+        """Validate before the first step, after the last, and in between as often as asked; each step once."""
+        step, run = self.state.step, self.run
+        if self.state.validated_step != step and (step % run.valid_every == 0 or step == run.steps):
+            self.validate()
+
     def validate(self) -> None:
         """Losses on the held-out rows, recorded under `valid_…`; the student is kept if it was never better.
 
         Raises:
             TrainingError: one of them is NaN or infinite, and so are weights of the student.
+            DistillationError: the rows cannot be read; what is trained is saved.
         """
         self.write_pending()
-        losses, state = validation_losses(self.run, self.engine, step=self.state.step), self.state
+        state = self.state
+        try:
+            losses = validation_losses(self.run, self.engine)
+        except DistillationError as error:
+            raise self.save_before(error) from error
+        if not all(map(math.isfinite, losses.values())):
+            raise _validation_not_finite(state.step, losses)
+        state.validated_step = state.step
         loss = self.weighted(losses)
         state.valid = {"valid_loss": loss, **{f"valid_{name}": value for name, value in losses.items()}}
         better = state.best_valid_loss is None or loss < state.best_valid_loss
@@ -237,9 +263,8 @@ class Trainer:
         self.record({"step": state.step, **state.valid})
         parts_text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         self.progress.say(f"step {state.step}/{self.run.steps}: validation loss {loss:.4g} ({parts_text})")
-        if state.step == self.run.steps and better:
-            drop_best(self.run)
-        elif better and state.step > 0:
+        # the last student is exported anyway
+        if better and 0 < state.step < self.run.steps:
             keep_best(self.run, result=asdict(state))
 
     def save(self) -> None:
@@ -253,7 +278,7 @@ class Trainer:
 
     def save_before(self, error: DistillationError) -> DistillationError:
         """Save what is trained before `error` ends it; returns the error to end with."""
-        if self.state.step == 0:
+        if self.state.step == 0 or not self._saves:
             return error
         if self.state.step != self._saved_step:
             try:
@@ -270,11 +295,25 @@ class Trainer:
 def _step_not_finite(
     outcome: StepOutcome, losses: Mapping[str, float], norm: float | None, cache: str
 ) -> TrainingError:
-    what, batch = "gradient" if all(map(math.isfinite, losses.values())) else "loss", outcome.share.batch
+    what, blocks = "gradient" if all(map(math.isfinite, losses.values())) else "loss", outcome.blocks
     return TrainingError(
-        f"the {what} of step {outcome.step} is not a finite number ({in_words(losses)}, gradient norm {norm!r}) on "
-        f"the rows with ids {list(batch.row_ids)} of block{'s' if len(batch.blocks) > 1 else ''} "
-        f"{', '.join(map(str, batch.blocks))} of {cache}: every weight would become NaN with it, so training stopped; "
+        f"the {what} of step {outcome.step} is not a finite number ({_in_words(losses)}, gradient norm {norm!r}) on "
+        f"the rows with ids {list(outcome.row_ids)} of block{'s' if len(blocks) > 1 else ''} "
+        f"{', '.join(map(str, blocks))} of {cache}: every weight would become NaN with it, so training stopped; "
         "start anew with a lower --lr or a longer --warmup, and if it happens on the same rows again look at them in "
         "the cache"
     )
+
+
+def _validation_not_finite(step: int, losses: Mapping[str, float]) -> TrainingError:
+    advice = "start anew with a lower --lr or a longer --warmup"
+    if step == 0:
+        advice = "nothing is trained yet, so look at the weights that --student or --init names, and at the cache"
+    return TrainingError(
+        f"the validation loss after step {step} is not a finite number ({_in_words(losses)}): the student's weights "
+        f"are of no use any more, so they were neither saved nor exported; {advice}"
+    )
+
+
+def _in_words(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in losses.items())

@@ -25,22 +25,24 @@ _PLAIN_LINE_SECONDS = 10.0
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl and TensorBoard, after dropping those beyond the step that is gone on from.
+    """Appends records to metrics.jsonl and TensorBoard, after dropping those beyond the step that is gone on from."""
 
-    `further` is where else each record goes.
-    """
-
-    def __init__(self, out: Path, *, last_step: int | None, further: WeightsAndBiases | None = None) -> None:
+    def __init__(self, out: Path, *, last_step: int | None) -> None:
         """Open both in `out`, to go on after `last_step`, or (None) from the beginning."""
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_NAME
-        self._out, self._further = out, further
+        self._out = out
+        self._further: WeightsAndBiases | None = None
         with clear_write_errors(out):
             truncate_records(path, -1 if last_step is None else last_step)
             self._file = path.open("a", encoding="utf-8")
             purge_step = 0 if last_step is None else last_step + 1
             self._board: Any = SummaryWriter(out / TENSORBOARD_NAME, purge_step=purge_step)
+
+    def also_to(self, further: WeightsAndBiases) -> None:
+        """Records go there too from now on, and it is closed with this log."""
+        self._further = further
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record of finite numbers; each of them but the step becomes a TensorBoard curve."""

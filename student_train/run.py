@@ -8,6 +8,7 @@ and one pass over two rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -295,8 +296,8 @@ def _first_rows(reader: CacheSource, request: TargetRequest, device: str, *, ski
     raise damage
 
 
-def find_start(settings: TrainSettings) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh.
+def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh; `say` is told of damaged ones that are passed over.
 
     Raises:
         TrainingError: OUT holds something that would be overwritten, or there is no such checkpoint.
@@ -312,9 +313,14 @@ def find_start(settings: TrainSettings) -> Path | None:
             f"--out {settings.out!r} already holds {_some(found)}: training would overwrite it; {advice} another --out"
         )
     if settings.resume in ("never", "auto"):
-        return newest_checkpoint(out)
+        return newest_checkpoint(out, say)
     path = Path(settings.resume)
     check_checkpoint(path)
+    if found and path.resolve().parent != (out / FOLDER_NAME).resolve():
+        raise TrainingError(
+            f"--resume {settings.resume!r} is a checkpoint of another run, and --out {settings.out!r} already holds "
+            f"{_some(found)}: they would be overwritten and mixed; choose another --out"
+        )
     return path
 
 

@@ -18,18 +18,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from student_train.best import match_best, write_student
+from student_train.best import drop_best, match_best, write_student
 from student_train.checkpoint import check_checkpoint, drop_beyond, load_checkpoint
 from student_train.disk import clear_write_errors
 from student_train.engine import full_precision_weights, running_engine
 from student_train.engine_config import choose_device
 from student_train.loop import Progression, Trainer
+from student_train.memory import clear_memory_errors
 from student_train.metrics import MetricsLog, Progress
 from student_train.ranks import join_ranks
 from student_train.run import TrainingRun, find_start, prepare_run
 from student_train.settings import TrainSettings
 from student_train.universal import READ_UNIVERSAL, needs_universal, own_groups, universal_form
 from student_train.weights_and_biases import WeightsAndBiases, check_installed
+from teacher_cache.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class TrainResult:
         return asdict(self)
 
 
+@clear_memory_errors()
 def train(settings: TrainSettings) -> TrainResult:
     """Train a student as the settings say and export it.
 
@@ -68,6 +71,8 @@ def train(settings: TrainSettings) -> TrainResult:
         with ranks.together():
             if ranks.first:
                 write_student(run, weights, Path(settings.out), result=asdict(state))
+                if state.best_step == state.step:
+                    drop_best(run)
     return TrainResult(
         out=settings.out,
         steps=state.step,
@@ -90,7 +95,14 @@ def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress
     with ranks.together():
         if settings.wandb is not None:
             check_installed(settings.wandb)
-        checkpoint = find_start(settings)
+        checkpoint = find_start(settings, progress.say)
+    found = ranks.gather(None if checkpoint is None else str(checkpoint))
+    if len(set(found)) > 1:
+        raise TrainingError(
+            f"the processes would not go on from the same checkpoint ({', '.join(map(str, found))}): each would train "
+            f"another student; --out {settings.out!r} must be a folder that all of them see"
+        )
+    with ranks.together():
         run = prepare_run(settings, ranks)
         if checkpoint is not None:
             run.check_same(checkpoint)
@@ -121,6 +133,7 @@ def _train_with_engine(
             progress.say(f"resumed  {checkpoint} after step {state.step}")
         with ranks.together():
             log = _open_log(run, checkpoint, state)
+            _forget_lost_best(run, state)
         try:
             stopped_by = Trainer(run, engine, state, log, progress).fit()
         finally:
@@ -131,12 +144,20 @@ def _train_with_engine(
     return state, stopped_by, weights
 
 
+def _forget_lost_best(run: TrainingRun, state: Progression) -> None:
+    """Where the best student so far is not kept any more, let the next one be the best: one of them has to be there."""
+    kept = run.ranks.gather(run.ranks.first and match_best(run, state.best_step))[0]
+    if not kept:
+        state.best_valid_loss, state.best_step = None, 0
+
+
 def _open_log(run: TrainingRun, checkpoint: Path | None, state: Progression) -> MetricsLog | None:
     """The records of a run that goes on from `checkpoint`, with nothing left from beyond it; the first process's."""
     if not run.ranks.first:
         return None
-    drop_beyond(Path(run.settings.out), state.step)
-    match_best(run, state.best_step)
     out, project = Path(run.settings.out), run.settings.wandb
-    further = None if project is None else WeightsAndBiases(project, out, run.identity())
-    return MetricsLog(out, last_step=None if checkpoint is None else state.step, further=further)
+    drop_beyond(out, state.step)
+    log = MetricsLog(out, last_step=None if checkpoint is None else state.step)
+    if project is not None:
+        log.also_to(WeightsAndBiases(project, out, run.identity(), resumed=checkpoint is not None))
+    return log

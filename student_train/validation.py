@@ -6,40 +6,45 @@ process. Cost: a forward pass over the held-out rows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
 
+from student_train.loader import CacheLoader, TrainingBatch
 from student_train.losses.sums import LossSum
 from student_train.run import TrainingRun
-from teacher_cache.errors import TrainingError
+from teacher_cache.errors import DistillationError
 
 
-def validation_losses(run: TrainingRun, engine: Any, *, step: int) -> dict[str, float]:
-    """Losses by method after `step` steps.
+def validation_losses(run: TrainingRun, engine: Any) -> dict[str, float]:
+    """Losses by method, as they are now.
 
     Raises:
-        TrainingError: one of them is NaN or infinite, and so are weights of the student.
-        DistillationError: the cache cannot be read.
+        DistillationError: this process, or another one, cannot read its share.
     """
     sums: dict[str, list[LossSum]] = {}
     engine.eval()
-    with run.ranks.together(), torch.no_grad(), closing(run.validation_batches()) as batches:
-        for batch in batches:
-            if not batch.views:
-                # the others are in their pass: engines that cut up the weights need this process in it
+    with torch.no_grad(), closing(run.validation_batches()) as batches:
+        # pass by pass: engines that cut up the weights need every process in it
+        while (batch := _next_together(run, batches)) is not None:
+            if not batch.row_ids:
                 engine(run.stand_in)
                 continue
             for name, part in engine(batch.views).items():
                 sums.setdefault(name, []).append(part)
     engine.train()
-    losses = {name: _mean(run, sums.get(name, [])) for name in run.objective.methods}
-    if not all(map(math.isfinite, losses.values())):
-        raise _not_finite(step, losses)
-    return losses
+    return {name: _mean(run, sums.get(name, [])) for name in run.objective.methods}
+
+
+def _next_together(run: TrainingRun, batches: CacheLoader) -> TrainingBatch | None:
+    batch, failure = None, None
+    try:
+        batch = next(batches, None)
+    except DistillationError as error:
+        failure = error
+    run.ranks.end_if_failed(failure, run.ranks.gather(None if failure is None else str(failure)))
+    return batch
 
 
 def _mean(run: TrainingRun, parts: list[LossSum]) -> float:
@@ -49,18 +54,3 @@ def _mean(run: TrainingRun, parts: list[LossSum]) -> float:
         sums += torch.stack([part.total.double(), part.count.double()])
     total, count = run.ranks.add_up(sums).tolist()
     return float(total / max(count, 1))
-
-
-def _not_finite(step: int, losses: Mapping[str, float]) -> TrainingError:
-    advice = "start anew with a lower --lr or a longer --warmup"
-    if step == 0:
-        advice = "nothing is trained yet, so look at the weights that --student or --init names, and at the cache"
-    return TrainingError(
-        f"the validation loss after step {step} is not a finite number ({in_words(losses)}): the student's weights "
-        f"are of no use any more, so they were neither saved nor exported; {advice}"
-    )
-
-
-def in_words(losses: Mapping[str, float]) -> str:
-    """Losses for a message, every digit of them."""
-    return ", ".join(f"{name} {value!r}" for name, value in losses.items())

@@ -6,12 +6,14 @@ Optional: needs the `wandb` package. Where it is sent, and whether at all, is de
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-from collections.abc import Mapping
+import logging
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from student_train.disk import clear_write_errors
 from teacher_cache.errors import SettingsError, TrainingError
 
 
@@ -29,19 +31,19 @@ def check_installed(project: str) -> None:
 
 
 class WeightsAndBiases:
-    """One run of a project; its number follows from where it is written."""
+    """One run of a project; its number is kept beside what it writes."""
 
-    def __init__(self, project: str, out: Path, config: Mapping[str, Any]) -> None:
-        """Open it.
+    def __init__(self, project: str, out: Path, config: Mapping[str, Any], *, resumed: bool) -> None:
+        """Open it, as the same run as before if this one is resumed.
 
         Raises:
             TrainingError: it is refused: no login, no network, no such project.
         """
         import wandb
 
-        number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+        number = _run_number(out / "wandb" / "run-number", resumed)
         try:
-            self._run = wandb.init(
+            self._run: Any = wandb.init(
                 project=project,
                 name=out.name,
                 id=number,
@@ -59,11 +61,32 @@ class WeightsAndBiases:
     def write(self, record: Mapping[str, Any]) -> None:
         """One record; numbers of validations under `valid/`, all others under `train/`."""
         values = {curve_name(name): value for name, value in record.items() if name != "step"}
-        self._run.log(values, step=record["step"])
+        self._try(lambda run: run.log(values, step=record["step"]))
 
     def close(self) -> None:
         """Send what is left."""
-        self._run.finish()
+        self._try(lambda run: run.finish())
+
+    def _try(self, send: Callable[[Any], None]) -> None:
+        """A training does not end because its curves cannot be sent: metrics.jsonl has them."""
+        if self._run is None:
+            return
+        try:
+            send(self._run)
+        except Exception as error:  # noqa: BLE001 - whatever its service raises
+            self._run = None
+            logging.getLogger(__name__).warning("Weights & Biases gets no more metrics (%s); metrics.jsonl does", error)
+
+
+def _run_number(file: Path, resumed: bool) -> str:
+    """Of the run before, or a new one."""
+    with clear_write_errors(file.parent):
+        if resumed and file.exists():
+            return file.read_text(encoding="utf-8")
+        number = secrets.token_hex(8)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(number, encoding="utf-8")
+    return number
 
 
 def curve_name(name: str) -> str:

@@ -31,6 +31,15 @@ def test_the_users_file_overrides_single_entries(tmp_path):
     assert config["train_batch_size"] == 32
 
 
+@pytest.mark.parametrize("scheduler", [None, {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}])
+def test_what_the_file_leaves_to_us_is_ours(tmp_path, scheduler):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"scheduler": scheduler, "optimizer": {"params": {"lr": "auto", "eps": 1e-6}}}))
+    config = make_config(TrainSettings(method="hs", lr=0.5, deepspeed=str(file)), dtype=torch.float32, micro_batch=4)
+    assert "scheduler" not in config
+    assert (config["optimizer"]["params"]["lr"], config["optimizer"]["params"]["eps"]) == (0.5, 1e-6)
+
+
 @pytest.mark.parametrize(
     "content, told",
     [
@@ -47,6 +56,7 @@ def test_the_users_file_overrides_single_entries(tmp_path):
         ({"fp16": {"enabled": True}}, "fp16.*--dtype"),
         ({"fp16": True}, "fp16 to True where"),
         ({"gradient_clipping": float("nan")}, "NaN is no number"),
+        ({"optimizer": {"params": {"betas": [0.9]}}}, r"betas to \[0\.9\], which is no pair"),
         ({"gradient_clipping": "1"}, "gradient_clipping to '1', which is no number"),
     ],
 )

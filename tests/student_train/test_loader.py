@@ -3,8 +3,8 @@
 import gc
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,7 +202,7 @@ def test_several_stores_are_shuffled_together(pool, load):
             for row, epoch in zip(rows, epochs, strict=True)
         ]
         views = {view: concatenate([one[view] for one in expected]) for view in expected[0]}
-        assert_same(batch, replace(batch, views=views))
+        assert_same(batch, SimpleNamespace(views=views))
     first_epoch = rows_of(order, order.segments(0, 125))
     assert sorted(first_epoch) == [*range(96), *range(101, 130)]
     assert any({row < 101 for row in rows} == {True, False} for rows in zip(*[iter(first_epoch)] * 12, strict=False))

@@ -81,7 +81,8 @@ def test_records_also_go_to_weights_and_biases(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     out = tmp_path / "student"
     out.mkdir()
-    log = MetricsLog(out, last_step=None, further=WeightsAndBiases("students", out, {"--lr": 0.25}))
+    log = MetricsLog(out, last_step=None)
+    log.also_to(WeightsAndBiases("students", out, {"--lr": 0.25}, resumed=False))
     log.write({"step": 1, "loss": 0.5, "mha": 0.5})
     log.write({"step": 1, "valid_loss": 0.125})
     log.close()

@@ -22,8 +22,11 @@ from student_train.trainer import train
 from teacher_cache.errors import TrainingError
 
 TRAINER = """
-import json, os, signal, sys
+import errno, json, os, signal, sys
+os.environ["DS_ACCELERATOR"] = "cpu"
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from student_train import loader, loop
+from student_train.run import TrainingRun
 from student_train.settings import TrainSettings
 from student_train.trainer import train
 from teacher_cache.errors import DistillationError, StoreError
@@ -31,7 +34,8 @@ from teacher_cache.errors import DistillationError, StoreError
 rank = int(os.environ["RANK"])
 write = loop.Trainer.write_pending
 read = loader.CacheLoader.__next__
-signals = [signal.SIGTERM]  # a second one would end the process at once
+save, validation = TorchCheckpointEngine.save, TrainingRun.validation_batches
+signals = []
 
 def stop_second(trainer):
     write(trainer)
@@ -44,9 +48,27 @@ def fail_second(batches):
         raise StoreError("block 3 cannot be read")
     return read(batches)
 
+def stop_second_at_the_end(trainer):
+    write(trainer)
+    if rank == 1 and trainer.state.step == trainer.run.steps and signals:
+        signals.pop()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def fill_the_disk(self, *arguments, **options):
+    if rank == 1:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save(self, *arguments, **options)
+
+def fail_validation(run):
+    loader.CacheLoader.__next__ = fail_second
+    return validation(run)
+
 def run(name, fault, settings):
-    loop.Trainer.write_pending = stop_second if fault == "stop" else write
+    signals[:] = [signal.SIGTERM]  # a second one would end the process at once
+    loop.Trainer.write_pending = {"stop": stop_second, "stop at the end": stop_second_at_the_end}.get(fault, write)
     loader.CacheLoader.__next__ = fail_second if fault == "fail" else read
+    TorchCheckpointEngine.save = fill_the_disk if fault == "disk" else save
+    TrainingRun.validation_batches = fail_validation if fault == "fail in validation" else validation
     try:
         result = train(TrainSettings(**settings))
         return {"steps": result.steps, "tokens": result.tokens, "stopped_by": result.stopped_by}
@@ -106,6 +128,9 @@ def together(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         ("stopped", "stop", settings_for(tiny_store, folder / "stopped", deepspeed=str(stages[1]))),
         ("resumed", None, settings_for(tiny_store, folder / "stopped", deepspeed=str(stages[1]), resume="auto")),
         ("failed", "fail", settings_for(tiny_store, folder / "failed")),
+        ("full", "disk", settings_for(tiny_store, folder / "full", deepspeed=str(stages[1]))),
+        ("unread", "fail in validation", settings_for(tiny_store, folder / "unread", deepspeed=str(stages[3]))),
+        ("late", "stop at the end", settings_for(tiny_store, folder / "late", deepspeed=str(stages[1]))),
         ("uneven", None, settings_for(tiny_store, folder / "uneven", batch_size=15, micro_batch_size=None)),
     ]
     script = folder / "trainer.py"
@@ -204,6 +229,26 @@ def test_a_share_that_cannot_be_read_ends_both(together: Any) -> None:
     assert results[1]["failed"]["error"] == "block 3 cannot be read"
     assert "process 1 of 2 cannot go on" in results[0]["failed"]["error"]
     assert not (folder / "failed" / "config.json").exists()
+
+
+def test_a_disk_that_is_full_for_one_ends_both(together: Any) -> None:
+    """Though the other one waits in the engine's barrier: nobody's death would tell a launcher to end it."""
+    folder, results = together
+    assert "no space left while writing" in results[1]["full"]["error"]
+    assert "process 1 of 2 cannot go on" in results[0]["full"]["error"]
+    assert not list((folder / "full" / "checkpoints").glob("*/complete.json"))
+
+
+def test_held_out_rows_that_one_cannot_read_end_both(together: Any) -> None:
+    _, results = together
+    assert "block 3 cannot be read" in results[1]["unread"]["error"]
+    assert "process 1 of 2 cannot go on" in results[0]["unread"]["error"]
+
+
+def test_a_signal_to_one_process_in_the_last_step_is_told_to_both(together: Any) -> None:
+    folder, results = together
+    assert [result["late"]["stopped_by"] for result in results] == [15, 15]
+    assert (folder / "late" / "checkpoints" / "step-00000012" / "complete.json").exists()
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(together: Any) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 from student_train.checkpoint import checkpoint_path, newest_checkpoint
 from student_train.distillation_model import DistillationModel
+from student_train.dry_run import dry_run
 from student_train.engine import ADAM_BETAS
 from student_train.evaluate.fidelity import measure_fidelity
 from student_train.evaluate.report import fidelity_table
-from student_train.feed import Share
-from student_train.loader import RowOrder, TrainingBatch
+from student_train.loader import RowOrder
 from student_train.loop import Progression, StepOutcome, Trainer
 from student_train.metrics import MetricsLog, Progress, read_records
 from student_train.objective import make_objective
@@ -389,11 +390,88 @@ def test_a_run_that_went_back_goes_on_from_where_it_went_back_to(run_training, i
 
 def test_resuming_without_a_checkpoint_starts_afresh(run_training, finished, interrupted):
     for marker in (interrupted / "checkpoints").glob("*/complete.json"):
-        marker.write_text("{")
+        marker.unlink()
     records = run_training(interrupted, resume="auto", save_every=100)
     assert [path.name for path in (interrupted / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
     assert steps_of(records) == steps_of(finished[1])
     assert len(validations_of(records)) == len(validations_of(finished[1]))
+
+
+def test_damaged_checkpoints_are_no_reason_to_start_afresh_and_delete_them(run_training, interrupted, capsys):
+    markers = sorted((interrupted / "checkpoints").glob("*/complete.json"))
+    assert len(markers) == 2
+    whole = markers[0].read_text()
+    markers[1].write_text("{")
+    markers[0].write_text("{")
+    before = (interrupted / "metrics.jsonl").read_text()
+    with pytest.raises(TrainingError, match=r"no whole one before it.*delete .*checkpoints' to start"):
+        run_training(interrupted, resume="auto")
+    assert (interrupted / "metrics.jsonl").read_text() == before and markers[1].exists()
+    markers[0].write_text(whole)
+    run_training(interrupted, resume="auto")
+    assert "passed over  no complete checkpoint at" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_does_not_overwrite_this_one(run_training, finished, interrupted):
+    with pytest.raises(TrainingError, match="is a checkpoint of another run, and --out .* already holds"):
+        run_training(interrupted, resume=str(checkpoint_path(finished[0], 8)))
+
+
+def test_a_best_student_that_is_not_kept_any_more_is_not_named(run_training, finished, tmp_path):
+    """Its directory stays where the run was; here the next best one is kept or exported."""
+    out = tmp_path / "student"
+    run_training(out, resume=str(checkpoint_path(finished[0], 8)))
+    assert json.loads((out / "provenance.json").read_text())["result"]["best_step"] == STEPS
+
+
+def test_a_cache_that_fails_in_a_validation_loses_nothing(run_training, finished, tmp_path, monkeypatch):
+    from student_train import loop
+
+    losses = loop.validation_losses
+
+    def fail_at_step_5(run, engine):
+        if engine.global_steps == 5:
+            raise StoreError("block 12 cannot be read")
+        return losses(run, engine)
+
+    monkeypatch.setattr(loop, "validation_losses", fail_at_step_5)
+    out = tmp_path / "student"
+    with pytest.raises(StoreError, match=r"block 12 cannot be read\n5 steps are saved"):
+        run_training(out, save_every=100)
+    monkeypatch.undo()
+    records = run_training(out, save_every=100, resume="auto")
+    assert steps_of(records) == steps_of(finished[1])
+    assert validations_of(records) == validations_of(finished[1])
+
+
+def test_a_dry_run_saves_nothing_where_the_cache_fails(damaged_store, tmp_path):
+    store, _ = damaged_store
+    settings = {"method": "hs", "cache": (str(store),), "out": str(tmp_path / "student"), "batch_size": 96}
+    with pytest.raises(StoreError, match="block 5"):
+        dry_run(TrainSettings(**settings, valid_share=HELD_OUT / 101, device="cpu"))
+    assert not (tmp_path / "student").exists()
+
+
+def test_too_little_memory_is_a_message(run_training, tmp_path, monkeypatch):
+    def no_memory(trainer, share):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(Trainer, "backward", no_memory)
+    with pytest.raises(
+        TrainingError, match="too little memory .*20 GiB.*--micro-batch-size, --activation-checkpointing"
+    ):
+        run_training(tmp_path / "student")
+
+
+def test_targets_are_decoded_pass_by_pass(tiny_store):
+    """Not the whole share at once, whatever a pass may hold."""
+    settings = TrainSettings(method="hs", cache=(str(tiny_store),), steps=1, batch_size=16, device="cpu")
+    with closing(prepare_run(settings).training_batches(0)) as batches:
+        batch = next(batches)
+        whole = batch.views["plain"].hidden[2]
+        parts = [batch.part(start, start + 3) for start in range(0, 16, 3)]
+        assert [len(part["plain"].length_B) for part in parts] == [3, 3, 3, 3, 3, 1] and batch.part(16, 19) == {}
+        assert torch.equal(torch.cat([part["plain"].hidden[2] for part in parts]), whole)
 
 
 def test_another_setting_is_refused_by_name(run_training, interrupted, tmp_path):
@@ -580,7 +658,6 @@ def test_a_last_step_that_diverges_is_no_success(run_training, tmp_path):
 def test_a_gradient_that_is_no_number_stops_the_run(tiny_store, tmp_path, norm):
     run = prepare_run(TrainSettings(method="hs", cache=(str(tiny_store),), out=str(tmp_path), steps=2, device="cpu"))
     trainer = Trainer(run, None, Progression(), MetricsLog(tmp_path, last_step=None), Progress())
-    batch = TrainingBatch(position=0, views={}, counts={}, row_ids=(7,), blocks=(3,))
     trainer._pending = StepOutcome(
         step=1,
         losses={"hs": torch.tensor(0.5)},
@@ -588,7 +665,8 @@ def test_a_gradient_that_is_no_number_stops_the_run(tiny_store, tmp_path, norm):
         scaled_away=False,
         record={"wait": 0.0},
         tokens=1,
-        share=Share(batch=batch, counts={}, left_out=0, end=1),
+        row_ids=(7,),
+        blocks=(3,),
     )
     with pytest.raises(
         TrainingError, match=rf"gradient of step 1 .*hs 0\.5, gradient norm {norm}.* ids \[7\] of block 3 "
