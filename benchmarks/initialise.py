@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from methods import measure, run
 from record import print_record
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from train import measure, run
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from student_train.evaluate.records import FidelityReport
