@@ -232,9 +232,10 @@ def _show(records: dict[str, Any], out: Path, student: Path) -> None:
     from student_train.evaluate.records import FidelityReport
     from student_train.evaluate.report import fidelity_table, plot_training
     from student_train.metrics import METRICS_NAME, read_records
+    from student_train.provenance import PROVENANCE
 
     reports = {name: FidelityReport.from_json(record) for name, record in records.items()}
-    provenance = json.loads((student / "provenance.json").read_text(encoding="utf-8"))
+    provenance = json.loads((student / PROVENANCE).read_text(encoding="utf-8"))
     picture = out / "fidelity.png"
     title = f"Student {provenance['student']['description']} — attention relations, {provenance['steps']} steps"
     plot_training(read_records(student / METRICS_NAME), reports, picture, title=title)

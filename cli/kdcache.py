@@ -14,7 +14,7 @@ from cli.cache_info import info
 from cli.cache_plan import plan
 from cli.cache_verify import verify
 from cli.main_guard import run_command
-from cli.options import choose_command
+from cli.options import run_chosen
 
 COMMANDS = {
     "build": (build, "run the teacher once over a corpus and write what students learn from"),
@@ -27,12 +27,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    return run_command(_main, "kdcache", argv)
-
-
-def _main(argv: list[str]) -> int:
-    name, rest = choose_command(argv, {name: line for name, (_, line) in COMMANDS.items()}, "kdcache")
-    return COMMANDS[name][0](rest)
+    return run_command(lambda own: run_chosen(own, COMMANDS, "kdcache"), "kdcache", argv)
 
 
 if __name__ == "__main__":

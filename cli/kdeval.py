@@ -14,7 +14,7 @@ from cli.eval_finetune import finetune
 from cli.eval_latency import latency
 from cli.eval_report import report
 from cli.main_guard import run_command
-from cli.options import choose_command
+from cli.options import run_chosen
 
 COMMANDS = {
     "fidelity": (fidelity, "how close a student comes to its teacher, on rows of a cache that it was not trained on"),
@@ -27,12 +27,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    return run_command(_main, "kdeval", argv)
-
-
-def _main(argv: list[str]) -> int:
-    name, rest = choose_command(argv, {name: line for name, (_, line) in COMMANDS.items()}, "kdeval")
-    return COMMANDS[name][0](rest)
+    return run_command(lambda own: run_chosen(own, COMMANDS, "kdeval"), "kdeval", argv)
 
 
 if __name__ == "__main__":

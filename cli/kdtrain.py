@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.main_guard import run_command
-from cli.options import config_file, parse, read_config
-from cli.sweep import SWEEP_KEYS, run_sweep
+from cli.options import parse, read_config, split_config
+from cli.sweep import run_sweep
+from cli.sweep_file import SWEEP_KEYS
 from student_train.settings import TrainSettings
 from teacher_cache.units import format_bytes, format_duration
 
@@ -30,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    path = config_file(argv)
-    if path is not None and (SWEEP_KEYS & read_config(path).keys()):
-        return run_sweep(path, argv)
+    path, own = split_config(argv, PROG)
+    content = {} if path is None else read_config(path)
+    if path is not None and SWEEP_KEYS & content.keys():
+        return run_sweep(path, content, own)
     settings = parse(TrainSettings, argv, prog=PROG)
     from student_train.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.trainer import train

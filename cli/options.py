@@ -12,7 +12,7 @@ import argparse
 import difflib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -22,6 +22,7 @@ import tyro
 from teacher_cache.errors import SettingsError
 
 SettingsT = TypeVar("SettingsT")
+Command = Callable[[list[str]], int]
 
 COMMON_FLAGS = (
     "Every command also takes --config FILE (YAML with these flags as keys; flags given here override it), -v (report "
@@ -40,13 +41,25 @@ def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> Se
     Raises:
         SettingsError: the file cannot be read, or the values do not go together.
     """
+    path, own = split_config(argv, prog)
+    _refuse_repeats(own, settings_class, prog)
+    flags = [] if path is None else flags_of(read_config(path), settings_class, path, prog)
+    description = f"{inspect.getdoc(settings_class)}\n\n{COMMON_FLAGS}"
+    return tyro.cli(settings_class, args=[*flags, *own], prog=prog, description=description)
+
+
+def split_config(argv: Sequence[str], prog: str) -> tuple[Path | None, list[str]]:
+    """The file that `--config` in `argv` names, if any, and the other arguments; exits with 2 where it names none."""
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     finder.add_argument("--config", metavar="FILE")
     found, own = finder.parse_known_args(list(argv))
-    _refuse_repeats(own, settings_class, prog)
-    flags = [] if found.config is None else _flags_from_file(Path(found.config), settings_class, prog)
-    description = f"{inspect.getdoc(settings_class)}\n\n{COMMON_FLAGS}"
-    return tyro.cli(settings_class, args=[*flags, *own], prog=prog, description=description)
+    return None if found.config is None else Path(found.config), own
+
+
+def run_chosen(argv: Sequence[str], commands: Mapping[str, tuple[Command, str]], prog: str) -> int:
+    """Run the command that `argv` starts with on the rest of it; its exit code. See `choose_command`."""
+    name, rest = choose_command(argv, {name: line for name, (_, line) in commands.items()}, prog)
+    return commands[name][0](rest)
 
 
 def choose_command(argv: Sequence[str], commands: Mapping[str, str], prog: str) -> tuple[str, list[str]]:
@@ -77,26 +90,6 @@ def _refuse_repeats(argv: Sequence[str], settings_class: type[Any], prog: str) -
             _refuse(prog, f"{flag} is given {given.count(flag)} times: put all its values after one {flag}")
 
 
-def config_file(argv: Sequence[str]) -> Path | None:
-    """The file that `--config` in `argv` names."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config")
-    try:
-        found, _ = finder.parse_known_args(list(argv))
-    except argparse.ArgumentError:  # without a value: for `parse` to tell
-        return None
-    return None if found.config is None else Path(found.config)
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """The content of a configuration file, every value as it is written.
-
-    Raises:
-        SettingsError: it cannot be read, or holds no settings.
-    """
-    return _read_yaml(path)
-
-
 def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, prog: str) -> list[str]:
     """Settings of a configuration file as flags; exits with code 2 where a key is none of `settings_class`.
 
@@ -119,11 +112,12 @@ def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, 
     return flags
 
 
-def _flags_from_file(path: Path, settings_class: type[Any], prog: str) -> list[str]:
-    return flags_of(_read_yaml(path), settings_class, path, prog)
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The content of a configuration file, every value as it is written.
 
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+    Raises:
+        SettingsError: it cannot be read, or holds no settings.
+    """
     import yaml
 
     try:

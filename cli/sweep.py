@@ -32,27 +32,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.options import read_config
-from cli.sweep_file import LAUNCHER, PROG, SWEEP_KEYS, SweepRun, expand
+from cli.sweep_file import LAUNCHER, PROG, SweepRun, expand
 from student_train.signals import noted_signals
 from student_train.sweep_summary import as_table, completed, summarise, write_summary
 from teacher_cache.errors import SettingsError
-
-__all__ = ["SWEEP_KEYS", "run_sweep"]
 
 _SIGNALLED = 128
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
-def run_sweep(path: Path, argv: Sequence[str]) -> int:
-    """Train every student of the sweep in the file, and say what came of them; returns the exit code.
+def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> int:
+    """Train every student of the sweep that is the file's content, and say what came of them; returns the exit code.
+
+    `argv` are the flags that are typed besides.
 
     Raises:
         SettingsError: the file, or a run in it, cannot be; nothing is trained then.
     """
-    content = read_config(path)
-    runs = expand(content, path, _without_config(argv))
+    runs = expand(content, path, argv)
     settings = runs[0].settings
     if settings.resume not in ("never", "auto"):
         raise SettingsError(
@@ -106,19 +104,6 @@ def _write(runs: Sequence[SweepRun], states: Mapping[str, str]) -> dict[str, Any
 
 def _failure(code: int) -> str:
     return f"failed ({code})" if code > 0 else f"failed ({signal.Signals(-code).name})"
-
-
-def _without_config(argv: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for argument in argv:
-        if not skip and not argument.startswith("--config="):
-            if argument == "--config":
-                skip = True
-                continue
-            kept.append(argument)
-        skip = False
-    return kept
 
 
 def _launcher(content: Mapping[str, Any]) -> list[str]:

@@ -8,14 +8,14 @@ improves on all before.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from student_train.disk import clear_write_errors
+from student_train.disk import clear_write_errors, delete_marked
 from student_train.engine import full_precision_weights
-from student_train.export import PROVENANCE, export_student
+from student_train.export import export_student
+from student_train.provenance import PROVENANCE
 from student_train.run import TrainingRun
 from student_train.student import with_weights
 
@@ -58,9 +58,7 @@ def drop_best(run: TrainingRun) -> None:
     """
     if _folder(run).exists():
         with clear_write_errors(_folder(run)):
-            # the record first: what is left of a deletion that is interrupted must not look whole
-            (_folder(run) / PROVENANCE).unlink(missing_ok=True)
-            shutil.rmtree(_folder(run))
+            delete_marked(_folder(run), PROVENANCE)
 
 
 def match_best(run: TrainingRun, best_step: int) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from student_train.disk import clear_write_errors
+from student_train.disk import clear_write_errors, delete_marked
 from student_train.ranks import Ranks
 from teacher_cache.errors import DistillationError, TrainingError
 from teacher_cache.storage import flush_to_disk
@@ -70,7 +70,7 @@ def save_checkpoint(
     client_state = {"kdtrain": {**state, "random": ranks.gather(random_state())}}
     with ranks.together(), clear_write_errors(path):
         if ranks.first and path.exists():  # half-written by a run that was killed
-            _delete(path)
+            delete_marked(path, MARKER_NAME)
     try:
         with ranks.together(), clear_write_errors(path), _failures_at_the_end(engine):
             engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
@@ -162,19 +162,28 @@ def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any], proce
         flush_to_disk(folder)
 
 
-def check_checkpoint(path: Path) -> Marker:
-    """The marker of a whole checkpoint.
+def read_marker(path: Path) -> Marker:
+    """The marker of a checkpoint, whose files are not looked at.
 
     Raises:
-        TrainingError: there is none at `path`, or its files are not those that its marker lists.
+        TrainingError: there is none at `path`.
     """
     try:
-        marker = Marker(**json.loads((path / MARKER_NAME).read_text(encoding="utf-8")))
+        return Marker(**json.loads((path / MARKER_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise TrainingError(
             f"no complete checkpoint at {str(path)!r} ({type(error).__name__}: {error}): a half-written one would "
             "resume from wrong weights; name another one, or use --resume auto to take the newest complete one"
         ) from error
+
+
+def check_checkpoint(path: Path) -> Marker:
+    """The marker of a whole checkpoint. Cost: every file is read and hashed.
+
+    Raises:
+        TrainingError: there is none at `path`, or its files are not those that its marker lists.
+    """
+    marker = read_marker(path)
     for name, measure in marker.files.items():
         file = path / name
         if not file.is_file() or _measure(file) != measure:
@@ -241,7 +250,7 @@ def drop_beyond(out: Path, step: int) -> None:
     with clear_write_errors(out / FOLDER_NAME):
         for path in _step_folders(out):
             if int(path.name.removeprefix("step-")) > step or not (path / MARKER_NAME).exists():
-                _delete(path)
+                delete_marked(path, MARKER_NAME)
 
 
 def _step_folders(out: Path) -> list[Path]:
@@ -253,13 +262,7 @@ def _drop_old(out: Path, written: Path) -> None:
     """Keep the checkpoint just written and the newest others."""
     others = [path for path in _step_folders(out) if (path / MARKER_NAME).exists() and path != written]
     for path in others[: len(others) - (KEPT - 1)]:
-        _delete(path)
-
-
-def _delete(path: Path) -> None:
-    # the marker first: a deletion that is interrupted must not leave something that looks whole
-    (path / MARKER_NAME).unlink(missing_ok=True)
-    shutil.rmtree(path)
+        delete_marked(path, MARKER_NAME)
 
 
 def _files(path: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,12 @@ from safetensors import SafetensorError
 from teacher_cache.errors import NO_SPACE, SpaceError, TrainingError, system_error_number
 
 _TORCH_WRITER = re.compile(r"file write|PytorchStreamWriter|inline_container")
+
+
+def delete_marked(folder: Path, marker: str) -> None:
+    """Delete a folder, the file that makes it count first: a deletion that is interrupted leaves nothing whole."""
+    (folder / marker).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 @contextmanager

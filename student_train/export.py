@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from student_train.disk import clear_write_errors
 from student_train.pretrained import encoder_of, load_model, quiet_transformers
+from student_train.provenance import PROVENANCE
 from teacher_cache.errors import StudentError
 
-PROVENANCE = "provenance.json"
 _UNFINISHED = ".export-unfinished"
 
 

@@ -123,9 +123,9 @@ class TrainingBatch:
     pieces: tuple[Piece, ...]
     counts: Mapping[str, int]
     row_ids: tuple[int, ...]
-    blocks: tuple[int, ...] = ()
-    left_out: int = 0
-    damage: tuple[str, ...] = ()
+    blocks: tuple[int, ...]
+    left_out: int
+    damage: tuple[str, ...]
 
     @property
     def views(self) -> Batch:
@@ -168,8 +168,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         self.wait_seconds = 0.0
         self.stop_waiting: Callable[[], bool] = lambda: False
         """Asked while a block is waited for; where it says so, `WaitingEnded` is raised."""
-        self._reader = reader
-        self._device = device
+        self._decoder = partial(reader.decode, device=device)
         self._visit: tuple[int, int] | None = None
         self._skip_damaged = skip_damaged
         self._blocks: dict[View, CodedBlock] | DamagedStoreError = {}
@@ -202,8 +201,7 @@ class CacheLoader(Iterator[TrainingBatch]):
                 damage.append(str(blocks))
                 left_out += segment.stop - segment.start
                 continue
-            decoder = partial(self._reader.decode, device=self._device)
-            pieces.append(Piece(blocks=blocks, start=segment.start, stop=segment.stop, decoder=decoder))
+            pieces.append(Piece(blocks=blocks, start=segment.start, stop=segment.stop, decoder=self._decoder))
             facts.append(_host_facts(blocks, segment.start, segment.stop))
         return TrainingBatch(
             position=position,

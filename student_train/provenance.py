@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+PROVENANCE = "provenance.json"
+"""Of a student's directory, the file that says where it comes from; written last."""
 PACKAGES = (
     "torch",
     "transformers",

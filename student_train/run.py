@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from student_train.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
+from student_train.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint, read_marker
 from student_train.distillation_model import DistillationModel, compile_student, freeze_unused
 from student_train.engine import DeepSpeedConfig
 from student_train.engine_config import (
@@ -126,7 +126,7 @@ class TrainingRun:
         Raises:
             TrainingError: it had; the message names every one that differs.
         """
-        before, now = check_checkpoint(checkpoint).identity, self.identity()
+        before, now = read_marker(checkpoint).identity, self.identity()
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
             changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)

@@ -14,13 +14,11 @@ from typing import Any
 
 from student_train.disk import clear_write_errors
 from student_train.metrics import METRICS_NAME, read_records
-from student_train.provenance import run_provenance
+from student_train.provenance import PROVENANCE, run_provenance
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 from teacher_cache.units import format_duration
 
-# as student_train.export calls it, which takes torch and Transformers to import
-_PROVENANCE = "provenance.json"
 _LEGEND = "Losses: of the last validation / of the best one, on the held-out rows. Time: that of the training steps."
 
 
@@ -56,7 +54,7 @@ def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
     """
     found, contents = [], dict[tuple[str, ...], str]()
     for name, settings in asked.items():
-        path = Path(settings.out) / _PROVENANCE
+        path = Path(settings.out) / PROVENANCE
         if not path.exists():
             continue
         try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.best import drop_best, match_best, write_student
-from student_train.checkpoint import check_checkpoint, drop_beyond, load_checkpoint
+from student_train.checkpoint import drop_beyond, load_checkpoint, read_marker
 from student_train.disk import clear_write_errors
 from student_train.engine import full_precision_weights, running_engine
 from student_train.engine_config import choose_device
@@ -116,7 +116,7 @@ def _train_with_engine(
 ) -> tuple[Progression, signal.Signals | None, Mapping[str, Any] | None]:
     """How far it came, the signal that stopped it, and the weights at its end; only the first process's are of use."""
     ranks, state = run.ranks, Progression()
-    written_by = ranks.count if checkpoint is None else check_checkpoint(checkpoint).processes
+    written_by = ranks.count if checkpoint is None else read_marker(checkpoint).processes
     converts = needs_universal(run.config, written_by, ranks)
     config = run.config | (READ_UNIVERSAL if converts else {})
     warmup = run.settings.warmup_steps(run.steps)

@@ -17,7 +17,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from student_train.export import PROVENANCE
 from student_train.pretrained import (
     check_family,
     encoder_of,
@@ -26,6 +25,7 @@ from student_train.pretrained import (
     position_limit,
     vocabulary_difference,
 )
+from student_train.provenance import PROVENANCE
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.taps import MaskedLMHead

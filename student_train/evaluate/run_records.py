@@ -19,8 +19,8 @@ from transformers import AutoModel
 from student_train.evaluate.load import weights_fingerprint
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
 from student_train.evaluate.records import FidelityReport
-from student_train.export import PROVENANCE
 from student_train.pretrained import load_config, pooler_option
+from student_train.provenance import PROVENANCE
 from teacher_cache.errors import StudentError
 
 _WEIGHTS_KEYS = ("student", "weights")

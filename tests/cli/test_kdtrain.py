@@ -13,9 +13,9 @@ from cli.kdtrain import main
 from student_train.metrics import read_records
 from teacher_cache.build import build_cache
 from teacher_cache.settings import BuildSettings
+from tests.records import without_times
 
 STEPS = 40
-TIMES = ("seconds", "wait", "memory")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,6 @@ def uninterrupted(workplace):
     """Records of the run that the others must equal."""
     assert main(flags(workplace, workplace / "whole")) == 0
     return read_records(workplace / "whole" / "metrics.jsonl")
-
-
-def without_times(records):
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
 def start(workplace, out, *more):

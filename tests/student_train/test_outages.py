@@ -14,13 +14,13 @@ from student_train.settings import TrainSettings
 from student_train.trainer import train
 from teacher_cache.errors import StoreError
 from teacher_cache.remote import RemoteStorage
+from tests.records import without_times
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
     from tests.faulty_server import FaultyServer
 
 STEPS, BATCH = 12, 16
-TIMES = ("seconds", "wait", "memory")
 
 
 def settings_for(cache: str, out: Path, **changes: Any) -> TrainSettings:
@@ -29,10 +29,7 @@ def settings_for(cache: str, out: Path, **changes: Any) -> TrainSettings:
 
 
 def records_of(out: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if key not in TIMES}
-        for record in read_records(out / "metrics.jsonl")
-    ]
+    return without_times(read_records(out / "metrics.jsonl"))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from student_train.ranks import Ranks
 from student_train.settings import TrainSettings
 from student_train.trainer import train
 from teacher_cache.errors import TrainingError
+from tests.records import without_times
 
 TRAINER = """
 import errno, json, os, signal, sys
@@ -79,8 +80,6 @@ results = {name: run(name, fault, settings) for name, fault, settings in json.lo
 with open(f"{sys.argv[2]}/{rank}.json", "w") as file:
     json.dump(results, file)
 """
-
-TIMES = ("seconds", "wait", "memory")
 
 
 def settings_for(store: Path, out: Path, **changes: Any) -> dict[str, Any]:
@@ -161,10 +160,7 @@ def alone(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records_of(out: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if key not in TIMES}
-        for record in read_records(out / "metrics.jsonl")
-    ]
+    return without_times(read_records(out / "metrics.jsonl"))
 
 
 def assert_same_training(found: Path, expected: Path, tolerance: float) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from student_train.metrics import read_records
+from tests.records import without_times
 
 FAULTS = int(os.environ.get("KDCACHE_FAULTS", "3"))
 STEPS = 12
-TIMES = ("seconds", "wait", "memory")
 
 TRAININGS = """
 import json, os, signal, sys
@@ -131,13 +131,7 @@ def uninterrupted(trainings: Trainings, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_same(out: Path, other: Path) -> None:
-    ours, theirs = (
-        [
-            {key: value for key, value in record.items() if key not in TIMES}
-            for record in read_records(folder / "metrics.jsonl")
-        ]
-        for folder in (out, other)
-    )
+    ours, theirs = (without_times(read_records(folder / "metrics.jsonl")) for folder in (out, other))
     assert ours == theirs
     assert (out / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert not list(out.glob(".*")) and not list((out / "checkpoints").glob(".*"))

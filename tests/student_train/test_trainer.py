@@ -32,9 +32,9 @@ from teacher_cache.batch import concatenate
 from teacher_cache.errors import StoreError, TrainingError
 from teacher_cache.pool import open_caches
 from teacher_cache.reader import CacheReader
+from tests.records import without_times
 
 STEPS, BATCH, HELD_OUT, LR = 12, 16, 5, 2e-3
-TIMES = ("seconds", "wait", "memory")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def finished(run_training, tmp_path_factory):
 
 def steps_of(records):
     """Training records without the times that no two runs share."""
-    return [{key: record[key] for key in record if key not in TIMES} for record in records if "loss" in record]
+    return without_times(record for record in records if "loss" in record)
 
 
 def validations_of(records):
