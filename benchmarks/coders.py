@@ -136,7 +136,8 @@ class HiddenCoder(StoreCoder):
 
     def unpack(self, coded: CodedBlock) -> torch.Tensor:
         """Hidden states in rotated coordinates."""
-        return self.reader.decode(coded, 0, self._rows(coded), rotated=True).hidden[self.layer]
+        rotated = replace(coded, request=replace(coded.request, rotated_layers=(self.layer,)))
+        return self.reader.decode(rotated, 0, self._rows(coded)).hidden[self.layer]
 
     def decode(self, coded: CodedBlock) -> tuple[torch.Tensor, ...]:
         return (self.reader.decode(coded, 0, self._rows(coded)).hidden[self.layer],)

@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,8 @@ from rich.console import Console
 from rich.table import Table
 
 from student_train.loader import CacheLoader
-from teacher_cache.batch import TargetBatch, TargetRequest
+from teacher_cache.batch import TargetRequest
 from teacher_cache.build import build_cache
-from teacher_cache.decode import CodedBlock
 from teacher_cache.layout import block_arrays
 from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
@@ -136,34 +136,22 @@ def hidden_states_of(reader: CacheReader) -> TargetRequest:
     return request
 
 
-class InCoordinates:
-    """A store whose hidden states are decoded as far as their rotated coordinates."""
-
-    def __init__(self, reader: CacheReader) -> None:
-        self._reader = reader
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-    def decode(self, coded: CodedBlock, start: int, stop: int, device: str = "cpu") -> TargetBatch:
-        return self._reader.decode(coded, start, stop, device, rotated=True)
-
-
 def measure_rates(reader: CacheReader, request: TargetRequest, options: argparse.Namespace) -> list[dict[str, float]]:
     """Values per second of the limit and of the loader for every number of cores, medians over rounds."""
     threads = [int(text) for text in options.threads.split(",")]
     if max(threads) > len(CORES):
         raise SystemExit(f"--threads {options.threads!r} asks for more cores than the {len(CORES)} that there are")
     values = reader.rows * reader.manifest.seq_len * reader.manifest.teacher.hidden_size * len(request.hidden_layers)
+    coordinates = replace(request, rotated_layers=request.hidden_layers)
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     for number in range(options.rounds):
         # beside each other: on a shared machine, what is compared has met the same neighbours
         for cores in threads:
             keep_to_cores(1)
-            for name, took in time_limit(reader, request).items():
+            for name, took in time_limit(reader, coordinates, options.batch_size).items():
                 seconds[cores, name].append(took)
             keep_to_cores(cores)
-            seconds[cores, "coordinates"].append(time_epoch(InCoordinates(reader), request, options.batch_size))
+            seconds[cores, "coordinates"].append(time_epoch(reader, coordinates, options.batch_size))
             seconds[cores, "hidden states"].append(time_epoch(reader, request, options.batch_size))
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     measured = []
@@ -183,8 +171,11 @@ def keep_to_cores(count: int) -> None:
         os.sched_setaffinity(int(task.name), CORES[:count])
 
 
-def time_limit(reader: CacheReader, request: TargetRequest) -> dict[str, float]:
-    """Seconds to decompress all blocks from memory and to unpack their codes; and to read blocks as the loader does."""
+def time_limit(reader: CacheReader, request: TargetRequest, rows: int) -> dict[str, float]:
+    """Seconds to decompress all blocks from memory and to unpack their codes; and to read blocks as the loader does.
+
+    Codes are unpacked so many rows at a time, as a loader has to: whole blocks are slower, they leave the CPU's caches.
+    """
     read = decompress = unpack = 0.0
     for block in range(reader.manifest.blocks):
         frames = list(frames_of(reader, request, block))
@@ -196,7 +187,8 @@ def time_limit(reader: CacheReader, request: TargetRequest) -> dict[str, float]:
         for frame, size in frames:
             zstd.decompress(frame, room[:size])
         decompressed = time.perf_counter()
-        reader.decode(coded, 0, last - first, rotated=True)
+        for row in range(0, last - first, rows):
+            reader.decode(coded, row, min(row + rows, last - first))
         decompress, unpack = decompress + decompressed - started, unpack + time.perf_counter() - decompressed
     return {"read": read, "decompress": decompress, "unpack": unpack, "limit": decompress + unpack}
 
@@ -215,7 +207,7 @@ def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterat
         yield from ((data[offset : offset + length - 4], size) for offset, length in index.tolist())
 
 
-def time_epoch(source: Any, request: TargetRequest, batch_size: int) -> float:
+def time_epoch(source: CacheReader, request: TargetRequest, batch_size: int) -> float:
     """Seconds of an epoch of the loader, its start included."""
     source.decode(source.load_block(0, request, "plain"), 0, 1)  # constants are read once per store
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 from train import load_teacher, taught
 
 from student_train.best import write_student
@@ -18,6 +19,8 @@ from student_train.engine import full_precision_weights, running_engine
 from student_train.feed import Feed
 from student_train.loader import CacheLoader
 from student_train.loop import Progression, Trainer
+from student_train.methods.hidden import HiddenTransfer
+from student_train.methods.projections import projection_name
 from student_train.metrics import Progress
 from student_train.run import TrainingRun, prepare_run
 from student_train.settings import TrainSettings
@@ -27,6 +30,7 @@ from teacher_cache.batch import TargetRequest
 def train_online(settings: TrainSettings) -> list[dict[str, Any]]:
     """Train a student, export it to `settings.out`, and return a record of each step: `seconds`, `tokens` so far."""
     run = prepare_run(settings)
+    lead_to_hidden_states(run)
     teacher, warmup = load_teacher(run), settings.warmup_steps(run.steps)
     progress, records, tokens = Progress(), [], 0
     with (
@@ -46,6 +50,21 @@ def train_online(settings: TrainSettings) -> list[dict[str, Any]]:
         weights = full_precision_weights(run.built.model)
     write_student(run, weights, Path(settings.out), result={"step": run.steps, "tokens": tokens, "online": True})
     return records
+
+
+def lead_to_hidden_states(run: TrainingRun) -> None:
+    """Let the maps of `hs` lead to what the teacher gives, not to the coordinates in which the cache holds it."""
+    method = run.objective.methods.get("hs")
+    if not isinstance(method, HiddenTransfer):
+        return
+    maps = run.objective.projections["hs"]
+    for pair in method.mapping.pairs:
+        rotation = run.reader.rotation(pair[1])
+        if rotation is not None:
+            linear = maps[projection_name(*pair)]
+            with torch.no_grad():
+                linear.weight.copy_(rotation.basis_DK @ linear.weight)
+                linear.bias.copy_(rotation.synthesise(linear.bias[None])[0])
 
 
 def token_ids(run: TrainingRun) -> CacheLoader:

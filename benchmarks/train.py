@@ -1,7 +1,7 @@
 """What a training step costs: targets streamed from the store, already on the device, or from a teacher in the loop.
 
-Six ways of making the same steps of the same student, in turns within one process, so that their ratios mean something
-on a machine that others use too:
+Six ways of making the same steps of the same student, step by step in turns within one process, so that their ratios
+mean something on a machine that others use too (`--ways` chooses some):
 
 - streaming: as `kdtrain` trains. The clock runs until as many blocks are read ahead as before.
 - resident: the same engine and loss, decoded hidden states on the device before the clock starts; queries, keys and
@@ -26,7 +26,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,13 @@ from teacher_cache.relations import AttentionProjections, project_hidden
 from teacher_cache.taps import enable_tap, record_attention
 
 WAYS = ("streaming", "resident", "online", "student", "bare", "teacher")
+RATIOS = {
+    "streaming_over_resident": ("resident", "streaming"),
+    "streaming_over_online": ("online", "streaming"),
+    "ceiling_over_online": ("online", "student"),
+    "engine_over_bare": ("resident", "bare"),
+}
+"""Ratios of speeds, as ratios of seconds."""
 
 
 def main() -> None:
@@ -60,7 +67,7 @@ def main() -> None:
     for method in options.methods.split(","):
         results[method] = measure(method, options)
         report(method, results[method])
-    if options.plot:
+    if options.plot and "teacher" in options.ways:
         plot(results, Path(options.plot))
     reader = CacheReader.open(options.cache)
     print_record(
@@ -82,6 +89,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", default="mha,hs", help="each of mha and hs, with its default settings")
     parser.add_argument("--student", default="3x384")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--ways", default=",".join(WAYS), type=lambda text: [way for way in WAYS if way in text])
     parser.add_argument("--steps", type=int, default=8, help="steps of each way in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
@@ -106,46 +114,29 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
         running_engine(run.model, run.config, device=run.device, warmup=1, steps=run.steps) as engine,
         closing(run.training_batches(0)) as batches,
     ):
-        rounds_of = Ways(run, engine, batches, options.steps)
-        ways = {name: getattr(rounds_of, name) for name in WAYS}
-        for way in ways.values():
-            way()  # what is done once is not measured
+        ways = Ways(run, engine, batches, options.steps)
+        ways.round(options.ways)  # what is done once is not measured
         for number in range(options.rounds):
-            # each way comes first once
-            order = [*WAYS[number % len(WAYS) :], *WAYS[: number % len(WAYS)]]
-            rounds.append({name: timed(ways[name], run.device) for name in order})
+            rounds.append(ways.round(options.ways))
             print(f"{method} round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
     tokens = options.steps * options.batch_size * run.reader.manifest.seq_len
-    return {
-        "tokens_per_second": {name: tokens / statistics.median(each[name] for each in rounds) for name in WAYS},
-        "streaming_over_resident": ratio(rounds, "resident", "streaming"),
-        "streaming_over_online": ratio(rounds, "online", "streaming"),
-        "ceiling_over_online": ratio(rounds, "online", "student"),
-        "engine_over_bare": ratio(rounds, "resident", "bare"),
-        "epochs_to_pay": statistics.median(each["teacher"] / (each["online"] - each["streaming"]) for each in rounds),
-        "seconds": rounds,
-    }
-
-
-def ratio(rounds: list[dict[str, float]], slower: str, faster: str) -> float:
-    return statistics.median(each[slower] / each[faster] for each in rounds)
-
-
-def timed(way: Callable[[], None], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    way()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    medians = {name: statistics.median(each[name] for each in rounds) for name in options.ways}
+    found: dict[str, Any] = {"tokens_per_second": {name: tokens / seconds for name, seconds in medians.items()}}
+    for name, (slower, faster) in RATIOS.items():
+        if {slower, faster} <= set(options.ways):
+            found[name] = statistics.median(each[slower] / each[faster] for each in rounds)
+    if {"online", "streaming", "teacher"} <= set(options.ways):
+        found["epochs_to_pay"] = statistics.median(
+            each["teacher"] / (each["online"] - each["streaming"]) for each in rounds
+        )
+    return {**found, "seconds": rounds}
 
 
 class Ways:
-    """A round of each way, over the same batches but for streaming, which goes on through the store."""
+    """Steps of each way, over the same batches but for streaming, which goes on through the store."""
 
     def __init__(self, run: TrainingRun, engine: Any, batches: CacheLoader, steps: int) -> None:
-        self.run, self.engine, self.batches, self.steps = run, engine, batches, steps
+        self.run, self.engine, self.batches = run, engine, batches
         self.trainer = Trainer(run, engine, Progression(), None, Progress(quiet=True))
         self.trainer.progress.start(total=run.steps, step=0)
         self.feed = Feed(run, batches, [], print)
@@ -158,31 +149,42 @@ class Ways:
             found = [share for share in (shares.next() for _ in range(steps)) if share is not None]
             self.shares = [with_views(share, share.batch.views) for share in found]
 
-    def streaming(self) -> None:
-        for _ in range(self.steps):
-            self.trainer.update(self.feed)
+    def round(self, names: Sequence[str]) -> dict[str, float]:
+        """Seconds of each way for all batches, step by step in turns, each as often the first as any other."""
+        seconds = dict.fromkeys(names, 0.0)
+        for step, share in enumerate(self.shares):
+            first = step % len(names)
+            for name in (*names[first:], *names[:first]):
+                self.wait_for_device()
+                started = time.perf_counter()
+                getattr(self, name)(share)
+                self.wait_for_device()
+                seconds[name] += time.perf_counter() - started
+        return seconds
+
+    def wait_for_device(self) -> None:
+        if self.run.device == "cuda":
+            torch.cuda.synchronize()
+
+    def streaming(self, _share: Share) -> None:
+        self.trainer.update(self.feed)
         while self.batches._queue.qsize() < READ_AHEAD:  # else other ways would pay for what is read ahead
             time.sleep(0.001)
 
-    def resident(self) -> None:
-        for share in self.shares:
-            self.trainer.backward(projected(share, self.projections))
+    def resident(self, share: Share) -> None:
+        self.trainer.backward(projected(share, self.projections))
 
-    def online(self) -> None:
-        for share in self.shares:
-            self.trainer.backward(taught(self.run, self.loaded_teacher, share))
+    def online(self, share: Share) -> None:
+        self.trainer.backward(taught(self.run, self.loaded_teacher, share))
 
-    def student(self) -> None:
-        for share in self.shares:
-            pass_of_student(self.run, self.engine, share)
+    def student(self, share: Share) -> None:
+        pass_of_student(self.run, self.engine, share)
 
-    def bare(self) -> None:
-        for share in self.shares:
-            self.bare_loop.step(projected(share, self.projections))
+    def bare(self, share: Share) -> None:
+        self.bare_loop.step(projected(share, self.projections))
 
-    def teacher(self) -> None:
-        for share in self.shares:
-            taught(self.run, self.loaded_teacher, share)
+    def teacher(self, share: Share) -> None:
+        taught(self.run, self.loaded_teacher, share)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def hidden_batches(run: TrainingRun) -> CacheLoader:
     layers = (*wanted.hidden_layers, *(layer - 1 for layer in wanted.attention_layers))
     return CacheLoader(
         run.reader,
-        TargetRequest(hidden_layers=tuple(sorted(set(layers)))),
+        TargetRequest(hidden_layers=tuple(sorted(set(layers))), rotated_layers=wanted.rotated_layers),
         rows=run.training_rows,
         batch_size=run.settings.batch_size,
         seed=run.settings.seed,
@@ -230,7 +232,7 @@ def load_teacher(run: TrainingRun) -> Any:
 
 @torch.no_grad()
 def taught(run: TrainingRun, teacher: Any, share: Share) -> Share:
-    """The share with its targets from the teacher."""
+    """The share with its targets from the teacher: hidden states as they are, whatever coordinates a cache uses."""
     request = run.objective.request
     ((view, targets),) = share.batch.views.items()
     with record_attention(teacher, request.attention_layers) as recorded:
@@ -293,16 +295,11 @@ def report(method: str, found: Mapping[str, Any]) -> None:
     for column in ("way", "tok/s", "of streaming"):
         table.add_column(column, justify="right" if column != "way" else "left")
     speeds = found["tokens_per_second"]
-    for name in WAYS:
-        table.add_row(name, f"{speeds[name]:,.0f}", f"{speeds[name] / speeds['streaming']:.3f}")
-    for name in (
-        "streaming_over_resident",
-        "streaming_over_online",
-        "ceiling_over_online",
-        "engine_over_bare",
-        "epochs_to_pay",
-    ):
-        table.add_row(name.replace("_", " "), "", f"{found[name]:.3f}")
+    for name, speed in speeds.items():
+        table.add_row(name, f"{speed:,.0f}", f"{speed / speeds['streaming']:.3f}" if "streaming" in speeds else "")
+    for name in (*RATIOS, "epochs_to_pay"):
+        if name in found:
+            table.add_row(name.replace("_", " "), "", f"{found[name]:.3f}")
     Console(stderr=True).print(table)
 
 

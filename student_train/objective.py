@@ -30,6 +30,7 @@ from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import TargetsError
 from teacher_cache.specs import View
+from teacher_cache.transform import Transform
 
 _READING_ATTENTION = ("mha", "direct")
 
@@ -43,6 +44,8 @@ class TargetSource(Protocol):
     def require(self, request: TargetRequest) -> None: ...
 
     def hidden_variance(self, layer: int) -> float: ...
+
+    def rotation(self, layer: int) -> Transform | None: ...
 
     def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch: ...
 
@@ -69,6 +72,7 @@ class Objective(nn.Module):
         requests = [method.request for method in self.methods.values()]
         return TargetRequest(
             hidden_layers=tuple(sorted({layer for request in requests for layer in request.hidden_layers})),
+            rotated_layers=tuple(sorted({layer for request in requests for layer in request.rotated_layers})),
             attention_layers=tuple(sorted({layer for request in requests for layer in request.attention_layers})),
             logits=any(request.logits for request in requests),
             masked=any(request.masked for request in requests),

@@ -24,10 +24,13 @@ class TargetRequest:
     """Which targets to read: hidden states and attention by layer, the distribution at masked positions or not.
 
     `masked` asks for the masked view itself: its input, the masked positions and the ids that stood there. It comes
-    with every target of that view.
+    with every target of that view. Hidden states of `rotated_layers` come in the coordinates in which they are coded
+    (a `CacheSource` says for which layers it has a `rotation`): that saves a matrix product where a learned map
+    follows, and distances and variances are the same in both.
     """
 
     hidden_layers: tuple[int, ...] = ()
+    rotated_layers: tuple[int, ...] = ()
     attention_layers: tuple[int, ...] = ()
     logits: bool = False
     masked: bool = False

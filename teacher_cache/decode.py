@@ -68,7 +68,6 @@ class RowDecoder:
         device: str | torch.device,
         projections: Callable[[int], AttentionProjections],
         transforms: Callable[[str], Transform],
-        rotated: bool = False,
     ) -> None:
         self.manifest = manifest
         self.coded = coded
@@ -77,7 +76,6 @@ class RowDecoder:
         self.device = device
         self.projections = projections
         self.transforms = transforms
-        self.rotated = rotated
         self.streams = {stream.path: stream for stream in vector_streams(manifest)}
 
     def decode(self) -> TargetBatch:
@@ -92,7 +90,9 @@ class RowDecoder:
             )
             ids_BT = _replace(ids_BT, masked, self._rows("masked/replacement_ids"))
         hidden = {
-            n: self._vectors(f"hidden/{n}") for n in request.hidden_layers if in_view(targets.find_hidden(n), view)
+            n: self._vectors(f"hidden/{n}", rotated=n in request.rotated_layers)
+            for n in request.hidden_layers
+            if in_view(targets.find_hidden(n), view)
         }
         attention = {
             n: self._attention(spec)
@@ -118,12 +118,13 @@ class RowDecoder:
         values = self.coded.arrays[path][..., self.start * per_row : self.stop * per_row]
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
-    def _vectors(self, path: str) -> torch.Tensor:
-        """Vectors [B, T, D] of a stream."""
+    def _vectors(self, path: str, *, rotated: bool = False) -> torch.Tensor:
+        """Vectors [B, T, D] of a stream, or their rotated coordinates."""
         stream, positions = self.streams[path], self.manifest.seq_len
+        assert stream.calibration is not None or not rotated, "only calibrated streams have a rotation"
         if stream.calibration is not None:
             values_ND = self._coordinates(stream)
-            if not self.rotated:
+            if not rotated:
                 values_ND = self.transforms(path).synthesise(values_ND)
         else:
             codec = make_codec(stream.codec)

@@ -64,11 +64,9 @@ class CacheSource(Protocol):
 
     def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock: ...
 
-    def decode(
-        self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu", *, rotated: bool = False
-    ) -> TargetBatch: ...
+    def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch: ...
 
-    def rotation(self, layer: int, device: str | torch.device = "cpu") -> Transform | None: ...
+    def rotation(self, layer: int) -> Transform | None: ...
 
     def read_rows(
         self,
@@ -141,8 +139,8 @@ class CachePool:
         self.parts: tuple[CacheReader, ...] = tuple(readers)
         self.path = _name(reader.path for reader in self.parts)
         self._first_blocks = [0, *accumulate(len(part.block_bounds) - 1 for part in self.parts)]
+        self._rotations: dict[int, Transform | None] = {}
         self._first_rows = [0, *accumulate(part.rows for part in self.parts)]
-        self._rotations: dict[tuple[int, str], Transform | None] = {}
 
     @property
     def rows(self) -> int:
@@ -189,36 +187,19 @@ class CachePool:
         part, own_block = self._find(block)
         return replace(part.load_block(own_block, request, view, masked_view), block=block)
 
-    def decode(
-        self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu", *, rotated: bool = False
-    ) -> TargetBatch:
-        """Rows start..stop of a block of the pool, counted from its first row, as tensors on `device`.
-
-        Raises:
-            StoreError: `rotated` hidden states are asked for, and the parts are coded in different rotations.
-        """
-        if rotated:
-            for layer in coded.request.hidden_layers:
-                self.rotation(layer, device)
+    def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
+        """Rows start..stop of a block of the pool, counted from its first row, as tensors on `device`."""
+        # coordinates of one part would mean nothing in another
+        assert all(self.rotation(layer) is not None for layer in coded.request.rotated_layers)
         part, own_block = self._find(coded.block)
-        return part.decode(replace(coded, block=own_block), start, stop, device, rotated=rotated)
+        return part.decode(replace(coded, block=own_block), start, stop, device)
 
-    def rotation(self, layer: int, device: str | torch.device = "cpu") -> Transform | None:
-        """What takes rotated coordinates of hidden state `layer` back, if all parts share it; None if none is rotated.
-
-        Raises:
-            StoreError: each part has a rotation of its own, so that rotated coordinates would not be comparable.
-        """
-        key = (layer, str(device))
-        if key not in self._rotations:
-            first, *rest = (part.rotation(layer, device) for part in self.parts)
-            if not all(_same_coordinates(first, other) for other in rest):
-                raise StoreError(
-                    f"hidden state {layer!r} of {self.path} is coded in a rotation of each store's own: rotated "
-                    "coordinates of one mean nothing in another; read it without `rotated`"
-                )
-            self._rotations[key] = first
-        return self._rotations[key]
+    def rotation(self, layer: int) -> Transform | None:
+        """What takes rotated coordinates of hidden state `layer` back, if all parts share it; None if they do not."""
+        if layer not in self._rotations:
+            first, *rest = (part.rotation(layer) for part in self.parts)
+            self._rotations[layer] = first if all(_same_coordinates(first, other) for other in rest) else None
+        return self._rotations[layer]
 
     def read_rows(
         self,

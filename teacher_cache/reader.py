@@ -199,14 +199,8 @@ class CacheReader:
             arrays[path] = self._load(path, block, view, masked_view, arrays)
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
-    def decode(
-        self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu", *, rotated: bool = False
-    ) -> TargetBatch:
-        """Rows start..stop of a block, counted from its first row, as tensors on `device`.
-
-        With `rotated`, hidden states come in the coordinates in which they are coded (see `rotation`), which saves a
-        matrix product where a learned map follows. Distances and variances are the same in both.
-        """
+    def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
+        """Rows start..stop of a block, counted from its first row, as tensors on `device`."""
 
         def projections(layer: int) -> AttentionProjections:
             return self._projections_on(layer, device)
@@ -222,14 +216,13 @@ class CacheReader:
             device=device,
             projections=projections,
             transforms=transforms,
-            rotated=rotated,
         )
         return decoder.decode()
 
-    def rotation(self, layer: int, device: str | torch.device = "cpu") -> Transform | None:
+    def rotation(self, layer: int) -> Transform | None:
         """What takes rotated coordinates of hidden state `layer` back (`synthesise`); None if it is coded as it is."""
         path = f"hidden/{layer}"
-        return self._transform_on(path, device) if path in self.manifest.calibration else None
+        return self._transform_on(path, "cpu") if path in self.manifest.calibration else None
 
     def read_rows(
         self,

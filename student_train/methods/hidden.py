@@ -24,35 +24,43 @@ from student_train.losses.hidden import (
 )
 from student_train.losses.sums import LossSum, add_losses
 from student_train.methods.base import Counted, Method, StudentNeeds, StudentOutputs
-from student_train.methods.projections import make_projections, projection_name, projection_starts
+from student_train.methods.projections import make_projections, projection_name, projection_starts, rotate_map
 from student_train.methods.transport import LayerTransport
 from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import TargetsError
 from teacher_cache.specs import View
+from teacher_cache.transform import Transform
 
 
 class HiddenSource(Protocol):
-    """What is asked of a cache: what it holds, and the variance of its hidden states."""
+    """What is asked of a cache: what it holds, and the variance and coordinates of its hidden states."""
 
     @property
     def manifest(self) -> Manifest: ...
 
     def hidden_variance(self, layer: int) -> float: ...
 
+    def rotation(self, layer: int) -> Transform | None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenTransfer:
-    """`hs` with given pairs: hidden states of mapped layers through one learned linear map per pair."""
+    """`hs` with given pairs: hidden states of mapped layers through one learned linear map per pair.
+
+    The maps lead to the coordinates in which the cache holds a layer, those of `rotated_layers` being principal
+    components: distances are the same, and decoding needs no inverse rotation.
+    """
 
     mapping: LayerMapping
     views: Mapping[int, View]
     variance: Mapping[int, float]
+    rotated_layers: tuple[int, ...]
     counted: Counted = "positions"
 
     @property
     def request(self) -> TargetRequest:
-        return TargetRequest(hidden_layers=self.mapping.teacher_layers)
+        return TargetRequest(hidden_layers=self.mapping.teacher_layers, rotated_layers=self.rotated_layers)
 
     def needs(self, view: View) -> StudentNeeds:
         return StudentNeeds(hidden_layers=frozenset(i for i, j in self.mapping.pairs if self.views[j] == view))
@@ -188,9 +196,14 @@ def make_hidden_transfer(
     deviations = {layer: deviation(variance[layer], width) for layer in layers}
     starts = projection_starts(mapping, student_width, width, deviations)
     views = {spec.layer: spec.view for spec in source.manifest.targets.hidden if spec.layer in layers}
+    maps = make_projections(starts, student_width, width, seed)
     method: Method
     if mapping.form == "pairs":
-        method = HiddenTransfer(mapping=mapping, views=views, variance=variance)
+        rotations = {layer: rotation for layer in layers if (rotation := source.rotation(layer)) is not None}
+        for pair in mapping.pairs:
+            if (rotation := rotations.get(pair[1])) is not None:
+                rotate_map(maps.get_submodule(projection_name(*pair)), rotation)
+        method = HiddenTransfer(mapping=mapping, views=views, variance=variance, rotated_layers=tuple(rotations))
     elif mapping.form == "skip":
         method = FirstTokenTransfer(mapping=mapping, views=views)
     elif mapping.form == "alp":
@@ -201,7 +214,7 @@ def make_hidden_transfer(
         method = TransportTransfer(
             mapping=mapping, view=view, deviations=tuple(deviations.values()), transport=transport
         )
-    return method, make_projections(starts, student_width, width, seed)
+    return method, maps
 
 
 def _one_view(mapping: LayerMapping, views: Mapping[int, View]) -> View:

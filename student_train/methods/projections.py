@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from student_train.layer_map import LayerMapping
 from teacher_cache.layers import uniform_layers
+from teacher_cache.transform import Transform
 
 
 class FloatLinear(nn.Linear):
@@ -62,6 +63,15 @@ def make_map(student_width: int, teacher_width: int, generator: torch.Generator,
     else:
         nn.init.normal_(linear_map.weight, std=0.02, generator=generator)
     return linear_map
+
+
+def rotate_map(linear_map: nn.Module, rotation: Transform) -> None:
+    """Make a map W h + b give the rotated coordinates of what it gives: W becomes Q^T W, b becomes Q^T (b - mean)."""
+    assert isinstance(linear_map, nn.Linear)
+    basis_KD = rotation.basis_DK.T.double()
+    with torch.no_grad():
+        linear_map.weight.copy_(basis_KD @ linear_map.weight.double())
+        linear_map.bias.copy_(basis_KD @ (linear_map.bias.double() - rotation.mean_D.double()))
 
 
 def projection_name(student_layer: int, teacher_layer: int | None = None) -> str:

@@ -42,6 +42,9 @@ class LiveCache:
     def hidden_variance(self, layer: int) -> float:
         return 2.0 + layer
 
+    def rotation(self, layer: int) -> None:
+        """None: its hidden states come as the teacher gives them."""
+
     def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch:
         """Rows of 5 to 12 positions, whatever is asked for."""
         return self.batch([5 + row % 8 for row in range(start, stop)], seed=1)

@@ -39,7 +39,7 @@ def coordinates_plainly(manifest: Manifest, coded: CodedBlock) -> NDArray[np.flo
 @pytest.mark.parametrize("block", [0, 2])
 def test_coordinates_are_those_of_plain_division(nmse_store: Path, block: int) -> None:
     reader = CacheReader.open(nmse_store)
-    request = TargetRequest(hidden_layers=(LAYER,))
+    request = TargetRequest(hidden_layers=(LAYER,), rotated_layers=(LAYER,))
     (view,) = reader.views_for(request)
     coded = reader.load_block(block, request, view)
     expected_ND = coordinates_plainly(reader.manifest, coded)
@@ -47,5 +47,5 @@ def test_coordinates_are_those_of_plain_division(nmse_store: Path, block: int) -
     expected_BTD = torch.from_numpy(expected_ND).reshape(-1, positions, expected_ND.shape[1])
     for start in range(rows):
         for stop in range(start + 1, rows + 1):
-            have_BTD = reader.decode(coded, start, stop, rotated=True).hidden[LAYER]
+            have_BTD = reader.decode(coded, start, stop).hidden[LAYER]
             assert torch.equal(have_BTD, expected_BTD[start:stop])

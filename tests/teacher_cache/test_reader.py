@@ -99,9 +99,11 @@ def test_masked_views_that_there_are_not_are_no_damage(nmse_store: Path, masked_
 
 
 def test_rotated_coordinates_turn_back_into_hidden_states(nmse_store: Path, small_store: Path) -> None:
-    reader, request = CacheReader.open(nmse_store), TargetRequest(hidden_layers=(2,), attention_layers=(3,))
-    coded = reader.load_block(1, request, "plain")
-    plain, rotated = (reader.decode(coded, 3, 9, rotated=value) for value in (False, True))
+    reader = CacheReader.open(nmse_store)
+    requests = [
+        TargetRequest(hidden_layers=(2,), attention_layers=(3,), rotated_layers=layers) for layers in ((), (2,))
+    ]
+    plain, rotated = (reader.decode(reader.load_block(1, request, "plain"), 3, 9) for request in requests)
     rotation = reader.rotation(2)
     assert rotation is not None
     again = rotation.synthesise(rotated.hidden[2].flatten(0, 1)).view_as(plain.hidden[2])

@@ -217,3 +217,60 @@ def test_every_mapping_teaches_from_a_store(mapping: str, shape: str, tiny_store
     assert (flows is not None) == (mapping == "emd")
     if flows is not None:
         assert np.asarray(flows).sum() == pytest.approx(1, abs=1e-4) and np.asarray(flows).min() >= 0
+
+
+@pytest.fixture(scope="module")
+def calibrated_store(make_tiny_store: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers 2 and 4 in the `nmse` codec, layer 1 in float16."""
+    store = tmp_path_factory.mktemp("calibrated") / "cache.zarr"
+    for precision, layers in (("nmse:1e-2", "2,4"), ("float16", "1")):
+        make_tiny_store(store, precision=precision, layers=layers, targets="hidden", views=1, max_rows=64)
+    return store
+
+
+class Unrotated:
+    """A store that is read in the coordinates of the teacher, as a pool of several calibrations is."""
+
+    def __init__(self, reader: CacheReader) -> None:
+        self.reader = reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)
+
+    def rotation(self, layer: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("shape", ["2x32:4", "2x24:4"])
+def test_maps_to_rotated_targets_cost_the_same(shape: str, calibrated_store: Path) -> None:
+    reader = CacheReader.open(calibrated_store)
+    built = build_student(
+        shape, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=12
+    )
+    found = []
+    for source in (reader, Unrotated(reader)):
+        objective = make_objective({"hs": 1.0}, source=source, student=built.model.config, mapping="1:2,2:2,2:4")
+        loss = DistillationModel(built.model, objective)(reader.read_rows(0, 6, objective.request))["hs"]
+        built.model.zero_grad()
+        loss.total.backward()
+        gradient = torch.cat([p.grad.flatten() for p in built.model.parameters() if p.grad is not None])
+        found.append((objective.request.rotated_layers, loss.total.item(), gradient))
+    (rotated, total, gradient), (unrotated, expected_total, expected_gradient) = found
+    assert (rotated, unrotated) == ((2, 4), ())
+    assert total == pytest.approx(expected_total, rel=1e-5)
+    assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
+
+
+def test_layers_without_a_rotation_are_learned_as_they_are(calibrated_store: Path) -> None:
+    """A store may hold some layers calibrated and others not."""
+    reader = CacheReader.open(calibrated_store)
+    config = derive_config(AutoConfig.from_pretrained(reader.teacher_folder()), parse_shape("2x32:4"), (2, 4))
+    objective = make_objective({"hs": 1.0}, source=reader, student=config, mapping="1:1,2:4")
+    assert objective.request.rotated_layers == (4,)
+    maps = objective.projections["hs"]
+    assert torch.equal(maps.get_submodule("student_1_teacher_1").weight, torch.eye(32))
+    rotation = reader.rotation(4)
+    assert rotation is not None
+    assert torch.allclose(maps.get_submodule("student_2_teacher_4").weight, rotation.basis_DK.T)
+    plain = reader.read_rows(0, 2, TargetRequest(hidden_layers=(1,)))["plain"].hidden[1]
+    assert torch.equal(reader.read_rows(0, 2, objective.request)["plain"].hidden[1], plain)
