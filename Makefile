@@ -15,7 +15,7 @@ demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # the long fault counts: builds and trainings killed at many moments, many changed bytes, a server of object storage away
 # for longer

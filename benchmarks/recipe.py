@@ -3,6 +3,8 @@ r"""A whole comparison by one command: one cache, many students, every measureme
 A recipe (`benchmarks/recipes/*.yaml`) names what is compared: flags of `kdcache build`, flags that all students share,
 a sweep (`runs:` or `grid:`, as `kdtrain --config` takes it) and the tasks to fine-tune on; and below `scales:` what
 differs between the scale of the paper and one that fits two CPU cores. Flags of this script override the cache's.
+With `stores:`, flags of several stores by name, runs say which one they learn from (`store: NAME`, else the first), and
+fidelity is measured against the first.
 
     python benchmarks/recipe.py benchmarks/recipes/methods.yaml --scale small --teacher DIR --corpus FILE \
         --task-files sst2=GLUE/SST-2/train.tsv,GLUE/SST-2/dev.tsv --out comparison
@@ -33,9 +35,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     files = dict(entry.split("=", 1) for entry in options.task_files)
     cache = recipe["cache"] | given(teacher=options.teacher, corpus=options.corpus)
-    store, students = out / "cache.zarr", out / "students"
-    run("kdcache", "build", *as_flags(cache), "--out", str(store))
-    train(recipe, store, students, out / "sweep.yaml")
+    stores = {name: out / f"{name}.zarr" for name in recipe.get("stores", {"cache": {}})}
+    for name, location in stores.items():
+        changes = recipe.get("stores", {}).get(name, {})
+        run("kdcache", "build", *as_flags(cache | changes), "--out", str(location))
+    store, students = next(iter(stores.values())), out / "students"
+    train(recipe, stores, students, out / "sweep.yaml")
     trained = sorted(path.parent for path in students.glob("*/provenance.json"))
     teacher = copy_of_teacher(store, out / "teacher")
     for student in trained:
@@ -75,10 +80,15 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def train(recipe: Mapping[str, Any], store: Path, students: Path, sweep: Path) -> None:
+def train(recipe: Mapping[str, Any], stores: Mapping[str, Path], students: Path, sweep: Path) -> None:
     """All students, by a sweep; what was trained already is left as it is."""
-    flags = recipe["train"] | {"cache": [str(store)], "out": str(students)}
-    text = yaml.safe_dump(flags | {key: recipe[key] for key in ("runs", "grid") if key in recipe}, sort_keys=False)
+    locations = {name: [str(location)] for name, location in stores.items()}
+    flags = recipe["train"] | {"cache": next(iter(locations.values())), "out": str(students)}
+    flags |= {key: recipe[key] for key in ("runs", "grid") if key in recipe}
+    for one in flags.get("runs", {}).values():
+        if "store" in one:
+            one["cache"] = locations[one.pop("store")]
+    text = yaml.safe_dump(flags, sort_keys=False)
     sweep.write_text(text, encoding="utf-8")
     run("kdtrain", "--config", str(sweep))
 
