@@ -175,8 +175,8 @@ def _read_group(storage: Storage, prefix: str) -> Group:
 
 def counts_alike(seal: Seal, manifest: Manifest) -> bool:
     """Whether a seal is about as many rows and blocks as a manifest."""
-    said = (seal.rows, seal.blocks, len(seal.commits), seal.format_version)
-    return said == (manifest.rows, manifest.blocks, manifest.blocks, manifest.format_version)
+    said = (seal.rows, seal.blocks, seal.format_version)
+    return said == (manifest.rows, manifest.blocks, manifest.format_version)
 
 
 def read_seal(storage: Storage, prefix: str) -> Seal | None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, overload
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
-
-from teacher_cache.contract import FORMAT_NAME, Manifest, canonical_json, sha256_of_json
+from teacher_cache.contract import FORMAT_NAME, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
 from teacher_cache.layout import ArraySpec
 from teacher_cache.storage import Storage
 
 METADATA = "zarr.json"
 COMMITS = "commits"
+COMMIT_HASHES = "commits.sha256"
+"""SHA-256 of every commit of a finished group, as `sha256sum` writes and checks them. The seal holds the digest of this
+list: it grows with the store, and opening one is to take the same time for any."""
 SEAL = "seal.json"
 EXTENSIONS = "extensions"
 TEACHER = "teacher"
@@ -28,9 +29,7 @@ TEACHER_FILES = "teacher.json"
 """Lists the files below `teacher/` with their digests; written after them."""
 _CHECKSUM = "sha256"
 _NOT_ITS_CHECKSUM = "it does not match its own checksum"
-_LIST, _LIST_END = b'"commits": [', b"\n "
-_LINE_START, _HASH_DIGITS, _LINE_END = b'\n  "', 64, b'",'
-"""How a seal's list of commits is written: `write_checked`."""
+_HASH_DIGITS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +86,22 @@ class Commit:
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """Says that a group is finished: hashes of its commits in order, digests of its other objects, totals."""
+    """Says that a group is finished: totals, and digests of its objects but shards and commits."""
 
     rows: int
     blocks: int
     bytes_per_array: Mapping[str, int]
-    commits: Sequence[str]
     objects: Mapping[str, ObjectDigest]
     format_version: int
 
     def to_bytes(self) -> bytes:
         """The seal object."""
-        return write_checked({"format": FORMAT_NAME, **asdict(replace(self, commits=tuple(self.commits)))})
+        return write_checked({"format": FORMAT_NAME, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Seal:
         """Read a seal object; one of NOT_AN_OBJECT if it is not what was written."""
-        fields = _read_checked_seal(data)
+        fields = read_checked(data)
         fields.pop("format")
         fields["objects"] = {key: ObjectDigest(**digest) for key, digest in fields["objects"].items()}
         return cls(**fields)
@@ -123,13 +121,19 @@ def shard_key(spec: ArraySpec, block: int) -> str:
     return "/".join([spec.path, "c", str(block), *("0" for _ in spec.block_shape)])
 
 
+def list_commit_hashes(hashes: Sequence[str]) -> bytes:
+    """The list of a group's commits by the hash of each."""
+    return "".join(f"{digest}  {commit_key(block)}\n" for block, digest in enumerate(hashes)).encode()
+
+
+def read_commit_hashes(data: bytes) -> list[str]:
+    """The hashes of commits by block, of a list that is what was written."""
+    return [line[:_HASH_DIGITS] for line in data.decode().splitlines()]
+
+
 def write_checked(fields: Mapping[str, Any]) -> bytes:
     """JSON of these fields and the hash of them."""
-    return _checked_text(fields, sha256_of_json(fields))
-
-
-def _checked_text(fields: Mapping[str, Any], checksum: str) -> bytes:
-    return (json.dumps({**fields, _CHECKSUM: checksum}, indent=1) + "\n").encode()
+    return (json.dumps({**fields, _CHECKSUM: sha256_of_json(fields)}, indent=1) + "\n").encode()
 
 
 def read_checked(data: bytes) -> dict[str, Any]:
@@ -139,58 +143,6 @@ def read_checked(data: bytes) -> dict[str, Any]:
     if write_checked(fields) != data:
         raise ValueError(_NOT_ITS_CHECKSUM)
     return fields
-
-
-class _CommitHashes(Sequence[str]):
-    """The hashes in a seal's list of commits, taken out of its text one by one."""
-
-    def __init__(self, digits: bytes) -> None:
-        self._digits = digits
-
-    def __len__(self) -> int:
-        return len(self._digits) // _HASH_DIGITS
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
-
-    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
-        places = range(len(self))[place]
-        if isinstance(places, range):
-            return tuple(map(self.__getitem__, places))
-        return self._digits[places * _HASH_DIGITS : (places + 1) * _HASH_DIGITS].decode("ascii")
-
-
-def _read_checked_seal(data: bytes) -> dict[str, Any]:
-    """`read_checked` for a seal: the list of commits, one a block, is hashed as it stands and not parsed.
-
-    Everything else about a seal is as small for a large store as for a small one.
-    """
-    start = data.index(_LIST) + len(_LIST)
-    stop = data.index(b"]", start) - len(_LIST_END)
-    listed = np.frombuffer(data[start:stop] + _LINE_END[-1:], dtype=np.uint8)
-    first, last = len(_LINE_START), len(_LINE_START) + _HASH_DIGITS
-    if data[stop : stop + len(_LIST_END)] != _LIST_END or len(listed) % (last + len(_LINE_END)):
-        raise ValueError(_NOT_ITS_CHECKSUM)
-    lines = listed.reshape(-1, last + len(_LINE_END))
-    rest = data[:start] + data[stop + len(_LIST_END) :]
-    fields: dict[str, Any] = json.loads(rest)
-    checksum = fields.pop(_CHECKSUM)
-    before, name, after = canonical_json(fields).partition('"commits":[')
-    hasher = hashlib.sha256((before + name).encode())
-    # canonical JSON of the list: its lines without the line breaks
-    hasher.update(lines[:, first - 1 :].tobytes()[:-1])
-    hasher.update(after.encode())
-    around = [(lines[:, :first], _LINE_START), (lines[:, last:], _LINE_END)]
-    if (
-        hasher.hexdigest() != checksum
-        or _checked_text(fields, checksum) != rest
-        or any((part != np.frombuffer(text, dtype=np.uint8)).any() for part, text in around)
-    ):
-        raise ValueError(_NOT_ITS_CHECKSUM)
-    return {**fields, "commits": _CommitHashes(lines[:, first:last].tobytes())}
 
 
 def write_manifest(storage: Storage, prefix: str, manifest: Manifest) -> None:

@@ -43,14 +43,17 @@ from teacher_cache.layout import (
 )
 from teacher_cache.local_copies import LocalCopies
 from teacher_cache.objects import (
+    COMMIT_HASHES,
     COMMITS,
     NOT_AN_OBJECT,
     TEACHER,
     TEACHER_FILES,
     Commit,
     ObjectDigest,
+    Seal,
     commit_key,
     damage,
+    read_commit_hashes,
     read_teacher_files,
     shard_key,
 )
@@ -90,6 +93,7 @@ class CacheReader:
                 self._arrays.setdefault(path, (group, spec))
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
+        self._hashes: dict[str, list[str]] = {}
         self._commit = lru_cache(maxsize=_COMMITS_KEPT)(self._read_commit)
 
     @classmethod
@@ -121,7 +125,8 @@ class CacheReader:
             raise _unfinished(storage, groups[0])
         chosen = groups if allow_unsealed else readable_groups(finished)
         reader = cls(storage, chosen, [group for group in groups if group not in chosen], copies)
-        reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/"))
+        # what grows with the store, or is read by few, is compared when it is read
+        reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/") and not key.endswith(COMMIT_HASHES))
         return reader
 
     @property
@@ -297,6 +302,10 @@ class CacheReader:
         digest = self._commit(group.prefix, block).shards.get(key)
         if digest is None:
             raise self._damaged(key, "is not part of its block's commit")
+        return self._read_object(key, digest)
+
+    def _read_object(self, key: str, digest: ObjectDigest) -> bytes:
+        """An object that has this digest, from the local copies if it is among them."""
         if self._copies is not None and (copy := self._copies.read(digest.sha256)) is not None:
             return copy
         try:
@@ -352,10 +361,17 @@ class CacheReader:
             self._transforms[key] = read_transform(self.storage, path).to(device)
         return self._transforms[key]
 
+    def _sealed_hashes(self, group: Group, seal: Seal) -> list[str]:
+        """The hashes of a group's commits by block, as they were sealed."""
+        key = group.prefix + COMMIT_HASHES
+        if key not in self._hashes:
+            self._hashes[key] = read_commit_hashes(self._read_object(key, seal.objects[key]))
+        return self._hashes[key]
+
     def _read_commit(self, prefix: str, block: int) -> Commit:
         key = prefix + commit_key(block)
         group = next(group for group in self._groups if group.prefix == prefix)
-        sealed_as = None if group.seal is None else group.seal.commits[block]
+        sealed_as = None if group.seal is None else self._sealed_hashes(group, group.seal)[block]
         copy = None if self._copies is None or sealed_as is None else self._copies.read(sealed_as)
         try:
             data = self.storage.read(key) if copy is None else copy

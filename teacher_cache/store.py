@@ -38,6 +38,7 @@ from teacher_cache.groups import (
 )
 from teacher_cache.layout import constant_paths
 from teacher_cache.objects import (
+    COMMIT_HASHES,
     EXTENSIONS,
     METADATA,
     SEAL,
@@ -48,6 +49,7 @@ from teacher_cache.objects import (
     Seal,
     commit_key,
     digest_object,
+    list_commit_hashes,
     read_teacher_files,
     shard_key,
     write_manifest,
@@ -141,14 +143,16 @@ class GroupWriter:
         for commit in commits.values():
             for key, digest in commit.shards.items():
                 totals[key.partition("/c/")[0]] += digest.size
+        listed = list_commit_hashes([ObjectDigest.of(commits[block].to_bytes()).sha256 for block in sorted(commits)])
+        objects = self._digest_objects(sizes) | {self.group.prefix + COMMIT_HASHES: ObjectDigest.of(listed)}
         seal = Seal(
             rows=self.manifest.rows,
             blocks=self.manifest.blocks,
             bytes_per_array=totals,
-            commits=tuple(ObjectDigest.of(commits[block].to_bytes()).sha256 for block in range(self.manifest.blocks)),
-            objects=self._digest_objects(sizes),
+            objects=dict(sorted(objects.items())),
             format_version=self.manifest.format_version,
         )
+        self.storage.write(self.group.prefix + COMMIT_HASHES, listed)
         self.storage.write(self.group.prefix + SEAL, seal.to_bytes())
         return seal
 
@@ -175,7 +179,7 @@ class GroupWriter:
                 f"{self.storage.location!r} has lost an object that was written before ({error}): it cannot be sealed; "
                 f"run `kdcache verify --evict {self.storage.location}` and this command again"
             ) from error
-        return dict(sorted(digests.items()))
+        return digests
 
     def unseal(self) -> GroupWriter:
         """Declare the group unfinished, to write a block again; returns its writer from now on."""

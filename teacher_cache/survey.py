@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from teacher_cache.contract import Manifest
@@ -16,6 +17,7 @@ from teacher_cache.errors import StoreError
 from teacher_cache.groups import Group, counts_alike, mismatch, name_group
 from teacher_cache.layout import constant_paths
 from teacher_cache.objects import (
+    COMMIT_HASHES,
     METADATA,
     NOT_AN_OBJECT,
     SEAL,
@@ -26,6 +28,7 @@ from teacher_cache.objects import (
     Seal,
     commit_key,
     parse_manifest,
+    read_commit_hashes,
     read_teacher_files,
     shard_key,
 )
@@ -87,7 +90,7 @@ class Survey:
         self.name = name_group(prefix)
         self.findings: list[Finding] = []
         self.expected: list[Expected] = []
-        self.accounted = {prefix + METADATA, prefix + SEAL}
+        self.accounted = {prefix + METADATA, prefix + SEAL, prefix + COMMIT_HASHES}
         self.missing: list[int] = []
         self.seal: Seal | None = None
         self.group: Group | None = None
@@ -115,7 +118,7 @@ class Survey:
             self.group = Group(prefix=self.prefix, manifest=manifest, seal=self.seal)
             self.blocks = manifest.blocks
         if self.seal is not None:
-            self.blocks = len(self.seal.commits)
+            self.blocks = self.seal.blocks
         commits = self._read_commits()
         for block, commit in commits.items():
             for key, digest in commit.shards.items():
@@ -177,15 +180,26 @@ class Survey:
             for block in self.missing:
                 self._find(keys[block], "commit", "is missing", block)
         there = [block for block, key in keys.items() if key in self.sizes]
+        sealed = self._sealed_hashes()
         commits = {}
-        for block, commit in zip(there, in_threads(self._read_commit, there), strict=True):
+        for block, commit in zip(there, in_threads(partial(self._read_commit, sealed), there), strict=True):
             if isinstance(commit, Commit):
                 commits[block] = commit
             else:
                 self._find(keys[block], "commit", commit, block)
         return commits
 
-    def _read_commit(self, block: int) -> Commit | str:
+    def _sealed_hashes(self) -> list[str] | None:
+        """The hashes of the commits that were sealed; None if nothing trustworthy says them."""
+        key = self.prefix + COMMIT_HASHES
+        digest = None if self.seal is None else self.seal.objects.get(key)
+        try:
+            data = None if digest is None else self.storage.read(key)
+        except OSError:
+            return None  # the list is a finding of its own
+        return read_commit_hashes(data) if data is not None and ObjectDigest.of(data) == digest else None
+
+    def _read_commit(self, sealed: list[str] | None, block: int) -> Commit | str:
         """A commit, or what is wrong with it."""
         try:
             data = self.storage.read(self.prefix + commit_key(block))
@@ -194,7 +208,7 @@ class Survey:
             return "is missing"
         except (OSError, *NOT_AN_OBJECT) as error:
             return cannot_be_read(error)
-        if self.seal is not None and ObjectDigest.of(data).sha256 != self.seal.commits[block]:
+        if sealed is not None and ObjectDigest.of(data).sha256 != sealed[block]:
             return "is not the one that was sealed"
         what = None if self.group is None else mismatch(self.group, block, commit)
         return commit if what is None else what
@@ -223,7 +237,9 @@ class Survey:
             self.expected += [Expected(key, digest, "teacher", self.name) for key, digest in files.items()]
 
     def _part_of(self, key: str) -> Part:
-        """What an object is that is neither commit nor shard nor seal."""
+        """What an object is that is neither commit nor shard nor the seal itself."""
+        if key == self.prefix + COMMIT_HASHES:
+            return "seal"
         if key == self.prefix + METADATA:
             return "manifest"
         if key == TEACHER_FILES or key.startswith(f"{TEACHER}/"):

@@ -33,7 +33,7 @@ from teacher_cache.draft import Draft
 from teacher_cache.forecast import Forecast, Sample, forecast
 from teacher_cache.groups import Group
 from teacher_cache.layout import VectorStream, vector_streams
-from teacher_cache.objects import Commit, ObjectDigest, Seal, shard_key
+from teacher_cache.objects import COMMIT_HASHES, Commit, ObjectDigest, Seal, list_commit_hashes, shard_key
 from teacher_cache.passes import run_views, stream_values
 from teacher_cache.relations import AttentionProjections
 from teacher_cache.specs import nmse_target
@@ -200,12 +200,12 @@ def _protocol_bytes(group: Group, missing: list[int], objects: Iterable[str]) ->
         rows=manifest.block_range(manifest.blocks - 1),
         shards={shard_key(spec, manifest.blocks - 1): digest for spec in group.arrays.values()},
     )
+    listed = list_commit_hashes((digest.sha256,) * manifest.blocks)
     seal = Seal(
         rows=manifest.rows,
         blocks=manifest.blocks,
         bytes_per_array=dict.fromkeys(group.arrays, digest.size),
-        commits=(digest.sha256,) * manifest.blocks,
-        objects=dict.fromkeys(objects, digest),
+        objects=dict.fromkeys([*objects, group.prefix + COMMIT_HASHES], digest),
         format_version=manifest.format_version,
     )
-    return len(seal.to_bytes()) + len(commit.to_bytes()) * len(missing)
+    return len(seal.to_bytes()) + len(listed) + len(commit.to_bytes()) * len(missing)

@@ -36,7 +36,9 @@ def test_commits_and_seal_cover_every_file(small_store: Path) -> None:
             assert digest_object(LocalStorage(small_store), key) == digest
     files = {file.relative_to(small_store).as_posix() for file in small_store.rglob("*") if file.is_file()}
     assert files == covered
-    assert len(seal["commits"]) == seal["blocks"] == 3
+    assert seal["blocks"] == 3
+    assert len((small_store / "commits.sha256").read_text().splitlines()) == 3
+    subprocess.run(["sha256sum", "--check", "--quiet", "commits.sha256"], cwd=small_store, check=True)
 
 
 @pytest.mark.parametrize("store", ["small_store", "nmse_store"])

@@ -204,7 +204,14 @@ DAMAGES = {
         "seal.json", "seal", "does not match its own checksum",
     ),
     "a seal of fewer blocks": Damage(
-        lambda s: forge_seal(s, commits=("0" * 64,)), "seal.json", "seal", "other rows or blocks than the manifest"
+        lambda s: forge_seal(s, blocks=1), "seal.json", "seal", "other rows or blocks than the manifest"
+    ),
+    "a damaged list of commits": Damage(
+        lambda s: flip(s / "commits.sha256"), "commits.sha256", "seal", "other contents than were written"
+    ),
+    "a lost list of commits": Damage(
+        lambda s: (s / "extensions/1/commits.sha256").unlink(),
+        "extensions/1/commits.sha256", "seal", "is missing", group="extension 1",
     ),
     "a seal with other totals": Damage(
         lambda s: forge_seal(s, bytes_per_array={"input_ids": 1}),
