@@ -8,9 +8,10 @@ and one pass over two rows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,20 @@ class TrainingRun:
         return {
             **self.settings.identity(),
             "cache contents": self.reader.identity_sha256,
+            "coordinates of hidden states": self._coordinates,
             "number of steps": self.steps,
             **{f"DeepSpeed's {name}": value for name, value in flatten_config(self.config).items()},
         }
+
+    @cached_property
+    def _coordinates(self) -> str | None:
+        """Hash of the rotations that learned maps lead to, which a store of the same contents may have others of."""
+        rotations = [self.reader.rotation(layer) for layer in self.objective.request.rotated_layers]
+        hasher = hashlib.sha256()
+        for rotation in rotations:
+            assert rotation is not None
+            hasher.update(rotation.basis_DK.numpy().tobytes() + rotation.mean_D.numpy().tobytes())
+        return hasher.hexdigest() if rotations else None
 
     def check_same(self, checkpoint: Path) -> None:
         """Refuse to go on from the checkpoint of a run that had other settings.

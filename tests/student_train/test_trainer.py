@@ -493,6 +493,23 @@ def test_another_setting_is_refused_by_name(run_training, interrupted, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
+def test_a_store_of_the_same_contents_in_other_coordinates_is_refused(
+    run_training, make_tiny_store, tmp_path, monkeypatch
+):
+    """Learned maps of `hs` lead to the principal components of one store; their signs are another build's own."""
+    changes = {"targets": "hidden", "precision": "nmse:1e-2"}
+    store = make_tiny_store(tmp_path / "one.zarr", **changes)
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], -eigh(matrix)[1]))
+    other = make_tiny_store(tmp_path / "other.zarr", **changes)
+    assert CacheReader.open(store).identity_sha256 == CacheReader.open(other).identity_sha256
+    settings = {"method": "hs", "weights": None}
+    run_training(tmp_path / "out", cache=(str(store),), **settings)
+    with pytest.raises(TrainingError, match="coordinates of hidden states was '"):
+        run_training(tmp_path / "out", cache=(str(other),), resume="auto", **settings)
+    run_training(tmp_path / "out", cache=(str(store),), resume="auto", **settings)
+
+
 def test_a_directory_that_holds_something_is_refused(run_training, finished, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in finished[0].rglob("*")}
     with pytest.raises(TrainingError, match=r"checkpoints.*--resume auto"):
