@@ -135,9 +135,10 @@ class HiddenCoder(StoreCoder):
         return TargetSpecs(hidden=(HiddenSpec(layer=self.layer, codec=self.precision),))
 
     def unpack(self, coded: CodedBlock) -> torch.Tensor:
-        """Hidden states in rotated coordinates."""
-        rotated = replace(coded, request=replace(coded.request, rotated_layers=(self.layer,)))
-        return self.reader.decode(rotated, 0, self._rows(coded)).hidden[self.layer]
+        """Hidden states in rotated coordinates, if they have any."""
+        if self.reader.rotation(self.layer) is not None:
+            coded = replace(coded, request=replace(coded.request, rotated_layers=(self.layer,)))
+        return self.reader.decode(coded, 0, self._rows(coded)).hidden[self.layer]
 
     def decode(self, coded: CodedBlock) -> tuple[torch.Tensor, ...]:
         return (self.reader.decode(coded, 0, self._rows(coded)).hidden[self.layer],)

@@ -142,7 +142,8 @@ def measure_rates(reader: CacheReader, request: TargetRequest, options: argparse
     if max(threads) > len(CORES):
         raise SystemExit(f"--threads {options.threads!r} asks for more cores than the {len(CORES)} that there are")
     values = reader.rows * reader.manifest.seq_len * reader.manifest.teacher.hidden_size * len(request.hidden_layers)
-    coordinates = replace(request, rotated_layers=request.hidden_layers)
+    rotated = tuple(layer for layer in request.hidden_layers if reader.rotation(layer) is not None)
+    coordinates = replace(request, rotated_layers=rotated)
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     for number in range(options.rounds):
         # beside each other: on a shared machine, what is compared has met the same neighbours

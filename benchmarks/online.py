@@ -61,7 +61,7 @@ def lead_to_hidden_states(run: TrainingRun) -> None:
     for pair in method.mapping.pairs:
         rotation = run.reader.rotation(pair[1])
         if rotation is not None:
-            linear = maps[projection_name(*pair)]
+            rotation, linear = rotation.to(run.device), maps[projection_name(*pair)]
             with torch.no_grad():
                 linear.weight.copy_(rotation.basis_DK @ linear.weight)
                 linear.bias.copy_(rotation.synthesise(linear.bias[None])[0])

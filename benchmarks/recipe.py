@@ -1,4 +1,4 @@
-r"""A whole comparison by one command: one cache, many students, every measurement, one table. It can be resumed.
+r"""A whole comparison by one command: few caches, many students, every measurement, one table. It can be resumed.
 
 A recipe (`benchmarks/recipes/*.yaml`) names what is compared: flags of `kdcache build`, flags that all students share,
 a sweep (`runs:` or `grid:`, as `kdtrain --config` takes it) and the tasks to fine-tune on; and below `scales:` what
@@ -16,6 +16,7 @@ a finished store, trained students, fine-tuning results; fidelity and latency ar
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shlex
 import shutil
@@ -73,6 +74,9 @@ def read_recipe(path: Path, scale: str) -> dict[str, Any]:
         raise SystemExit(f"{path}: there is no scale {scale!r}, only {', '.join(scales)}")
     for section, changes in scales[scale].items():
         recipe[section] = {**recipe.get(section, {}), **changes} if section in ("cache", "train") else changes
+    for name, one in recipe.get("runs", {}).items():
+        if one.get("store", "cache") not in recipe.get("stores", {"cache": {}}):
+            raise SystemExit(f"{path}: run {name!r} learns from the store {one['store']!r}, which is not among stores:")
     return recipe
 
 
@@ -84,7 +88,7 @@ def train(recipe: Mapping[str, Any], stores: Mapping[str, Path], students: Path,
     """All students, by a sweep; what was trained already is left as it is."""
     locations = {name: [str(location)] for name, location in stores.items()}
     flags = recipe["train"] | {"cache": next(iter(locations.values())), "out": str(students)}
-    flags |= {key: recipe[key] for key in ("runs", "grid") if key in recipe}
+    flags |= copy.deepcopy({key: recipe[key] for key in ("runs", "grid") if key in recipe})
     for one in flags.get("runs", {}).values():
         if "store" in one:
             one["cache"] = locations[one.pop("store")]

@@ -29,6 +29,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def main() -> None:
     for method in options.methods.split(","):
         results[method] = measure(method, options)
         report(method, results[method])
-    if options.plot and "teacher" in options.ways:
+    if options.plot:
         plot(results, Path(options.plot))
     reader = CacheReader.open(options.cache)
     print_record(
@@ -89,12 +90,18 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", default="mha,hs", help="each of mha and hs, with its default settings")
     parser.add_argument("--student", default="3x384")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--ways", default=",".join(WAYS), type=lambda text: [way for way in WAYS if way in text])
+    parser.add_argument("--ways", default=",".join(WAYS), help="some of them, such as streaming,resident")
     parser.add_argument("--steps", type=int, default=8, help="steps of each way in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plot", help="picture of the time that many epochs take")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.ways = options.ways.split(",")
+    if unknown := set(options.ways) - set(WAYS):
+        parser.error(f"--ways: there is no {', '.join(sorted(unknown))}, only {', '.join(WAYS)}")
+    if options.plot and set(options.ways) != set(WAYS):
+        parser.error("--plot needs all --ways")
+    return options
 
 
 def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -137,6 +144,7 @@ class Ways:
 
     def __init__(self, run: TrainingRun, engine: Any, batches: CacheLoader, steps: int) -> None:
         self.run, self.engine, self.batches = run, engine, batches
+        self.turns = count()
         self.trainer = Trainer(run, engine, Progression(), None, Progress(quiet=True))
         self.trainer.progress.start(total=run.steps, step=0)
         self.feed = Feed(run, batches, [], print)
@@ -150,10 +158,10 @@ class Ways:
             self.shares = [with_views(share, share.batch.views) for share in found]
 
     def round(self, names: Sequence[str]) -> dict[str, float]:
-        """Seconds of each way for all batches, step by step in turns, each as often the first as any other."""
+        """Seconds of each way for all batches, step by step in turns; over the rounds each is as often the first."""
         seconds = dict.fromkeys(names, 0.0)
-        for step, share in enumerate(self.shares):
-            first = step % len(names)
+        for share in self.shares:
+            first = next(self.turns) % len(names)
             for name in (*names[first:], *names[:first]):
                 self.wait_for_device()
                 started = time.perf_counter()

@@ -43,6 +43,8 @@ from teacher_cache.errors import DamagedStoreError, TrainingError
 from teacher_cache.local_copies import open_copies
 from teacher_cache.pool import CacheSource, open_caches, parts_of
 
+_COORDINATES = "coordinates of hidden states"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
@@ -117,7 +119,7 @@ class TrainingRun:
         return {
             **self.settings.identity(),
             "cache contents": self.reader.identity_sha256,
-            "coordinates of hidden states": self._coordinates,
+            _COORDINATES: self._coordinates,
             "number of steps": self.steps,
             **{f"DeepSpeed's {name}": value for name, value in flatten_config(self.config).items()},
         }
@@ -142,9 +144,14 @@ class TrainingRun:
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
             changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
+            same = (
+                "give the store that it learned from, one that was built again has other principal components"
+                if differing == [_COORDINATES]
+                else "give the same settings"
+            )
             raise TrainingError(
                 f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is "
-                "not that run; give the same settings, or start afresh in another --out"
+                f"not that run; {same}, or start afresh in another --out"
             )
 
     def describe(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Shards and commits of stores in object storage, kept in a folder of this machine up to a number of bytes.
+"""Shards, commits and lists of commits of remote stores, kept in a folder of this machine up to a number of bytes.
 
 A copy is named by the SHA-256 of its contents, which the store's seal and commits say. So no request asks whether one
 is still right: an object that was replaced has another name, and equal objects of several stores share a copy. What is

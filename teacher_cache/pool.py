@@ -28,7 +28,7 @@ from teacher_cache.errors import StoreError
 from teacher_cache.lacking import check_request
 from teacher_cache.local_copies import LocalCopies
 from teacher_cache.parts import merge_parts
-from teacher_cache.reader import CacheReader
+from teacher_cache.reader import CacheReader, check_rotated
 from teacher_cache.specs import View
 from teacher_cache.transform import Transform
 
@@ -165,6 +165,7 @@ class CachePool:
             TargetsError: they do not.
         """
         check_request(request, self.manifest, self.path, several=True)
+        check_rotated(request, self.rotation, self.path)
 
     def views_for(self, request: TargetRequest) -> tuple[View, ...]:
         """The views that hold the targets asked for."""
@@ -216,6 +217,7 @@ class CachePool:
             StoreError: a shard is missing or damaged.
             TargetsError: the parts do not hold what is asked for.
         """
+        self.require(request)
         if not 0 <= start < stop <= self.rows:
             raise ValueError(f"rows {start}..{stop} are not within 0..{self.rows}")
         pieces = []

@@ -3,7 +3,8 @@
 Reading goes in two steps so that they can run in different threads and places: `load_block` reads, checks and
 decompresses on the CPU (thread-safe, no torch); `decode` turns a range of its rows into float tensors on any device.
 Every shard is compared with the commit's size and SHA-256 before zarr sees it, because zarr reads what is missing as
-zeros. Opening costs one seal object and the hashes of small metadata files, whatever the number of rows.
+zeros. Opening costs one seal object and the hashes of small metadata files, whatever the number of rows; of targets
+that were added later, the names of their commits are listed too.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class CacheReader:
     ) -> CacheReader:
         """Open a store. Added targets that are not finished are left out, and those that cannot be read without them.
 
-        Shards and commits are kept in `copies`, and read there instead of from the store.
+        Shards, commits and the lists of these are kept in `copies`, and read there instead of from the store.
 
         Raises:
             StoreError: there is no store, it is of another format version, unfinished, or its metadata was changed.
@@ -127,6 +128,8 @@ class CacheReader:
         reader = cls(storage, chosen, [group for group in groups if group not in chosen], copies)
         # what grows with the store, or is read by few, is compared when it is read
         reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/") and not key.endswith(COMMIT_HASHES))
+        for group in chosen:
+            reader._check_size(group, group.prefix + COMMIT_HASHES)
         return reader
 
     @property
@@ -152,6 +155,7 @@ class CacheReader:
             check_request(request, self.manifest, self.path)
         except TargetsError as error:
             raise TargetsError(f"{error}{''.join(map(self._why_left_out, self._left_out))}") from None
+        check_rotated(request, self.rotation, self.path)
 
     def _why_left_out(self, group: Group) -> str:
         names = f"\n{group.name} ({', '.join(describe_targets(group.manifest.targets))}) is left out: "
@@ -365,7 +369,11 @@ class CacheReader:
         """The hashes of a group's commits by block, as they were sealed."""
         key = group.prefix + COMMIT_HASHES
         if key not in self._hashes:
-            self._hashes[key] = read_commit_hashes(self._read_object(key, seal.objects[key]))
+            try:
+                self._hashes[key] = read_commit_hashes(self._read_object(key, seal.objects[key]))
+            except DamagedStoreError as error:
+                # of no block more than of any other: there is nothing to skip
+                raise StoreError(str(error)) from error
         return self._hashes[key]
 
     def _read_commit(self, prefix: str, block: int) -> Commit:
@@ -392,6 +400,12 @@ class CacheReader:
             for key, what in damaged_objects(self.storage, group, chosen):
                 raise self._damaged(key, what)
 
+    def _check_size(self, group: Group, key: str) -> None:
+        """Compare the size of an object that is only read later with the seal."""
+        if group.seal is not None and (size := self.storage.size(key)) != group.seal.objects[key].size:
+            have = "is missing" if size is None else f"has {size} bytes instead of {group.seal.objects[key].size}"
+            raise self._damaged(key, have)
+
     def _damaged(self, key: str, what: str) -> DamagedStoreError:
         path, _, place = key.partition("/c/")
         name, mend = repr(key), "or let `kdcache verify --evict` say what can be made again"
@@ -406,6 +420,20 @@ class CacheReader:
             f"{self.path!r} is damaged: {name} {what}. Its numbers would be wrong targets, so nothing was read; "
             f"restore it from a copy, {mend}"
         )
+
+
+def check_rotated(request: TargetRequest, rotation: Callable[[int], Transform | None], where: str) -> None:
+    """Check that a store, or all of several alike, has a rotation for every layer that is asked for in one.
+
+    Raises:
+        TargetsError: it has none.
+    """
+    for layer in request.rotated_layers:
+        if rotation(layer) is None:
+            raise TargetsError(
+                f"hidden state {layer!r} of {where!r} has no rotated coordinates to be read in: it is not coded in its "
+                "principal components, or each of several stores has others; leave it out of `rotated_layers`"
+            )
 
 
 def _unfinished(storage: Storage, group: Group) -> StoreError:

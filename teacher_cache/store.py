@@ -2,9 +2,9 @@
 
 Writing order is the whole protocol. A block's shards are written first, its commit object last; the commit holds the
 size and SHA-256 of every shard. A block without a commit does not exist, so a build can be killed at any moment and
-started again. The seal is written after all blocks: it holds the hash of every commit and of every other object, and
-readers refuse a group without it. This matters because zarr itself reads what is missing as zeros: a deleted or swapped
-shard would otherwise be wrong numbers, not an error.
+started again. After all blocks come a list of the hashes of all commits and the seal, which holds the hash of that list
+and of every other object; readers refuse a group without it. This matters because zarr itself reads what is missing as
+zeros: a deleted or swapped shard would otherwise be wrong numbers, not an error.
 
 zarr encodes in memory, and whole objects go to the storage, which is why the bytes of a block are the same wherever the
 store lies. Layout of arrays: `layout.py`. Cost: one hash over the bytes written, one small object per block.
@@ -157,7 +157,7 @@ class GroupWriter:
         return seal
 
     def _digest_objects(self, sizes: Mapping[str, int]) -> dict[str, ObjectDigest]:
-        """Every object of the group that is neither shard nor commit nor seal: metadata, constants, teacher files."""
+        """Every object of the group but shards, commits, their list and the seal: metadata, constants, teacher."""
         keys = {self.group.prefix + METADATA}
         constants = constant_paths(self.manifest)
         for path in (*self.group.arrays, *constants):

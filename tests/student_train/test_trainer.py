@@ -505,7 +505,7 @@ def test_a_store_of_the_same_contents_in_other_coordinates_is_refused(
     assert CacheReader.open(store).identity_sha256 == CacheReader.open(other).identity_sha256
     settings = {"method": "hs", "weights": None}
     run_training(tmp_path / "out", cache=(str(store),), **settings)
-    with pytest.raises(TrainingError, match="coordinates of hidden states was '"):
+    with pytest.raises(TrainingError, match="coordinates of hidden states was '.*give the store that it learned"):
         run_training(tmp_path / "out", cache=(str(other),), resume="auto", **settings)
     run_training(tmp_path / "out", cache=(str(store),), resume="auto", **settings)
 

@@ -163,6 +163,12 @@ def test_rotated_coordinates_are_given_only_where_all_parts_share_them(pool: Cac
     wanted = TargetRequest(hidden_layers=(2,), rotated_layers=(2,))
     with pytest.raises(AssertionError):
         calibrated.decode(calibrated.load_block(0, wanted, "plain"), 0, 3)
+    for source in (pool, calibrated):
+        for ask in (source.require, lambda request, source=source: source.read_rows(0, 3, request)):
+            with pytest.raises(TargetsError, match="hidden state 2 of .* has no rotated coordinates"):
+                ask(wanted)
+    for part in calibrated.parts:
+        part.require(wanted)
 
 
 def test_locations_are_expanded_in_order(tmp_path: Path) -> None:
