@@ -5,10 +5,10 @@ rows of epoch after epoch form one endless stream, which is cut into global batc
 contiguous share of each. So the global batches do not depend on R, and the place in the stream is one integer: the rows
 before it. Masked view `epoch mod views` is read in each epoch.
 
-A thread reads, checks and decompresses whole blocks ahead of the consumer, a bounded number of them; decoding to
-float32 runs in the consumer, on the device, row range by row range. Memory: the compressed-integer form of at most
-`READ_AHEAD + 2` blocks. No process is forked and no shared memory is used. The thread ends when the loader is closed or
-collected.
+A thread reads, checks and decompresses whole blocks ahead of the consumer, a bounded number of them, and sends them to
+the device from pinned memory, in a stream of its own; decoding to float32 runs in the consumer, on the device, row
+range by row range. Memory, on the device: the compressed-integer form of at most `READ_AHEAD + 2` blocks. No process is
+forked and no shared memory is used. The thread ends when the loader is closed or collected.
 
 Damaged blocks end the training, or, where `skip_damaged` says so, their rows are left out of the batches they belong to
 and counted; all other rows stay where they are. What cannot be reached at all always ends it.
@@ -36,6 +36,7 @@ from teacher_cache.errors import DamagedStoreError, DistillationError, StoreErro
 from teacher_cache.hashing import uniform_bits
 from teacher_cache.pool import CacheSource
 from teacher_cache.specs import View
+from teacher_cache.transfer import Transfer
 
 READ_AHEAD = 2
 _POLL_SECONDS = 0.1
@@ -180,7 +181,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         # the thread is given everything but the loader itself, which could not be collected otherwise
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, request, plan.visits(), self._queue, self._stopped),
+            args=(reader, request, plan.visits(), Transfer(device), self._queue, self._stopped),
             name="kdtrain-loader",
             daemon=True,
         )
@@ -273,13 +274,14 @@ def _read_ahead(
     reader: CacheSource,
     request: TargetRequest,
     visits: Iterator[tuple[int, int]],
+    transfer: Transfer,
     queue: Queue[_Loaded],
     stopped: threading.Event,
 ) -> None:
     for epoch, block in visits:
         item: _Loaded
         try:
-            item = _load(reader, request, epoch, block)
+            item = {view: coded.sent(transfer) for view, coded in _load(reader, request, epoch, block).items()}
         except Exception as error:  # noqa: BLE001 - the consumer raises it
             item = _name_block(error, reader, block)
         while not stopped.is_set():
@@ -312,10 +314,10 @@ def _name_block(error: Exception, reader: CacheSource, block: int) -> Exception:
 
 def _host_facts(blocks: Mapping[View, CodedBlock], start: int, stop: int) -> HostFacts:
     """Row ids, and what is counted, of rows start..stop of a block."""
-    arrays = {name: array for block in blocks.values() for name, array in block.arrays.items()}
+    (first, *_), masked = blocks.values(), [block for block in blocks.values() if "masked/count" in block.arrays]
     return {
-        "row_ids": arrays["row_id"][start:stop],
-        "positions": arrays["length"][start:stop],
-        "masked": arrays.get("masked/count", np.zeros(0))[start:stop],
+        "row_ids": first.on_host("row_id")[start:stop],
+        "positions": first.on_host("length")[start:stop],
+        "masked": masked[0].on_host("masked/count")[start:stop] if masked else np.zeros(0),
         "rows": np.ones(stop - start),
     }

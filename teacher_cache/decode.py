@@ -6,8 +6,8 @@ Pure: no disk, no state. The numbers of the columns follow `layout.py`; arrays h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,17 +37,42 @@ from teacher_cache.layout import (
 from teacher_cache.packing import ranges
 from teacher_cache.relations import VECTORS, AttentionProjections, project_hidden
 from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, View
+from teacher_cache.transfer import Arrival, CodedArray, Transfer, to_device
 from teacher_cache.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodedBlock:
-    """The arrays of one block that a request needs in one view: checked and decompressed, not decoded."""
+    """The arrays of one block that a request needs in one view: checked and decompressed, not decoded.
+
+    Some may be on the device that decodes them, once they have arrived there.
+    """
 
     block: int
     view: View
     request: TargetRequest
-    arrays: Mapping[str, NDArray[np.generic]]
+    arrays: Mapping[str, CodedArray]
+    arrival: Arrival | None = None
+
+    def sent(self, transfer: Transfer) -> CodedBlock:
+        """This block on its way to a device, but for what is read on the host."""
+        arrays, arrival = transfer.send(self.arrays, is_decoded_on_device)
+        return replace(self, arrays=arrays, arrival=arrival)
+
+    def on_host(self, path: str) -> NDArray[Any]:
+        """An array that stays on the host."""
+        values = self.arrays[path]
+        assert isinstance(values, np.ndarray)
+        return values
+
+
+def is_decoded_on_device(path: str) -> bool:
+    """Whether nothing of an array is looked at before its decoding: codes, scales, matrices, the most probable ids.
+
+    What says which rows, positions or draws there are has to be on the host.
+    """
+    parts = path.split("/")
+    return parts[0] in ("hidden", "attention", "logits") and "escapes" not in parts and "draws" not in parts
 
 
 def in_view(spec: HiddenSpec | AttentionSpec | LogitsSpec | None, view: View) -> bool:
@@ -80,15 +105,17 @@ class RowDecoder:
 
     def decode(self) -> TargetBatch:
         """The input of the coded view and every target of the request that belongs to it."""
+        if self.coded.arrival is not None:
+            self.coded.arrival.await_in_current_stream()
         request, view, targets = self.coded.request, self.coded.view, self.manifest.targets
-        ids_BT, masked = self._rows("input_ids"), None
+        ids_BT, masked = self._host_rows("input_ids"), None
         if view == "masked":
             masked = MaskedPositions(
                 positions_BM=self._rows("masked/positions"),
                 original_ids_BM=self._rows("masked/original_ids"),
                 count_B=self._rows("masked/count"),
             )
-            ids_BT = _replace(ids_BT, masked, self._rows("masked/replacement_ids"))
+            ids_BT = self._replaced(ids_BT)
         hidden = {
             n: self._vectors(f"hidden/{n}", rotated=n in request.rotated_layers)
             for n in request.hidden_layers
@@ -100,7 +127,7 @@ class RowDecoder:
             if (spec := targets.find_attention(n)) is not None and spec.view == view
         }
         return TargetBatch(
-            input_ids_BT=ids_BT,
+            input_ids_BT=to_device(ids_BT, self.device),
             length_B=self._rows("length"),
             row_id_B=self._rows("row_id"),
             hidden=hidden,
@@ -109,14 +136,22 @@ class RowDecoder:
             logits=self._logits(targets.logits) if request.logits and targets.logits and masked is not None else None,
         )
 
+    def _host_rows(self, path: str) -> NDArray[np.int64]:
+        return self.coded.on_host(path)[self.start : self.stop].astype(np.int64)
+
     def _rows(self, path: str) -> torch.Tensor:
-        values = torch.from_numpy(self.coded.arrays[path][self.start : self.stop])
-        return values.to(device=self.device, dtype=torch.int64)
+        return to_device(self._host_rows(path), self.device)
+
+    def _replaced(self, ids_BT: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ids with the replacement ids at the real masked positions."""
+        positions_BM, count_B = self._host_rows("masked/positions"), self._host_rows("masked/count")
+        row, place = np.nonzero(np.arange(positions_BM.shape[1]) < count_B[:, None])
+        ids_BT[row, positions_BM[row, place]] = self._host_rows("masked/replacement_ids")[row, place]
+        return ids_BT
 
     def _columns(self, path: str, per_row: int) -> torch.Tensor:
         """These rows' range of the last axis of a coded array."""
-        values = self.coded.arrays[path][..., self.start * per_row : self.stop * per_row]
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        return to_device(self.coded.arrays[path][..., self.start * per_row : self.stop * per_row], self.device)
 
     def _vectors(self, path: str, *, rotated: bool = False) -> torch.Tensor:
         """Vectors [B, T, D] of a stream, or their rotated coordinates."""
@@ -137,19 +172,19 @@ class RowDecoder:
         assert stream.calibration is not None
         per_view = self.manifest.block_rows * self.manifest.seq_len
         start, stop = self.start * self.manifest.seq_len, self.stop * self.manifest.seq_len
-        step, arrays = stream.calibration.step, self.coded.arrays
+        step = stream.calibration.step
         coordinates_DN = torch.empty((stream.width, stop - start), dtype=torch.float32, device=self.device)
         stored = 0
         for packing, part in ranges(stream.calibration.components):
-            packed = cast("NDArray[np.integer[Any]]", arrays[f"{stream.path}/codes/{packing.name}"])
+            packed = self.coded.arrays[f"{stream.path}/codes/{packing.name}"]
             packing.unpack(packed, start, stop, step, coordinates_DN[part])
             stored = part.stop
         coordinates_DN[stored:] = 0
-        index, value = (arrays[f"{stream.path}/escapes/{name}"] for name in ("index", "value"))
+        index, value = (self.coded.on_host(f"{stream.path}/escapes/{name}") for name in ("index", "value"))
         component, token = np.divmod(index, per_view)
         here = (token >= start) & (token < stop)
-        where = [torch.from_numpy(axis[here].astype(np.int64)).to(self.device) for axis in (component, token - start)]
-        escapes = torch.from_numpy(value[here].astype(np.float32)).to(self.device)
+        where = [to_device(axis[here].astype(np.int64), self.device) for axis in (component, token - start)]
+        escapes = to_device(value[here].astype(np.float32), self.device)
         coordinates_DN[where[0], where[1]] = escapes * step
         return coordinates_DN.T
 
@@ -157,7 +192,7 @@ class RowDecoder:
         if spec.form == "matrix":
             (folder,) = attention_folders(spec)
             matrices = (self.coded.arrays[f"{folder}/{name}"][self.start : self.stop] for name in VECTORS)
-            query, key, value = (torch.from_numpy(values).to(self.device) for values in matrices)
+            query, key, value = (to_device(values, self.device) for values in matrices)
             return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
         if spec.mode == "hidden":
             stream, positions = self.streams[attention_input_path(spec)], self.manifest.seq_len
@@ -187,16 +222,6 @@ class RowDecoder:
 
     def _draws(self, spec: LogitsSpec, start: int, stop: int) -> SampleTargets:
         """What was drawn at places start..stop of the view."""
-        arrays = cast("Mapping[str, NDArray[np.uint8]]", self.coded.arrays)
-        entries = {name: arrays[path] for name, path in draw_paths(self.manifest, spec).items()}
+        entries = {name: self.coded.on_host(path) for name, path in draw_paths(self.manifest, spec).items()}
         codec = sample_codec(self.manifest, spec)
-        return codec.unpack(arrays["logits/draws/distinct"], entries, start, stop, self.device)
-
-
-def _replace(ids_BT: torch.Tensor, masked: MaskedPositions, replacement_ids_BM: torch.Tensor) -> torch.Tensor:
-    """Put the replacement ids at the real masked positions."""
-    row_B1 = torch.arange(len(ids_BT), device=ids_BT.device)[:, None]
-    real_BM = masked.real_BM()
-    changed_BT = ids_BT.clone()
-    changed_BT[row_B1.expand_as(real_BM)[real_BM], masked.positions_BM[real_BM]] = replacement_ids_BM[real_BM]
-    return changed_BT
+        return codec.unpack(self.coded.on_host("logits/draws/distinct"), entries, start, stop, self.device)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from teacher_cache.codec import Coded, CodedArraySpec
 from teacher_cache.errors import SettingsError, TeacherError
 from teacher_cache.specs import MOST_DRAWS
+from teacher_cache.transfer import to_device
 
 LOG_PROBABILITY_CODECS = ("float16", "root8")
 _ROOT = 8
@@ -204,11 +205,8 @@ class SampleCodec:
         """
         first = int(distinct_P[:start].sum(dtype=np.int64))
         last = first + int(distinct_P[start:stop].sum(dtype=np.int64))
-        part = {
-            name: torch.from_numpy(np.ascontiguousarray(entries[name][first:last])).to(device)
-            for name in self.entry_names()
-        }
-        distinct = torch.from_numpy(distinct_P[start:stop].astype(np.int64)).to(device)
+        part = {name: to_device(entries[name][first:last], device) for name in self.entry_names()}
+        distinct = to_device(distinct_P[start:stop].astype(np.int64), device)
         held_PN = torch.arange(self.draws, device=distinct.device) < distinct[:, None]
         gaps_PN = torch.zeros(held_PN.shape, dtype=torch.int64, device=distinct.device)
         counts_PN = torch.zeros(held_PN.shape, dtype=torch.int32, device=distinct.device)

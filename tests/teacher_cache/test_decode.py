@@ -1,21 +1,28 @@
-"""Coordinates of packed streams are those of plain division by the documented layout, for any range of rows."""
+"""Coordinates are those of plain division by the documented layout; blocks decode alike wherever their arrays are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.batch import TargetRequest
+from teacher_cache.batch import TargetBatch, TargetRequest
+from teacher_cache.build import build_cache
 from teacher_cache.contract import Manifest
-from teacher_cache.decode import CodedBlock
+from teacher_cache.decode import CodedBlock, is_decoded_on_device
 from teacher_cache.packing import ranges
 from teacher_cache.reader import CacheReader
+from teacher_cache.settings import BuildSettings
+from teacher_cache.transfer import Transfer, to_device
 
 LAYER = 4
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
 def coordinates_plainly(manifest: Manifest, coded: CodedBlock) -> NDArray[np.float32]:
@@ -49,3 +56,65 @@ def test_coordinates_are_those_of_plain_division(nmse_store: Path, block: int) -
         for stop in range(start + 1, rows + 1):
             have_BTD = reader.decode(coded, start, stop).hidden[LAYER]
             assert torch.equal(have_BTD, expected_BTD[start:stop])
+
+
+STORES = {
+    "float16": {},
+    "nmse": {"precision": "nmse:1e-2", "views": 2},
+    "int8": {"precision": "int8"},
+    "int4": {"precision": "int4"},
+    "vectors": {"precision": "nmse:1e-1", "relations": "qkv", "logits": "sample"},
+    "matrices": {"relations": "matrix", "hs_view": "masked"},
+}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_what_was_sent_ahead_decodes_alike(
+    store: str, device: str, small_settings: Callable[..., BuildSettings], tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", **STORES[store])
+    build_cache(settings)
+    reader = CacheReader.open(tmp_path / "cache.zarr")
+    targets = reader.manifest.targets
+    request = TargetRequest(hidden_layers=targets.hidden_layers(), attention_layers=(3,), logits=True, masked=True)
+    moved: set[str] = set()
+    for view in reader.views_for(request):
+        coded = reader.load_block(1, request, view, reader.manifest.views_of(view) - 1)
+        # without a GPU nothing is sent: tensors stand for what has arrived
+        sent = coded.sent(Transfer(device)) if device == "cuda" else replace(coded, arrays=as_tensors(coded))
+        moved |= {path for path, values in sent.arrays.items() if isinstance(values, torch.Tensor)}
+        for start, stop in ((0, 16), (3, 10)):
+            have, want = reader.decode(sent, start, stop, device), reader.decode(coded, start, stop)
+            assert_same(have.to("cpu"), want)
+    assert any("codes" in path or path.endswith("key") for path in moved)
+    assert not {"row_id", "length", "input_ids"} & moved
+
+
+def as_tensors(coded: CodedBlock) -> dict[str, Any]:
+    return {
+        path: torch.from_numpy(np.array(values)) if is_decoded_on_device(path) else values
+        for path, values in coded.arrays.items()
+    }
+
+
+def assert_same(have: TargetBatch, want: TargetBatch) -> None:
+    pairs = list(zip(tensors_of(have), tensors_of(want), strict=True))
+    assert len(pairs) > 4
+    for mine, theirs in pairs:
+        assert mine.dtype == theirs.dtype
+        assert torch.allclose(mine.float(), theirs.float(), rtol=1e-5, atol=1e-6)
+
+
+def tensors_of(record: Any) -> list[torch.Tensor]:
+    if is_dataclass(record):
+        return [tensor for field in fields(record) for tensor in tensors_of(getattr(record, field.name))]
+    if isinstance(record, dict):
+        return [tensor for key in sorted(record) for tensor in tensors_of(record[key])]
+    return [record] if isinstance(record, torch.Tensor) else []
+
+
+def test_nothing_is_copied_where_the_host_decodes() -> None:
+    arrays = {"hidden/2/codes/byte": np.zeros(3, dtype=np.int8)}
+    assert Transfer("cpu").send(arrays, is_decoded_on_device) == (arrays, None)
+    assert np.shares_memory(to_device(arrays["hidden/2/codes/byte"], "cpu").numpy(), arrays["hidden/2/codes/byte"])

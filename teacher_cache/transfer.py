@@ -1,0 +1,64 @@
+"""Arrays of the host to a device that computes meanwhile: through pinned memory, in a stream of its own.
+
+A copy from ordinary memory stops the thread that launches kernels until all of them have run. `to_device` does not, and
+`Transfer` moves whole blocks ahead of their use without taking a place among the kernels at all. On a CPU nothing is
+copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+CodedArray = NDArray[Any] | torch.Tensor
+"""An array on the host, or on a device."""
+
+
+def to_device(values: CodedArray, device: str | torch.device) -> torch.Tensor:
+    """The same values on a device, in the order of what its current stream is given; the host does not wait."""
+    if isinstance(values, torch.Tensor):
+        return values.contiguous().to(device)
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Arrival:
+    """When what was sent may be read: nothing waits before it is, and then only the stream that reads."""
+
+    def __init__(self, event: torch.cuda.Event, tensors: tuple[torch.Tensor, ...]) -> None:
+        self._event, self._tensors = event, tensors
+
+    def await_in_current_stream(self) -> None:
+        """Let what the current stream is given from now on read it, and keep its memory until that is done."""
+        stream = torch.cuda.current_stream(self._tensors[0].device)
+        stream.wait_event(self._event)
+        for tensor in self._tensors:
+            tensor.record_stream(stream)
+
+
+class Transfer:
+    """Sends arrays to one device. Made by the thread whose current device it is; used by any one thread."""
+
+    def __init__(self, device: str | torch.device) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        if torch.device(device).type == "cuda":
+            # a thread that is started later has another current device
+            self._stream = torch.cuda.Stream(device)
+
+    def send(
+        self, arrays: Mapping[str, CodedArray], chosen: Callable[[str], bool]
+    ) -> tuple[dict[str, CodedArray], Arrival | None]:
+        """The arrays by name, the chosen ones on the device once they have arrived; None if nothing was sent."""
+        if self._stream is None:
+            return dict(arrays), None
+        with torch.cuda.stream(self._stream):
+            sent = {name: to_device(values, self._stream.device) for name, values in arrays.items() if chosen(name)}
+            if not sent:
+                return dict(arrays), None
+            return {**arrays, **sent}, Arrival(self._stream.record_event(), tuple(sent.values()))
