@@ -112,6 +112,8 @@ def read_inputs(
     seq_len = resolve_seq_len(settings, teacher)
     targets, projections = plan_targets(settings, teacher, progress.note)
     rows = pack_rows(settings, teacher, seq_len, progress.tokenised)
+    for source, count in rows.sources:
+        progress.note(f"{count} rows ({count / sum(n for _, n in rows.sources):.1%}) of {source}")
     return teacher, projections, rows, make_manifest(settings, teacher, targets, rows, seq_len)
 
 
@@ -126,6 +128,7 @@ def pack_rows(
         row_mode=settings.rows,
         seed=settings.seed,
         max_rows=settings.max_rows,
+        mix_alpha=settings.mix_alpha,
         progress=progress,
     )
     part = settings.part_numbers()

@@ -8,8 +8,9 @@ each.
 Cost: one pass of the tokenizer over the text. Token ids stay in a temporary file (`TokenSpool`); memory holds 8 bytes
 per document and 24 per row.
 
-A row's id is its number in packing order, and rows are kept in ascending order of a hash of (seed, row id): the first N
-rows are the same however many more are kept. Nothing here knows a model or masks anything.
+A row's id is its number in packing order, and rows are kept in ascending order of a hash of (seed, row id), or in an
+order that mixes several sources (`mixing`): the first N rows are the same however many more are kept. A packed row
+belongs to the source of the first document in it. Nothing here knows a model or masks anything.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from teacher_cache.contract import CorpusRecord, RowMode, sha256_of_json
 from teacher_cache.documents import read_documents
 from teacher_cache.errors import CorpusError, SettingsError, TeacherError
 from teacher_cache.hashing import uniform_bits
+from teacher_cache.mixing import Mix, mixed_order
 from teacher_cache.token_spool import Ids, TokenSpool, encode, tokenise
 
 if TYPE_CHECKING:
@@ -114,16 +116,19 @@ class Rows:
         first_document: NDArray[np.int64],
         kept_rows: NDArray[np.int64],
         first_row: int = 0,
+        sources: Sequence[tuple[str, int]] = (),
     ) -> None:
         """`bounds` has one entry more than there are rows: row r holds tokens[bounds[r]:bounds[r + 1]].
 
-        `first_row` says where in the final order the kept rows begin.
+        `first_row` says where in the final order the kept rows begin; `sources`, of a mix, how many rows of each are
+        kept.
         """
         self.record = record
         self._frame, self._seq_len = frame, seq_len
         self._tokens, self._bounds, self._first_document = tokens, bounds, first_document
         self._kept_rows = kept_rows
         self.first_row = first_row
+        self.sources = sources
 
     def part(self, number: int, parts: int) -> Rows:
         """The rows of part `number`, from 1, of `parts`: a contiguous share of the final order.
@@ -179,24 +184,32 @@ def pack_corpus(
     row_mode: RowMode,
     seed: int,
     max_rows: int | None = None,
+    mix_alpha: float | None = None,
     progress: Progress | None = None,
 ) -> Rows:
     """Read, tokenise and pack a corpus. `progress` is told documents and tokens so far, once per million characters.
 
     Raises:
         CorpusError: the text cannot be read, or there is none.
-        SettingsError: `seq_len` leaves no room for text.
+        SettingsError: `seq_len` leaves no room for text, or shares of the sources are not clear.
         TeacherError: the tokenizer lacks a token that rows need.
         SpaceError: the disk of temporary files is full.
     """
     frame = RowFrame.of(tokenizer)
     text_positions = frame.text_positions(seq_len)
     packed = row_mode == "packed"
+    mix = Mix.of(specs, mix_alpha)
+    sources = [read_documents([spec]) for spec in mix.specs] if mix else [read_documents(specs)]
+    first_documents, sizes = list[int](), list[int]()
     with TokenSpool(separator=frame.separator if packed else None, limit=None if packed else text_positions) as spool:
-        for batch in tokenise(read_documents(specs), tokenizer):
-            spool.add(batch)
-            if progress is not None:
-                progress(spool.documents, spool.tokens)
+        for documents in sources:
+            first_documents.append(spool.documents)
+            before = spool.tokens
+            for batch in tokenise(documents, tokenizer):
+                spool.add(batch)
+                if progress is not None:
+                    progress(spool.documents, spool.tokens)
+            sizes.append(spool.tokens - before)
         ids, starts = spool.ids(), spool.starts()
     if not spool.documents:
         raise CorpusError(
@@ -209,9 +222,17 @@ def pack_corpus(
     else:
         bounds, first_document = np.append(starts, len(ids)), np.arange(spool.documents)
     rows = len(bounds) - 1
-    order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
+    fingerprint, kept = spool.fingerprint(), list[tuple[str, int]]()
+    if mix is None:
+        order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
+    else:
+        source_of_row = np.searchsorted(first_documents, first_document, side="right") - 1
+        order = mixed_order(seed, source_of_row, mix.shares(sizes))
+        counts = np.bincount(source_of_row[order[:max_rows]], minlength=len(sources)).tolist()
+        kept = list(zip(mix.specs, counts, strict=True))
+        fingerprint = sha256_of_json({"text": fingerprint, "sources": first_documents, **mix.identity()})
     record = CorpusRecord(
-        specs=tuple(specs), fingerprint=spool.fingerprint(), documents=spool.documents, tokens=spool.tokens, rows=rows
+        specs=tuple(specs), fingerprint=fingerprint, documents=spool.documents, tokens=spool.tokens, rows=rows
     )
     return Rows(
         record=record,
@@ -221,6 +242,7 @@ def pack_corpus(
         bounds=bounds.astype(np.int64),
         first_document=first_document.astype(np.int64),
         kept_rows=order[:max_rows].astype(np.int64),
+        sources=kept,
     )
 
 

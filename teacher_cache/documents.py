@@ -18,6 +18,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -46,15 +47,13 @@ HELP_LOCAL = "give the path of a local file instead (txt, txt.gz, jsonl, csv, pa
 def read_documents(specs: Sequence[str]) -> Iterator[str]:
     """The documents of every specification, one after another, in a fixed order (files of a glob by name).
 
-    Local files are looked up before the first document is read, so that a wrong path is found at once; names on the hub
-    are when their turn comes.
+    Local files are looked up at once, so that a wrong path is found before anything is read; names on the hub are when
+    their turn comes.
 
     Raises:
         CorpusError: nothing is at a specification, or what is there cannot be read as text.
     """
-    sources = [_find(spec) for spec in specs]
-    for source in sources:
-        yield from source
+    return chain.from_iterable([_find(spec) for spec in specs])
 
 
 def _find(spec: str) -> Iterator[str]:

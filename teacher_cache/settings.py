@@ -23,7 +23,13 @@ class BuildSettings:
     revision: str | None = None
     """Revision of the teacher on the hub."""
     corpus: tuple[str, ...] = (DEFAULT_CORPUS,)
-    """Files, globs or folders (txt, jsonl, csv, parquet, also .gz), or hub names NAME[:CONFIG[:SPLIT]]."""
+    """Files, globs or folders (txt, jsonl, csv, parquet, also .gz), or hub names NAME[:CONFIG[:SPLIT]]; several may
+    each end in @WEIGHT, their share of the rows.
+    """
+    mix_alpha: float | None = None
+    """Take rows of several --corpus in proportion to their tokens to this power, as XLM-R does with 0.3 (default: all
+    rows alike).
+    """
     out: str = "cache.zarr"
     """Folder of the store. An unfinished store of the same settings is continued."""
     seq_len: int | None = None
@@ -105,6 +111,11 @@ class BuildSettings:
             raise SettingsError(
                 f"--mlm-probability {self.mlm_probability!r} is not between 0 and 1: it is the share of tokens "
                 "hidden; try 0.15"
+            )
+        if self.mix_alpha is not None and not 0 <= self.mix_alpha <= 1:
+            raise SettingsError(
+                f"--mix-alpha {self.mix_alpha!r} would favour what there is most of, or least: give a power from 0 "
+                "(all --corpus alike) to 1 (by their sizes), such as 0.3"
             )
         if not 0 < self.temperature < float("inf"):
             raise SettingsError(
