@@ -40,7 +40,7 @@ from methods import measure, run
 from record import print_record
 from rich.console import Console
 from rich.table import Table
-from trials import LABELS, figures, kept, log_bytes, train_student
+from trials import LABELS, TARGETS, figures, kept, log_bytes, train_student
 
 from student_train.evaluate.drawing import BLUE, LIGHT, PALETTE, new_figure, spread_labels, style_axes
 from student_train.loader import CacheLoader
@@ -50,8 +50,6 @@ from teacher_cache.reader import CacheReader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-TARGETS = {"mha": "attention", "hs": "hidden", "od": "logits"}
 
 
 @dataclass(frozen=True, kw_only=True)

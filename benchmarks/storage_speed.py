@@ -46,7 +46,7 @@ from record import print_record
 from rich.console import Console
 from storage_speed_report import plot_fidelity, plot_speed, tabulate
 from store_figures import build, check_rows, measure_store
-from trials import figures, kept, median_speed, train_student, write_result
+from trials import TARGETS, figures, kept, median_speed, train_student, write_result
 
 from cli.options import parse
 from student_train.settings import TrainSettings
@@ -55,7 +55,6 @@ from teacher_cache.reader import CacheReader
 from teacher_cache.settings import BuildSettings
 
 PRECISIONS = ("float16", "int8", "int4", "nmse:1e-3", "nmse:1e-2", "nmse:1e-1")
-TARGETS = {"mha": "attention", "hs": "hidden", "od": "logits"}
 REFERENCE = {"targets": "logits,hidden,attention", "layers": "all", "precision": "float16", "k": 512}
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULT_NAME = "result.json"
+TARGETS = {"mha": "attention", "hs": "hidden", "od": "logits"}
 LABELS = {"mha": "relation KL, sum of three", "hs": "hidden NMSE, mean", "od": "output KL"}
 _START_UP = 10
 

@@ -56,12 +56,17 @@ def digest_object(storage: Storage, key: str) -> ObjectDigest:
 
 def damage(storage: Storage, key: str, expected: ObjectDigest) -> str | None:
     """What is wrong with an object, such as `is missing`; None if it is what was written."""
+    if (what := wrong_size(storage, key, expected)) is not None:
+        return what
+    return None if digest_object(storage, key) == expected else "has other contents than were written"
+
+
+def wrong_size(storage: Storage, key: str, expected: ObjectDigest) -> str | None:
+    """`damage` as far as a look at its size shows it; nothing is read."""
     size = storage.size(key)
     if size is None:
         return "is missing"
-    if size != expected.size:
-        return f"has {size} bytes instead of {expected.size}"
-    return None if digest_object(storage, key) == expected else "has other contents than were written"
+    return None if size == expected.size else f"has {size} bytes instead of {expected.size}"
 
 
 @dataclass(frozen=True, kw_only=True)

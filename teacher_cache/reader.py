@@ -57,6 +57,7 @@ from teacher_cache.objects import (
     read_commit_hashes,
     read_teacher_files,
     shard_key,
+    wrong_size,
 )
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
 from teacher_cache.shards import decode_shard
@@ -129,7 +130,9 @@ class CacheReader:
         # what grows with the store, or is read by few, is compared when it is read
         reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/") and not key.endswith(COMMIT_HASHES))
         for group in chosen:
-            reader._check_size(group, group.prefix + COMMIT_HASHES)
+            key = group.prefix + COMMIT_HASHES
+            if group.seal is not None and (what := wrong_size(storage, key, group.seal.objects[key])) is not None:
+                raise reader._damaged(key, what)
         return reader
 
     @property
@@ -399,12 +402,6 @@ class CacheReader:
         for group in self._groups:
             for key, what in damaged_objects(self.storage, group, chosen):
                 raise self._damaged(key, what)
-
-    def _check_size(self, group: Group, key: str) -> None:
-        """Compare the size of an object that is only read later with the seal."""
-        if group.seal is not None and (size := self.storage.size(key)) != group.seal.objects[key].size:
-            have = "is missing" if size is None else f"has {size} bytes instead of {group.seal.objects[key].size}"
-            raise self._damaged(key, have)
 
     def _damaged(self, key: str, what: str) -> DamagedStoreError:
         path, _, place = key.partition("/c/")
