@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class ComparedRow:
     """One line of the comparison; None and absent tasks are what no record tells.
 
     `scores` and `differences` (to the baseline) are by task, and under `average` over all tasks of the comparison.
+    `timed_as` is the row of the same shape whose latency this is, where this one was not timed.
     """
 
     row: Row
@@ -47,6 +48,7 @@ class ComparedRow:
     differences: Mapping[str, PairedDifference]
     latency_ms: float | None
     speedup: float | None
+    timed_as: str | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +76,7 @@ class ComparedRow:
             "differences": {task: found.to_json() for task, found in self.differences.items()},
             "latency_ms": self.latency_ms,
             "speedup": self.speedup,
+            "timed_as": self.timed_as,
         }
 
 
@@ -123,7 +126,7 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
     scores = {row.name: _scores(row, tasks) for row in rows}
     differences = _differences(rows, base, scores)
     timed = {row.name: _teacher_time(row, rows, setup) for row in rows}
-    compared = tuple(
+    measured = tuple(
         ComparedRow(
             row=row,
             relation_kl=row.mean(_relation_kl),
@@ -136,8 +139,20 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
         )
         for row in rows
     )
+    compared = tuple(_timed_by_shape(row, measured) for row in measured)
     notes = comparison_notes(rows, tasks, setup, timed=[row.name for row in compared if row.latency_ms])
     return Comparison(rows=compared, baseline=base.name, tasks=tasks, setup=setup, notes=tuple(notes))
+
+
+def _timed_by_shape(row: ComparedRow, rows: Sequence[ComparedRow]) -> ComparedRow:
+    """What was not timed takes as long as the first row of the same shape: time is a matter of the shape alone."""
+    if row.latency_ms is not None or row.row.shape is None:
+        return row
+    timed = (other for other in rows if other.latency_ms is not None and other.row.shape == row.row.shape)
+    alike = next(timed, None)
+    if alike is None:
+        return row
+    return replace(row, latency_ms=alike.latency_ms, speedup=alike.speedup, timed_as=alike.name)
 
 
 def _place(path: str) -> Path:

@@ -95,7 +95,7 @@ def _overview_line(row: ComparedRow, comparison: Comparison) -> list[str]:
         LACKING if parameters is None else f"{parameters / 1e6:.2f}M",
         *(_number(value) for value in (row.relation_kl, row.hidden_nmse, row.output_kl)),
         *(_score(row.scores.get(task)) for task in comparison.columns),
-        LACKING if row.latency_ms is None else f"{row.latency_ms:.3g}",
+        LACKING if row.latency_ms is None else f"{row.latency_ms:.3g}{'' if row.timed_as is None else ' ‡'}",
         LACKING if row.speedup is None else f"{row.speedup:.2f}×",
     ]
 
@@ -121,6 +121,8 @@ def _overview_caption(comparison: Comparison) -> str:
         )
     if comparison.setup is not None:
         parts.append(f"Milliseconds: median of {comparison.setup}.")
+    if any(row.timed_as is not None for row in comparison.rows):
+        parts.append("‡: not timed itself; the time of another row of the same shape.")
     if any(row.relation_kl or row.hidden_nmse or row.output_kl for row in comparison.rows):
         parts.append("KL in nats and NMSE: distance to the teacher on held-out rows, lower is better.")
     parts.append("Parameters without heads.")

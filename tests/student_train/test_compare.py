@@ -203,6 +203,22 @@ def test_latency_is_of_what_all_rows_were_timed_on(make_run: Any, tmp_path: Path
     assert any("different hardware" in note for note in compare(tmp_path / "fast", tmp_path / "slow").notes)
 
 
+def test_the_time_of_a_shape_is_that_of_all_its_rows(make_run: Any, tiny_teacher: Any, tmp_path: Path) -> None:
+    config = json.loads((tiny_teacher("bert") / "config.json").read_text())
+    for name, method, changes in (("b", "mha", {}), ("a", "hs", {}), ("thin", "od", {"intermediate_size": 32})):
+        write(make_run(name, method=method) / "config.json", config | changes)
+    timed(tmp_path / "a", 3.0)
+    found = compare(*(tmp_path / name for name in ("b", "a", "thin")))
+    assert [(row.latency_ms, row.timed_as) for row in found.rows] == [(3.0, "a"), (3.0, None), (None, None)]
+    assert found.rows[0].speedup == 8 and found.rows[0].to_json()["timed_as"] == "a"
+    assert any(
+        note.startswith("no latency") and "thin" in note and note.count(str(tmp_path)) == 1 for note in found.notes
+    )
+    text = markdown(found)
+    assert "| 3 ‡ | 8.00× |" in text and "‡: not timed itself" in text
+    assert "‡" not in markdown(compare(tmp_path / "a"))
+
+
 def test_a_teacher_has_the_time_that_its_students_measured(make_run: Any, tiny_teacher: Any) -> None:
     from student_train.evaluate.load import weights_fingerprint
 
