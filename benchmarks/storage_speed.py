@@ -149,6 +149,7 @@ def parse_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--finetune-dev")
     parser.add_argument("--finetune-rows", type=int, default=2000)
     parser.add_argument("--finetune-seeds", type=int, default=3)
+    parser.add_argument("--finetune-lr", default="1e-4", help="as `kdeval finetune --lr`; several: the best counts")
     options, further = parser.parse_known_args()
     if bool(options.finetune_train) != bool(options.finetune_dev):
         parser.error("--finetune-train and --finetune-dev go together")
@@ -196,7 +197,8 @@ def add_score(folder: Path, found: dict[str, Any], options: argparse.Namespace) 
     """Fine-tune the student and keep its score with the result, unless it is there."""
     files = ["--train-file", options.finetune_train, "--dev-file", options.finetune_dev]
     flags = ["--task", options.finetune_task, *files, "--train-rows", str(options.finetune_rows)]
-    flags += ["--seeds", str(options.finetune_seeds), "--lr", "2e-4", "--epochs", "1", "--max-length", "64"]
+    flags += ["--seeds", str(options.finetune_seeds), "--lr", options.finetune_lr]
+    flags += ["--epochs", "1", "--max-length", "64"]
     if found.get("finetune", {}).get("flags") == flags:
         return
     record = json.loads(run("kdeval", "finetune", "--student", str(folder / "student"), *flags, "--json"))

@@ -44,7 +44,15 @@ pre { background: var(--wash); border-radius: 8px; padding: 12px 14px; margin: 8
   SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font: 12.5px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .missing { border-left: 3px solid var(--line); padding: 4px 0 4px 14px; color: var(--soft); }
-@media print { main { padding: 0; max-width: none; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
+@media print {
+main { padding: 0; max-width: none; }
+h2, h3 { break-after: avoid; }
+figure, tr { break-inside: avoid; }
+.scroll { overflow-x: visible; }
+table { font-size: 11px; }
+th, td { padding: 3px 8px 3px 0; }
+td.number, th.number { padding-left: 8px; }
+}
 """.strip()
 
 
