@@ -1,6 +1,6 @@
 """`make demo`: the whole tour on real input in a few minutes. A real teacher, real text, one student, one picture.
 
-    docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity, latency, report
+    docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity, latency, compare, report
 
 Every step is the command that it prints, run in this process so that torch is loaded once. The default teacher comes as
 a Python package and the default text from the Python installation, so that nothing is fetched. Everything is written to
@@ -37,7 +37,7 @@ VALID_SHARE = "0.05"
 """More than the default, because a small store has few rows to measure on."""
 LATENCY_SECONDS = "15"
 MARKER = "demo.json"
-OWN_FILES = ("cache.zarr", "untrained", "student", "fidelity.png")
+OWN_FILES = ("cache.zarr", "untrained", "student", "fidelity.png", "comparison")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,7 @@ def run_demo(settings: DemoSettings) -> int:
     sizes = ["--batch-sizes", "1", "--lengths", str(settings.seq_len), "--seconds", LATENCY_SECONDS]
     for command in (
         ["kdeval", "latency", "--student", student, "--teacher", teacher, *sizes],
+        ["kdeval", "compare", untrained, student, "--out", str(out / "comparison")],
         ["kdeval", "report", student, "--cache", cache],
     ):
         if code := run_step(command):
@@ -112,7 +113,7 @@ def run_demo(settings: DemoSettings) -> int:
 
 
 def next_commands(out: Path, settings: DemoSettings) -> list[list[str]]:
-    """Three commands that go on from what the demo has built, into a folder that is not there yet."""
+    """Commands that go on from what the demo has built, into a folder that is not there yet."""
     names = ("student-hs" if number == 1 else f"student-hs-{number}" for number in count(1))
     student = next(str(out / name) for name in names if not (out / name).exists())
     cache = str(out / "cache.zarr")
@@ -121,6 +122,7 @@ def next_commands(out: Path, settings: DemoSettings) -> list[list[str]]:
         ["kdcache", "info", cache],
         ["kdtrain", "--cache", cache, *hidden, *_length(settings), "--out", student],
         ["kdeval", "fidelity", "--student", student, "--cache", cache],
+        ["kdeval", "compare", *(str(out / name) for name in ("untrained", "student")), student],
     ]
 
 

@@ -26,6 +26,9 @@ def test_demo(tiny_teacher: Any, tiny_corpus: Path, tmp_path: Path, capfd: pytes
     assert "$ kdcache build --teacher" in printed.err and "$ kdtrain --cache" in printed.err
     assert "relation KL, sum" in printed.out and "better by" in printed.out
     assert (out / "fidelity.png").stat().st_size > 20_000
+    compared = json.loads((out / "comparison" / "comparison.json").read_text())
+    assert [(row["name"], row["timed_as"]) for row in compared["rows"]] == [("untrained", "student"), ("student", None)]
+    assert (out / "comparison" / "quality-latency.png").stat().st_size > 10_000
     student = json.loads((out / "student" / "provenance.json").read_text())
     assert student["command"].startswith("kdtrain --cache")
     assert json.loads((out / "untrained" / "fidelity.json").read_text())["held_out"] is True
