@@ -1,6 +1,7 @@
 """`make demo`: the whole tour on real input in a few minutes. A real teacher, real text, one student, one picture.
 
-    docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity, latency, compare, report
+    docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity, latency, compare,
+    report
 
 Every step is the command that it prints, run in this process so that torch is loaded once. The default teacher comes as
 a Python package and the default text from the Python installation, so that nothing is fetched. Everything is written to
