@@ -198,7 +198,7 @@ def add_score(folder: Path, found: dict[str, Any], options: argparse.Namespace) 
     files = ["--train-file", options.finetune_train, "--dev-file", options.finetune_dev]
     flags = ["--task", options.finetune_task, *files, "--train-rows", str(options.finetune_rows)]
     flags += ["--seeds", str(options.finetune_seeds), "--lr", options.finetune_lr]
-    flags += ["--epochs", "1", "--max-length", "64"]
+    flags += ["--batch-size", "8", "--epochs", "1", "--max-length", "64"]
     if found.get("finetune", {}).get("flags") == flags:
         return
     record = json.loads(run("kdeval", "finetune", "--student", str(folder / "student"), *flags, "--json"))

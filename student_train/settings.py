@@ -169,6 +169,11 @@ class TrainSettings:
                 f"--seed {self.seed!r} cannot be: the random generators take no such number; give one from 0 to below "
                 "2**63"
             )
+        if "://" in self.out:
+            raise SettingsError(
+                f"--out {self.out!r} is an address: only stores may lie in object storage, a student is written to a "
+                "folder; give one, and copy it once it is done"
+            )
         for name in ("valid_share", "dropout"):
             if not getattr(self, name) < 1:
                 raise SettingsError(

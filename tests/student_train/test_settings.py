@@ -28,6 +28,7 @@ def test_weights_follow_the_methods():
         ({"method": "hs", "lr": float("nan")}, "--lr nan"),
         ({"method": "hs", "valid_share": 1.0}, "--valid-share 1.0"),
         ({"method": "hs", "seed": -1}, "--seed -1"),
+        ({"method": "hs", "out": "s3://bucket/student"}, "--out 's3://bucket/student' is an address"),
         ({"method": "hs", "seed": 2**63}, f"--seed {2**63}.*below 2"),
     ],
 )
