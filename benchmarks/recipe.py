@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import resource
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ from typing import Any
 
 import yaml
 from record import print_record
+
+from student_train.metrics import METRICS_NAME, read_records
 
 
 def main() -> None:
@@ -52,7 +55,14 @@ def main() -> None:
         for task, flags in recipe.get("finetune", {}).items():
             finetune(model, task, flags, files.get(task))
     run("kdeval", "compare", str(teacher), *map(str, trained), "--out", str(out / "comparison"))
-    print_record("recipe", recipe=Path(options.recipe).stem, scale=options.scale, comparison=read_comparison(out))
+    print_record(
+        "recipe",
+        recipe=Path(options.recipe).stem,
+        scale=options.scale,
+        training_memory_bytes={student.name: most_memory(student) for student in trained},
+        largest_process_bytes=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        comparison=read_comparison(out),
+    )
 
 
 def parse_options() -> argparse.Namespace:
@@ -135,6 +145,12 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
     for name, value in settings.items():
         flags += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return flags
+
+
+def most_memory(student: Path) -> int | None:
+    """Of the process that trained it; None of one that was not trained."""
+    seen = [record["memory"] for record in read_records(student / METRICS_NAME) if "memory" in record]
+    return max(seen, default=None)
 
 
 def read_comparison(out: Path) -> Any:

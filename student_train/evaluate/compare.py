@@ -72,11 +72,19 @@ class ComparedRow:
                 "hidden_nmse": self.hidden_nmse,
                 "output_kl": self.output_kl,
             },
-            "scores": {task: asdict(summary) for task, summary in self.scores.items()},
+            "scores": {task: {**asdict(each), "by_run": self._by_run(task)} for task, each in self.scores.items()},
             "differences": {task: found.to_json() for task, found in self.differences.items()},
             "latency_ms": self.latency_ms,
             "speedup": self.speedup,
             "timed_as": self.timed_as,
+        }
+
+    def _by_run(self, task: str) -> dict[str, dict[str, float]]:
+        """The scores behind a mean, by fine-tuning seed."""
+        return {
+            run.path: {str(seed): score for seed, score in run.tasks[task].scores.items()}
+            for run in self.row.runs
+            if task in run.tasks
         }
 
 

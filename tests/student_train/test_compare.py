@@ -185,6 +185,8 @@ def test_scores_and_differences(make_run: Any) -> None:
     assert a.differences["rte"].holm == a.differences["rte"].p  # c has no rte: one comparison
     assert "average" not in c.scores and set(c.differences) == {"sst2"} and not b.differences
     assert any(note.startswith("no rte of") and "kdeval finetune" in note for note in found.notes)
+    written = json.loads(json.dumps(a.to_json()["scores"]))
+    assert written["sst2"]["by_run"][str(folder / "a-1")] == {"0": 0.72, "1": 0.74}
     text = markdown(found)
     assert "| 72.00 ± 1.00 |" in text and "3 training seeds" in text and "Holm" in text
     line = next(line for line in comparison_grids(found)[0].lines if line[0] == "c")
