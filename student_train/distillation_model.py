@@ -46,15 +46,15 @@ class DistillationModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, LossSum]:
         """The loss of every method on these rows, unweighted, as sums over this batch's positions."""
-        outputs: dict[View, StudentOutputs] = {}
-        for view, targets in batch.items():
-            needs = self.objective.needs(view)
-            if needs:
-                outputs[view] = self._run_student(targets, needs)
-        losses: dict[str, LossSum] = self.objective(outputs, batch)
+        losses: dict[str, LossSum] = self.objective(self.run_student(batch), batch)
         return losses
 
-    def _run_student(self, targets: TargetBatch, needs: StudentNeeds) -> StudentOutputs:
+    def run_student(self, batch: Batch) -> dict[View, StudentOutputs]:
+        """What the methods read of the student, in each view that one of them reads."""
+        needs = {view: self.objective.needs(view) for view in batch}
+        return {view: self._run_view(targets, needs[view]) for view, targets in batch.items() if needs[view]}
+
+    def _run_view(self, targets: TargetBatch, needs: StudentNeeds) -> StudentOutputs:
         encoder = encoder_of(self.student)
         with record_attention(encoder, needs.attention_layers) as recorded:
             result = encoder(

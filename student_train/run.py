@@ -3,13 +3,14 @@
 In: the settings. Out: a `TrainingRun`: the open cache, of one store or several, the student in its distillation
 wrapper, the objective, the rows to train and to validate on, the engine's configuration, and what has to be recorded of
 them. A run that cannot work is refused here, with nothing left behind. Cost: the student's weights are made or read,
-and one pass over two rows.
+one pass over two rows, and over some thousand positions where maps are fitted.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -30,6 +31,7 @@ from student_train.engine_config import (
     make_config,
 )
 from student_train.loader import CacheLoader
+from student_train.map_starts import fit_maps, rows_to_fit
 from student_train.metrics import METRICS_NAME
 from student_train.narrowing.sample import read_sample
 from student_train.objective import Objective, make_objective
@@ -66,6 +68,7 @@ class TrainingRun:
     micro_batch: int
     config: DeepSpeedConfig
     frozen: tuple[str, ...]
+    maps_fitted: bool
     stand_in: Batch
 
     def training_batches(self, position: int) -> CacheLoader:
@@ -171,6 +174,8 @@ class TrainingRun:
         for name, description in self.objective.describe().items():
             details = ", ".join(f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in description.items())
             lines.append(f"{name:8} weight {weights[name]:g}: {details}")
+        if self.maps_fitted:
+            lines.append("maps     start at the linear regression of the teacher's vectors on the student's")
         half = next((str(dtype)[6:] for dtype, name in HALF_SECTIONS.items() if self.config[name].get("enabled")), None)
         lines.append(
             f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time"
@@ -202,6 +207,7 @@ class TrainingRun:
             },
             "held_out_rows": {"first": self.held_out_rows[0].start, "count": count_rows(self.held_out_rows)},
             "student": {"description": self.built.description, "copied": list(self.built.copied)},
+            "maps_fitted": self.maps_fitted,
             "objective": self.objective.describe(),
             "adapted": self.objective.adapted(),
             "weights": self.objective.weights,
@@ -281,6 +287,10 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
     ).to(device)
     stand_in = _first_rows(reader, objective.request, device, skip_damaged=settings.on_bad_block == "skip")
     frozen = freeze_unused(model, stand_in)
+    # a map to a copied layer starts at the identity: the student shall stay in the teacher's coordinates
+    fitted = not built.has_whole_layers and fit_maps(
+        model, _rows_to_fit(reader, objective, training_rows, settings, device)
+    )
     if settings.compile:
         compile_student(model)
     return TrainingRun(
@@ -297,8 +307,29 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
         micro_batch=micro_batch,
         config=config,
         frozen=frozen,
+        maps_fitted=fitted,
         stand_in=stand_in,
     )
+
+
+def _rows_to_fit(
+    reader: CacheSource, objective: Objective, rows: Rows, settings: TrainSettings, device: str
+) -> Iterator[Batch]:
+    """The first rows to train on, the same ones in every process: they are shuffled already."""
+    count, at_a_time = rows_to_fit(count_rows(rows), reader.manifest.seq_len)
+    loader = CacheLoader(
+        reader,
+        objective.request,
+        rows=rows,
+        batch_size=at_a_time,
+        seed=None,
+        stop=count,
+        device=device,
+        skip_damaged=settings.on_bad_block == "skip",
+    )
+    with closing(loader):
+        for batch in loader:
+            yield batch.views
 
 
 def _first_rows(reader: CacheSource, request: TargetRequest, device: str, *, skip_damaged: bool) -> Batch:

@@ -38,6 +38,11 @@ class BuiltStudent:
     description: str
     copied: tuple[str, ...]
 
+    @property
+    def has_whole_layers(self) -> bool:
+        """Whether its layers are layers of the teacher, bit for bit."""
+        return any(part.startswith("layer ") and not part.endswith("sliced") for part in self.copied)
+
 
 def build_student(
     spec: str | None,

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from student_train.evaluate.plan import HiddenPair, RelationPair
 from student_train.evaluate.records import DistributionFidelity, HiddenFidelity, RelationFidelity
-from student_train.evaluate.ridge import Moments, fit_ridge, normalised_error
 from student_train.losses.distributions import SampledTargets, Targets, logits_loss
 from student_train.losses.relations import one_relation_loss
 from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.methods.base import StudentOutputs
 from student_train.methods.distribution import flat_targets
+from student_train.ridge import Moments, fit_ridge, normalised_error
 from student_train.split import Rows, abreast
 from teacher_cache.batch import TargetBatch
 from teacher_cache.relations import VECTORS

@@ -7,7 +7,7 @@ a cache do not serve it, and its maps from the student's vectors to the teacher'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,6 +113,15 @@ class VectorTransfer:
                 )
             )
         return add_losses(losses)
+
+    def mapped(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """The name of each map, what it takes and what it should give, at real positions."""
+        for student_layer, teacher_layer in self.pairs:
+            targets, given = batch[self.views[teacher_layer]], outputs[self.views[teacher_layer]]
+            real_BT, both = targets.real_BT(), (given.attention[student_layer], targets.attention[teacher_layer])
+            for name in self._learned():
+                student_ND, teacher_ND = (getattr(each, f"{name}_BTD")[real_BT] for each in both)
+                yield _map_name(name, student_layer, teacher_layer), student_ND, teacher_ND
 
     def _learned(self) -> tuple[str, ...]:
         return tuple(name for name, weight in zip(VECTORS, self.weights, strict=True) if weight)

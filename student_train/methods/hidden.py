@@ -7,11 +7,11 @@ per student layer with `emd` and `alp`; none of them grows with student layers t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from student_train.layer_map import LayerMapping
 from student_train.losses.hidden import (
@@ -79,6 +79,14 @@ class HiddenTransfer:
                 )
             )
         return add_losses(losses)
+
+    def mapped(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """The name of each map, what it takes and what it should give, at real positions."""
+        for pair in self.mapping.pairs:
+            student_layer, teacher_layer = pair
+            view = self.views[teacher_layer]
+            real_BT, hidden = batch[view].real_BT(), outputs[view].hidden[student_layer]
+            yield projection_name(*pair), hidden[real_BT], batch[view].hidden[teacher_layer][real_BT]
 
     def describe(self) -> dict[str, Any]:
         return {"mapping": self.mapping.text, "pairs": [list(pair) for pair in self.mapping.pairs]}

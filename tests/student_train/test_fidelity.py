@@ -18,7 +18,7 @@ from student_train.evaluate.fidelity import Measurement, run_student
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student
 from student_train.evaluate.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
 from student_train.evaluate.records import FidelityReport
-from student_train.evaluate.ridge import LinearMap, Moments, Statistics, fit_ridge, normalised_error, pool, ridge_errors
+from student_train.ridge import LinearMap, Moments, Statistics, fit_ridge, normalised_error, pool, ridge_errors
 from teacher_cache.batch import MaskedPositions, SampledLogits, TargetBatch, TopkLogits
 from teacher_cache.contract import CorpusRecord, Manifest, TeacherRecord
 from teacher_cache.errors import StudentError
