@@ -1,7 +1,8 @@
 """Distillation as it is done without a cache: the teacher computes its targets in every step.
 
 Same student, same batches in the same order, same engine and losses as `kdtrain`; of the store only the token ids are
-read. For methods that learn hidden states or attention of unmasked rows: mha, direct and hs.
+read, and rows that maps are fitted on where the student holds no layers of the teacher. For methods that learn hidden
+states or attention of unmasked rows: mha, direct and hs.
 """
 
 from __future__ import annotations

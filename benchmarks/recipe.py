@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import shlex
 import shutil
 import subprocess
@@ -59,8 +58,7 @@ def main() -> None:
         "recipe",
         recipe=Path(options.recipe).stem,
         scale=options.scale,
-        training_memory_bytes={student.name: most_memory(student) for student in trained},
-        largest_process_bytes=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        training_memory_bytes={student.name: training_memory(student) for student in trained},
         comparison=read_comparison(out),
     )
 
@@ -147,8 +145,8 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def most_memory(student: Path) -> int | None:
-    """Of the process that trained it; None of one that was not trained."""
+def training_memory(student: Path) -> int | None:
+    """The most that its training has taken, of the GPU if it had one; None of a student that was not trained."""
     seen = [record["memory"] for record in read_records(student / METRICS_NAME) if "memory" in record]
     return max(seen, default=None)
 

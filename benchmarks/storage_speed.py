@@ -18,7 +18,8 @@ in float16 are what one would store without a thought.
 
     python benchmarks/storage_speed.py --teacher DIR --corpus FILE --out storage
 
-Every student is trained once, from the same start on the same batches, so that variants differ in their targets alone.
+Every student is trained once, from the same start on the same batches, so that variants differ in their targets alone
+(a `--student` narrower than the teacher starts from maps fitted to each variant's own targets).
 How much of a difference another order of the rows would make is not measured here.
 
 A variant whose result is in --out is not computed again; its store is deleted once it is measured. Pictures go

@@ -5,6 +5,7 @@ Every training is parsed and checked here, before the first one starts. Nothing 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
             # what is typed takes the place of what is written: a flag of several values may come but once
             written = {key: value for key, value in {**common, **differs}.items() if key not in typed}
             flags, settings = _settings(name, written, path, argv)
-            settings = replace(settings, out=str(Path(settings.out if "out" in typed else out) / name))
+            settings = replace(settings, out=os.path.join(settings.out if "out" in typed else out, name))  # noqa: PTH118
             shown = {key: _in_words(value) for key, value in differs.items() if key not in typed}
             runs[name] = SweepRun(name=name, differs=shown, flags=(*flags, "--out", settings.out), settings=settings)
     _refuse_twins(list(runs.values()), path)

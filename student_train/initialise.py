@@ -11,6 +11,7 @@ model, and for slicing what `narrowing.narrow` says.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,14 +30,23 @@ ReadSample = Callable[[], TokenSample]
 """Reads the rows that a student of other sizes is fitted on; called only where one is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TakenOver:
+    """The parts that a student took over from its teacher, in one line too; `whole_layers`: its layers, bit for bit."""
+
+    parts: tuple[str, ...]
+    description: str
+    whole_layers: bool = False
+
+
 def copy_teacher(
     student: PreTrainedModel,
     teacher_folder: Path,
     plan: InitPlan,
     layers: tuple[int, ...],
     read_sample: ReadSample | None = None,
-) -> tuple[tuple[str, ...], str]:
-    """Do what `plan` asks for; returns the parts taken over and one line for people.
+) -> TakenOver:
+    """Do what `plan` asks for.
 
     Where the sizes differ, `auto` and `teacher:LAYERS` slice everything. Where that cannot be, `auto` copies what fits
     (embeddings, the masked-LM head), and `teacher:LAYERS` is refused. `embeddings` insists on a copy.
@@ -45,7 +55,7 @@ def copy_teacher(
         SettingsError: the plan insists on parts whose sizes differ.
     """
     if plan.kind == "random":
-        return (), "random weights"
+        return TakenOver(parts=(), description="random weights")
     loaded = load_model(teacher_folder, with_mlm_head=encoder_of(student) is not student)
     teacher = loaded.model
     differing = _differing_sizes(student, teacher)
@@ -55,6 +65,7 @@ def copy_teacher(
             return _slice(student, loaded, layers, read_sample())
         differing = f"{differing}, and {obstacle}"
     copied: list[str] = []
+    whole_layers = plan.kind != "embeddings" and not differing
     if _copy_embeddings(student, teacher):
         copied.append("embeddings")
     elif plan.kind == "embeddings":
@@ -62,11 +73,12 @@ def copy_teacher(
     if differing and plan.kind == "teacher":
         raise _does_not_fit(plan, "layers", differing)
     if plan.kind != "embeddings":
-        if not differing:
+        if whole_layers:
             copied.extend(_copy_layers(student, teacher, layers))
         if loaded.has_trained_head and _copy_head(student, teacher):
             copied.append("masked-LM head")
-    return tuple(copied), _describe(copied, layers, differing if plan.kind == "auto" else "")
+    description = _describe(copied, layers, differing if plan.kind == "auto" else "")
+    return TakenOver(parts=tuple(copied), description=description, whole_layers=whole_layers)
 
 
 def copy_whole(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
@@ -177,9 +189,7 @@ def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, read_sample: R
     return why_not(ours, theirs)
 
 
-def _slice(
-    student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample
-) -> tuple[tuple[str, ...], str]:
+def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample) -> TakenOver:
     device, training = sample.input_ids_BT.device, student.training
     ours, theirs = find_parts(student.eval().to(device)), find_parts(loaded.model.to(device))  # type: ignore[arg-type]
     assert ours is not None
@@ -188,7 +198,10 @@ def _slice(
     student.cpu().train(training)
     parts = ["embeddings", *_layer_names(layers), *(["masked-LM head"] if loaded.has_trained_head else [])]
     named = _name_parts(parts, layers)
-    return tuple(f"{part}, sliced" for part in parts), f"{named} sliced from the teacher: {narrowing}"
+    return TakenOver(
+        parts=tuple(f"{part}, sliced" for part in parts),
+        description=f"{named} sliced from the teacher: {narrowing}",
+    )
 
 
 def _differing_sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> str:

@@ -9,8 +9,7 @@ one pass over two rows, and over some thousand positions where maps are fitted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -31,7 +30,7 @@ from student_train.engine_config import (
     make_config,
 )
 from student_train.loader import CacheLoader
-from student_train.map_starts import fit_maps, rows_to_fit
+from student_train.map_starts import batches_to_fit, fit_maps
 from student_train.metrics import METRICS_NAME
 from student_train.narrowing.sample import read_sample
 from student_train.objective import Objective, make_objective
@@ -207,7 +206,6 @@ class TrainingRun:
             },
             "held_out_rows": {"first": self.held_out_rows[0].start, "count": count_rows(self.held_out_rows)},
             "student": {"description": self.built.description, "copied": list(self.built.copied)},
-            "maps_fitted": self.maps_fitted,
             "objective": self.objective.describe(),
             "adapted": self.objective.adapted(),
             "weights": self.objective.weights,
@@ -236,12 +234,13 @@ def _in_words(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> TrainingRun:
+def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: bool = True) -> TrainingRun:
     """Open the cache, build the student and the objective, and find out what no loss reaches.
 
     Args:
         settings: what is asked for.
         ranks: this process among those that train together; alone if left out.
+        fresh: whether training starts here, so that learned maps have to start somewhere; not from a checkpoint.
 
     Raises:
         DistillationError: something asked for cannot be; nothing has been written.
@@ -287,10 +286,11 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
     ).to(device)
     stand_in = _first_rows(reader, objective.request, device, skip_damaged=settings.on_bad_block == "skip")
     frozen = freeze_unused(model, stand_in)
+    steps, fitted = settings.total_steps(count_rows(training_rows)), False
     # a map to a copied layer starts at the identity: the student shall stay in the teacher's coordinates
-    fitted = not built.has_whole_layers and fit_maps(
-        model, _rows_to_fit(reader, objective, training_rows, settings, device)
-    )
+    if fresh and steps > 0 and not built.whole_layers:
+        skip = settings.on_bad_block == "skip"
+        fitted = fit_maps(model, batches_to_fit(reader, objective.request, training_rows, device, skip_damaged=skip))
     if settings.compile:
         compile_student(model)
     return TrainingRun(
@@ -300,7 +300,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
         built=built,
         model=model,
         objective=objective,
-        steps=settings.total_steps(count_rows(training_rows)),
+        steps=steps,
         training_rows=training_rows,
         held_out_rows=held_out,
         device=device,
@@ -310,26 +310,6 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None) -> Training
         maps_fitted=fitted,
         stand_in=stand_in,
     )
-
-
-def _rows_to_fit(
-    reader: CacheSource, objective: Objective, rows: Rows, settings: TrainSettings, device: str
-) -> Iterator[Batch]:
-    """The first rows to train on, the same ones in every process: they are shuffled already."""
-    count, at_a_time = rows_to_fit(count_rows(rows), reader.manifest.seq_len)
-    loader = CacheLoader(
-        reader,
-        objective.request,
-        rows=rows,
-        batch_size=at_a_time,
-        seed=None,
-        stop=count,
-        device=device,
-        skip_damaged=settings.on_bad_block == "skip",
-    )
-    with closing(loader):
-        for batch in loader:
-            yield batch.views
 
 
 def _first_rows(reader: CacheSource, request: TargetRequest, device: str, *, skip_damaged: bool) -> Batch:

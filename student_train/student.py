@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from student_train.init_plan import parse_init
-from student_train.initialise import ReadSample, copy_teacher, copy_whole
+from student_train.initialise import ReadSample, TakenOver, copy_teacher, copy_whole
 from student_train.pretrained import (
     check_family,
     encoder_of,
@@ -32,16 +32,15 @@ from teacher_cache.errors import StudentError
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltStudent:
-    """A student, one line on where its weights come from, and what was copied."""
+    """A student, one line on where its weights come from, and what was copied.
+
+    `whole_layers` says whether its layers are the teacher's, bit for bit; what came from a folder does not count.
+    """
 
     model: PreTrainedModel
     description: str
     copied: tuple[str, ...]
-
-    @property
-    def has_whole_layers(self) -> bool:
-        """Whether its layers are layers of the teacher, bit for bit."""
-        return any(part.startswith("layer ") and not part.endswith("sliced") for part in self.copied)
+    whole_layers: bool
 
 
 def build_student(
@@ -90,10 +89,15 @@ def build_student(
         origin = f"weights of {str(plan.folder)!r}"
         if with_mlm_head and "masked-LM head" not in copied:
             origin += ", which has no masked-LM head that fits: that one is random"
+        taken = TakenOver(parts=copied, description=origin)
     else:
-        copied, origin = copy_teacher(model, teacher_folder, plan, layers, read_sample)
-    name = str(shape_of(config))
-    return BuiltStudent(model=model, description=f"{config.model_type} {name}: {origin}", copied=copied)
+        taken = copy_teacher(model, teacher_folder, plan, layers, read_sample)
+    return BuiltStudent(
+        model=model,
+        description=f"{config.model_type} {shape_of(config)}: {taken.description}",
+        copied=taken.parts,
+        whole_layers=taken.whole_layers,
+    )
 
 
 def _folder_of(spec: str | None) -> Path | None:

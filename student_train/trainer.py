@@ -103,7 +103,7 @@ def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress
             f"another student; --out {settings.out!r} must be a folder that all of them see"
         )
     with ranks.together():
-        run = prepare_run(settings, ranks)
+        run = prepare_run(settings, ranks, fresh=checkpoint is None)
         if checkpoint is not None:
             run.check_same(checkpoint)
     for line in run.describe():

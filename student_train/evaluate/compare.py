@@ -72,7 +72,8 @@ class ComparedRow:
                 "hidden_nmse": self.hidden_nmse,
                 "output_kl": self.output_kl,
             },
-            "scores": {task: {**asdict(each), "by_run": self._by_run(task)} for task, each in self.scores.items()},
+            "scores": {task: asdict(each) for task, each in self.scores.items()},
+            "scores_by_run": {task: by_run for task in self.scores if (by_run := self._by_run(task))},
             "differences": {task: found.to_json() for task, found in self.differences.items()},
             "latency_ms": self.latency_ms,
             "speedup": self.speedup,
@@ -80,7 +81,7 @@ class ComparedRow:
         }
 
     def _by_run(self, task: str) -> dict[str, dict[str, float]]:
-        """The scores behind a mean, by fine-tuning seed."""
+        """The scores behind a mean, by run and fine-tuning seed."""
         return {
             run.path: {str(seed): score for seed, score in run.tasks[task].scores.items()}
             for run in self.row.runs

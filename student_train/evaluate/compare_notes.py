@@ -24,7 +24,7 @@ def comparison_notes(
     *,
     timed: Sequence[str],
 ) -> Iterator[str]:
-    """The notes. `timed` names the rows that have a latency, their own or as somebody's teacher."""
+    """The notes. `timed` names the rows that have a latency, their own, as somebody's teacher, or of their shape."""
     runs = [run for row in rows for run in row.runs]
     yield from _missing(rows, tasks, setup, timed)
     yield from _training(rows)

@@ -44,10 +44,13 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         ),
     }
     written = []
+    lent = {row.name: f"{row.name} ‡" for row in comparison.rows if row.timed_as is not None}
+    if lent:
+        costs[LATENCY_PLOT] = (f"{costs[LATENCY_PLOT][0]} (‡: of another row of this shape)", costs[LATENCY_PLOT][1])
     for name, (label, values) in costs.items():
         rows = [row for row in comparison.rows if row.name in values and row.name in quality.values]
         if rows:
-            _plot(rows, quality, label, values, folder / name)
+            _plot(rows, quality, label, values, lent if name == LATENCY_PLOT else {}, folder / name)
             written.append(folder / name)
     return written
 
@@ -70,7 +73,15 @@ def _quality(comparison: Comparison) -> _Quality | None:
     return None
 
 
-def _plot(rows: Sequence[ComparedRow], quality: _Quality, label: str, costs: Mapping[str, float], path: Path) -> None:
+def _plot(
+    rows: Sequence[ComparedRow],
+    quality: _Quality,
+    label: str,
+    costs: Mapping[str, float],
+    names: Mapping[str, str],
+    path: Path,
+) -> None:
+    """One point a row; `names` are those that differ from the row's."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure = new_figure(8.6, 5.2)
@@ -101,5 +112,5 @@ def _plot(rows: Sequence[ComparedRow], quality: _Quality, label: str, costs: Map
         axes.invert_yaxis()
     axes.grid(color=LIGHT, linewidth=0.6)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-    spread_labels(axes, [(costs[row.name], quality.values[row.name][0], row.name) for row in rows])
+    spread_labels(axes, [(costs[row.name], quality.values[row.name][0], names.get(row.name, row.name)) for row in rows])
     figure.savefig(path)

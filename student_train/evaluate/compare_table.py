@@ -122,7 +122,7 @@ def _overview_caption(comparison: Comparison) -> str:
     if comparison.setup is not None:
         parts.append(f"Milliseconds: median of {comparison.setup}.")
     if any(row.timed_as is not None for row in comparison.rows):
-        parts.append("‡: not timed itself; the time of another row of the same shape.")
+        parts.append("‡: not timed so itself; the time of another row of the same shape.")
     if any(row.relation_kl or row.hidden_nmse or row.output_kl for row in comparison.rows):
         parts.append("KL in nats and NMSE: distance to the teacher on held-out rows, lower is better.")
     parts.append("Parameters without heads.")

@@ -115,7 +115,7 @@ class VectorTransfer:
         return add_losses(losses)
 
     def mapped(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """The name of each map, what it takes and what it should give, at real positions."""
+        """See `MapsVectors`."""
         for student_layer, teacher_layer in self.pairs:
             targets, given = batch[self.views[teacher_layer]], outputs[self.views[teacher_layer]]
             real_BT, both = targets.real_BT(), (given.attention[student_layer], targets.attention[teacher_layer])

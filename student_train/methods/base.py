@@ -7,9 +7,9 @@ computes, and the loader decodes, those and no others. Methods hold settings onl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -49,6 +49,14 @@ class StudentOutputs:
     attention: Mapping[int, AttentionVectors]
     last_hidden_BTD: Tensor
     head: MaskedLMHead | None = None
+
+
+@runtime_checkable
+class MapsVectors(Protocol):
+    """A method whose linear maps lead from vectors of the student to vectors of the teacher, at all positions."""
+
+    def mapped(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """The name of each map, what it takes and what it should give, at real positions: [N, D_S] and [N, D_T]."""
 
 
 class Method(Protocol):

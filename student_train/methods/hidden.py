@@ -81,7 +81,7 @@ class HiddenTransfer:
         return add_losses(losses)
 
     def mapped(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """The name of each map, what it takes and what it should give, at real positions."""
+        """See `MapsVectors`."""
         for pair in self.mapping.pairs:
             student_layer, teacher_layer = pair
             view = self.views[teacher_layer]

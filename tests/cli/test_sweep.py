@@ -83,6 +83,16 @@ def test_what_cannot_be_is_found_before_the_first_run(
     assert not (tmp_path / "students").exists()
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_students_are_not_written_to_an_address(store: Path, tmp_path: Path, capsys: Any, typed: bool) -> None:
+    path, address = sweep_file(tmp_path, store, "method: mha\nsteps: 1\nruns: {a: {}}\n"), "s3://bucket/students"
+    if not typed:
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(f"out: {address}" if line.startswith("out:") else line for line in lines))
+    assert main(["--config", str(path), "--dry-run", *(["--out", address] if typed else [])]) == 1
+    assert f"--out '{address}{'' if typed else '/a'}' is an address" in capsys.readouterr().err
+
+
 def test_what_is_typed_takes_the_place_of_what_is_written(store: Path, tmp_path: Path, capsys: Any) -> None:
     """Flags of several values may come but once, and a name must not tell another value than the run has."""
     path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\ngrid: {cache: [a.zarr, [b.zarr, c.zarr]]}\n")

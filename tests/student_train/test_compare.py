@@ -185,8 +185,8 @@ def test_scores_and_differences(make_run: Any) -> None:
     assert a.differences["rte"].holm == a.differences["rte"].p  # c has no rte: one comparison
     assert "average" not in c.scores and set(c.differences) == {"sst2"} and not b.differences
     assert any(note.startswith("no rte of") and "kdeval finetune" in note for note in found.notes)
-    written = json.loads(json.dumps(a.to_json()["scores"]))
-    assert written["sst2"]["by_run"][str(folder / "a-1")] == {"0": 0.72, "1": 0.74}
+    written = json.loads(json.dumps(a.to_json()["scores_by_run"]))
+    assert set(written) == {"rte", "sst2"} and written["sst2"][str(folder / "a-1")] == {"0": 0.72, "1": 0.74}
     text = markdown(found)
     assert "| 72.00 ± 1.00 |" in text and "3 training seeds" in text and "Holm" in text
     line = next(line for line in comparison_grids(found)[0].lines if line[0] == "c")
@@ -217,7 +217,7 @@ def test_the_time_of_a_shape_is_that_of_all_its_rows(make_run: Any, tiny_teacher
         note.startswith("no latency") and "thin" in note and note.count(str(tmp_path)) == 1 for note in found.notes
     )
     text = markdown(found)
-    assert "| 3 ‡ | 8.00× |" in text and "‡: not timed itself" in text
+    assert "| 3 ‡ | 8.00× |" in text and "‡: not timed so itself" in text
     assert "‡" not in markdown(compare(tmp_path / "a"))
 
 
