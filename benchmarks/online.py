@@ -12,7 +12,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from train import load_teacher, taught
 
 from student_train.best import write_student
@@ -20,8 +19,7 @@ from student_train.engine import full_precision_weights, running_engine
 from student_train.feed import Feed
 from student_train.loader import CacheLoader
 from student_train.loop import Progression, Trainer
-from student_train.methods.hidden import HiddenTransfer
-from student_train.methods.projections import projection_name
+from student_train.methods.projections import FloatLinear
 from student_train.metrics import Progress
 from student_train.run import TrainingRun, prepare_run
 from student_train.settings import TrainSettings
@@ -54,18 +52,10 @@ def train_online(settings: TrainSettings) -> list[dict[str, Any]]:
 
 
 def lead_to_hidden_states(run: TrainingRun) -> None:
-    """Let the maps of `hs` lead to what the teacher gives, not to the coordinates in which the cache holds it."""
-    method = run.objective.methods.get("hs")
-    if not isinstance(method, HiddenTransfer):
-        return
-    maps = run.objective.projections["hs"]
-    for pair in method.mapping.pairs:
-        rotation = run.reader.rotation(pair[1])
-        if rotation is not None:
-            rotation, linear = rotation.to(run.device), maps[projection_name(*pair)]
-            with torch.no_grad():
-                linear.weight.copy_(rotation.basis_DK @ linear.weight)
-                linear.bias.copy_(rotation.synthesise(linear.bias[None])[0])
+    """Let the maps of `hs` give what the teacher gives, not the coordinates in which the cache holds it."""
+    for linear in run.objective.modules():
+        if isinstance(linear, FloatLinear):
+            linear.rotation = None
 
 
 def token_ids(run: TrainingRun) -> CacheLoader:

@@ -21,6 +21,7 @@ from torch import nn
 from student_train.distillation_model import DistillationModel
 from student_train.loader import CacheLoader
 from student_train.methods.base import MapsVectors
+from student_train.methods.projections import FloatLinear
 from student_train.ridge import Moments, fit_ridge
 from student_train.split import Rows, count_rows, share_out
 from teacher_cache.batch import Batch, TargetRequest
@@ -99,7 +100,7 @@ def fit_maps(model: DistillationModel, batches: Iterable[Batch]) -> bool:
 
 
 def _fit(linear: nn.Module, sets: list[Moments]) -> bool:
-    assert isinstance(linear, nn.Linear)
+    assert isinstance(linear, FloatLinear)
     if not all(one.count for one in sets):
         return False
     one, other = (each.statistics() for each in sets)
@@ -107,6 +108,5 @@ def _fit(linear: nn.Module, sets: list[Moments]) -> bool:
     if not all(torch.isfinite(each.covariance_xx).all() for each in (one, other)):
         return False
     found = fit_ridge(one, other)
-    linear.weight.copy_(found.weight_XY.T)
-    linear.bias.copy_(found.bias_Y)
+    linear.start_at(found.weight_XY.T, found.bias_Y)
     return True

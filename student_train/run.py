@@ -8,10 +8,9 @@ one pass over two rows, and over some thousand positions where maps are fitted.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,6 @@ from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.errors import DamagedStoreError, TrainingError
 from teacher_cache.local_copies import open_copies
 from teacher_cache.pool import CacheSource, open_caches, parts_of
-
-_COORDINATES = "coordinates of hidden states"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +118,9 @@ class TrainingRun:
         return {
             **self.settings.identity(),
             "cache contents": self.reader.identity_sha256,
-            _COORDINATES: self._coordinates,
             "number of steps": self.steps,
             **{f"DeepSpeed's {name}": value for name, value in flatten_config(self.config).items()},
         }
-
-    @cached_property
-    def _coordinates(self) -> str | None:
-        """Hash of the rotations that learned maps lead to, which a store of the same contents may have others of."""
-        rotations = [self.reader.rotation(layer) for layer in self.objective.request.rotated_layers]
-        hasher = hashlib.sha256()
-        for rotation in rotations:
-            assert rotation is not None
-            hasher.update(rotation.basis_DK.numpy().tobytes() + rotation.mean_D.numpy().tobytes())
-        return hasher.hexdigest() if rotations else None
 
     def check_same(self, checkpoint: Path) -> None:
         """Refuse to go on from the checkpoint of a run that had other settings.
@@ -146,14 +132,9 @@ class TrainingRun:
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
             changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
-            same = (
-                "give the store that it learned from, one that was built again has other principal components"
-                if differing == [_COORDINATES]
-                else "give the same settings"
-            )
             raise TrainingError(
                 f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is "
-                f"not that run; {same}, or start afresh in another --out"
+                "not that run; give the same settings, or start afresh in another --out"
             )
 
     def describe(self) -> list[str]:

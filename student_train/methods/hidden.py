@@ -24,7 +24,7 @@ from student_train.losses.hidden import (
 )
 from student_train.losses.sums import LossSum, add_losses
 from student_train.methods.base import Counted, Method, StudentNeeds, StudentOutputs
-from student_train.methods.projections import make_projections, projection_name, projection_starts, rotate_map
+from student_train.methods.projections import FloatLinear, make_projections, projection_name, projection_starts
 from student_train.methods.transport import LayerTransport
 from teacher_cache.batch import Batch, TargetRequest
 from teacher_cache.contract import Manifest
@@ -48,7 +48,7 @@ class HiddenSource(Protocol):
 class HiddenTransfer:
     """`hs` with given pairs: hidden states of mapped layers through one learned linear map per pair.
 
-    The maps lead to the coordinates in which the cache holds a layer, those of `rotated_layers` being principal
+    The maps give the coordinates in which the cache holds a layer, those of `rotated_layers` being principal
     components: distances are the same, and decoding needs no inverse rotation.
     """
 
@@ -210,7 +210,9 @@ def make_hidden_transfer(
         rotations = {layer: rotation for layer in layers if (rotation := source.rotation(layer)) is not None}
         for pair in mapping.pairs:
             if (rotation := rotations.get(pair[1])) is not None:
-                rotate_map(maps.get_submodule(projection_name(*pair)), rotation)
+                linear = maps.get_submodule(projection_name(*pair))
+                assert isinstance(linear, FloatLinear)
+                linear.rotation = rotation
         method = HiddenTransfer(mapping=mapping, views=views, variance=variance, rotated_layers=tuple(rotations))
     elif mapping.form == "skip":
         method = FirstTokenTransfer(mapping=mapping, views=views)

@@ -19,10 +19,33 @@ from teacher_cache.transform import Transform
 
 
 class FloatLinear(nn.Linear):
-    """A linear map that computes in float32 even when an engine keeps the whole model in half precision."""
+    """A linear map that computes in float32 even when an engine keeps the whole model in half precision.
+
+    With a `rotation` it gives the rotated coordinates of what it maps to, Q^T (W h + b - mean), while W and b are
+    learned as they are: Adam treats every coordinate by itself, so that a map learned in rotated ones becomes another,
+    seen to be the worse one. Q^T W costs 2 D^3 operations a pass, where rotating N targets back costs 2 N D^2.
+    """
+
+    rotation: Transform | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear gives it
-        return linear(input.float(), self.weight.float(), self.bias.float())
+        weight, bias = self.weight.float(), self.bias.float()
+        if self.rotation is not None:
+            if self.rotation.basis_DK.device != input.device:
+                self.rotation = self.rotation.to(input.device)
+            basis_KD = self.rotation.basis_DK.T
+            weight, bias = basis_KD @ weight, basis_KD @ (bias - self.rotation.mean_D)
+        return linear(input.float(), weight, bias)
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Make W h + b what the module gives, in rotated coordinates if it has a rotation."""
+        if self.rotation is not None:
+            rotation = self.rotation.to(weight.device)
+            basis_DK, mean_D = rotation.basis_DK.to(weight.dtype), rotation.mean_D.to(weight.dtype)
+            weight, bias = basis_DK @ weight, basis_DK @ bias + mean_D
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
 
 
 def projection_starts(
@@ -63,15 +86,6 @@ def make_map(student_width: int, teacher_width: int, generator: torch.Generator,
     else:
         nn.init.normal_(linear_map.weight, std=0.02, generator=generator)
     return linear_map
-
-
-def rotate_map(linear_map: nn.Module, rotation: Transform) -> None:
-    """Make a map W h + b give the rotated coordinates of what it gives: W becomes Q^T W, b becomes Q^T (b - mean)."""
-    assert isinstance(linear_map, nn.Linear)
-    basis_KD = rotation.basis_DK.T.double()
-    with torch.no_grad():
-        linear_map.weight.copy_(basis_KD @ linear_map.weight.double())
-        linear_map.bias.copy_(basis_KD @ (linear_map.bias.double() - rotation.mean_D.double()))
 
 
 def projection_name(student_layer: int, teacher_layer: int | None = None) -> str:
