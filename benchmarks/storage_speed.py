@@ -26,7 +26,8 @@ A variant whose result is in --out is not computed again; its store is deleted o
 to --out too. Flags that this script does not know go to kdtrain. Variants follow one another, so their speeds are only
 those of one machine that does nothing else; `train.py` compares online with cached training in turns.
 
-On two CPU cores the default takes about an hour and 4 GB of disk, with --steps 40 25 minutes; fine-tuning 20 to 40 more.
+On two CPU cores the default takes about an hour and 4 GB of disk, with --steps 40 25 minutes;
+fine-tuning 20 to 40 more.
 """
 
 from __future__ import annotations
