@@ -100,8 +100,9 @@ class LogProbabilityCodec:
             step = (log_probs.abs() * 2.0**-11).clamp_min(2.0**-25)
             return torch.where(log_probs.isneginf(), 0, log_probs.exp() * step.expm1())
         root = (log_probs / _ROOT).exp()
-        # the rounding of the code, and of float32 arithmetic
-        return (root + 0.5 / 255).pow(_ROOT) - root.pow(_ROOT) + log_probs.exp() * 2.0**-18
+        # the rounding of the code, which float32 may take the wrong way at the middle of two, and of the decoding
+        half = 0.5 / 255 + 2.0**-23
+        return (root + half).pow(_ROOT) - root.pow(_ROOT) + log_probs.exp() * 2.0**-18
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numcodecs import zstd
 
@@ -44,6 +44,7 @@ def size_on_disk(*arrays: np.ndarray, chunk: int = 2**16) -> int:
 @codecs
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**31), sharpness=st.floats(0.01, 60), entries=st.integers(1, 50))
+@example(seed=42, sharpness=30.014996610134702, entries=27)  # a value in the middle of two codes, as float32 sees it
 def test_probabilities_are_within_the_declared_error(name: str, seed: int, sharpness: float, entries: int) -> None:
     logits_PV = torch.randn(17, 50, generator=torch.Generator().manual_seed(seed)) * sharpness
     log_probs_PK = logits_PV.log_softmax(1).topk(entries).values
