@@ -1,4 +1,4 @@
-"""`make demo`: the whole tour on real input in a few minutes. A real teacher, real text, one student, one picture.
+"""`make demo`: the whole tour on real input in a few minutes. A real teacher, real text, one student, pictures.
 
     docstrings of the standard library -> kdcache build -> kdtrain --method mha -> kdeval fidelity, latency, compare,
     report

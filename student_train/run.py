@@ -48,7 +48,8 @@ from teacher_cache.pool import CacheSource, open_caches, parts_of
 class TrainingRun:
     """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches.
 
-    `stand_in` is some row or two, for a pass that has to be and has no rows.
+    `maps_fitted` says whether learned maps start at a regression. `stand_in` is some row or two, for a pass that has to
+    be and has no rows.
     """
 
     settings: TrainSettings

@@ -82,11 +82,10 @@ class HiddenTransfer:
 
     def mapped(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
         """See `MapsVectors`."""
-        for pair in self.mapping.pairs:
-            student_layer, teacher_layer = pair
-            view = self.views[teacher_layer]
-            real_BT, hidden = batch[view].real_BT(), outputs[view].hidden[student_layer]
-            yield projection_name(*pair), hidden[real_BT], batch[view].hidden[teacher_layer][real_BT]
+        for student_layer, teacher_layer in self.mapping.pairs:
+            targets, given = batch[self.views[teacher_layer]], outputs[self.views[teacher_layer]]
+            real_BT, name = targets.real_BT(), projection_name(student_layer, teacher_layer)
+            yield name, given.hidden[student_layer][real_BT], targets.hidden[teacher_layer][real_BT]
 
     def describe(self) -> dict[str, Any]:
         return {"mapping": self.mapping.text, "pairs": [list(pair) for pair in self.mapping.pairs]}
