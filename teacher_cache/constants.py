@@ -6,7 +6,7 @@ zarr encodes and decodes them in memory; only whole objects go to and from the s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,15 @@ def encode_constant(path: str, value: NDArray[np.generic]) -> dict[str, bytes]:
     array[...] = value
     chunks = {key: data.to_bytes() for key, data in objects.items() if not key.endswith(METADATA)}
     return encode_metadata(objects) | chunks
+
+
+def encode_groups(paths: Iterable[str]) -> dict[str, bytes]:
+    """The zarr.json of the groups around small arrays, by key; not the root's."""
+    objects: dict[str, Any] = {}
+    root = zarr.open_group(MemoryStore(objects), mode="w")
+    for group in {path.rpartition("/")[0] for path in paths}:
+        root.require_group(group)
+    return encode_metadata(objects)
 
 
 def encode_metadata(objects: dict[str, Any]) -> dict[str, bytes]:

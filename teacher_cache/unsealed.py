@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from teacher_cache.constants import encode_constant, read_constant
+from teacher_cache.constants import encode_constant, encode_groups, read_constant
 from teacher_cache.contract import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.groups import Group
@@ -35,10 +35,12 @@ def check_unsealed(
     `sizes` are the objects of the store, `vouched` those that another group's seal covers.
     """
     found: dict[str, str] = {}
-    # of arrays, a build writes what is not there; around a constant everything was there before its chunk
-    wanted = {key: data for key, data in GroupWriter(storage, group).metadata().items() if key in sizes}
+    paths = constant_paths(group.manifest)
+    implied = GroupWriter(storage, group).metadata() | encode_groups(paths)
+    # a build writes what is not there; around a constant everything was there before its chunk
+    wanted = {key: data for key, data in implied.items() if key in sizes}
     known = set(wanted)
-    for path in constant_paths(group.manifest):
+    for path in paths:
         keys = {key for key in sizes if key.startswith(f"{path}/")}
         # with its zarr.json alone it is about to be written, unless the manifest says that it has been
         if len(keys) > 1:

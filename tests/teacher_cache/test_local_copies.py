@@ -31,6 +31,7 @@ PLENTY = 2**30
 SHARERS = """
 import hashlib, random, sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from teacher_cache.local_copies import LocalCopies
 objects = [random.Random(number).randbytes(1000) for number in range(40)]
 copies = LocalCopies(sys.argv[1], 12_000)
@@ -42,7 +43,10 @@ def use(seed):
         if found is None:
             copies.keep(name, objects[number])
 with ThreadPoolExecutor(4) as pool:
-    list(pool.map(use, range(4)))
+    seed = 0
+    while not Path(sys.argv[3]).exists():
+        list(pool.map(use, range(seed, seed + 4)))
+        seed += 4
 """
 
 
@@ -152,18 +156,22 @@ def test_the_bound_is_kept_and_what_was_read_longest_ago_goes_first(tmp_path: Pa
 
 
 def test_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", SHARERS, str(tmp_path), str(number)] for number in range(2)]
+    """Both go on until they were seen full fifty times."""
+    folder, enough = tmp_path / "copies", tmp_path / "enough"
+    folder.mkdir()
+    commands = [[sys.executable, "-c", SHARERS, str(folder), str(number), str(enough)] for number in range(2)]
     running = [subprocess.Popen(command) for command in commands]
-    seen = set()
-    with (tmp_path / "lock").open("w") as lock:
-        while any(process.poll() is None for process in running):
+    seen: list[int] = []
+    with (folder / "lock").open("w") as lock:
+        while sum(size > 10_000 for size in seen) < 50 and all(process.poll() is None for process in running):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            seen.add(held(tmp_path))
+            seen.append(held(folder))
             fcntl.flock(lock, fcntl.LOCK_UN)
             time.sleep(0.001)
-    assert [process.returncode for process in running] == [0, 0]
-    assert len(seen) > 3 and max(seen) <= 12_000
-    assert (tmp_path / "lock").read_text() == str(held(tmp_path))
+    enough.touch()
+    assert [process.wait() for process in running] == [0, 0]
+    assert max(seen) <= 12_000
+    assert (folder / "lock").read_text() == str(held(folder))
 
 
 def test_threads_read_a_store_that_is_larger_than_the_bound(small_store: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -371,6 +372,36 @@ def test_of_an_unfinished_store_blocks_are_checked_and_missing_ones_listed(store
         "input_ids/c/2/0/0": 2,
         "hidden/3/escapes/count/c/0/0": 0,
     }
+
+
+def test_after_every_single_write_of_a_build_nothing_is_damaged_or_unknown(
+    small_settings: Settings,
+    grown_settings: Callable[[Path], BuildSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A build and one that adds a layer, either killed at any moment, leave only what a check knows."""
+    store, lock, looks = tmp_path / "cache.zarr", Lock(), 0
+
+    def looked_at(write: Callable[..., None]) -> Callable[..., None]:
+        def write_and_look(storage: LocalStorage, key: str, *what: object) -> None:
+            nonlocal looks
+            with lock:
+                write(storage, key, *what)
+                if storage.location == str(store) and (store / "zarr.json").exists():
+                    report = check(store)
+                    assert not report.findings, f"after {key}"
+                    assert not report.unknown, f"after {key}"
+                    looks += 1
+
+        return write_and_look
+
+    for name in ("write", "write_file", "delete"):
+        monkeypatch.setattr(LocalStorage, name, looked_at(getattr(LocalStorage, name)))
+    build_cache(small_settings(store, precision="nmse:1e-2", views=2))
+    build_cache(grown_settings(store))
+    assert check(store).whole
+    assert looks > len(files_of(store)) - 5
 
 
 UNSEALED = {

@@ -267,11 +267,11 @@ def test_attention_to_one_layer_is_the_loss_of_that_pair() -> None:
 
 @pytest.mark.parametrize("name", ["emd", "alp"])
 def test_memory_grows_with_the_student_layers_and_not_with_the_pairs(name: str) -> None:
-    """What autograd keeps beside the targets and the student's own states: one teacher-wide state."""
+    """What autograd keeps beside the targets, the student's own states and the map: one teacher-wide state."""
     kept: dict[int, int] = {}
     student, projection, mask = random(3, 7, WIDTH).requires_grad_(), nn.Linear(WIDTH, WIDTH), real()
     teachers = [random(3, 7, WIDTH, seed=n) for n in range(24)]
-    known = {tensor.data_ptr() for tensor in (student, projection.weight, *teachers)}
+    known = {tensor.data_ptr() for tensor in (student, *projection.parameters(), *teachers)}
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in known and tensor.shape[-1] == WIDTH:
