@@ -12,20 +12,16 @@ for twelve maps from 768 to 1,024 components some 2e11 operations and 260 MB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from student_train.distillation_model import DistillationModel
-from student_train.loader import CacheLoader
 from student_train.methods.base import MapsVectors
 from student_train.methods.projections import FloatLinear
 from student_train.ridge import Moments, fit_ridge
-from student_train.split import Rows, count_rows, share_out
-from teacher_cache.batch import Batch, TargetRequest
-from teacher_cache.pool import CacheSource
+from teacher_cache.batch import Batch
 
 FIT_TOKENS = 8_192
 """At most so many positions are read, padding among them (but two rows at least)."""
@@ -36,40 +32,6 @@ def rows_to_fit(available: int, seq_len: int) -> tuple[int, int]:
     """How many rows to read, and how many at a time: two times at least, as what is fitted is tested on other rows."""
     rows = min(available, max(2, FIT_TOKENS // seq_len))
     return rows, max(1, min(_BATCH_TOKENS // seq_len, rows // 2))
-
-
-def batches_to_fit(
-    source: CacheSource, request: TargetRequest, rows: Rows, device: str, *, skip_damaged: bool
-) -> Iterator[Batch]:
-    """The first of `rows`, of every store its share, the same in every process: they are shuffled already.
-
-    Rows of damaged blocks are passed over with `skip_damaged`, and those after them taken.
-
-    Raises:
-        DamagedStoreError: without it.
-    """
-    count, at_a_time = rows_to_fit(count_rows(rows), source.manifest.seq_len)
-    for run, share in zip(rows, share_out(count, [len(run) for run in rows]), strict=True):
-        if share == 0:
-            continue
-        loader = CacheLoader(
-            source,
-            request,
-            rows=(run,),
-            batch_size=min(at_a_time, share),
-            seed=None,
-            stop=len(run),
-            device=device,
-            skip_damaged=skip_damaged,
-        )
-        lacking = share
-        with closing(loader):
-            for batch in loader:
-                if batch.row_ids:
-                    yield batch.views
-                lacking -= len(batch.row_ids)
-                if lacking <= 0:
-                    break
 
 
 @torch.no_grad()

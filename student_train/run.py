@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from student_train.engine_config import (
     flatten_config,
     make_config,
 )
+from student_train.first_rows import FirstRows
 from student_train.loader import CacheLoader
-from student_train.map_starts import batches_to_fit, fit_maps
+from student_train.map_starts import fit_maps, rows_to_fit
 from student_train.metrics import METRICS_NAME
 from student_train.narrowing.sample import read_sample
 from student_train.objective import Objective, make_objective
@@ -38,8 +38,8 @@ from student_train.ranks import Ranks
 from student_train.settings import TrainSettings
 from student_train.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from student_train.student import BuiltStudent, build_student
-from teacher_cache.batch import Batch, TargetRequest
-from teacher_cache.errors import DamagedStoreError, TrainingError
+from teacher_cache.batch import Batch
+from teacher_cache.errors import TrainingError
 from teacher_cache.local_copies import open_copies
 from teacher_cache.pool import CacheSource, open_caches, parts_of
 
@@ -239,6 +239,9 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
     config = make_config(settings, dtype=dtype, micro_batch=micro_batch, processes=ranks.count)
     torch.manual_seed(settings.seed)
+    first_rows = FirstRows(
+        source=reader, rows=training_rows, device=device, skip_damaged=settings.on_bad_block == "skip"
+    )
     with_mlm_head = not {"od", "mlm"}.isdisjoint(settings.methods())
     built = build_student(
         settings.student,
@@ -247,12 +250,13 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         with_mlm_head=with_mlm_head,
         seed=settings.seed,
         seq_len=manifest.seq_len,
-        read_sample=partial(read_sample, reader, training_rows, with_mlm_head=with_mlm_head, device=device),
+        read_sample=partial(read_sample, first_rows, with_mlm_head=with_mlm_head),
     )
     objective = make_objective(
         settings.method_weights(),
         source=reader,
         student=built.model.config,
+        read_first=first_rows.read,
         mapping=settings.mapping,
         attention_layer=settings.attention_layer,
         relation_heads=settings.relation_heads,
@@ -266,13 +270,13 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         dropout=settings.dropout,
         checkpointing=settings.activation_checkpointing,
     ).to(device)
-    stand_in = _first_rows(reader, objective.request, device, skip_damaged=settings.on_bad_block == "skip")
+    stand_in = first_rows.read(objective.request, 2)
     frozen = freeze_unused(model, stand_in)
     steps, fitted = settings.total_steps(count_rows(training_rows)), False
     # a map to a copied layer starts at the identity: the student shall stay in the teacher's coordinates
     if fresh and steps > 0 and not built.whole_layers:
-        skip = settings.on_bad_block == "skip"
-        fitted = fit_maps(model, batches_to_fit(reader, objective.request, training_rows, device, skip_damaged=skip))
+        rows, at_a_time = rows_to_fit(count_rows(training_rows), manifest.seq_len)
+        fitted = fit_maps(model, first_rows.batches(objective.request, rows, at_a_time))
     if settings.compile:
         compile_student(model)
     return TrainingRun(
@@ -292,20 +296,6 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         maps_fitted=fitted,
         stand_in=stand_in,
     )
-
-
-def _first_rows(reader: CacheSource, request: TargetRequest, device: str, *, skip_damaged: bool) -> Batch:
-    """The first two rows of the first block, or of the first one that is not damaged."""
-    damage: DamagedStoreError | None = None
-    for start, stop in pairwise(reader.block_bounds.tolist()):
-        try:
-            return reader.read_rows(start, min(start + 2, stop), request, device=device)
-        except DamagedStoreError as error:
-            damage = damage or error
-            if not skip_damaged:
-                break
-    assert damage is not None
-    raise damage
 
 
 def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:

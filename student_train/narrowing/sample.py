@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student_train.split import Rows, count_rows, share_out
-from teacher_cache.batch import TargetRequest, concatenate
-from teacher_cache.pool import CacheSource
+from student_train.first_rows import FirstRows
+from teacher_cache.batch import TargetRequest
 
 SAMPLE_TOKENS = 16_384
 """At most so many positions are read, padding among them (but one row at least)."""
@@ -39,21 +38,15 @@ class TokenSample:
         return int(torch.count_nonzero(self.real_BT))
 
 
-def read_sample(source: CacheSource, rows: Rows, *, with_mlm_head: bool, device: str | torch.device) -> TokenSample:
-    """The first of `rows`, of every store its share: they are shuffled already.
+def read_sample(first_rows: FirstRows, *, with_mlm_head: bool) -> TokenSample:
+    """Some rows to train on.
 
     A student with a masked-LM head gets rows of the masked view, if there is one: that is what it will read.
 
     Raises:
         StoreError: a shard is missing or damaged.
     """
-    seq_len = source.manifest.seq_len
-    count = min(count_rows(rows), max(1, SAMPLE_TOKENS // seq_len))
-    masked = with_mlm_head and "masked" in source.manifest.targets.views()
-    pieces = []
-    for run, share in zip(rows, share_out(count, [len(run) for run in rows]), strict=True):
-        if share:
-            batch = source.read_rows(run.start, run.start + share, TargetRequest(masked=masked), device=device)
-            pieces.append(next(iter(batch.values())))
-    targets = concatenate(pieces)
+    masked = with_mlm_head and "masked" in first_rows.source.manifest.targets.views()
+    batch = first_rows.read(TargetRequest(masked=masked), max(1, SAMPLE_TOKENS // first_rows.seq_len))
+    targets = next(iter(batch.values()))
     return TokenSample(input_ids_BT=targets.input_ids_BT.long(), real_BT=targets.real_BT())

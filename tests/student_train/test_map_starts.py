@@ -11,12 +11,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from student_train.map_starts import batches_to_fit, fit_maps, rows_to_fit
+from student_train.map_starts import fit_maps, rows_to_fit
 from student_train.run import TrainingRun, prepare_run
 from student_train.settings import TrainSettings
-from teacher_cache.batch import TargetRequest
-from teacher_cache.errors import StoreError
-from teacher_cache.pool import open_caches
 
 
 def prepare(store: Path, tmp_path: Path, **settings: Any) -> TrainingRun:
@@ -96,27 +93,6 @@ def test_sliced_and_given_students_are_fitted(tiny_store: Path, tmp_path: Path, 
     given = str(tiny_store / "teacher") if student == "folder" else student
     run = prepare(tiny_store, tmp_path, method="hs", mapping="last1", student=given, init="auto")
     assert run.maps_fitted and not run.built.whole_layers
-
-
-def test_every_store_gives_its_share(tiny_parts: tuple[str, str]) -> None:
-    reader, request = open_caches(tiny_parts), TargetRequest(hidden_layers=(2,))
-    runs = (range(10, 60), range(101, 111))
-    found = list(batches_to_fit(reader, request, runs, "cpu", skip_damaged=False))
-    rows = torch.cat([batch["plain"].hidden[2] for batch in found])
-    wanted = [reader.read_rows(run.start, run.stop, request)["plain"].hidden[2] for run in runs]
-    assert torch.equal(rows, torch.cat(wanted)) and len(found) == 3
-
-
-def test_rows_of_damaged_blocks_are_passed_over(tiny_store: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """All rows that would be read first are of a damaged block; those after it are read."""
-    monkeypatch.setattr("student_train.map_starts.FIT_TOKENS", 96)
-    store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
-    shard = next(path for path in (store / "hidden" / "2" / "codes" / "c" / "0").rglob("0") if path.is_file())
-    shard.write_bytes(shard.read_bytes()[:-1])
-    settings = {"method": "hs", "mapping": "1:2"}
-    assert prepare(store, tmp_path, on_bad_block="skip", **settings).maps_fitted
-    with pytest.raises(StoreError, match="damaged"):
-        prepare(store, tmp_path, **settings)
 
 
 def test_a_student_that_is_not_finite_is_left_to_the_first_validation(tiny_store: Path, tmp_path: Path) -> None:

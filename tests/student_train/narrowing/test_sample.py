@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from student_train.first_rows import FirstRows
 from student_train.narrowing import sample as sample_module
 from student_train.narrowing.sample import read_sample
 from student_train.run import prepare_run
@@ -19,7 +20,8 @@ def test_rows_come_from_every_store_in_proportion(tiny_parts: tuple[str, str], m
     monkeypatch.setattr(sample_module, "SAMPLE_TOKENS", 12 * 24)
     source = open_caches(tiny_parts)
     rows = (range(90), range(101, 131))
-    masked, plain = (read_sample(source, rows, with_mlm_head=head, device="cpu") for head in (True, False))
+    first_rows = FirstRows(source=source, rows=rows)
+    masked, plain = (read_sample(first_rows, with_mlm_head=head) for head in (True, False))
     for view, ours in (("masked", masked), ("plain", plain)):
         request = TargetRequest(masked=view == "masked")
         expected = [source.read_rows(start, start + count, request)[view] for start, count in ((0, 9), (101, 3))]
