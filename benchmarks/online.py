@@ -37,7 +37,7 @@ def train_online(settings: TrainSettings) -> list[dict[str, Any]]:
         closing(token_ids(run)) as batches,
     ):
         trainer = Trainer(run, engine, Progression(), None, progress)
-        feed = Feed(run, batches, [], progress.say)
+        feed = Feed(run, batches, [], progress.skipped)
         for _ in range(run.steps):
             started = time.perf_counter()
             share = feed.next()

@@ -147,13 +147,13 @@ class Ways:
         self.turns = count()
         self.trainer = Trainer(run, engine, Progression(), None, Progress(quiet=True))
         self.trainer.progress.start(total=run.steps, step=0)
-        self.feed = Feed(run, batches, [], print)
+        self.feed = Feed(run, batches, [], self.trainer.progress.skipped)
         self.bare_loop = BareLoop(run)
         self.loaded_teacher = load_teacher(run)
         layers = run.objective.request.attention_layers
         self.projections = {layer: read_projections(run.reader.storage, layer).to(run.device) for layer in layers}
         with closing(hidden_batches(run)) as held:
-            shares = Feed(run, held, [], print)
+            shares = Feed(run, held, [], self.trainer.progress.skipped)
             found = [share for share in (shares.next() for _ in range(steps)) if share is not None]
             self.shares = [with_views(share, share.batch.views) for share in found]
 

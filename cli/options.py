@@ -45,15 +45,23 @@ def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> Se
     _refuse_repeats(own, settings_class, prog)
     flags = [] if path is None else flags_of(read_config(path), settings_class, path, prog)
     description = f"{inspect.getdoc(settings_class)}\n\n{COMMON_FLAGS}"
-    return tyro.cli(settings_class, args=[*flags, *own], prog=prog, description=description)
+    return tyro.cli(settings_class, args=[*map(from_home, [*flags, *own])], prog=prog, description=description)
+
+
+def from_home(argument: str) -> str:
+    """`~/` at the start of a value as the home folder: shells leave it alone in `--out=~/student`, YAML everywhere."""
+    flag, sign, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{flag}{sign}{Path(value).expanduser()}" if value.startswith("~/") else argument
 
 
 def split_config(argv: Sequence[str], prog: str) -> tuple[Path | None, list[str]]:
     """The file that `--config` in `argv` names, if any, and the other arguments; exits with 2 where it names none."""
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", metavar="FILE")
+    finder.add_argument("--config", metavar="FILE", action="append", default=[])
     found, own = finder.parse_known_args(list(argv))
-    return None if found.config is None else Path(found.config), own
+    if len(found.config) > 1:
+        _refuse(prog, f"--config is given {len(found.config)} times: one file says what is asked for; put all into one")
+    return Path(found.config[0]) if found.config else None, own
 
 
 def run_chosen(argv: Sequence[str], commands: Mapping[str, tuple[Command, str]], prog: str) -> int:

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cli.options import flags_of, parse
+from cli.options import flags_of, from_home, parse
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 
@@ -47,8 +47,9 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
             settings, or the settings of one cannot be.
     """
     common = _by_field({key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER)})
-    out = str(common.pop("out", DEFAULT_OUT))
-    typed = {argument.partition("=")[0].removeprefix("--no-").lstrip("-").replace("-", "_") for argument in argv}
+    out = from_home(str(common.pop("out", DEFAULT_OUT)))
+    flags_typed = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
+    typed = {flag.removeprefix("--no-").removeprefix("--").replace("-", "_") for flag in flags_typed}
     grid, runs = _read_grid(content, path, typed), dict[str, SweepRun]()
     for base, own in _read_runs(content, path).items():
         for values in product(*grid.values()):

@@ -76,7 +76,7 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
     progress.start(total=STEPS, step=0)
     seconds = []
     with closing(run.training_batches(0)) as batches:
-        feed = Feed(run, batches, [], progress.say)
+        feed = Feed(run, batches, [], progress.skipped)
         for _ in range(STEPS):
             started = time.perf_counter()
             trainer.update(feed)

@@ -19,7 +19,8 @@ from student_train.pretrained import encoder_of, load_model, quiet_transformers
 from student_train.provenance import PROVENANCE
 from teacher_cache.errors import StudentError
 
-_UNFINISHED = ".export-unfinished"
+UNFINISHED = ".export-unfinished"
+"""The folder in which a student is put together."""
 
 
 def export_student(
@@ -38,7 +39,7 @@ def export_student(
         StudentError: what was written does not load without missing or unexpected weights.
         SpaceError, TrainingError: it cannot be written.
     """
-    unfinished = out / _UNFINISHED
+    unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
     tokenizer.model_max_length = seq_len

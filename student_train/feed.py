@@ -8,7 +8,7 @@ skipped, are counted over all processes; a batch of which nothing is left is pas
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,17 @@ class Share:
 
 
 class Feed:
-    """Shares of one batch after the other. `skipped_rows` counts those that were left out since the start."""
+    """Shares of one batch after the other; `tell_skipped` is told of damaged blocks, every time one is met."""
 
     def __init__(
-        self, run: TrainingRun, batches: CacheLoader, received: list[signal.Signals], say: Callable[[str], None]
+        self,
+        run: TrainingRun,
+        batches: CacheLoader,
+        received: list[signal.Signals],
+        tell_skipped: Callable[[Sequence[str]], None],
     ) -> None:
-        self._run, self._batches, self._received, self._say = run, batches, received, say
+        self._run, self._batches, self._received, self._tell_skipped = run, batches, received, tell_skipped
         batches.stop_waiting = lambda: bool(received)
-        self._told: set[str] = set()
         self._missed = 0
 
     @property
@@ -90,16 +93,10 @@ class Feed:
         # a signal that has come since is told before the next batch
         assert batch is not None
         for _, _, damage in found:
-            self._tell(damage)
+            self._tell_skipped(damage)
         return Share(
             batch=batch,
             counts={name: sum(counts[name] for counts, _, _ in found) for name in batch.counts},
             left_out=left_out + sum(rows for _, rows, _ in found),
             end=batch.position + self._run.settings.batch_size,
         )
-
-    def _tell(self, damage: tuple[str, ...]) -> None:
-        for message in damage:
-            if message not in self._told:
-                self._told.add(message)
-                self._say(f"skipped  {message}")

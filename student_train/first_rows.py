@@ -47,7 +47,7 @@ class FirstRows:
         """The same rows, at most `at_a_time` of one store in each batch.
 
         Raises:
-            DamagedStoreError: a block is damaged, with `skip_damaged` every one.
+            DamagedStoreError: a block is damaged, with `skip_damaged` every one of the stores that have a share.
         """
         damage: list[str] = []
         found = False
@@ -55,7 +55,7 @@ class FirstRows:
         for run, lacking in zip(self.rows, shares, strict=True):
             if not lacking:
                 continue
-            with closing(self._loader(request, run, min(at_a_time, lacking))) as loader:
+            with closing(self._loader(request, run, lacking, at_a_time)) as loader:
                 for batch in loader:
                     damage += batch.damage
                     given = min(lacking, len(batch.row_ids))
@@ -68,14 +68,14 @@ class FirstRows:
         if damage and not found:
             raise DamagedStoreError(damage[0])
 
-    def _loader(self, request: TargetRequest, run: range, batch_size: int) -> CacheLoader:
+    def _loader(self, request: TargetRequest, run: range, lacking: int, at_a_time: int) -> CacheLoader:
         return CacheLoader(
             self.source,
             request,
             rows=(run,),
-            batch_size=batch_size,
+            batch_size=min(at_a_time, lacking),
             seed=None,
-            stop=len(run),
+            stop=len(run) if self.skip_damaged else lacking,
             device=self.device,
             skip_damaged=self.skip_damaged,
         )

@@ -95,7 +95,7 @@ class Trainer:
         run, state = self.run, self.state
         self.progress.start(total=run.steps, step=state.step)
         with noted_signals() as received, closing(run.training_batches(state.position)) as batches:
-            feed = Feed(run, batches, received, self.progress.say)
+            feed = Feed(run, batches, received, self.progress.skipped)
             self.validate_if_due()
             while state.step < run.steps and self.update(feed):
                 self.validate_if_due()
@@ -249,7 +249,7 @@ class Trainer:
         self.write_pending()
         state = self.state
         try:
-            losses = validation_losses(self.run, self.engine)
+            losses, skipped_rows = validation_losses(self.run, self.engine, self.progress.skipped)
         except DistillationError as error:
             raise self.save_before(error) from error
         if not all(map(math.isfinite, losses.values())):
@@ -260,7 +260,8 @@ class Trainer:
         better = state.best_valid_loss is None or loss < state.best_valid_loss
         if better:
             state.best_valid_loss, state.best_step = loss, state.step
-        self.record({"step": state.step, **state.valid})
+        skipped = {"valid_skipped_rows": skipped_rows} if skipped_rows else {}
+        self.record({"step": state.step, **state.valid, **skipped})
         parts_text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         self.progress.say(f"step {state.step}/{self.run.steps}: validation loss {loss:.4g} ({parts_text})")
         # the last student is exported anyway

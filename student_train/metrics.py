@@ -3,16 +3,16 @@
 `metrics.jsonl` holds one JSON object a line. Training records have `step` (counted from 1), `loss`, one entry per part
 of it, `lr`, `tokens` (real tokens seen so far), `rows` (rows seen so far), `grad_norm`, `seconds`, `wait` (of which:
 waiting for the cache) and `memory` (bytes: the most so far); where rows of damaged blocks were left out also
-`skipped_rows`, and where scaled losses overflowed and the step was left out `scaled_away`. Validation records have
-`step` and `valid_…` entries. Lines are written whole and flushed at once, so that a killed run loses none that it
-announced.
+`skipped_rows` (so far), and where scaled losses overflowed and the step was left out `scaled_away`. Validation records
+have `step` and `valid_…` entries, `valid_skipped_rows` (of this validation) among them where rows were left out. Lines
+are written whole and flushed at once, so that a killed run loses none that it announced.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,19 @@ class Progress:
         from rich.console import Console
 
         self._console = Console(stderr=True, quiet=quiet)
+        self._damage: set[str] = set()
         self._bar: Any = None
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one. Taken literally, never wrapped."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def skipped(self, damage: Iterable[str]) -> None:
+        """Rows of these damaged blocks are left out: each is said once."""
+        for message in damage:
+            if message not in self._damage:
+                self._damage.add(message)
+                self.say(f"skipped  {message}")
 
     def start(self, *, total: int, step: int) -> None:
         """Steps from `step` to `total` follow."""

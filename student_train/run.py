@@ -27,6 +27,7 @@ from student_train.engine_config import (
     flatten_config,
     make_config,
 )
+from student_train.export import UNFINISHED
 from student_train.first_rows import FirstRows
 from student_train.loader import CacheLoader
 from student_train.map_starts import fit_maps, rows_to_fit
@@ -307,7 +308,7 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise TrainingError(f"--out {settings.out!r} is a file: the student needs a directory; choose another --out")
-    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    found = sorted(path.name for path in out.iterdir() if path.name != UNFINISHED) if out.exists() else []
     ours = METRICS_NAME in found or FOLDER_NAME in found
     if found and (settings.resume == "never" or not ours):
         advice = "give --resume auto to go on with that run, or choose" if ours else "choose"

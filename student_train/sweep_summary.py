@@ -109,7 +109,8 @@ def summarise(name: str, differs: Mapping[str, str], settings: TrainSettings, st
 
 
 def _losses(record: Mapping[str, float]) -> dict[str, float]:
-    return {key.removeprefix("valid_"): value for key, value in record.items()}
+    """By name, and the step."""
+    return {key.removeprefix("valid_"): value for key, value in record.items() if key != "valid_skipped_rows"}
 
 
 def write_summary(summaries: Sequence[RunSummary], out: Path) -> dict[str, Any]:

@@ -145,9 +145,12 @@ def _train_with_engine(
 
 
 def _forget_lost_best(run: TrainingRun, state: Progression) -> None:
-    """Where the best student so far is not kept any more, let the next one be the best: one of them has to be there."""
+    """Where the best student so far is not kept any more, let the next one be the best: one of them has to be there.
+
+    The untrained student never was kept, and the one of the last step is what is exported.
+    """
     kept = run.ranks.gather(run.ranks.first and match_best(run, state.best_step))[0]
-    if not kept:
+    if not kept and 0 < state.best_step < run.steps:
         state.best_valid_loss, state.best_step = None, 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from student_train.evaluate.finetune_settings import FinetuneSettings
 from student_train.evaluate.task_data import Examples, check_examples, read_examples
@@ -46,13 +47,16 @@ def read_data(settings: FinetuneSettings) -> TaskData:
     train, dev, tests = hub_sources(task, settings.language, settings.chosen_test_languages())
     if settings.train_file is not None and settings.dev_file is not None:
         train, dev, tests = settings.train_file, settings.dev_file, {}
-    sources = {"dev": dev, **(settings.named_test_files() or tests)}
-    read = {source: read_examples(source, task) for source in dict.fromkeys((train, *sources.values()))}
-    training = read[train] if settings.train_rows is None else read[train].draw(settings.train_rows)
+    # each once: several sets may be one file
+    read = cache(lambda source, language: read_examples(source, task, language))
+    training = read(train, settings.language)
+    training = training if settings.train_rows is None else training.draw(settings.train_rows)
     check_examples(training, task, training=True)
-    for source in sources.values():
-        check_examples(read[source], task, training=False)
-    data = TaskData(task=task, train=training, measured={name: read[source] for name, source in sources.items()})
+    measured = {"dev": read(dev, settings.language)}
+    measured |= {name: read(source, name) for name, source in (settings.named_test_files() or tests).items()}
+    for examples in measured.values():
+        check_examples(examples, task, training=False)
+    data = TaskData(task=task, train=training, measured=measured)
     if task.kind == "tokens":
         _check_entities(data)
     return data

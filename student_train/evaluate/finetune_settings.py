@@ -37,10 +37,11 @@ class FinetuneSettings:
     """Examples to measure on, and to choose the learning rate on if there are several. Goes with --train-file."""
 
     test_files: tuple[str, ...] = ()
-    """More sets to measure on, as name=FILE, such as de=xnli.de.tsv; the score is then the mean over these sets."""
+    """More sets to measure on, as name=FILE, such as de=xnli.de.tsv; the score is then the mean over these sets. Of a
+    file with a column `language`, as the original XNLI files have, the set is the language that it is named after."""
 
     language: str = "en"
-    """Of xnli and ner from the hub, the language to train on."""
+    """Of xnli and ner from the hub, or in files with a column `language`, the language to train on."""
 
     test_languages: str | None = None
     """Of xnli and ner from the hub, languages to test on, such as en,de,sw (default: for xnli all 15, for ner the
@@ -99,10 +100,12 @@ class FinetuneSettings:
     def _check_languages(self) -> None:
         given = [f"--language {self.language}"] if self.language != "en" else []
         given += [f"--test-languages {self.test_languages}"] if self.test_languages is not None else []
-        if given and (self.task not in ("xnli", "ner") or self.train_file is not None):
+        if given and self.task not in ("xnli", "ner"):
+            raise SettingsError(f"{given[0]!r} is for xnli and ner, and --task is {self.task!r}: leave it out")
+        if self.test_languages is not None and self.train_file is not None:
             raise SettingsError(
-                f"{given[0]!r} chooses a part of the dataset on the hub of xnli or ner, which this run does not read: "
-                "leave it out, and name local files of other languages by --test-files de=FILE"
+                f"{given[-1]!r} chooses parts of the dataset on the hub, which this run does not read: leave it out, "
+                "and name local files of other languages by --test-files de=FILE"
             )
         if self.test_languages is not None and (self.test_files or not self.chosen_test_languages()):
             raise SettingsError(

@@ -28,7 +28,7 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
     if steps:
         curves = "Loss, learning rate, tokens per second and share of waiting over the steps"
         parts.append(picture(plot_training_curves(metrics), curves))
-        skipped = sum(int(record.get("skipped_rows") or 0) for record in steps)
+        skipped = steps[-1].get("skipped_rows")
         if skipped:
             parts.append(paragraph(f"{skipped} rows of damaged blocks were left out.", "note"))
     else:
@@ -36,7 +36,7 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
             missing("There is no metrics.jsonl with steps of a training: kdtrain writes it.", "kdtrain --help")
         )
     if validations:
-        names = [name for name in validations[0] if name != "step"]
+        names = list(dict.fromkeys(name for record in validations for name in record if name != "step"))
         lines = [
             [f"{record['step']:,}", *(_value(record.get(name)) for name in names)]
             for record in thin_out(validations, 20)
@@ -224,7 +224,7 @@ def _milliseconds(value: Any) -> str:
 
 
 def _label(name: str) -> str:
-    return name.removeprefix("valid_")
+    return name.removeprefix("valid_").replace("_", " ")
 
 
 def _in_words(description: object) -> str:

@@ -59,8 +59,8 @@ class Examples:
         )
 
 
-def read_examples(source: str, task: Task) -> Examples:
-    """All examples of a source.
+def read_examples(source: str, task: Task, language: str = "en") -> Examples:
+    """All examples of a source; of one with a column `language` that holds several, those in `language`.
 
     Raises:
         TaskError: nothing can be read there, columns are missing, or a label is none of the task's.
@@ -69,6 +69,11 @@ def read_examples(source: str, task: Task) -> Examples:
     if path.is_file():
         place = f"{str(path)!r}, line"
         records = read_records(path, tokens=task.kind == "tokens", headless=task.headless)
+    elif path.is_dir():
+        raise TaskError(
+            f"{str(path)!r} is a folder: which of its files holds the examples cannot be told; name the file, such as "
+            f"{str(path / 'train.tsv')!r}"
+        )
     elif _means_local(source):
         raise TaskError(
             f"there is no file {source!r}: there is nothing to read; check the path (relative ones start from "
@@ -79,7 +84,7 @@ def read_examples(source: str, task: Task) -> Examples:
         records = _read_hub(source)
     if not records:
         raise TaskError(f"{source!r} holds no examples: there is nothing to read; give a file with some")
-    return _convert(records, task, source, place)
+    return _convert(_in_language(records, language, source), task, source, place)
 
 
 def check_examples(examples: Examples, task: Task, *, training: bool) -> None:
@@ -167,6 +172,20 @@ def _convert(records: Sequence[Record], task: Task, source: str, place: str) -> 
         except ValueError as error:
             raise TaskError(f"{place} {number}: {error}") from error
     return Examples(origin=source, inputs=tuple(inputs), labels=tuple(labels))
+
+
+def _in_language(records: list[Record], language: str, source: str) -> list[Record]:
+    """The original XNLI files hold every language, one after the other."""
+    held = dict.fromkeys(str(record.get("language")) for _, record in records)
+    if len(held) == 1 or "language" not in records[0][1]:
+        return records
+    if language not in held:
+        raise TaskError(
+            f"{source!r} holds examples in several languages ({', '.join(held)}) and none in {language!r}: all of them "
+            "together would be no language's score; name one with --language, and a set to test on after its language, "
+            f"such as --test-files {next(iter(held))}={source}"
+        )
+    return [(number, record) for number, record in records if record.get("language") == language]
 
 
 def _choose_columns(record: Mapping[str, Any], task: Task, source: str) -> list[str]:

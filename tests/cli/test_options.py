@@ -140,6 +140,10 @@ def test_repeating_a_flag_of_several_values_is_refused(capsys) -> None:
         read("--corpus", "a", "--corpus=b")
     assert raised.value.code == 2
     assert "--corpus is given 2 times" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as raised:
+        read("--config", "a.yaml", "--config=b.yaml")
+    assert raised.value.code == 2
+    assert "--config is given 2 times" in capsys.readouterr().err
 
 
 def test_help_shows_docstrings_and_common_flags(capsys) -> None:

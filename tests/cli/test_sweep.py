@@ -108,6 +108,29 @@ def test_what_is_typed_takes_the_place_of_what_is_written(store: Path, tmp_path:
     assert "--lr is typed and the grid varies it" in capsys.readouterr().err
 
 
+def test_a_typed_value_that_is_spelt_like_a_flag_is_no_flag(store: Path, tmp_path: Path, capsys: Any) -> None:
+    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\nruns: {a: {lr: 1}, b: {lr: 2}}\n")
+    assert main(["--config", str(path), "--dry-run", "--out", "student", "--local-cache", "lr"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [("--student=2x32" in line, f"--lr={rate}" in line) for rate, line in enumerate(lines, 1)] == [
+        (True, True)
+    ] * 2
+
+
+def test_the_home_folder_of_a_file_is_the_users(
+    store: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"cache: ~/cache.zarr\nout: ~/students\n{COMMON}method: mha\nsteps: 1\nruns: {{a: {{}}}}\n")
+    (tmp_path / "cache.zarr").symlink_to(store)
+    assert main(["--config", str(path)]) == 0
+    assert (tmp_path / "students" / "a" / "model.safetensors").exists()
+    capsys.readouterr()
+    assert main(["--cache", str(store), "--method", "mha", "--steps=0", "--out=~/alone", "--device=cpu"]) == 0
+    assert (tmp_path / "alone" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "number, behaviour, code, states",
     [

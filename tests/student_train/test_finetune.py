@@ -220,6 +220,7 @@ def test_tags_of_another_kind(finetune: Finetune, tmp_path: Path) -> None:
         ({"test_files": ("dev=x",)}, "'dev'"),
         ({"language": "de"}, "--language de"),
         ({"train_file": None, "dev_file": None, "test_languages": "de"}, "--test-languages de"),
+        ({"task": "xnli", "test_languages": "de"}, "--test-languages de.*hub"),
     ],
 )
 def test_settings_that_do_not_go_together(options: dict[str, Any], said: str) -> None:

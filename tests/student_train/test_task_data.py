@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from student_train.evaluate.finetune_data import read_data
+from student_train.evaluate.finetune_settings import FinetuneSettings
 from student_train.evaluate.task_data import Examples, check_examples, read_examples
 from student_train.evaluate.tasks import TASKS
 from teacher_cache.errors import TaskError
@@ -101,9 +103,34 @@ def test_refusals_name_file_and_line(task: str, name: str, text: str, said: str,
     assert path in str(caught.value)
 
 
+def test_of_a_file_in_several_languages_one_is_read(tmp_path: Path) -> None:
+    """As the original XNLI files come: one after the other, told by a column."""
+    lines = ["language\tgold_label\tsentence1\tsentence2"]
+    lines += [f"{language}\tneutral\t{language} {number}\tx" for language in ("ar", "en") for number in range(2)]
+    path = write(tmp_path, "xnli.dev.tsv", "\n".join(lines))
+    assert read_examples(path, TASKS["xnli"]).inputs == (("en 0", "x"), ("en 1", "x"))
+    assert read_examples(path, TASKS["xnli"], "ar").inputs == (("ar 0", "x"), ("ar 1", "x"))
+    with pytest.raises(TaskError, match=r"several languages \(ar, en\) and none in 'all'.*--test-files ar="):
+        read_examples(path, TASKS["xnli"], "all")
+    alone = write(tmp_path, "xnli.ar.tsv", "\n".join(lines[:3]))
+    assert len(read_examples(alone, TASKS["xnli"])) == 2
+    lines += [line.replace("neutral", "entailment") for line in lines[1:]]
+    whole = write(tmp_path, "xnli.test.tsv", "\n".join(lines))
+    tests = tuple(f"{language}={whole}" for language in ("en", "ar"))
+    data = read_data(FinetuneSettings(task="xnli", language="ar", train_file=whole, dev_file=whole, test_files=tests))
+    assert [(name, each.inputs[0][0]) for name, each in data.all().items()] == [
+        ("train", "ar 0"),
+        ("dev", "ar 0"),
+        ("en", "en 0"),
+        ("ar", "ar 0"),
+    ]
+
+
 def test_no_such_file_and_no_hub(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="there is no file 'nowhere.tsv'"):
         read_examples("nowhere.tsv", TASKS["sst2"])
+    with pytest.raises(TaskError, match=r"is a folder.*train\.tsv"):
+        read_examples(str(tmp_path), TASKS["sst2"])
     with pytest.raises(TaskError, match="(?i)offline.*--train-file and --dev-file"):
         read_examples(TASKS["sst2"].train, TASKS["sst2"])
 
@@ -119,7 +146,7 @@ def test_datasets_with_named_classes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert read_examples("glue::train", TASKS["sst2"]).labels == (1, 0)
     tags = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-PER"]))})
     Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, tags).to_parquet("ner/train.parquet")
-    assert read_examples("ner", TASKS["ner"]).labels == (("O", "B-PER"),)
+    assert read_examples("ner::train", TASKS["ner"]).labels == (("O", "B-PER"),)
 
 
 def test_examples_that_say_nothing() -> None:

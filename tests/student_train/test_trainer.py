@@ -429,10 +429,10 @@ def test_a_cache_that_fails_in_a_validation_loses_nothing(run_training, finished
 
     losses = loop.validation_losses
 
-    def fail_at_step_5(run, engine):
+    def fail_at_step_5(run, engine, tell_skipped):
         if engine.global_steps == 5:
             raise StoreError("block 12 cannot be read")
-        return losses(run, engine)
+        return losses(run, engine, tell_skipped)
 
     monkeypatch.setattr(loop, "validation_losses", fail_at_step_5)
     out = tmp_path / "student"
@@ -643,6 +643,25 @@ def test_a_student_that_gets_worse_leaves_the_best_one_behind(run_training, tmp_
     assert any(not torch.equal(weight, kept[name]) for name, weight in last.items())
 
 
+def test_what_was_best_is_known_after_a_resume(run_training, finished, tmp_path):
+    """The last student, which OUT is, and the untrained one, which is nowhere: both are no loss to be made good."""
+    out = Path(shutil.copytree(finished[0], tmp_path / "student"))
+    before = json.loads((out / "provenance.json").read_text())["result"]
+    assert before["best_step"] == STEPS
+    run_training(out, resume="auto")
+    assert json.loads((out / "provenance.json").read_text())["result"] == before
+    (tmp_path / "worse.json").write_text(
+        json.dumps({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 1.0, "warmup_max_lr": 1.0}}})
+    )
+    worse = {"deepspeed": str(tmp_path / "worse.json")}
+    run_training(tmp_path / "whole", **worse)
+    run_training(tmp_path / "resumed", **worse, resume=str(checkpoint_path(tmp_path / "whole", 8)))
+    for name in ("whole", "resumed"):
+        result = json.loads((tmp_path / name / "provenance.json").read_text())["result"]
+        assert result["best_step"] == 0 and result["best_valid_loss"] < result["valid"]["valid_loss"]
+        assert not (tmp_path / name / "best").exists()
+
+
 def test_a_student_that_gets_better_to_the_end_leaves_itself_alone(finished):
     out, records = finished
     valid = validations_of(records)
@@ -808,6 +827,38 @@ def test_batches_of_damaged_rows_alone_are_passed_over(run_training, damaged_sto
     assert [record["rows"] for record in records] == [8 * step for step in range(1, STEPS + 1)]
     assert records[-1]["skipped_rows"] == 8
     assert all(record["loss"] > 0 for record in records)
+
+
+def damage_last_block(store):
+    codes = store / "hidden" / "2" / "codes" / "c" / "12"
+    shard = next(path for path in codes.rglob("0") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def test_held_out_rows_of_a_damaged_block_are_skipped_and_counted(run_training, tiny_store, tmp_path, capsys):
+    """The losses are those of the rows that are left."""
+    store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
+    damage_last_block(store)
+    settings = {"cache": (str(store),), "valid_share": 15 / 101, "steps": 1, "valid_every": 1}
+    records = validations_of(run_training(tmp_path / "student", **settings, on_bad_block="skip"))
+    assert [record["valid_skipped_rows"] for record in records] == [5, 5]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert len(told) == 1 and "block 12 of" in told[0]
+    run = prepare_run(TrainSettings(**settings, method="hs", out=str(tmp_path), device="cpu", on_bad_block="skip"))
+    batch = run.reader.read_rows(86, 96, run.objective.request)
+    with torch.no_grad():
+        (loss,) = run.model.eval()(batch).values()
+    settings |= {"method": "hs", "weights": None}
+    records = validations_of(run_training(tmp_path / "hs", **settings, on_bad_block="skip"))
+    assert records[0]["valid_hs"] == pytest.approx((loss.total / loss.count).item(), rel=1e-5)
+
+
+def test_no_held_out_row_at_all_ends_the_run(run_training, tiny_store, tmp_path):
+    """Else every student would have the loss 0, and the untrained one would be the best."""
+    store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
+    damage_last_block(store)
+    with pytest.raises(StoreError, match=r"none of the 5 held-out rows of .*cache\.zarr can be read"):
+        run_training(tmp_path / "student", cache=(str(store),), on_bad_block="skip")
 
 
 def test_a_store_of_which_nothing_can_be_read_stops_the_run(run_training, tiny_store, tmp_path, monkeypatch):
