@@ -28,6 +28,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cli.evaluation import writes_to
 from cli.main_guard import run_command
 from cli.options import parse
 from teacher_cache.errors import SettingsError, TeacherError
@@ -77,7 +78,9 @@ def run_demo(settings: DemoSettings) -> int:
     started = time.monotonic()
     out = Path(settings.out)
     teacher = settings.teacher or find_default_teacher()
-    _prepare_folder(out, {"teacher": teacher, "corpus": settings.corpus, "rows": [settings.max_rows, settings.seq_len]})
+    inputs = {"teacher": teacher, "corpus": settings.corpus, "rows": [settings.max_rows, settings.seq_len]}
+    with writes_to(str(out)):
+        _prepare_folder(out, inputs)
     corpus = settings.corpus or _announce_docstrings(out)
     cache, untrained, student = (str(out / name) for name in ("cache.zarr", "untrained", "student"))
     train = ["--cache", cache, "--method", "mha", "--valid-share", VALID_SHARE]

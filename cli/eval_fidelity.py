@@ -40,8 +40,9 @@ def fidelity(argv: list[str]) -> int:
 def _measure(settings: EvalSettings) -> FidelityReport:
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.fidelity import measure_fidelity
+    from student_train.memory import clear_memory_errors
 
-    with _progress() as advance:
+    with clear_memory_errors("a smaller --batch-size, or --device cpu"), _progress() as advance:
         return measure_fidelity(
             settings.student,
             settings.cache,

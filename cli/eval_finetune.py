@@ -36,13 +36,15 @@ def finetune(argv: list[str]) -> int:
 def _measure(settings: FinetuneSettings) -> FinetuneReport:
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.finetune import measure_finetune
+    from student_train.memory import clear_memory_errors
 
     status = StatusLine()
 
     def show(what: str, step: int, steps: int) -> None:
         status.show(f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
 
-    return measure_finetune(settings, device=choose_device(settings.device), show=show)
+    with clear_memory_errors("a smaller --batch-size or --max-length, or --device cpu"):
+        return measure_finetune(settings, device=choose_device(settings.device), show=show)
 
 
 def _provenance() -> dict[str, object]:

@@ -38,11 +38,13 @@ def latency(argv: list[str]) -> int:
 def _measure(settings: LatencySettings) -> LatencyReport:
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.latency import measure_latency
+    from student_train.memory import clear_memory_errors
 
     status = StatusLine()
     with_gpu = choose_device(settings.device) == "cuda"
     devices = ("cpu", "cuda") if with_gpu and settings.device == "auto" else ("cuda",) if with_gpu else ("cpu",)
-    report = measure_latency(settings, devices=devices, show=status.show)
+    with clear_memory_errors("smaller --batch-sizes or --lengths, or --device cpu"):
+        report = measure_latency(settings, devices=devices, show=status.show)
     status.show(f"measured {len(report.measurements)} combinations", last=True)
     return report
 

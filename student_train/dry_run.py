@@ -18,7 +18,7 @@ from student_train.checkpoint import KEPT
 from student_train.engine import running_engine
 from student_train.feed import Feed
 from student_train.loop import Progression, Trainer
-from student_train.memory import clear_memory_errors, most_memory
+from student_train.memory import OF_TRAINING, clear_memory_errors, most_memory
 from student_train.metrics import Progress
 from student_train.run import TrainingRun
 from student_train.settings import TrainSettings
@@ -54,7 +54,7 @@ class Estimate:
         return asdict(self)
 
 
-@clear_memory_errors()
+@clear_memory_errors(OF_TRAINING)
 def dry_run(settings: TrainSettings) -> Estimate:
     """Prepare the training, say what it would be, and measure its first steps.
 

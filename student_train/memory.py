@@ -1,4 +1,4 @@
-"""How much memory this process has taken."""
+"""How much memory this process has taken, and a message where the GPU has too little."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from pathlib import Path
 
 import torch
 
-from teacher_cache.errors import TrainingError
+from teacher_cache.errors import DeviceMemoryError, first_line
+
+OF_TRAINING = (
+    "a smaller --micro-batch-size, --activation-checkpointing, a smaller --student, or more processes with ZeRO stage "
+    "3 (--deepspeed); complete checkpoints are safe, --resume auto goes on"
+)
 
 
 @contextmanager
-def clear_memory_errors() -> Iterator[None]:
-    """Around everything that a training puts on its device.
+def clear_memory_errors(advice: str) -> Iterator[None]:
+    """Around everything that is put on a device; `advice` is what to give.
 
     Raises:
-        TrainingError: the GPU's memory is used up.
+        DeviceMemoryError: the GPU's memory is used up.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the GPU has too little memory for this training ({str(error).splitlines()[0]}): nothing more can be "
-            "computed; give a smaller --micro-batch-size, --activation-checkpointing, a smaller --student, or more "
-            "processes with ZeRO stage 3 (--deepspeed); complete checkpoints are safe, --resume auto goes on"
+        raise DeviceMemoryError(
+            f"the GPU has too little memory for this ({first_line(error)}): nothing more can be computed; give {advice}"
         ) from error
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from student_train.disk import clear_write_errors
 from student_train.weights_and_biases import WeightsAndBiases, curve_name
+from teacher_cache.errors import TrainingError
 
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
@@ -67,11 +68,28 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """Every whole record of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [_read_record(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{str(path)!r} cannot be read ({error}): what the training did is lost; restore the file, or delete it to "
+            "do without the records up to now"
+        ) from error
+
+
+def _read_record(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError(f"{line[:40]!r} is no record with a step")
+    return record
 
 
 def truncate_records(path: Path, last_step: int) -> None:

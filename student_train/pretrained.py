@@ -102,9 +102,9 @@ def check_family(folder: Path) -> None:
     config = load_config(folder)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise StudentError(
-            f"student {str(folder)!r} is of family {config.model_type!r}, which is no encoder with a masked language "
-            "model: no other kind can be compared with what this cache holds; choose a family such as BERT, RoBERTa, "
-            "XLM-R, DistilBERT, ELECTRA or ModernBERT"
+            f"model {str(folder)!r} is of family {config.model_type!r}, which is no encoder with a masked language "
+            "model: no other kind can be trained or measured here; choose a family such as BERT, RoBERTa, XLM-R, "
+            "DistilBERT, ELECTRA or ModernBERT"
         )
 
 

@@ -24,7 +24,7 @@ from student_train.disk import clear_write_errors
 from student_train.engine import full_precision_weights, running_engine
 from student_train.engine_config import choose_device
 from student_train.loop import Progression, Trainer
-from student_train.memory import clear_memory_errors
+from student_train.memory import OF_TRAINING, clear_memory_errors
 from student_train.metrics import MetricsLog, Progress
 from student_train.ranks import join_ranks
 from student_train.run import TrainingRun, find_start, prepare_run
@@ -51,7 +51,7 @@ class TrainResult:
         return asdict(self)
 
 
-@clear_memory_errors()
+@clear_memory_errors(OF_TRAINING)
 def train(settings: TrainSettings) -> TrainResult:
     """Train a student as the settings say and export it.
 

@@ -26,7 +26,8 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from teacher_cache.errors import CorpusError
+from teacher_cache.errors import CorpusError, first_line
+from teacher_cache.hub import HUB_ERRORS
 
 TEXT_COLUMNS = ("text", "content", "document", "sentence", "article")
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -150,7 +151,7 @@ def _refuse_file(path: Path, error: Exception) -> NoReturn:
             "copy it"
         ) from error
     raise CorpusError(
-        f"the corpus file {str(path)!r} cannot be read ({_first_line(error)}): it is damaged, or its suffix does not "
+        f"the corpus file {str(path)!r} cannot be read ({first_line(error)}): it is damaged, or its suffix does not "
         f"say what it is; files are read by suffix ({', '.join(READERS)}, each but the last also .gz), others as plain "
         "text"
     ) from error
@@ -185,11 +186,10 @@ def _read_hub(spec: str) -> Iterator[str]:
     try:
         records = datasets.load_dataset(name, config or None, split=split or "train")
         yield from _texts(records, spec)
-    # RuntimeError: datasets that still come as a loading script
-    except (*READING_ERRORS, RuntimeError) as error:
+    except (*READING_ERRORS, *HUB_ERRORS) as error:
         raise CorpusError(
             f"the corpus {spec!r} is not a local file, and as a dataset of the hub (name[:config[:split]]) it cannot "
-            f"be read ({_first_line(error)}): check the name and the network, or {HELP_LOCAL}"
+            f"be read ({first_line(error)}): check the name and the network, or {HELP_LOCAL}"
         ) from error
 
 
@@ -243,7 +243,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         datasets.logging.set_verbosity(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

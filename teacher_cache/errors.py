@@ -20,6 +20,11 @@ def system_error_number(error: Exception) -> int:
     return int(found.group(1)) if found else 0
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class DistillationError(Exception):
     """Base of everything the user can fix."""
 
@@ -58,6 +63,10 @@ class TaskError(DistillationError):
 
 class TrainingError(DistillationError):
     """Training cannot start, continue or resume."""
+
+
+class DeviceMemoryError(DistillationError):
+    """What is to be computed takes more memory than the GPU has."""
 
 
 class SpaceError(DistillationError):

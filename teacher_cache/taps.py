@@ -110,8 +110,9 @@ def _untappable(model: PreTrainedModel, why: str) -> TeacherError:
     family = model.config.model_type
     return TeacherError(
         f"attention of family {family!r} cannot be recorded ({why}): its queries, keys and values are out of reach for "
-        "attention transfer; use --targets logits,hidden or a family on the Transformers attention interface such as "
-        "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
+        "attention transfer; leave attention out (`kdcache build --targets logits,hidden`, `kdtrain --method hs` or "
+        "od), or choose a family on the Transformers attention interface such as BERT, RoBERTa, XLM-R, DistilBERT, "
+        "ELECTRA or ModernBERT"
     )
 
 

@@ -24,7 +24,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from teacher_cache.batch import AttentionVectors
 from teacher_cache.contract import TeacherRecord
-from teacher_cache.errors import SettingsError, TeacherError
+from teacher_cache.errors import SettingsError, TeacherError, first_line
+from teacher_cache.hub import HUB_ERRORS
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
 from teacher_cache.taps import MaskedLMHead, enable_tap, record_attention
 
@@ -67,7 +68,7 @@ class Teacher:
             model, info = AutoModelForMaskedLM.from_pretrained(
                 name, revision=revision, dtype="auto", output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        except (*HUB_ERRORS, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
             raise _cannot_load(name, error) from error
         has_head = _check_loaded(name, model, info["missing_keys"])
         _check_tokenizer(name, tokenizer, config)
@@ -234,16 +235,16 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
 def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
     try:
         return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision))
-    except (OSError, ValueError, KeyError) as error:
+    except (*HUB_ERRORS, KeyError) as error:
         raise _cannot_load(name, error) from error
 
 
 def _cannot_load(name: str, error: Exception) -> TeacherError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
     return TeacherError(
-        f"teacher {name!r} cannot be loaded ({kind}): {reason}\nThere is nothing to distil from without it; check the "
-        "spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, tokenizer)"
+        f"teacher {name!r} cannot be loaded ({kind}): {first_line(error)}\nThere is nothing to distil from without it; "
+        "check the spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, "
+        "tokenizer)"
     )
 
 

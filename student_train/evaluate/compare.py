@@ -144,7 +144,7 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
             scores={task: summarise(each) for task, each in scores[row.name].items()},
             differences=differences[row.name],
             latency_ms=_latency(row, setup) or timed[row.name],
-            speedup=_speedup(row, setup) if timed[row.name] is None else 1.0,
+            speedup=_speedup(row, setup) or (1.0 if timed[row.name] else None),
         )
         for row in rows
     )

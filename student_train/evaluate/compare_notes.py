@@ -122,11 +122,17 @@ def _hardware(run: RunRecords) -> str | None:
     return ", ".join(map(str, hardware.values())) if isinstance(hardware, Mapping) else None
 
 
+def _timed_teacher(run: RunRecords) -> str | None:
+    weights = run.latency.teacher_weights if run.latency is not None else None
+    return None if weights is None else f"weights {weights[:12]}"
+
+
 _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
     "fidelity was measured on different rows": _measured_rows,
     "relation KL is of different teacher layers": _relations,
     "hidden NMSE is a mean over different teacher layers": _hidden_layers,
     "latency was measured on different hardware": _hardware,
+    "speed-ups are over different teachers": _timed_teacher,
 }
 
 

@@ -30,7 +30,7 @@ from student_train.evaluate.sums import DistributionSum, HiddenSum, RelationSum
 from student_train.methods.base import StudentOutputs
 from student_train.split import block_pieces, count_rows
 from teacher_cache.batch import TargetBatch, TargetRequest
-from teacher_cache.errors import StudentError
+from teacher_cache.errors import StudentError, TeacherError
 from teacher_cache.pool import CacheSource, open_caches, parts_of
 from teacher_cache.specs import View
 from teacher_cache.taps import enable_tap, record_attention
@@ -61,7 +61,6 @@ def measure_fidelity(
     Raises:
         StudentError: the student cannot be loaded, has another vocabulary, or shares no measure with the cache.
         StoreError: the cache cannot be read.
-        TeacherError: attention of the student's family cannot be recorded.
     """
     reader = open_caches(caches)
     loaded = load_student(student, device)
@@ -75,6 +74,7 @@ def measure_fidelity(
         provenance=loaded.provenance,
         rows=rows,
     )
+    plan = _without_untappable(plan, loaded)
     if plan.request == TargetRequest():
         raise StudentError(
             f"student {str(student)!r} can be compared with nothing in {reader.path!r} ({'; '.join(plan.notes)}): "
@@ -91,6 +91,20 @@ def measure_fidelity(
                 advance(done, total)
         report = measurement.report(str(student), reader.path)
     return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
+
+
+def _without_untappable(plan: FidelityPlan, student: LoadedStudent) -> FidelityPlan:
+    """Leave relations out where the family's attention cannot be recorded: the rest can be measured."""
+    if not plan.relations:
+        return plan
+    token = torch.zeros((1, 1), dtype=torch.long, device=student.encoder.device)
+    try:
+        enable_tap(student.encoder)
+        with torch.inference_mode(), record_attention(student.encoder, {1}):
+            student.encoder(input_ids=token, attention_mask=torch.ones_like(token))
+    except TeacherError as error:
+        return replace(plan, relations=(), notes=(*plan.notes, f"relations are not measured: {error}"))
+    return plan
 
 
 def _fingerprints(reader: CacheSource, folder: Path) -> dict[str, str]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from student_train.evaluate.latency_records import ModelSize
-from student_train.evaluate.load import weights_fingerprint
+from student_train.evaluate.load import WEIGHTS, weight_files, weights_fingerprint
 from student_train.pretrained import load_config, load_model, position_limit
-from teacher_cache.errors import StudentError
+from teacher_cache.errors import StudentError, first_line
+from teacher_cache.hub import HUB_ERRORS
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,6 @@ def _try_out(model: TimedModel) -> None:
         ) from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that the weights are loaded from: safetensors where there are any."""
-    for pattern in _WEIGHTS:
-        files = sorted(folder.glob(pattern))
-        if files:
-            return files
-    return []
-
-
 def _fetch(name: str, role: str) -> Path:
     if role != "teacher":
         raise StudentError(
@@ -115,15 +106,14 @@ def _fetch(name: str, role: str) -> Path:
             "kdtrain wrote (its --out) or any Hugging Face encoder directory"
         )
     try:
-        for pattern in _WEIGHTS:
+        for pattern in WEIGHTS:
             wanted = ["config.json", pattern, f"{pattern}.index.json"]
             folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
             if weight_files(folder):
                 return folder
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except HUB_ERRORS as error:
         raise StudentError(
-            f"teacher {name!r} is no folder and cannot be had from the hub ({reason}): there is nothing to compare "
-            "with; check the name, or leave --teacher out"
+            f"teacher {name!r} is no folder and cannot be had from the hub ({first_line(error)}): there is nothing to "
+            "compare with; check the name, or leave --teacher out"
         ) from error
     raise StudentError(f"teacher {name!r} has no weights that PyTorch reads on the hub: give another name or a folder")

@@ -30,6 +30,9 @@ from teacher_cache.contract import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.taps import MaskedLMHead
 
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+"""Names of weight files, as `from_pretrained` prefers them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedStudent:
@@ -87,10 +90,15 @@ def _read_provenance(path: Path) -> Mapping[str, Any]:
     return record
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the weights of a model folder are loaded from: safetensors where there are any."""
+    return next((files for pattern in WEIGHTS if (files := sorted(folder.glob(pattern)))), [])
+
+
 def weights_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and bytes of the weight files in a model folder."""
     digest = hashlib.sha256()
-    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+    for file in weight_files(folder):
         with file.open("rb") as opened:
             digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from student_train.evaluate.latency_models import TimedModel
-from teacher_cache.errors import StudentError
+from teacher_cache.errors import StudentError, first_line
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -86,7 +86,7 @@ def export_onnx(model: TimedModel, file: Path) -> float:
         ) from error
     except Exception as error:
         # the exporter hands on whatever tracing the model raised
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise StudentError(
             f"{model.role} {model.name!r} of family {model.encoder.config.model_type!r} cannot be exported to ONNX "
             f"({reason}): ONNX Runtime has nothing to run; give --backends pytorch"

@@ -14,7 +14,7 @@ from student_train.evaluate.report import format_value
 from student_train.evaluate.report_html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report_plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
-from teacher_cache.errors import TargetsError
+from teacher_cache.errors import StudentError, TargetsError, TeacherError
 
 LACKING = "–"
 _NOT_SETTINGS = ("json", "dry_run")
@@ -74,13 +74,8 @@ def relations(records: RunRecords, caches: Sequence[str]) -> list[Html]:
         ]
     try:
         maps = relation_maps(records.folder, caches)
-    except TargetsError:
-        return [
-            missing(
-                "The cache holds no attention that the student could be compared with.",
-                "kdcache build --targets attention ...",
-            )
-        ]
+    except (TargetsError, StudentError, TeacherError) as error:
+        return [missing(str(error), shlex.join([*wanted, *caches]))]
     kind = "held-out row" if maps.held_out else "row"
     return [
         paragraph(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from student_train.evaluate.load import weights_fingerprint
+from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
 from student_train.evaluate.records import FidelityReport
 from student_train.pretrained import load_config, pooler_option
@@ -127,7 +127,7 @@ def read_run(path: str) -> RunRecords:
             f"there is no run directory {path!r}: nothing can be read; give directories that kdtrain wrote (its --out) "
             "or models that kdeval measured"
         )
-    weights = weights_fingerprint(folder) if _has_weights(folder) else None
+    weights = weights_fingerprint(folder) if weight_files(folder) else None
     found: dict[str, Mapping[str, Any]] = {}
     stale = []
     for file in (folder / "fidelity.json", folder / "latency.json", *sorted(folder.glob(f"{_FINETUNE}*.json"))):
@@ -158,10 +158,6 @@ def read_run(path: str) -> RunRecords:
             "wrote (its --out) or a model that kdeval measured"
         )
     return run
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(True for pattern in ("*.safetensors", "*.bin") for _ in folder.glob(pattern))
 
 
 def _weights_of(record: Mapping[str, Any]) -> Any:

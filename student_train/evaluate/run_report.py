@@ -27,7 +27,7 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
         caches: stores to take the teacher's relations from; without any there are no relation maps.
 
     Raises:
-        StudentError: there is nothing to read, or a record is damaged.
+        StudentError, TrainingError: there is nothing to read, or a record is damaged.
         StoreError: a cache cannot be read.
     """
     records = read_run(run)
@@ -54,13 +54,7 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
 
 def _read_metrics(records: RunRecords) -> list[dict[str, Any]]:
     path = records.folder / METRICS_NAME
-    try:
-        metrics = read_records(path)
-    except (OSError, ValueError) as error:
-        raise StudentError(
-            f"{str(path)!r} cannot be read ({error}): what the training did is lost; restore the file, or delete it to "
-            "leave the curves out"
-        ) from error
+    metrics = read_records(path)
     for place, record in enumerate(metrics, 1):
         needed = ("step", "loss", "lr", "tokens", "seconds", "wait") if "loss" in record else ("step", "valid_loss")
         lacking = [name for name in needed if not isinstance(record.get(name), int | float)]

@@ -19,7 +19,8 @@ from typing import Any
 
 from student_train.evaluate.task_files import TABLES, Record, read_records
 from student_train.evaluate.tasks import Task
-from teacher_cache.errors import TaskError
+from teacher_cache.errors import TaskError, first_line
+from teacher_cache.hub import HUB_ERRORS
 
 HUB_SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:/]*)?(:[^:/]*)?")
 _TAG = re.compile(r"O|[BIESLUM]-\S+")
@@ -122,13 +123,11 @@ def _read_hub(source: str) -> list[Record]:
     name, config, split = [*source.split(":", 2), "", ""][:3]
     try:
         records = datasets.load_dataset(name, config or None, split=split or "train")
-    # RuntimeError: datasets that still come as a loading script
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (*HUB_ERRORS, DatasetsError) as error:
         raise TaskError(
             f"{source!r} is no local file, and as a dataset of the hub (name:config:split) it cannot be read "
-            f"({reason}): check the name and the network, or give --train-file and --dev-file (and --test-files) local "
-            "files of the task"
+            f"({first_line(error)}): check the name and the network, or give --train-file and --dev-file (and "
+            "--test-files) local files of the task"
         ) from error
     names = {column: _class_names(feature) for column, feature in records.features.items()}
     return [

@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def _open(path: Path) -> TaskFile:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.name.endswith(".gz") else content
         text = content.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TaskError(
             f"{str(path)!r} cannot be read as text ({error}): give a file of UTF-8 text, unpacked or .gz"
         ) from error

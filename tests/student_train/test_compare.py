@@ -232,6 +232,20 @@ def test_a_teacher_has_the_time_that_its_students_measured(make_run: Any, tiny_t
     assert found.rows[0].to_json()["shape"] == "4x32:4:64" and found.rows[0].row.method is None
 
 
+def test_a_student_that_teaches_another_keeps_its_own_speedup(make_run: Any, tiny_teacher_copy: Any) -> None:
+    from student_train.evaluate.load import weights_fingerprint
+
+    middle, student = tiny_teacher_copy("bert"), make_run("student", scores=[0.5])
+    timed(middle, 12.0, fingerprints={"student": weights_fingerprint(middle), "teacher": "of a large one"})
+    timed(student, 3.0, fingerprints={"teacher": weights_fingerprint(middle)})
+    found = compare(middle, student)
+    assert [(row.latency_ms, row.speedup) for row in found.rows] == [(12.0, 2.0), (3.0, 8.0)]
+    assert any(note.startswith("speed-ups are over different teachers") for note in found.notes)
+    # what lies beside the weights does not make them others
+    (middle / "training_args.bin").write_bytes(b"of the Trainer")
+    assert compare(middle, student).rows[0].latency_ms == 12.0
+
+
 def test_records_of_other_weights_do_not_count(make_run: Any, tiny_teacher_copy: Any) -> None:
     student = tiny_teacher_copy("bert")
     finetuned(student, "sst2", [0.9], fingerprints={"weights": "of the student that was here before"})

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import pad
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM
 
-from student_train.evaluate.fidelity import Measurement, run_student
+from student_train.evaluate.fidelity import Measurement, measure_fidelity, run_student
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student
 from student_train.evaluate.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
 from student_train.evaluate.records import FidelityReport
@@ -397,3 +397,15 @@ def test_too_few_positions_are_refused(tiny_teacher: Any, family: str) -> None:
     check_fit(load_student(folder), make_manifest(seq_len=64), folder)
     with pytest.raises(StudentError, match="at most 64 positions"):
         check_fit(load_student(folder), make_manifest(seq_len=65), folder)
+
+
+def test_a_family_whose_attention_is_out_of_reach_is_measured_without(tiny_store: Path, tmp_path: Path) -> None:
+    teacher = tiny_store / "teacher"
+    folder = Path(shutil.copytree(teacher, tmp_path / "student"))
+    (folder / "model.safetensors").unlink()
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    vocabulary = AutoConfig.from_pretrained(teacher).vocab_size
+    MPNetForMaskedLM(MPNetConfig(**sizes, vocab_size=vocabulary)).save_pretrained(folder)
+    report = measure_fidelity(folder, [str(tiny_store)])
+    assert report.hidden and report.distribution is not None and not report.relations
+    assert any(note.startswith("relations are not measured: attention of family 'mpnet'") for note in report.notes)

@@ -4,7 +4,7 @@ import pytest
 
 from student_train.metrics import METRICS_NAME, TENSORBOARD_NAME, MetricsLog, Progress, read_records
 from student_train.weights_and_biases import WeightsAndBiases, check_installed
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import SettingsError, TrainingError
 
 
 def write(out, records, **options):
@@ -97,3 +97,14 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"--wandb 'students'.*pip install 'kdcache\[wandb\]'"):
         check_installed("students")
+
+
+@pytest.mark.parametrize("damage", ["\0\0\0", "[1]", '{"loss": 1.0}', '{"step": "one"}'])
+def test_a_damaged_file_is_a_message(tmp_path, damage):
+    write(tmp_path, [{"step": 1, "loss": 1.0}], last_step=None)
+    path = tmp_path / METRICS_NAME
+    path.write_text(path.read_text() + damage + "\n")
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl' cannot be read .*delete it"):
+        read_records(path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        MetricsLog(tmp_path, last_step=1)

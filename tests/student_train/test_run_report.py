@@ -23,9 +23,11 @@ from student_train.evaluate.run_report import make_report
 from student_train.settings import TrainSettings
 from student_train.trainer import train
 from teacher_cache.batch import TargetRequest
-from teacher_cache.errors import StudentError, TargetsError
+from teacher_cache.build import build_cache
+from teacher_cache.errors import StudentError, TargetsError, TrainingError
 from teacher_cache.pool import open_caches
 from teacher_cache.relations import VECTORS, relation_matrices
+from teacher_cache.settings import BuildSettings
 from teacher_cache.taps import enable_tap, record_attention
 
 SECTIONS = ("training", "fidelity", "relations", "tasks", "latency", "provenance", "reproduce")
@@ -144,7 +146,21 @@ def test_a_cache_without_attention(run: Path, tmp_path: Path, make_tiny_store: A
     with pytest.raises(TargetsError, match="--targets attention"):
         relation_maps(run, [str(store)])
     page = Page(make_report(str(run), [str(store)]))
-    assert "kdcache build --targets attention" in page.text["relations"]
+    assert (
+        "holds no attention" in page.text["relations"] and "kdcache build --targets attention" in page.text["relations"]
+    )
+
+
+def test_a_cache_that_the_student_cannot_read_leaves_out_that_section_alone(
+    run: Path, tmp_path: Path, tiny_teacher: Any, tiny_corpus: Path
+) -> None:
+    """Token ids of another vocabulary."""
+    out = tmp_path / "c.zarr"
+    sizes = {"max_rows": 4, "seq_len": 24, "rows": "document", "targets": "attention"}
+    teacher = str(tiny_teacher("roberta"))
+    build_cache(BuildSettings(teacher=teacher, corpus=(str(tiny_corpus),), out=str(out), device="cpu", **sizes))
+    page = Page(make_report(str(run), [str(out)]))
+    assert "has other ids for" in page.text["relations"] and "On held-out rows" in page.text["training"]
 
 
 def test_records_of_tasks_and_latency(run: Path, tmp_path: Path) -> None:
@@ -178,7 +194,7 @@ def test_a_model_from_elsewhere_and_stale_records(run: Path, tiny_teacher_copy: 
 def test_damaged_metrics_are_refused(line: str, named: str, tiny_teacher_copy: Any) -> None:
     folder = tiny_teacher_copy("bert")
     (folder / "metrics.jsonl").write_text(line + "\n")
-    with pytest.raises(StudentError, match=f"metrics.jsonl.*{named}"):
+    with pytest.raises((StudentError, TrainingError), match=f"metrics.jsonl.*{named}"):
         make_report(str(folder))
 
 

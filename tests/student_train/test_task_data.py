@@ -129,6 +129,9 @@ def test_of_a_file_in_several_languages_one_is_read(tmp_path: Path) -> None:
 def test_no_such_file_and_no_hub(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="there is no file 'nowhere.tsv'"):
         read_examples("nowhere.tsv", TASKS["sst2"])
+    (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(b"sentence\tlabel\n" * 99)[:20] + b"\xff" * 20)
+    with pytest.raises(TaskError, match=r"cut\.tsv\.gz' cannot be read"):
+        read_examples(str(tmp_path / "cut.tsv.gz"), TASKS["sst2"])
     with pytest.raises(TaskError, match=r"is a folder.*train\.tsv"):
         read_examples(str(tmp_path), TASKS["sst2"])
     with pytest.raises(TaskError, match="(?i)offline.*--train-file and --dev-file"):

@@ -29,7 +29,7 @@ from student_train.settings import TrainSettings
 from student_train.student import build_student
 from student_train.trainer import train
 from teacher_cache.batch import concatenate
-from teacher_cache.errors import StoreError, TrainingError
+from teacher_cache.errors import DeviceMemoryError, StoreError, TrainingError
 from teacher_cache.pool import open_caches
 from teacher_cache.reader import CacheReader
 from tests.records import without_times
@@ -458,7 +458,7 @@ def test_too_little_memory_is_a_message(run_training, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "backward", no_memory)
     with pytest.raises(
-        TrainingError, match="too little memory .*20 GiB.*--micro-batch-size, --activation-checkpointing"
+        DeviceMemoryError, match="too little memory .*20 GiB.*--micro-batch-size, --activation-checkpointing"
     ):
         run_training(tmp_path / "student")
 
@@ -770,6 +770,15 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finish
     assert not (out / "checkpoints" / "step-00000004" / "complete.json").exists()
     assert steps_of(run_training(out, resume="auto")) == steps_of(finished[1])
     assert (out / "model.safetensors").exists()
+
+
+def test_what_an_interrupted_export_left_is_in_nobodys_way(run_training, tmp_path):
+    """Of an untrained student there is nothing else yet."""
+    out = tmp_path / "student"
+    (out / ".export-unfinished").mkdir(parents=True)
+    (out / ".export-unfinished" / "config.json").write_text("{")
+    run_training(out, steps=0)
+    assert (out / "model.safetensors").exists() and not (out / ".export-unfinished").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_a_message(run_training, tmp_path):
