@@ -8,13 +8,16 @@ with random weights large enough that neighbouring tokens get clearly different 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="kdcache-datasets-")  # some tests look at what is in it
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the cores may be shared
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 if not list(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on the CPU
 
+import atexit
 import http.client
 import logging
 import random
@@ -25,6 +28,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
+
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+# the cores may be shared: examples have all the time they need, and one that fails can be given again
+settings.register_profile("kdcache", deadline=None, print_blob=True)
+settings.load_profile("kdcache")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

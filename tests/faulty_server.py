@@ -82,9 +82,15 @@ class FaultyServer:
         timer.start()
 
     def _listen(self, port: int) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (Forward,), {"faulty": self}))
+        server = Listening(("127.0.0.1", port), type("Handler", (Forward,), {"faulty": self}))
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
+
+
+class Listening(ThreadingHTTPServer):
+    """As many connections may wait as real servers let wait."""
+
+    request_queue_size = 128
 
 
 class Forward(BaseHTTPRequestHandler):

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from cli.kdtrain import main
+from student_train.loop import Trainer
 from student_train.metrics import read_records
 from teacher_cache.build import build_cache
 from teacher_cache.settings import BuildSettings
@@ -49,34 +49,29 @@ def uninterrupted(workplace):
     return read_records(workplace / "whole" / "metrics.jsonl")
 
 
-def start(workplace, out, *more):
-    command = [sys.executable, "-c", "import sys; from cli.kdtrain import main; sys.exit(main())"]
-    return subprocess.Popen(
-        [*command, *flags(workplace, out, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    )
-
-
-def wait_for_step(process, out, step):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(record["step"] >= step for record in read_records(out / "metrics.jsonl")):
-            return
-        time.sleep(0.005)
-    pytest.fail(f"step {step} was not reached: {process.communicate()}")
+# the command, which gets a signal once the record of step 8 is written
+SIGNALLED = """
+import os, sys
+from cli.kdtrain import main
+from student_train.metrics import MetricsLog
+write = MetricsLog.write
+def write_and_signal(log, record):
+    write(log, record)
+    if record["step"] == 8 and "loss" in record:
+        os.kill(os.getpid(), number)
+MetricsLog.write = write_and_signal
+number = int(sys.argv.pop(1))
+sys.exit(main())
+"""
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(workplace, uninterrupted, number, code, capsys):
     out = workplace / f"stopped-{number.name}"
-    process = start(workplace, out)
-    wait_for_step(process, out, 8)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), *flags(workplace, out)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = process.stdout
+    assert process.returncode == code, process.stderr
     stopped_at = max(record["step"] for record in read_records(out / "metrics.jsonl"))
     assert 8 <= stopped_at < STEPS
     assert not (out / "model.safetensors").exists()
@@ -95,20 +90,17 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(workplace, uninterrupted, 
     assert ours == theirs
 
 
-def test_ctrl_c_saves_and_exits_with_130(workplace, capsys):
+def test_ctrl_c_saves_and_exits_with_130(workplace, monkeypatch):
     """In this process, which starts nothing: the signal comes while a step is under way."""
-    out = workplace / "ctrl-c"
-    import threading
+    out, backward = workplace / "ctrl-c", Trainer.backward
 
-    def interrupt():
-        while not any(record["step"] >= 2 for record in read_records(out / "metrics.jsonl")):
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted_backward(trainer, share):
+        if trainer.state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return backward(trainer, share)
 
-    thread = threading.Thread(target=interrupt, daemon=True)
-    thread.start()
+    monkeypatch.setattr(Trainer, "backward", interrupted_backward)
     assert main(flags(workplace, out)) == 130
-    thread.join()
     assert list((out / "checkpoints").glob("*/complete.json"))
     # handlers are back: the next Ctrl-C is Python's own
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -136,15 +136,15 @@ def test_the_home_folder_of_a_file_is_the_users(
     [
         (None, "kill -9 $$", 1, ["failed (SIGKILL)", "failed (SIGKILL)"]),
         # a launcher need not end with the code of the signal that stopped it
-        (signal.SIGTERM, "trap 'exit 7' TERM; while :; do sleep 0.02; done", 143, ["stopped", "not started"]),
-        (signal.SIGINT, "trap 'exit 7' INT; while :; do sleep 0.02; done", 130, ["stopped", "not started"]),
+        (signal.SIGTERM, "trap 'exit 7' TERM", 143, ["stopped", "not started"]),
+        (signal.SIGINT, "trap 'exit 7' INT", 130, ["stopped", "not started"]),
     ],
 )
 def test_a_sweep_tells_what_was_killed_from_what_was_stopped(
     store: Path, tmp_path: Path, capsys: Any, number: Any, behaviour: str, code: int, states: list[str]
 ) -> None:
     launcher = tmp_path / "launcher.sh"
-    launcher.write_text(f"touch {tmp_path}/started\n{behaviour}\n")
+    launcher.write_text(f"{behaviour}\ntouch {tmp_path}/started\nwhile :; do sleep 0.02; done\n")
     text = f"method: mha\nsteps: 1\nlauncher: bash {launcher}\nruns: {{a: {{}}, b: {{seed: 5}}}}\n"
     path = sweep_file(tmp_path, store, text)
     if number is not None:
@@ -158,7 +158,6 @@ def test_a_sweep_tells_what_was_killed_from_what_was_stopped(
 def send_once(started: Path, number: int) -> None:
     while not started.exists():
         time.sleep(0.01)
-    time.sleep(0.1)  # for the launcher to set its trap
     os.kill(os.getpid(), number)
 
 

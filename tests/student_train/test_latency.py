@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModel
 
+from student_train.evaluate import latency
 from student_train.evaluate.latency import take_turns
 from student_train.evaluate.latency_models import load_timed
 from student_train.evaluate.latency_plan import LEAST_RUNS, Size, plan_sizes
@@ -50,11 +51,18 @@ def test_models_take_turns() -> None:
     assert len(calls) > 2 * 7  # the warm-up is not among the times
 
 
-def test_runs_end_with_the_time() -> None:
-    [slow] = take_turns([lambda: time.sleep(0.02)], runs=1000, seconds=0.5)
-    assert LEAST_RUNS < len(slow) < 25
-    assert min(slow) >= 0.02
-    assert len(take_turns([lambda: time.sleep(0.02)], runs=1000, seconds=0.001)[0]) == LEAST_RUNS
+def test_runs_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves with the passes alone; a tenth of the time is for warming up."""
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        now += 0.5
+
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now))
+    [slow] = take_turns([run], runs=1000, seconds=10)
+    assert slow == [0.5] * 17
+    assert take_turns([run], runs=1000, seconds=0.001) == [[0.5] * LEAST_RUNS]
 
 
 def test_sizes_and_inputs(tiny_teacher) -> None:

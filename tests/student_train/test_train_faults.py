@@ -143,7 +143,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_student(
 ) -> None:
     """In front of any file operation: in the midst of steps, checkpoints, validations, the export."""
     whole, operations, _ = uninterrupted
-    seed = random.randrange(10**9)
+    seed = random.SystemRandom().randrange(10**9)
     draw = random.Random(seed)
     for fault in range(FAULTS):
         out, at = tmp_path / f"killed-{fault}", draw.randint(1, operations)
@@ -159,7 +159,7 @@ def test_a_training_asked_to_stop_while_it_saves_saves_and_goes_on(
     trainings: Trainings, uninterrupted: tuple[Path, int, int], tmp_path: Path
 ) -> None:
     whole, _, operations = uninterrupted
-    seed = random.randrange(10**9)
+    seed = random.SystemRandom().randrange(10**9)
     draw = random.Random(seed)
     for fault in range(FAULTS):
         # not in the last checkpoint, after which there is nothing left to stop

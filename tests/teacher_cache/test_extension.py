@@ -85,7 +85,7 @@ def test_an_unfinished_extension_is_not_read_and_is_finished_later(
     whole = files_of(out)
     (out / "extensions/1/seal.json").unlink()
     (out / "extensions/1/commits/00000001.json").unlink()
-    (out / "hidden/3/codes/byte/c/1/0/0").unlink(missing_ok=True)
+    next((out / "hidden/3/codes").glob("*/c/1/0/0")).unlink()
     assert CacheReader.open(out).manifest.targets.hidden_layers() == (2,)
     group = describe_store(out).groups[1]
     assert (group.sealed, group.missing_blocks) == (False, (1,))
@@ -179,7 +179,7 @@ def test_the_parts_of_a_corpus_hold_every_row_once(small_settings: Settings, tmp
         settings = small_settings(tmp_path / f"{number}.zarr", targets="hidden", part=f"{number}/3")
         build_cache(settings)
         reader = CacheReader.open(settings.out)
-        assert reader.manifest.first_row == len(torch.cat([part.row_id_B for part in have])) if have else True
+        assert reader.manifest.first_row == sum(len(part.row_id_B) for part in have)
         have.append(reader.read_rows(0, reader.rows, request)["plain"])
     assert torch.equal(torch.cat([part.row_id_B for part in have]), want.row_id_B)
     assert torch.equal(torch.cat([part.input_ids_BT for part in have]), want.input_ids_BT)

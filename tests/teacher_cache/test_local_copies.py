@@ -163,12 +163,14 @@ def test_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
     running = [subprocess.Popen(command) for command in commands]
     seen: list[int] = []
     with (folder / "lock").open("w") as lock:
-        while sum(size > 10_000 for size in seen) < 50 and all(process.poll() is None for process in running):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            seen.append(held(folder))
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            time.sleep(0.001)
-    enough.touch()
+        try:
+            while sum(size > 10_000 for size in seen) < 50 and all(process.poll() is None for process in running):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                seen.append(held(folder))
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                time.sleep(0.001)
+        finally:
+            enough.touch()
     assert [process.wait() for process in running] == [0, 0]
     assert max(seen) <= 12_000
     assert (folder / "lock").read_text() == str(held(folder))

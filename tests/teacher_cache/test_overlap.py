@@ -50,19 +50,21 @@ def test_errors_come_out() -> None:
 
 
 def test_what_waits_is_bounded() -> None:
-    go_on = threading.Event()
-    submitted: list[int] = []
+    go_on, submitted = threading.Event(), threading.Semaphore(0)
 
     def submit_many(coder: Overlap) -> None:
-        for number in range(5):
+        for _ in range(5):
             coder.submit(go_on.wait)  # type: ignore[arg-type]
-            submitted.append(number)
+            submitted.release()
 
     with Overlap(CPU, threaded=True) as coder:
         thread = threading.Thread(target=submit_many, args=(coder,))
         thread.start()
-        thread.join(timeout=0.5)
-        assert len(submitted) == 2, "the third waits for the first"
-        go_on.set()
-        thread.join()
-    assert len(submitted) == 5
+        try:
+            submitted.acquire()
+            submitted.acquire()
+            assert not submitted.acquire(timeout=0.3), "the third waits for the first"
+        finally:
+            go_on.set()
+            thread.join()
+    assert all(submitted.acquire(blocking=False) for _ in range(3))

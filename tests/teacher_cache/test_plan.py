@@ -49,13 +49,19 @@ def assert_as_built(plan: BuildPlan, tolerance: float = TOLERANCE) -> None:
     assert plan.total_bytes == pytest.approx(info.total_bytes, rel=tolerance)
 
 
+@pytest.fixture(autouse=True)
+def time_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows are tried as in good times, however slow the machine is at this moment."""
+    monkeypatch.setattr("teacher_cache.trial._TEACHER_SECONDS", 1e6)
+
+
 def test_the_real_teacher_takes_what_was_planned(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "some.txt"
     with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
         corpus.write_text("".join(line for line, _ in zip(text, range(60), strict=False)), encoding="utf-8")
     settings = BuildSettings(
         teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=128, max_rows=96,
-        layers="2,4", attention_layer=4,
+        layers="2,4", attention_layer=4, device="cpu",
     )  # fmt: skip
     plan = plan_build(settings)
     assert not Path(settings.out).exists()

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from teacher_cache import lease
 from teacher_cache.bucket import Bucket
 from teacher_cache.errors import SettingsError, SpaceError, StoreError
 from teacher_cache.lease import Lease
@@ -28,13 +30,23 @@ if TYPE_CHECKING:
     from tests.faulty_server import FaultyServer
 
 LARGE = random.Random(0).randbytes(9_000_001)
-HOLDER = """
+LONG, BRISK = 60.0, 400
+"""Seconds of a lease that does not run out while a busy machine is slow, and so many renewals in it."""
+HOLDER = f"""
 import sys, time
+from teacher_cache import lease
 from teacher_cache.remote import RemoteStorage
-with RemoteStorage(sys.argv[1], lease_seconds=float(sys.argv[2])).lock():
+lease._RENEWALS = {BRISK}
+with RemoteStorage(sys.argv[1], lease_seconds={LONG}).lock():
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long leases are renewed, and looked at, as often as short ones."""
+    monkeypatch.setattr(lease, "_RENEWALS", BRISK)
 
 
 @contextmanager
@@ -45,9 +57,9 @@ def takes_at_most(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def holder(location: str, lease_seconds: float) -> Iterator[subprocess.Popen[str]]:
+def holder(location: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock."""
-    command = [sys.executable, "-c", HOLDER, location, str(lease_seconds)]
+    command = [sys.executable, "-c", HOLDER, location]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -119,9 +131,14 @@ def test_giving_up_says_what_to_do(
 def test_waiting_can_be_interrupted(s3: S3Server, faulty_s3: FaultyServer) -> None:
     storage = RemoteStorage(f"{s3.bucket('lost')}/store")
     faulty_s3.outage("errors", 60)
-    interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with takes_at_most(5), pytest.raises(KeyboardInterrupt):
+
+    def interrupt() -> None:
+        while not faulty_s3.failed:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with takes_at_most(30), pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it must not come before
+        threading.Thread(target=interrupt, daemon=True).start()
         storage.read("key")
 
 
@@ -214,19 +231,19 @@ except SettingsError as error:
 # ---- the lock -------------------------------------------------------------------------------------------------------
 
 
-def test_a_living_holder_keeps_the_lock_and_a_dead_one_loses_it(s3: S3Server) -> None:
+def test_a_living_holder_keeps_the_lock_and_a_dead_one_loses_it(s3: S3Server, brisk: None) -> None:
     location = f"{s3.bucket('locks')}/killed"
-    storage = RemoteStorage(location, lease_seconds=3)
-    with holder(location, 3) as process:
+    storage = RemoteStorage(location, lease_seconds=LONG)
+    with holder(location) as process:
         told = json.loads(storage.read(LOCK))
         assert told["pid"] == process.pid
-        with takes_at_most(3), pytest.raises(StoreError, match=f"is being written by process {process.pid} on "):
+        with takes_at_most(LONG), pytest.raises(StoreError, match=f"is being written by process {process.pid} on "):
             storage.lock().__enter__()
         assert storage.list() == {}
         process.kill()
         process.wait()
     # a process of this machine that is gone need not be waited for
-    with takes_at_most(2.5), storage.lock():
+    with takes_at_most(LONG), storage.lock():
         storage.write("key", b"1")
         assert json.loads(storage.read(LOCK))["pid"] == os.getpid()
     assert storage.size(LOCK) is None
@@ -239,28 +256,36 @@ def foreign_lock(storage: RemoteStorage) -> None:
 
 
 @pytest.mark.parametrize("content", ["foreign", "damaged"])
-def test_a_lock_that_nobody_renews_is_taken_over_after_a_lease(content: str, s3: S3Server) -> None:
-    storage = RemoteStorage(f"{s3.bucket('locks')}/stale-{content}", lease_seconds=0.6)
+def test_a_lock_that_nobody_renews_is_taken_over_after_a_lease(
+    content: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves with the waiting alone."""
+    waited: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(waited), sleep=waited.append)
+    monkeypatch.setattr(lease, "time", clock)
+    storage = RemoteStorage(f"{s3.bucket('locks')}/stale-{content}", lease_seconds=LONG)
     if content == "foreign":
         foreign_lock(storage)
     else:
         storage.write(LOCK, b"[")
-    started = time.monotonic()
-    with takes_at_most(2), storage.lock():
-        assert time.monotonic() - started >= 0.6
+    with storage.lock():
+        assert sum(waited) == pytest.approx(LONG)
         storage.write("key", b"1")
 
 
-def test_one_of_many_takes_over(s3: S3Server, faulty_s3: FaultyServer) -> None:
+def test_one_of_many_takes_over(s3: S3Server, faulty_s3: FaultyServer, brisk: None) -> None:
+    """The lock of a process that has died, which nobody waits for."""
     location = f"{s3.bucket('locks')}/contended"
-    foreign_lock(RemoteStorage(location))
+    with holder(location) as process:
+        pass
+    assert process.returncode == -signal.SIGKILL and RemoteStorage(location).size(LOCK)
     refused = threading.Semaphore(0)
 
     def contend(number: int) -> str:
         try:
-            with RemoteStorage(location, lease_seconds=1).lock():
+            with RemoteStorage(location, lease_seconds=LONG).lock():
                 for _ in range(5):
-                    assert refused.acquire(timeout=10)
+                    assert refused.acquire(timeout=LONG)
                 return "held"
         except StoreError as error:
             refused.release()
@@ -306,9 +331,11 @@ def test_who_was_cut_off_asks_before_writing(
     other.list()
     monkeypatch.setenv("AWS_ENDPOINT_URL", faulty_s3.endpoint)
     with storage.lock():
-        faulty_s3.outage("errors", 2)
-        with other.lock(), pytest.raises(StoreError, match="is now being written by"):
-            storage.write("key", b"1")
+        faulty_s3.outage("errors", 600)
+        with other.lock():
+            faulty_s3.outage("errors", 0)
+            with pytest.raises(StoreError, match="is now being written by"):
+                storage.write("key", b"1")
     assert storage.list() == {}
 
 
@@ -348,17 +375,22 @@ def test_a_full_server_does_not_end_the_keeping_of_a_lock(s3: S3Server, monkeypa
             return replace(*args, **options)
 
         monkeypatch.setattr(bucket, "replace", full_at_first)
-        time.sleep(1.1)
-        assert len(renewed) >= 2
+        while len(renewed) < 2:
+            time.sleep(0.02)
+
+
+def ensure_until_refused(held: Lease) -> None:
+    while True:
+        held.ensure()
+        time.sleep(0.02)
 
 
 def test_a_deleted_lock_is_told_as_such(s3: S3Server) -> None:
     bucket = Bucket(s3.bucket("deleted"))
-    with Lease(bucket, "build.lock", 0.6) as lease:
+    with Lease(bucket, "build.lock", 0.6) as held:
         bucket.delete("build.lock")
-        time.sleep(0.4)
         with pytest.raises(StoreError, match="somebody deleted the lock 'build.lock'"):
-            lease.ensure()
+            ensure_until_refused(held)
 
 
 def test_a_folder_lasts_as_long_as_its_storage(s3: S3Server) -> None:

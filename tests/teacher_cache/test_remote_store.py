@@ -37,14 +37,15 @@ def objects_of(storage: Storage) -> dict[str, bytes]:
 class FailsLater(Silent):
     """Has the server fail once the first block is committed."""
 
-    def __init__(self, server: FaultyServer) -> None:
+    def __init__(self, server: FaultyServer, seconds: float = 3) -> None:
         self.server = server
+        self.seconds = seconds
         self.failed = False
 
     def committed(self, rows: int, total: int, written_bytes: int) -> None:
         if rows and not self.failed:
             self.failed = True
-            self.server.outage("errors", 3)
+            self.server.outage("errors", self.seconds)
 
 
 def test_a_build_outlives_an_outage_and_ends_as_on_a_disk(
@@ -75,7 +76,7 @@ def test_a_build_that_gives_up_says_so_and_goes_on_later(
     settings = small_settings(location)  # type: ignore[arg-type]
     monkeypatch.setenv("KDCACHE_RETRY_SECONDS", "1")
     with pytest.raises(StoreError, match="run the same command again"):
-        build_cache(settings, FailsLater(faulty_s3))
+        build_cache(settings, FailsLater(faulty_s3, 6))
     with pytest.raises(StoreError, match="unfinished"):
         _open_after_outage(location, s3, monkeypatch)
     report = build_cache(settings)
