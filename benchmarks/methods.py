@@ -24,8 +24,9 @@ from typing import Any
 from record import print_record
 from rich.console import Console
 
+from student_train.evaluate.fidelity_table import fidelity_table
 from student_train.evaluate.records import FidelityReport, Measure
-from student_train.evaluate.report import fidelity_table, plot_training
+from student_train.evaluate.training_plot import plot_training
 from student_train.metrics import METRICS_NAME, read_records
 
 OWN_MEASURE = {"mha": "relation KL, sum", "hs": "hidden NMSE, mean", "od": "output KL"}

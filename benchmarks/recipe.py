@@ -44,7 +44,7 @@ def main() -> None:
         run("kdcache", "build", *as_flags(cache | changes), "--out", str(location))
     store, students = next(iter(stores.values())), out / "students"
     train(recipe, stores, students, out / "sweep.yaml")
-    trained = sorted(path.parent for path in students.glob("*/provenance.json"))
+    trained = list_students(students)
     teacher = copy_of_teacher(store, out / "teacher")
     for student in trained:
         once(student / "fidelity.json", "kdeval", "fidelity", "--student", str(student), "--cache", str(store))
@@ -105,10 +105,18 @@ def train(recipe: Mapping[str, Any], stores: Mapping[str, Path], students: Path,
     run("kdtrain", "--config", str(sweep))
 
 
+def list_students(students: Path) -> list[Path]:
+    """Those of the sweep: what an earlier recipe has left beside them is not compared."""
+    summary = json.loads((students / "summary.json").read_text(encoding="utf-8"))
+    return sorted(students / each["name"] for each in summary["runs"])
+
+
 def copy_of_teacher(store: Path, folder: Path) -> Path:
     """The teacher as the store keeps it, in a folder where records may be left."""
     if not folder.exists():
-        shutil.copytree(store / "teacher", folder)
+        unfinished = folder.with_suffix(".partial")
+        shutil.copytree(store / "teacher", unfinished, dirs_exist_ok=True)
+        unfinished.replace(folder)
     return folder
 
 

@@ -235,8 +235,9 @@ def _docstrings(file: Path, library: Path) -> Iterator[str]:
 def _show(records: dict[str, Any], out: Path, student: Path) -> None:
     from rich.console import Console
 
+    from student_train.evaluate.fidelity_table import fidelity_table
     from student_train.evaluate.records import FidelityReport
-    from student_train.evaluate.report import fidelity_table, plot_training
+    from student_train.evaluate.training_plot import plot_training
     from student_train.metrics import METRICS_NAME, read_records
     from student_train.provenance import PROVENANCE
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cli.evaluation import writes_to
+from cli.evaluation import make_record, print_result, writes_to
 from cli.options import parse
 from teacher_cache.errors import SettingsError
 
@@ -58,7 +58,7 @@ def compare(argv: list[str]) -> int:
     from student_train.evaluate.compare import compare_runs
 
     comparison = compare_runs(settings.runs, baseline=settings.baseline)
-    record = _make_record(comparison)
+    record = make_record("compare", comparison.to_json())
     if settings.out is not None:
         with writes_to(settings.out):
             _write(comparison, record, Path(settings.out).expanduser())
@@ -67,12 +67,6 @@ def compare(argv: list[str]) -> int:
     else:
         _print_tables(comparison)
     return 0
-
-
-def _make_record(comparison: Comparison) -> dict[str, Any]:
-    from student_train.provenance import run_provenance
-
-    return {"evaluation": "compare", **comparison.to_json(), **run_provenance()}
 
 
 def _write(comparison: Comparison, record: dict[str, Any], folder: Path) -> None:
@@ -88,13 +82,8 @@ def _write(comparison: Comparison, record: dict[str, Any], folder: Path) -> None
 
 
 def _print_tables(comparison: Comparison) -> None:
-    from rich.console import Console
-
     from student_train.evaluate.compare_table import comparison_grids, rich_table
 
     # a file has no width that a table should be squeezed into
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    for grid in comparison_grids(comparison):
-        console.print(rich_table(grid))
-    for note in comparison.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    print_result(map(rich_table, comparison_grids(comparison)), comparison.notes, width=width)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.evaluation import choose_device, write_record
+from cli.evaluation import choose_device, make_record, print_result, write_record
 from cli.options import parse
-from student_train.evaluate.settings import EvalSettings
+from student_train.evaluate.fidelity_settings import FidelitySettings
 from teacher_cache.errors import StudentError
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ RECORD_NAME = "fidelity.json"
 
 def fidelity(argv: list[str]) -> int:
     """`kdeval fidelity`; returns the exit code."""
-    settings = parse(EvalSettings, argv, "kdeval fidelity")
+    settings = parse(FidelitySettings, argv, "kdeval fidelity")
     report = _measure(settings)
-    record = _to_json(_make_record(report))
+    record = _to_json(make_record("fidelity", report.to_json()))
     if settings.json:
         print(json.dumps(json.loads(record)))
     else:
@@ -37,7 +37,7 @@ def fidelity(argv: list[str]) -> int:
     return 0
 
 
-def _measure(settings: EvalSettings) -> FidelityReport:
+def _measure(settings: FidelitySettings) -> FidelityReport:
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.fidelity import measure_fidelity
     from student_train.memory import clear_memory_errors
@@ -64,12 +64,6 @@ def _progress() -> Iterator[Advance]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _make_record(report: FidelityReport) -> dict[str, Any]:
-    from student_train.provenance import run_provenance
-
-    return {"evaluation": "fidelity", **report.to_json(), **run_provenance()}
-
-
 def _to_json(record: dict[str, Any]) -> str:
     try:
         return json.dumps(record, indent=2, allow_nan=False)
@@ -81,11 +75,6 @@ def _to_json(record: dict[str, Any]) -> str:
 
 
 def _print_table(report: FidelityReport) -> None:
-    from rich.console import Console
+    from student_train.evaluate.fidelity_table import fidelity_table
 
-    from student_train.evaluate.report import fidelity_table
-
-    console = Console()
-    console.print(fidelity_table({Path(report.student).resolve().name: report}))
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    print_result([fidelity_table({Path(report.student).resolve().name: report})], report.notes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.evaluation import choose_device, write_record
+from cli.evaluation import choose_device, make_record, print_result, write_record
 from cli.options import parse
 from student_train.evaluate.finetune_settings import FinetuneSettings
 
@@ -23,7 +23,7 @@ def finetune(argv: list[str]) -> int:
     """`kdeval finetune`; returns the exit code."""
     settings = parse(FinetuneSettings, argv, "kdeval finetune")
     report = _measure(settings)
-    record = {"evaluation": "finetune", **report.to_json(), **_provenance()}
+    record = make_record("finetune", report.to_json())
     if settings.json:
         print(json.dumps(record, allow_nan=False))
     else:
@@ -47,18 +47,7 @@ def _measure(settings: FinetuneSettings) -> FinetuneReport:
         return measure_finetune(settings, device=choose_device(settings.device), show=show)
 
 
-def _provenance() -> dict[str, object]:
-    from student_train.provenance import run_provenance
-
-    return run_provenance()
-
-
 def _print_table(report: FinetuneReport) -> None:
-    from rich.console import Console
-
     from student_train.evaluate.finetune_records import finetune_table
 
-    console = Console()
-    console.print(finetune_table(Path(report.student).resolve().name, report))
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    print_result([finetune_table(Path(report.student).resolve().name, report)], report.notes)

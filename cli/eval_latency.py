@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.evaluation import choose_device, write_record
+from cli.evaluation import choose_device, make_record, print_result, write_record
 from cli.options import parse
 from student_train.evaluate.latency_settings import LatencySettings
 
@@ -25,7 +25,7 @@ def latency(argv: list[str]) -> int:
     """`kdeval latency`; returns the exit code."""
     settings = parse(LatencySettings, argv, "kdeval latency")
     report = _measure(settings)
-    record = {"evaluation": "latency", **report.to_json(), **_provenance()}
+    record = make_record("latency", report.to_json())
     if settings.json:
         print(json.dumps(record, allow_nan=False))
     else:
@@ -49,18 +49,7 @@ def _measure(settings: LatencySettings) -> LatencyReport:
     return report
 
 
-def _provenance() -> dict[str, object]:
-    from student_train.provenance import run_provenance
-
-    return run_provenance()
-
-
 def _print_table(report: LatencyReport) -> None:
-    from rich.console import Console
-
     from student_train.evaluate.latency_records import latency_tables
 
-    console = Console()
-    console.print(latency_tables(Path(report.student).resolve().name, report))
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    print_result([latency_tables(Path(report.student).resolve().name, report)], report.notes)

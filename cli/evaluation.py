@@ -1,13 +1,17 @@
-"""What the commands of `kdeval` share: the device to run on, records of measurements, writing where --out says."""
+"""What the commands of `kdeval` share: the device to run on, results and their records, writing where --out says."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from teacher_cache.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def choose_device(name: str) -> str:
@@ -23,6 +27,24 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device 'cuda': torch sees no GPU here, so nothing could run on one; give --device cpu")
     return name
+
+
+def make_record(evaluation: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of `content`, with versions, git revision and command."""
+    from student_train.provenance import run_provenance
+
+    return {"evaluation": evaluation, **content, **run_provenance()}
+
+
+def print_result(tables: Iterable[RenderableType], notes: Iterable[str], *, width: int | None = None) -> None:
+    """Tables and what has to be said about them, on standard output."""
+    from rich.console import Console
+
+    console = Console(width=width)
+    for table in tables:
+        console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_record(record: str, path: Path) -> None:

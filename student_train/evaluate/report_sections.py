@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from student_train.evaluate.report import format_value
+from student_train.evaluate.fidelity_table import format_value
 from student_train.evaluate.report_html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report_plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores

@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from cli.options import choose_command, parse
-from student_train.evaluate.settings import EvalSettings
+from student_train.evaluate.fidelity_settings import FidelitySettings
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 from teacher_cache.settings import BuildSettings
@@ -159,7 +159,7 @@ def test_settings_of_the_commands_can_be_parsed() -> None:
     assert parse(BuildSettings, ["--teacher", "t"], "kdcache build") == BuildSettings(teacher="t")
     assert parse(TrainSettings, ["--method", "mha"], "kdtrain") == TrainSettings(method="mha")
     assert parse(TrainSettings, ["--cache", "a", "b", "--method", "mha"], "kdtrain").cache == ("a", "b")
-    assert parse(EvalSettings, ["--cache", "parts/*.zarr"], "kdeval fidelity").cache == ("parts/*.zarr",)
+    assert parse(FidelitySettings, ["--cache", "parts/*.zarr"], "kdeval fidelity").cache == ("parts/*.zarr",)
 
 
 def test_help_does_not_import_torch() -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from student_train.evaluate.fidelity_table import fidelity_table
 from student_train.evaluate.records import (
     DistributionFidelity,
     FidelityReport,
     HiddenFidelity,
     RelationFidelity,
 )
-from student_train.evaluate.report import fidelity_table, plot_training
+from student_train.evaluate.training_plot import plot_training
 
 
 def make_report(scale: float = 1.0) -> FidelityReport:
@@ -97,7 +98,8 @@ def test_picture(tmp_path: Path, scale: float) -> None:
 def test_records_need_the_standard_library_only() -> None:
     """Comparisons of many reports, and `--help`, must not wait for torch."""
     code = (
-        "import sys; import student_train.evaluate.records, student_train.evaluate.settings, cli.kdeval, cli.demo;"
+        "import sys; import student_train.evaluate.records, student_train.evaluate.fidelity_settings;"
+        "import cli.kdeval, cli.demo;"
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'zarr') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from student_train.distillation_model import DistillationModel
 from student_train.dry_run import dry_run
 from student_train.engine import ADAM_BETAS
 from student_train.evaluate.fidelity import measure_fidelity
-from student_train.evaluate.report import fidelity_table
+from student_train.evaluate.fidelity_table import fidelity_table
 from student_train.loader import RowOrder
 from student_train.loop import Progression, StepOutcome, Trainer
 from student_train.metrics import MetricsLog, Progress, read_records

@@ -1,4 +1,4 @@
-"""The flags of `kdeval`. Standard library only, so that `--help` is instant."""
+"""The flags of `kdeval fidelity`. Standard library only, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from teacher_cache.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings:
+class FidelitySettings:
     """Measure how close a student comes to the teacher on rows of a cache that it was not trained on."""
 
     student: str = "student"
