@@ -46,7 +46,7 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     written = []
     lent = {row.name: f"{row.name} ‡" for row in comparison.rows if row.timed_as is not None}
     if lent:
-        costs[LATENCY_PLOT] = (f"{costs[LATENCY_PLOT][0]} (‡: of another row of this shape)", costs[LATENCY_PLOT][1])
+        costs[LATENCY_PLOT] = (f"{costs[LATENCY_PLOT][0]}\n(‡: of another row of this shape)", costs[LATENCY_PLOT][1])
     for name, (label, values) in costs.items():
         rows = [row for row in comparison.rows if row.name in values and row.name in quality.values]
         if rows:
