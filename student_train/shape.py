@@ -7,14 +7,28 @@ family gives them. Numbers and records only; no model is made here.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
 from teacher_cache.errors import SettingsError, StudentError
-from teacher_cache.layers import StudentShape, default_heads, default_student_shape
+from teacher_cache.layers import default_student_layers
 
 SHAPE = re.compile(r"(\d+)x(\d+)(?::(\d+)(?::(\d+))?)?")
 _FEED_FORWARD_NAMES = ("intermediate_size", "hidden_dim", "ffn_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentShape:
+    """Layers, hidden width, attention heads and feed-forward width of an encoder."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    intermediate_size: int
+
+    def __str__(self) -> str:
+        return f"{self.layers}x{self.hidden_size}:{self.heads}:{self.intermediate_size}"
 
 
 def parse_shape(text: str, *, teacher_heads: int | None = None, feed_forward_ratio: float = 4.0) -> StudentShape:
@@ -48,6 +62,19 @@ def parse_shape(text: str, *, teacher_heads: int | None = None, feed_forward_rat
     return StudentShape(layers=layers, hidden_size=width, heads=heads, intermediate_size=feed_forward)
 
 
+def default_spec(teacher: StudentShape) -> str:
+    """The student where none is named: 6 layers, or half of fewer than 12; width min(768, teacher's), its heads."""
+    width = min(768, teacher.hidden_size)
+    heads = teacher.heads if width % teacher.heads == 0 else default_heads(width)
+    return f"{default_student_layers(teacher.layers)}x{width}:{heads}"
+
+
+def default_heads(width: int) -> int:
+    """Heads of 64 components where the width allows, of 32 for narrow ones, else the nearest divisor below."""
+    wanted = max(1, width // (64 if width >= 512 else 32))
+    return next(heads for heads in range(wanted, 0, -1) if width % heads == 0)
+
+
 def student_shape(spec: str | None, teacher_config: PreTrainedConfig) -> StudentShape:
     """The shape that `spec` asks for, or the teacher's default student; proportions left out are the teacher's.
 
@@ -57,8 +84,7 @@ def student_shape(spec: str | None, teacher_config: PreTrainedConfig) -> Student
     teacher = shape_of(teacher_config)
     ratio = teacher.intermediate_size / teacher.hidden_size
     if spec is None:
-        default = default_student_shape(teacher.layers, teacher.hidden_size, teacher.heads)
-        spec = f"{default.layers}x{default.hidden_size}:{default.heads}"
+        spec = default_spec(teacher)
     shape = parse_shape(spec, teacher_heads=teacher.heads, feed_forward_ratio=ratio)
     if shape.layers > teacher.layers:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""Layer numbering: which teacher layers a student of so many layers learns from, and the default student.
+"""Layer numbering: which teacher layers a student of so many layers learns from, and how many the default one has.
 
 Both commands must agree on this before either has seen the other's flags, so it lives on the shared side. Layers are
 numbered from 1. Formulas: Udagawa et al., EMNLP 2023 Industry (arXiv 2310.08797), section 3.
@@ -6,22 +6,7 @@ numbered from 1. Formulas: Udagawa et al., EMNLP 2023 Industry (arXiv 2310.08797
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from teacher_cache.errors import SettingsError
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentShape:
-    """Layers, hidden width, attention heads and feed-forward width of an encoder."""
-
-    layers: int
-    hidden_size: int
-    heads: int
-    intermediate_size: int
-
-    def __str__(self) -> str:
-        return f"{self.layers}x{self.hidden_size}:{self.heads}:{self.intermediate_size}"
 
 
 def uniform_layers(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -45,23 +30,6 @@ def default_attention_layer(teacher_layers: int) -> int:
 def default_student_layers(teacher_layers: int) -> int:
     """Depth of the default student: 6 for teachers of 12 layers or more, else half of the teacher's."""
     return 6 if teacher_layers >= 12 else max(1, teacher_layers // 2)
-
-
-def default_student_shape(teacher_layers: int, hidden_size: int, heads: int) -> StudentShape:
-    """The student that both commands assume where none is named: width min(768, teacher's), the teacher's heads."""
-    width = min(768, hidden_size)
-    return StudentShape(
-        layers=default_student_layers(teacher_layers),
-        hidden_size=width,
-        heads=heads if width % heads == 0 else default_heads(width),
-        intermediate_size=4 * width,
-    )
-
-
-def default_heads(width: int) -> int:
-    """Heads of 64 components where the width allows, of 32 for narrow ones, else the nearest divisor below."""
-    wanted = max(1, width // (64 if width >= 512 else 32))
-    return next(heads for heads in range(wanted, 0, -1) if width % heads == 0)
 
 
 def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:

@@ -107,8 +107,12 @@ def latency_tables(name: str, report: LatencyReport) -> Group:
 
 
 def _place(each: Measurement) -> str:
-    place = "GPU" if each.device == "cuda" else f"CPU, {each.threads} thread{'s' if each.threads > 1 else ''}"
-    return f"{each.backend}, {place}, {each.dtype}"
+    return f"{each.backend}, {name_place(each.device, each.threads)}, {each.dtype}"
+
+
+def name_place(device: str, threads: int) -> str:
+    """`GPU`, or `CPU (2 threads)`."""
+    return "GPU" if device == "cuda" else f"CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def _table(group: Sequence[Measurement]) -> Table:

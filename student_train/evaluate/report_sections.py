@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from student_train.evaluate.fidelity_table import format_value
+from student_train.evaluate.latency_records import name_place
 from student_train.evaluate.report_html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report_plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
@@ -147,7 +148,7 @@ def _timings(latency: LatencyRecord) -> list[list[str]]:
     lines = []
     for (setup, timing), entry in zip(latency.timings.items(), latency.record["measurements"], strict=True):
         teacher = timing.teacher_median_ms
-        place = "GPU" if setup.device == "cuda" else f"CPU, {setup.threads} thread{'s' if setup.threads > 1 else ''}"
+        place = name_place(setup.device, setup.threads)
         lines.append(
             [
                 *(setup.backend, place, setup.dtype, f"{setup.batch_size}", f"{setup.seq_len}"),

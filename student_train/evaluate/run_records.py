@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
+from student_train.evaluate.latency_records import name_place
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
 from student_train.evaluate.records import FidelityReport
@@ -49,7 +50,7 @@ class TimingSetup:
     seq_len: int
 
     def __str__(self) -> str:
-        place = "GPU" if self.device == "cuda" else f"CPU with {self.threads} thread{'s' if self.threads > 1 else ''}"
+        place = name_place(self.device, self.threads)
         return f"{self.backend} on {place}, {self.dtype}, batch {self.batch_size} of {self.seq_len} tokens"
 
 

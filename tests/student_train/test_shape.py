@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from student_train.shape import derive_config, parse_shape, shape_of, student_shape
+from student_train.shape import StudentShape, default_spec, derive_config, parse_shape, shape_of, student_shape
 from teacher_cache.errors import SettingsError, StudentError
-from teacher_cache.layers import StudentShape
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 
 
 def shape(layers: int, hidden_size: int, heads: int, intermediate_size: int) -> StudentShape:
     return StudentShape(layers=layers, hidden_size=hidden_size, heads=heads, intermediate_size=intermediate_size)
+
+
+def test_default_students() -> None:
+    teachers = {"6x768:16": (24, 1024, 16), "6x768:12": (12, 768, 12), "3x384:12": (6, 384, 12)}
+    for expected, sizes in teachers.items():
+        assert default_spec(shape(*sizes, 4096)) == expected
+    assert default_spec(shape(24, 1024, 10, 4096)) == "6x768:12"  # 10 does not divide 768
 
 
 @pytest.mark.parametrize(

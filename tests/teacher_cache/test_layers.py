@@ -9,7 +9,6 @@ import pytest
 from teacher_cache.errors import SettingsError
 from teacher_cache.layers import (
     default_relation_heads,
-    default_student_shape,
     last_layers,
     parse_layers,
     uniform_layers,
@@ -45,13 +44,6 @@ def test_parse_layers(text: str, layers: tuple[int, ...]) -> None:
 def test_bad_layers_are_refused(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parse_layers(text, 12)
-
-
-def test_default_students() -> None:
-    assert str(default_student_shape(24, 1024, 16)) == "6x768:16:3072"
-    assert str(default_student_shape(12, 768, 12)) == "6x768:12:3072"
-    assert str(default_student_shape(6, 384, 12)) == "3x384:12:1536"
-    assert str(default_student_shape(24, 1024, 10)) == "6x768:12:3072"
 
 
 def test_default_relation_heads() -> None:
