@@ -228,12 +228,8 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     Raises:
         DistillationError: something asked for cannot be; nothing has been written.
     """
-    copies = open_copies(settings.local_cache, gib=settings.local_cache_gib)
-    reader = open_caches(settings.cache, copies=copies)
+    reader, training_rows, held_out = _open_rows(settings)
     manifest = reader.manifest
-    part_rows = [part.rows for part in parts_of(reader)]
-    held_out_count = held_out_rows(manifest.rows, settings.valid_share)
-    training_rows, held_out = split_rows(part_rows, share_out(held_out_count, part_rows))
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
     ranks = ranks or Ranks()
@@ -273,11 +269,8 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     ).to(device)
     stand_in = first_rows.read(objective.request, 2)
     frozen = freeze_unused(model, stand_in)
-    steps, fitted = settings.total_steps(count_rows(training_rows)), False
-    # a map to a copied layer starts at the identity: the student shall stay in the teacher's coordinates
-    if fresh and steps > 0 and not built.whole_layers:
-        rows, at_a_time = rows_to_fit(count_rows(training_rows), manifest.seq_len)
-        fitted = fit_maps(model, first_rows.batches(objective.request, rows, at_a_time))
+    steps = settings.total_steps(count_rows(training_rows))
+    fitted = fresh and steps > 0 and _start_maps(model, built, first_rows)
     if settings.compile:
         compile_student(model)
     return TrainingRun(
@@ -297,6 +290,24 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         maps_fitted=fitted,
         stand_in=stand_in,
     )
+
+
+def _open_rows(settings: TrainSettings) -> tuple[CacheSource, Rows, Rows]:
+    """The cache, its rows to train on and those held out."""
+    copies = open_copies(settings.local_cache, gib=settings.local_cache_gib)
+    reader = open_caches(settings.cache, copies=copies)
+    part_rows = [part.rows for part in parts_of(reader)]
+    held_out_count = held_out_rows(reader.manifest.rows, settings.valid_share)
+    return reader, *split_rows(part_rows, share_out(held_out_count, part_rows))
+
+
+def _start_maps(model: DistillationModel, built: BuiltStudent, first_rows: FirstRows) -> bool:
+    """Fit learned maps, unless they lead to copied layers; whether any was."""
+    if built.whole_layers:
+        # maps start at the identity there: the student shall stay in the teacher's coordinates
+        return False
+    rows, at_a_time = rows_to_fit(count_rows(first_rows.rows), first_rows.seq_len)
+    return fit_maps(model, first_rows.batches(model.objective.request, rows, at_a_time))
 
 
 def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:
