@@ -10,7 +10,6 @@ that were added later, the names of their commits are listed too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,16 +21,8 @@ from teacher_cache.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.constants import read_constant
 from teacher_cache.contract import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.decode import CodedBlock, RowDecoder, in_view
-from teacher_cache.errors import DamagedStoreError, StoreError, TargetsError
-from teacher_cache.groups import (
-    Group,
-    damaged_objects,
-    mismatch,
-    read_commits,
-    read_groups,
-    readable_groups,
-    whole_blocks,
-)
+from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
 from teacher_cache.lacking import check_request
 from teacher_cache.layout import (
     ROW_ARRAYS,
@@ -43,29 +34,13 @@ from teacher_cache.layout import (
     ragged_count,
 )
 from teacher_cache.local_copies import LocalCopies
-from teacher_cache.objects import (
-    COMMIT_HASHES,
-    COMMITS,
-    NOT_AN_OBJECT,
-    TEACHER,
-    TEACHER_FILES,
-    Commit,
-    ObjectDigest,
-    Seal,
-    commit_key,
-    damage,
-    read_commit_hashes,
-    read_teacher_files,
-    shard_key,
-    wrong_size,
-)
+from teacher_cache.objects import shard_key
 from teacher_cache.relations import VECTORS, AttentionProjections, Projection
+from teacher_cache.sealed import SealedObjects
 from teacher_cache.shards import decode_shard
 from teacher_cache.specs import VIEWS, View, describe_targets
 from teacher_cache.storage import Storage, open_storage
 from teacher_cache.transform import Transform, fold_projections, projections_of_projected
-
-_COMMITS_KEPT = 16
 
 
 class CacheReader:
@@ -87,16 +62,9 @@ class CacheReader:
         )
         self._groups = groups
         self._left_out = left_out
-        self._copies = copies
-        self._arrays: dict[str, tuple[Group, ArraySpec]] = {}
-        # masks may be in several groups: those of the first finished one count
-        for group in sorted(groups, key=lambda group: group.seal is None):
-            for path, spec in group.arrays.items():
-                self._arrays.setdefault(path, (group, spec))
+        self._objects = SealedObjects(storage, groups, copies)
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
-        self._hashes: dict[str, list[str]] = {}
-        self._commit = lru_cache(maxsize=_COMMITS_KEPT)(self._read_commit)
 
     @classmethod
     def open(
@@ -127,12 +95,7 @@ class CacheReader:
             raise _unfinished(storage, groups[0])
         chosen = groups if allow_unsealed else readable_groups(finished)
         reader = cls(storage, chosen, [group for group in groups if group not in chosen], copies)
-        # what grows with the store, or is read by few, is compared when it is read
-        reader._check_objects(lambda key: not key.startswith(f"{TEACHER}/") and not key.endswith(COMMIT_HASHES))
-        for group in chosen:
-            key = group.prefix + COMMIT_HASHES
-            if group.seal is not None and (what := wrong_size(storage, key, group.seal.objects[key])) is not None:
-                raise reader._damaged(key, what)
+        reader._objects.check_metadata()
         return reader
 
     @property
@@ -187,15 +150,7 @@ class CacheReader:
         Raises:
             StoreError: one of its files is missing or damaged.
         """
-        try:
-            files = read_teacher_files(self.storage)
-        except (OSError, *NOT_AN_OBJECT) as error:
-            raise self._damaged(TEACHER_FILES, f"cannot be read ({type(error).__name__}: {error})") from error
-        for key, digest in files.items():
-            if (what := damage(self.storage, key, digest)) is not None:
-                raise self._damaged(key, what)
-        self._check_objects(lambda key: key == TEACHER_FILES)
-        return self.storage.folder(TEACHER)
+        return self._objects.teacher_folder()
 
     def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
         """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
@@ -277,12 +232,12 @@ class CacheReader:
         if request.logits and in_view(targets.logits, view):
             folders.append("logits")
         inside = tuple(f"{folder}/" for folder in folders)
-        return ["input_ids", "length", "row_id", *(path for path in self._arrays if path.startswith(inside))]
+        return ["input_ids", "length", "row_id", *(path for path in self._objects.arrays if path.startswith(inside))]
 
     def _load(
         self, path: str, block: int, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
     ) -> NDArray[np.generic]:
-        part = self._part(self._arrays[path][1], view, masked_view, loaded)
+        part = self._part(self._objects.arrays[path][1], view, masked_view, loaded)
         values = self.load_array(path, block, part)
         return values[0] if ragged_count(path) else values
 
@@ -292,11 +247,11 @@ class CacheReader:
         Raises:
             StoreError: the shard is missing or not what was committed.
         """
-        spec = self._arrays[path][1]
+        spec = self._objects.arrays[path][1]
         try:
             return decode_shard(spec, self.read_shard(path, block), part)
         except ValueError as error:
-            raise self._damaged(shard_key(spec, block), f"cannot be decompressed ({error})") from error
+            raise self._objects.damaged(shard_key(spec, block), f"cannot be decompressed ({error})") from error
 
     def read_shard(self, path: str, block: int) -> bytes:
         """The shard of one array and block as it was committed. Thread-safe.
@@ -304,28 +259,7 @@ class CacheReader:
         Raises:
             StoreError: it is missing or not what was committed.
         """
-        group, spec = self._arrays[path]
-        key = shard_key(spec, block)
-        digest = self._commit(group.prefix, block).shards.get(key)
-        if digest is None:
-            raise self._damaged(key, "is not part of its block's commit")
-        return self._read_object(key, digest)
-
-    def _read_object(self, key: str, digest: ObjectDigest) -> bytes:
-        """An object that has this digest, from the local copies if it is among them."""
-        if self._copies is not None and (copy := self._copies.read(digest.sha256)) is not None:
-            return copy
-        try:
-            data = self.storage.read(key)
-        except FileNotFoundError as error:
-            raise self._damaged(key, "is missing") from error
-        if len(data) != digest.size:
-            raise self._damaged(key, f"has {len(data)} bytes instead of {digest.size}")
-        if ObjectDigest.of(data) != digest:
-            raise self._damaged(key, "has other contents than were committed")
-        if self._copies is not None:
-            self._copies.keep(digest.sha256, data)
-        return data
+        return self._objects.shard(path, block)
 
     def _part(
         self, spec: ArraySpec, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
@@ -367,56 +301,6 @@ class CacheReader:
         if key not in self._transforms:
             self._transforms[key] = read_transform(self.storage, path).to(device)
         return self._transforms[key]
-
-    def _sealed_hashes(self, group: Group, seal: Seal) -> list[str]:
-        """The hashes of a group's commits by block, as they were sealed."""
-        key = group.prefix + COMMIT_HASHES
-        if key not in self._hashes:
-            try:
-                self._hashes[key] = read_commit_hashes(self._read_object(key, seal.objects[key]))
-            except DamagedStoreError as error:
-                # of no block more than of any other: there is nothing to skip
-                raise StoreError(str(error)) from error
-        return self._hashes[key]
-
-    def _read_commit(self, prefix: str, block: int) -> Commit:
-        key = prefix + commit_key(block)
-        group = next(group for group in self._groups if group.prefix == prefix)
-        sealed_as = None if group.seal is None else self._sealed_hashes(group, group.seal)[block]
-        copy = None if self._copies is None or sealed_as is None else self._copies.read(sealed_as)
-        try:
-            data = self.storage.read(key) if copy is None else copy
-            commit = Commit.from_bytes(data)
-        except (OSError, *NOT_AN_OBJECT) as error:
-            raise self._damaged(key, f"cannot be read ({type(error).__name__}: {error})") from error
-        if copy is None and sealed_as is not None and ObjectDigest.of(data).sha256 != sealed_as:
-            raise self._damaged(key, "was changed after the store was sealed")
-        if (what := mismatch(group, block, commit)) is not None:
-            raise self._damaged(key, what)
-        if copy is None and self._copies is not None and sealed_as is not None:
-            self._copies.keep(sealed_as, data)
-        return commit
-
-    def _check_objects(self, chosen: Callable[[str], bool]) -> None:
-        """Compare objects that are neither shards nor commits with the seals."""
-        for group in self._groups:
-            for key, what in damaged_objects(self.storage, group, chosen):
-                raise self._damaged(key, what)
-
-    def _damaged(self, key: str, what: str) -> DamagedStoreError:
-        path, _, place = key.partition("/c/")
-        name, mend = repr(key), "or let `kdcache verify --evict` say what can be made again"
-        if path in self._arrays or f"{COMMITS}/" in key:
-            mend = (
-                "or delete it and run the same `kdcache build` again, which computes the rows of this block anew "
-                "(`kdcache verify --evict` finds and deletes everything that is damaged)"
-            )
-        if path in self._arrays:
-            name += f" (block {place.partition('/')[0]} of {path})"
-        return DamagedStoreError(
-            f"{self.path!r} is damaged: {name} {what}. Its numbers would be wrong targets, so nothing was read; "
-            f"restore it from a copy, {mend}"
-        )
 
 
 def check_rotated(request: TargetRequest, rotation: Callable[[int], Transform | None], where: str) -> None:
