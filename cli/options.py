@@ -55,7 +55,10 @@ def from_home(argument: str) -> str:
 
 
 def split_config(argv: Sequence[str], prog: str) -> tuple[Path | None, list[str]]:
-    """The file that `--config` in `argv` names, if any, and the other arguments; exits with 2 where it names none."""
+    """The file that `--config` in `argv` names, if any, and the other arguments.
+
+    Exits with 2 where it names none, or several.
+    """
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     finder.add_argument("--config", metavar="FILE", action="append", default=[])
     found, own = finder.parse_known_args(list(argv))

@@ -60,15 +60,22 @@ def running_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, wa
     Raises:
         TrainingError: DeepSpeed refuses the configuration.
     """
-    linear = torch.nn.functional.linear
-    with _single_process_environment(), redirect_stdout(sys.stderr):
+    with _single_process_environment(), redirect_stdout(sys.stderr), _linear_restored():
         engine = start_engine(model, config, device=device, warmup=warmup, steps=steps)
         try:
             yield engine
         finally:
             engine.destroy()
-            # that of stage 3, which it leaves in the place of PyTorch's
-            torch.nn.functional.linear = linear
+
+
+@contextmanager
+def _linear_restored() -> Iterator[None]:
+    """Stage 3 puts a function of its own in the place of PyTorch's and leaves it there."""
+    linear = torch.nn.functional.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
 
 
 def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warmup: int, steps: int) -> Any:

@@ -9,7 +9,6 @@ projections train along and never reach the exported student.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -17,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
 from student_train.losses.sums import LossSum
-from student_train.methods.attention import ReadFirst, attention_pairs, make_attention_transfer, make_vector_transfer
+from student_train.methods.attention import attention_pairs, make_attention_transfer, make_vector_transfer
 from student_train.methods.base import Method, StudentNeeds, StudentOutputs
 from student_train.methods.distribution import (
     LogitsMethod,
@@ -125,7 +124,6 @@ def make_objective(
     *,
     source: TargetSource,
     student: PreTrainedConfig,
-    read_first: ReadFirst | None = None,
     mapping: str = "uniform+last",
     attention_layer: str | None = None,
     relation_heads: int | None = None,
@@ -139,7 +137,6 @@ def make_objective(
         weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`.
         source: the cache; asked for its manifest, whether it holds the targets, and the variance of hidden states.
         student: the student's configuration.
-        read_first: rows to measure variances on, for `direct`; the first ones of the cache if left out.
         mapping: layers of `hs`, see `parse_mapping`.
         attention_layer: layers of `mha` and `direct`, see `attention_pairs`; None for the teacher's last but one, or
             what the cache has where it lacks that.
@@ -171,14 +168,7 @@ def make_objective(
         if name == "mha":
             methods[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
         elif name == "direct":
-            methods[name], projections[name] = make_vector_transfer(
-                manifest,
-                student,
-                pairs,
-                relation_weights,
-                read_first=read_first or partial(_read_first, source),
-                seed=seed,
-            )
+            methods[name], projections[name] = make_vector_transfer(source, student, pairs, relation_weights, seed=seed)
         elif name == "hs" and layer_map is not None:
             methods[name], projections[name] = make_hidden_transfer(
                 source, layer_map, student_width=student.hidden_size, seed=seed
@@ -190,10 +180,6 @@ def make_objective(
         else:
             raise ValueError(f"unknown method {name!r}")
     return Objective(methods, weights, projections)
-
-
-def _read_first(source: TargetSource, request: TargetRequest, count: int) -> Batch:
-    return source.read_rows(0, min(count, source.manifest.rows), request)
 
 
 def _require(source: TargetSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:

@@ -253,7 +253,6 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         settings.method_weights(),
         source=reader,
         student=built.model.config,
-        read_first=first_rows.read,
         mapping=settings.mapping,
         attention_layer=settings.attention_layer,
         relation_heads=settings.relation_heads,

@@ -16,7 +16,7 @@ from student_train.disk import clear_write_errors
 from student_train.metrics import METRICS_NAME, read_records
 from student_train.provenance import PROVENANCE, run_provenance
 from student_train.settings import TrainSettings
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import SettingsError, TrainingError
 from teacher_cache.units import format_duration
 
 _LEGEND = "Losses: of the last validation / of the best one, on the held-out rows. Time: that of the training steps."
@@ -88,7 +88,10 @@ def _contents(cache: tuple[str, ...]) -> str:
 
 def summarise(name: str, differs: Mapping[str, str], settings: TrainSettings, state: str) -> RunSummary:
     """What a training has left so far."""
-    records = read_records(Path(settings.out) / METRICS_NAME)
+    try:
+        records = read_records(Path(settings.out) / METRICS_NAME)
+    except TrainingError:
+        records = []  # the training itself says what is wrong with it, and others go on
     steps = [record for record in records if "loss" in record]
     validations = [record for record in records if "valid_loss" in record]
     seconds = sum(record["seconds"] for record in steps)

@@ -133,6 +133,8 @@ def _train_with_engine(
             progress.say(f"resumed  {checkpoint} after step {state.step}")
         with ranks.together():
             log = _open_log(run, checkpoint, state)
+            best_is_kept = ranks.first and match_best(run, state.best_step)
+        if not ranks.gather(best_is_kept)[0]:
             _forget_lost_best(run, state)
         try:
             stopped_by = Trainer(run, engine, state, log, progress).fit()
@@ -149,8 +151,7 @@ def _forget_lost_best(run: TrainingRun, state: Progression) -> None:
 
     The untrained student never was kept, and the one of the last step is what is exported.
     """
-    kept = run.ranks.gather(run.ranks.first and match_best(run, state.best_step))[0]
-    if not kept and 0 < state.best_step < run.steps:
+    if 0 < state.best_step < run.steps:
         state.best_valid_loss, state.best_step = None, 0
 
 

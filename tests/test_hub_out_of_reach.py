@@ -15,13 +15,13 @@ import pytest
 # in a process of its own: the libraries look at these variables when they are imported
 ASK = """
 from student_train.evaluate.latency_models import load_timed
-from student_train.evaluate.task_data import read_examples
+from student_train.evaluate.task_data import read_source
 from student_train.evaluate.tasks import TASKS
 from teacher_cache.documents import read_documents
 from teacher_cache.errors import DistillationError
 from teacher_cache.teacher import Teacher
 for ask in (
-    lambda: read_examples(TASKS["sst2"].train, TASKS["sst2"]),
+    lambda: read_source(TASKS["sst2"].train, TASKS["sst2"]),
     lambda: load_timed("nobody/nothing", "teacher"),
     lambda: next(read_documents(["nobody/nothing"])),
     lambda: Teacher.load("nobody/nothing"),

@@ -129,7 +129,7 @@ def _timed_teacher(run: RunRecords) -> str | None:
 
 _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
     "fidelity was measured on different rows": _measured_rows,
-    "relation KL is of different teacher layers": _relations,
+    "relation KL is of different teacher layers or heads": _relations,
     "hidden NMSE is a mean over different teacher layers": _hidden_layers,
     "latency was measured on different hardware": _hardware,
     "speed-ups are over different teachers": _timed_teacher,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from student_train.evaluate.finetune_settings import FinetuneSettings
-from student_train.evaluate.task_data import Examples, check_examples, read_examples
+from student_train.evaluate.task_data import Examples, Source, check_examples, read_source, to_examples
 from student_train.evaluate.tasks import TASKS, Task, hub_sources
-from teacher_cache.errors import TaskError
+from teacher_cache.errors import SettingsError, TaskError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +42,36 @@ def read_data(settings: FinetuneSettings) -> TaskData:
 
     Raises:
         TaskError: a source cannot be read, is none of the task, or says nothing about it.
+        SettingsError: a language was asked for and no file tells any.
     """
     task = TASKS[settings.task]
     train, dev, tests = hub_sources(task, settings.language, settings.chosen_test_languages())
     if settings.train_file is not None and settings.dev_file is not None:
         train, dev, tests = settings.train_file, settings.dev_file, {}
-    # each once: several sets may be one file
-    read = cache(lambda source, language: read_examples(source, task, language))
-    training = read(train, settings.language)
+    # each once: several sets may be of one file
+    read = cache(lambda source: read_source(source, task))
+    if settings.language != "en" and settings.train_file is not None:
+        _check_chosen(settings.language, read(train), read(dev))
+    training = to_examples(read(train), task, settings.language)
     training = training if settings.train_rows is None else training.draw(settings.train_rows)
     check_examples(training, task, training=True)
-    measured = {"dev": read(dev, settings.language)}
-    measured |= {name: read(source, name) for name, source in (settings.named_test_files() or tests).items()}
+    measured = {"dev": to_examples(read(dev), task, settings.language)}
+    for name, source in (settings.named_test_files() or tests).items():
+        measured[name] = to_examples(read(source), task, name)
     for examples in measured.values():
         check_examples(examples, task, training=False)
     data = TaskData(task=task, train=training, measured=measured)
     if task.kind == "tokens":
         _check_entities(data)
     return data
+
+
+def _check_chosen(language: str, train: Source, dev: Source) -> None:
+    if not train.languages and not dev.languages:
+        raise SettingsError(
+            f"--language {language!r} chooses by a column 'language', which neither {train.name!r} nor {dev.name!r} "
+            "has: nothing would be chosen; leave it out"
+        )
 
 
 def _check_entities(data: TaskData) -> None:

@@ -98,9 +98,10 @@ def paragraph(text: str, kind: str = "") -> Html:
     return Html(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
 
 
-def missing(reason: str, command: str) -> Html:
-    """Where a section has nothing to show: why, and the command that makes it."""
-    return Html(f'<div class="missing"><p>{escape(reason)}</p>{code_block(command)}</div>')
+def missing(reason: str, command: str | None = None) -> Html:
+    """Where a section has nothing to show: why, and the command that makes it if there is one."""
+    code = "" if command is None else code_block(command)
+    return Html(f'<div class="missing"><p>{escape(reason)}</p>{code}</div>')
 
 
 def code_block(text: str) -> Html:

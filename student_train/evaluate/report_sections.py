@@ -76,7 +76,7 @@ def relations(records: RunRecords, caches: Sequence[str]) -> list[Html]:
     try:
         maps = relation_maps(records.folder, caches)
     except (TargetsError, StudentError, TeacherError) as error:
-        return [missing(str(error), shlex.join([*wanted, *caches]))]
+        return [missing(str(error))]
     kind = "held-out row" if maps.held_out else "row"
     return [
         paragraph(

@@ -60,11 +60,25 @@ class Examples:
         )
 
 
-def read_examples(source: str, task: Task, language: str = "en") -> Examples:
-    """All examples of a source; of one with a column `language` that holds several, those in `language`.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What was read of a file or a dataset: `place` is how a record of it is named in messages."""
+
+    name: str
+    place: str
+    records: list[Record]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The values of its column `language`; none without that."""
+        return tuple(dict.fromkeys(str(record["language"]) for _, record in self.records if "language" in record))
+
+
+def read_source(source: str, task: Task) -> Source:
+    """All records of a source.
 
     Raises:
-        TaskError: nothing can be read there, columns are missing, or a label is none of the task's.
+        TaskError: nothing can be read there.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -85,7 +99,17 @@ def read_examples(source: str, task: Task, language: str = "en") -> Examples:
         records = _read_hub(source)
     if not records:
         raise TaskError(f"{source!r} holds no examples: there is nothing to read; give a file with some")
-    return _convert(_in_language(records, language, source), task, source, place)
+    return Source(name=source, place=place, records=records)
+
+
+def to_examples(source: Source, task: Task, language: str = "en") -> Examples:
+    """The examples of a source; in a task of many languages, those in `language` if there are several.
+
+    Raises:
+        TaskError: columns are missing, or a label is none of the task's.
+    """
+    records = _in_language(source, language) if task.in_languages else source.records
+    return _convert(records, task, source.name, source.place)
 
 
 def check_examples(examples: Examples, task: Task, *, training: bool) -> None:
@@ -173,18 +197,18 @@ def _convert(records: Sequence[Record], task: Task, source: str, place: str) -> 
     return Examples(origin=source, inputs=tuple(inputs), labels=tuple(labels))
 
 
-def _in_language(records: list[Record], language: str, source: str) -> list[Record]:
+def _in_language(source: Source, language: str) -> list[Record]:
     """The original XNLI files hold every language, one after the other."""
-    held = dict.fromkeys(str(record.get("language")) for _, record in records)
-    if len(held) == 1 or "language" not in records[0][1]:
-        return records
+    held = source.languages
+    if len(held) < 2:
+        return source.records
     if language not in held:
         raise TaskError(
-            f"{source!r} holds examples in several languages ({', '.join(held)}) and none in {language!r}: all of them "
-            "together would be no language's score; name one with --language, and a set to test on after its language, "
-            f"such as --test-files {next(iter(held))}={source}"
+            f"{source.name!r} holds examples in several languages ({', '.join(held)}) and none in {language!r}: all of "
+            "them together would be no language's score; name one with --language, and a set to test on after its "
+            f"language, such as --test-files {held[0]}={source.name}"
         )
-    return [(number, record) for number, record in records if record.get("language") == language]
+    return [(number, record) for number, record in source.records if record.get("language") == language]
 
 
 def _choose_columns(record: Mapping[str, Any], task: Task, source: str) -> list[str]:

@@ -36,6 +36,11 @@ class Task:
     tests: Mapping[str, str] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
 
+    @property
+    def in_languages(self) -> bool:
+        """Whether examples of it come in many languages, of which one is trained on."""
+        return "{language}" in self.train
+
 
 def _glue(name: str, *inputs: tuple[str, ...], dev: str = "validation", **facts: Any) -> Task:
     return Task(name=name, inputs=inputs, train=f"nyu-mll/glue:{name}:train", dev=f"nyu-mll/glue:{name}:{dev}", **facts)

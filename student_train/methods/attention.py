@@ -7,9 +7,9 @@ a cache do not serve it, and its maps from the student's vectors to the teacher'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,13 @@ VARIANCE_ROWS = 64
 """Rows of the cache, the first ones, that the variance of attention vectors is measured on."""
 
 
-ReadFirst = Callable[[TargetRequest, int], Batch]
-"""Gives the first rows of a cache, so many, or all if there are fewer."""
+class VectorSource(Protocol):
+    """What is asked of a cache: what it holds, and some of its rows."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,27 +183,21 @@ def make_attention_transfer(
 
 
 def make_vector_transfer(
-    manifest: Manifest,
-    student: PreTrainedConfig,
-    pairs: LayerPairs,
-    weights: Sequence[float],
-    *,
-    read_first: ReadFirst,
-    seed: int,
+    source: VectorSource, student: PreTrainedConfig, pairs: LayerPairs, weights: Sequence[float], *, seed: int
 ) -> tuple[VectorTransfer, nn.ModuleDict]:
     """`direct` of these pairs, all of which the cache holds, and its linear maps.
 
     Args:
-        manifest: of the cache.
+        source: the cache; some of its rows are read, for the variance of the vectors.
         student: the student's configuration.
         pairs: see `attention_pairs`.
         weights: of queries, keys and values.
-        read_first: of the cache; the variance of the vectors is measured on these rows.
         seed: of maps between different widths.
 
     Raises:
         TargetsError: the cache holds relations as matrices.
     """
+    manifest = source.manifest
     for _, layer in pairs:
         if _spec(manifest, layer).form == "matrix":
             raise TargetsError(
@@ -207,7 +206,7 @@ def make_vector_transfer(
                 "--relations hidden or qkv"
             )
     layers = tuple(sorted({layer for _, layer in pairs}))
-    spreads = measure_spreads(manifest, layers, read_first)
+    spreads = measure_spreads(source, layers)
     generator = torch.Generator().manual_seed(seed)
     maps = {
         _map_name(name, *pair): make_map(student_width, spreads[pair[1]].widths[index], generator)
@@ -228,15 +227,16 @@ class VectorSpreads:
     variances: tuple[float, ...]
 
 
-def measure_spreads(manifest: Manifest, layers: Sequence[int], read_first: ReadFirst) -> dict[int, VectorSpreads]:
+def measure_spreads(source: VectorSource, layers: Sequence[int]) -> dict[int, VectorSpreads]:
     """Widths and variances of the vectors of these layers, over real positions of the first rows of the cache.
 
     A cache holds the variance of hidden states, not of what is computed from them.
     """
-    batch = read_first(TargetRequest(attention_layers=tuple(layers)), VARIANCE_ROWS)
+    rows = min(VARIANCE_ROWS, source.manifest.rows)
+    batch = source.read_rows(0, rows, TargetRequest(attention_layers=tuple(layers)))
     spreads = {}
     for layer in layers:
-        targets = batch[_spec(manifest, layer).view]
+        targets = batch[_spec(source.manifest, layer).view]
         vectors = [getattr(targets.attention[layer], f"{name}_BTD")[targets.real_BT()] for name in VECTORS]
         spreads[layer] = VectorSpreads(
             widths=tuple(each.shape[1] for each in vectors), variances=tuple(map(_variance, vectors))

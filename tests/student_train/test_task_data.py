@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from student_train.evaluate.finetune_data import read_data
 from student_train.evaluate.finetune_settings import FinetuneSettings
-from student_train.evaluate.task_data import Examples, check_examples, read_examples
-from student_train.evaluate.tasks import TASKS
-from teacher_cache.errors import TaskError
+from student_train.evaluate.task_data import Examples, check_examples, read_source, to_examples
+from student_train.evaluate.tasks import TASKS, Task
+from teacher_cache.errors import SettingsError, TaskError
 
 
 def write(folder: Path, name: str, text: str) -> str:
     path = folder / name
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return str(path)
+
+
+def examples_of(source: str, task: Task, language: str = "en") -> Examples:
+    return to_examples(read_source(source, task), task, language)
 
 
 def test_formats_agree(tmp_path: Path) -> None:
@@ -29,7 +34,7 @@ def test_formats_agree(tmp_path: Path) -> None:
     csv = 'idx,label,sentence\r\n7,negative,"he said ""no"\r\n8,positive,"a\u2028b , c"\r\n'
     lines = "\n".join(json.dumps({"label": label, "sentence": text}) for text, label in rows)
     found = [
-        read_examples(write(tmp_path, name, text), TASKS["sst2"])
+        examples_of(write(tmp_path, name, text), TASKS["sst2"])
         for name, text in (("a.tsv", "\ufeff" + tsv), ("a.tsv.gz", tsv), ("a.csv", csv), ("a.jsonl", lines))
     ]
     assert found[0].inputs == (('he said "no',), ("a\u2028b , c",))
@@ -53,7 +58,7 @@ def test_formats_agree(tmp_path: Path) -> None:
 def test_original_downloads(
     task: str, text: str, inputs: tuple[str, ...], labels: tuple[float, ...], tmp_path: Path
 ) -> None:
-    found = read_examples(write(tmp_path, "train.tsv", text), TASKS[task])
+    found = examples_of(write(tmp_path, "train.tsv", text), TASKS[task])
     assert found.inputs[0] == inputs
     assert found.labels == labels
 
@@ -64,14 +69,14 @@ def test_columns_of_tokens(tmp_path: Path) -> None:
     mixed = wikiann.replace("de:rejects", "rejects")
     lines = '{"tokens": ["EU", "rejects"], "ner_tags": ["B-ORG", "O"]}\n{"tokens": ["Peter"], "ner_tags": ["B-PER"]}\n'
     found = [
-        read_examples(write(tmp_path, name, text), TASKS["ner"])
+        examples_of(write(tmp_path, name, text), TASKS["ner"])
         for name, text in (("eng.train", conll), ("train", wikiann), ("a.jsonl", lines))
     ]
     assert found[0].inputs == (("EU", "rejects"), ("Peter",))
     assert found[0].labels == (("B-ORG", "O"), ("B-PER",))
     assert len({each.sha256() for each in found}) == 1
     # what looks like a language here belongs to the word
-    assert read_examples(write(tmp_path, "mixed.txt", mixed), TASKS["ner"]).inputs[0] == ("de:EU", "rejects")
+    assert examples_of(write(tmp_path, "mixed.txt", mixed), TASKS["ner"]).inputs[0] == ("de:EU", "rejects")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,7 @@ def test_columns_of_tokens(tmp_path: Path) -> None:
 def test_refusals_name_file_and_line(task: str, name: str, text: str, said: str, tmp_path: Path) -> None:
     path = write(tmp_path, name, text)
     with pytest.raises(TaskError, match=said.replace("(", r"\(")) as caught:
-        read_examples(path, TASKS[task])
+        examples_of(path, TASKS[task])
     assert path in str(caught.value)
 
 
@@ -108,15 +113,19 @@ def test_of_a_file_in_several_languages_one_is_read(tmp_path: Path) -> None:
     lines = ["language\tgold_label\tsentence1\tsentence2"]
     lines += [f"{language}\tneutral\t{language} {number}\tx" for language in ("ar", "en") for number in range(2)]
     path = write(tmp_path, "xnli.dev.tsv", "\n".join(lines))
-    assert read_examples(path, TASKS["xnli"]).inputs == (("en 0", "x"), ("en 1", "x"))
-    assert read_examples(path, TASKS["xnli"], "ar").inputs == (("ar 0", "x"), ("ar 1", "x"))
+    assert examples_of(path, TASKS["xnli"]).inputs == (("en 0", "x"), ("en 1", "x"))
+    assert examples_of(path, TASKS["xnli"], "ar").inputs == (("ar 0", "x"), ("ar 1", "x"))
     with pytest.raises(TaskError, match=r"several languages \(ar, en\) and none in 'all'.*--test-files ar="):
-        read_examples(path, TASKS["xnli"], "all")
+        examples_of(path, TASKS["xnli"], "all")
+    assert len(examples_of(path, replace(TASKS["mnli"], label=("gold_label",)))) == 4, "another task has no languages"
     alone = write(tmp_path, "xnli.ar.tsv", "\n".join(lines[:3]))
-    assert len(read_examples(alone, TASKS["xnli"])) == 2
+    assert len(examples_of(alone, TASKS["xnli"])) == 2
     lines += [line.replace("neutral", "entailment") for line in lines[1:]]
     whole = write(tmp_path, "xnli.test.tsv", "\n".join(lines))
     tests = tuple(f"{language}={whole}" for language in ("en", "ar"))
+    plain = write(tmp_path, "plain.tsv", "\n".join(line.partition("\t")[2] for line in lines))
+    with pytest.raises(SettingsError, match="--language 'ar' chooses by a column 'language'"):
+        read_data(FinetuneSettings(task="xnli", language="ar", train_file=plain, dev_file=plain))
     data = read_data(FinetuneSettings(task="xnli", language="ar", train_file=whole, dev_file=whole, test_files=tests))
     assert [(name, each.inputs[0][0]) for name, each in data.all().items()] == [
         ("train", "ar 0"),
@@ -128,14 +137,14 @@ def test_of_a_file_in_several_languages_one_is_read(tmp_path: Path) -> None:
 
 def test_no_such_file_and_no_hub(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="there is no file 'nowhere.tsv'"):
-        read_examples("nowhere.tsv", TASKS["sst2"])
+        examples_of("nowhere.tsv", TASKS["sst2"])
     (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(b"sentence\tlabel\n" * 99)[:20] + b"\xff" * 20)
     with pytest.raises(TaskError, match=r"cut\.tsv\.gz' cannot be read"):
-        read_examples(str(tmp_path / "cut.tsv.gz"), TASKS["sst2"])
+        examples_of(str(tmp_path / "cut.tsv.gz"), TASKS["sst2"])
     with pytest.raises(TaskError, match=r"is a folder.*train\.tsv"):
-        read_examples(str(tmp_path), TASKS["sst2"])
+        examples_of(str(tmp_path), TASKS["sst2"])
     with pytest.raises(TaskError, match="(?i)offline.*--train-file and --dev-file"):
-        read_examples(TASKS["sst2"].train, TASKS["sst2"])
+        examples_of(TASKS["sst2"].train, TASKS["sst2"])
 
 
 def test_datasets_with_named_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +155,10 @@ def test_datasets_with_named_classes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     classes = ClassLabel(names=["positive", "negative"])  # the other way round than in the task
     features = Features({"sentence": Value("string"), "label": classes})
     Dataset.from_dict({"sentence": ["x", "y"], "label": [0, 1]}, features).to_parquet("glue/train.parquet")
-    assert read_examples("glue::train", TASKS["sst2"]).labels == (1, 0)
+    assert examples_of("glue::train", TASKS["sst2"]).labels == (1, 0)
     tags = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-PER"]))})
     Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, tags).to_parquet("ner/train.parquet")
-    assert read_examples("ner::train", TASKS["ner"]).labels == (("O", "B-PER"),)
+    assert examples_of("ner::train", TASKS["ner"]).labels == (("O", "B-PER"),)
 
 
 def test_examples_that_say_nothing() -> None:

@@ -551,7 +551,9 @@ def assert_near(records, others, tolerance):
 def test_stage_3_trains_resumes_and_exports_what_stage_0_does(run_training, finished, tmp_path):
     """Every weight is cut up and brought together around the pass that needs it, even the small ones."""
     out, file = tmp_path / "student", zero_file(tmp_path, 3, stage3_param_persistence_threshold=0)
+    linear = torch.nn.functional.linear
     records = run_training(out, deepspeed=file)
+    assert torch.nn.functional.linear is linear, "not DeepSpeed's"
     assert_near(steps_of(records), steps_of(finished[1]), 1e-4)
     assert_near(validations_of(records), validations_of(finished[1]), 1e-4)
     ours, theirs = (AutoModelForMaskedLM.from_pretrained(folder).state_dict() for folder in (out, finished[0]))

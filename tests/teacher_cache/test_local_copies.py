@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
 PLENTY = 2**30
 SHARERS = """
-import hashlib, random, sys
+import hashlib, random, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from teacher_cache.local_copies import LocalCopies
@@ -44,7 +44,8 @@ def use(seed):
             copies.keep(name, objects[number])
 with ThreadPoolExecutor(4) as pool:
     seed = 0
-    while not Path(sys.argv[3]).exists():
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not Path(sys.argv[3]).exists():
         list(pool.map(use, range(seed, seed + 4)))
         seed += 4
 """
@@ -160,10 +161,11 @@ def test_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
     folder, enough = tmp_path / "copies", tmp_path / "enough"
     folder.mkdir()
     commands = [[sys.executable, "-c", SHARERS, str(folder), str(number), str(enough)] for number in range(2)]
-    running = [subprocess.Popen(command) for command in commands]
+    running: list[subprocess.Popen[bytes]] = []
     seen: list[int] = []
     with (folder / "lock").open("w") as lock:
         try:
+            running += [subprocess.Popen(command) for command in commands]
             while sum(size > 10_000 for size in seen) < 50 and all(process.poll() is None for process in running):
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 seen.append(held(folder))

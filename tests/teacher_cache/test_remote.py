@@ -33,13 +33,14 @@ LARGE = random.Random(0).randbytes(9_000_001)
 LONG, BRISK = 60.0, 400
 """Seconds of a lease that does not run out while a busy machine is slow, and so many renewals in it."""
 HOLDER = f"""
-import sys, time
+import os, sys, time
 from teacher_cache import lease
 from teacher_cache.remote import RemoteStorage
 lease._RENEWALS = {BRISK}
 with RemoteStorage(sys.argv[1], lease_seconds={LONG}).lock():
     print("held", flush=True)
-    time.sleep(600)
+    while os.getppid() == {os.getpid()}:
+        time.sleep(0.1)
 """
 
 
@@ -132,14 +133,20 @@ def test_waiting_can_be_interrupted(s3: S3Server, faulty_s3: FaultyServer) -> No
     storage = RemoteStorage(f"{s3.bucket('lost')}/store")
     faulty_s3.outage("errors", 60)
 
+    done = threading.Event()
+
     def interrupt() -> None:
         while not faulty_s3.failed:
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        if not done.wait(0.1):
+            os.kill(os.getpid(), signal.SIGINT)
 
     with takes_at_most(30), pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it must not come before
         threading.Thread(target=interrupt, daemon=True).start()
-        storage.read("key")
+        try:
+            storage.read("key")
+        finally:
+            done.set()
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

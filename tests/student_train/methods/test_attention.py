@@ -85,8 +85,7 @@ def test_vectors_shared_among_heads_are_narrower(tiny_teacher: Any, live_cache: 
 
 def test_spreads_are_those_of_real_positions(tiny_teacher: Any, live_cache: Any) -> None:
     cache = live_cache(tiny_teacher(), attention=(3,))
-    rows = cache.manifest.rows
-    spread = measure_spreads(cache.manifest, (3,), lambda request, count: cache.read_rows(0, rows, request))[3]
+    spread = measure_spreads(cache, (3,))[3]
     batch = cache.read_rows(0, cache.manifest.rows, None)["plain"]
     keys = torch.cat([batch.attention[3].key_BTD[row, :length] for row, length in enumerate(batch.length_B.tolist())])
     assert spread.widths == (32, 32, 32)
