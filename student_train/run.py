@@ -8,7 +8,6 @@ one pass over two rows, and over some thousand positions where maps are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from student_train.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint, read_marker
+from student_train.checkpoint import read_marker
 from student_train.distillation_model import DistillationModel, compile_student, freeze_unused
 from student_train.engine import DeepSpeedConfig
 from student_train.engine_config import (
@@ -27,11 +26,9 @@ from student_train.engine_config import (
     flatten_config,
     make_config,
 )
-from student_train.export import UNFINISHED
 from student_train.first_rows import FirstRows
 from student_train.loader import CacheLoader
 from student_train.map_starts import fit_maps, rows_to_fit
-from student_train.metrics import METRICS_NAME
 from student_train.narrowing.sample import read_sample
 from student_train.objective import Objective, make_objective
 from student_train.provenance import run_provenance
@@ -307,36 +304,3 @@ def _start_maps(model: DistillationModel, built: BuiltStudent, first_rows: First
         return False
     rows, at_a_time = rows_to_fit(count_rows(first_rows.rows), first_rows.seq_len)
     return fit_maps(model, first_rows.batches(model.objective.request, rows, at_a_time))
-
-
-def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh; `say` is told of damaged ones that are passed over.
-
-    Raises:
-        TrainingError: OUT holds something that would be overwritten, or there is no such checkpoint.
-    """
-    out = Path(settings.out)
-    if out.exists() and not out.is_dir():
-        raise TrainingError(f"--out {settings.out!r} is a file: the student needs a directory; choose another --out")
-    found = sorted(path.name for path in out.iterdir() if path.name != UNFINISHED) if out.exists() else []
-    ours = METRICS_NAME in found or FOLDER_NAME in found
-    if found and (settings.resume == "never" or not ours):
-        advice = "give --resume auto to go on with that run, or choose" if ours else "choose"
-        raise TrainingError(
-            f"--out {settings.out!r} already holds {_some(found)}: training would overwrite it; {advice} another --out"
-        )
-    if settings.resume in ("never", "auto"):
-        return newest_checkpoint(out, say)
-    path = Path(settings.resume)
-    check_checkpoint(path)
-    if found and path.resolve().parent != (out / FOLDER_NAME).resolve():
-        raise TrainingError(
-            f"--resume {settings.resume!r} is a checkpoint of another run, and --out {settings.out!r} already holds "
-            f"{_some(found)}: they would be overwritten and mixed; choose another --out"
-        )
-    return path
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

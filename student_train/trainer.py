@@ -27,8 +27,9 @@ from student_train.loop import Progression, Trainer
 from student_train.memory import OF_TRAINING, clear_memory_errors
 from student_train.metrics import MetricsLog, Progress
 from student_train.ranks import join_ranks
-from student_train.run import TrainingRun, find_start, prepare_run
+from student_train.run import TrainingRun, prepare_run
 from student_train.settings import TrainSettings
+from student_train.starting_point import find_start
 from student_train.universal import READ_UNIVERSAL, needs_universal, own_groups, universal_form
 from student_train.weights_and_biases import WeightsAndBiases, check_installed
 from teacher_cache.errors import TrainingError
