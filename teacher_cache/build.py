@@ -13,41 +13,34 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import torch
-
-from teacher_cache.batch import TargetRequest
 from teacher_cache.block import compute_block
 from teacher_cache.calibration import ensure_calibrated, load_quantisers
-from teacher_cache.constants import has_constant, write_constant
 from teacher_cache.contract import Manifest
 from teacher_cache.corpus import Rows, pack_corpus
 from teacher_cache.errors import StoreError
 from teacher_cache.forecast import Sample, count_rows, forecast, refuse_without_room
-from teacher_cache.groups import Group, read_groups
-from teacher_cache.layout import projection_path
-from teacher_cache.objects import TEACHER, Commit, digest_object, has_teacher, write_teacher_files
-from teacher_cache.reader import CacheReader
-from teacher_cache.relations import VECTORS, AttentionProjections
+from teacher_cache.groups import read_groups
+from teacher_cache.objects import Commit
+from teacher_cache.relations import AttentionProjections
 from teacher_cache.settings import BuildSettings
 from teacher_cache.specify import make_manifest, plan_targets, resolve_seq_len
 from teacher_cache.specs import describe_targets
-from teacher_cache.storage import LocalStorage, Storage, open_storage
+from teacher_cache.storage import Storage, open_storage
 from teacher_cache.store import GroupWriter, groups_to_build
 from teacher_cache.targets import BlockTargets
 from teacher_cache.teacher import Teacher
+from teacher_cache.teacher_parts import reach_attention, write_projections, write_teacher
+from teacher_cache.variances import write_variances
 from teacher_cache.workers import Workers
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 _MOST_WRITERS = 4
-_STATISTICS_BLOCKS = 4
-_STATISTICS_ROWS = 16
 
 
 class BuildProgress(Protocol):
@@ -179,7 +172,7 @@ class _Job:
         self.workers.wait_for_all("blocks are written")
         if self.workers.first:
             for group in groups.values():
-                self._write_statistics(group.manifest, complete=groups)
+                write_variances(self.storage, group.manifest, complete=groups)
                 GroupWriter(self.storage, group).seal()
         self.workers.wait_for_all("groups are sealed")
         return BuildReport(
@@ -288,56 +281,6 @@ class _Job:
             refuse_without_room(self.storage, found.total_bytes, begun=len(missing) < writer.manifest.blocks)
         return writer.write_block(block, shards)
 
-    def _write_statistics(self, manifest: Manifest, complete: Collection[str]) -> None:
-        """Write E||h - mean||^2 of each hidden state, measured on the first blocks as stored."""
-        reader = CacheReader.of(self.storage, complete=complete)
-        blocks = min(manifest.blocks, _STATISTICS_BLOCKS)
-        for layer in manifest.targets.hidden_layers():
-            path = f"hidden/{layer}/variance"
-            if not has_constant(self.storage, path):
-                write_constant(self.storage, path, np.array(_total_variance(reader, layer, blocks)))
-
-
-def reach_attention(
-    teacher: Teacher, groups: Iterable[Group], known: Mapping[int, AttentionProjections]
-) -> dict[int, AttentionProjections]:
-    """Make the attention of these groups readable, and find the projections that are not `known`. Before `start`.
-
-    A group may hold other layers than the command names that mends it.
-    """
-    found = {}
-    for group in groups:
-        for spec in group.manifest.targets.attention:
-            teacher.tap()
-            if spec.mode == "hidden" and spec.layer not in known:
-                projections = teacher.probe_attention(spec.layer)
-                assert projections is not None, "the store was built by the same weights"
-                found[spec.layer] = projections
-    return found
-
-
-def write_projections(storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]) -> None:
-    """Write the maps of attention layers in `hidden` mode, where they are not there yet."""
-    for spec in manifest.targets.attention:
-        for name in VECTORS if spec.mode == "hidden" else ():
-            for part in ("weight", "bias"):
-                path = projection_path(spec.layer, name, part)
-                if not has_constant(storage, path):
-                    write_constant(storage, path, getattr(getattr(projections[spec.layer], name), part).numpy())
-
-
-def write_teacher(storage: Storage, teacher: Teacher) -> None:
-    """Keep what students need of the teacher, so that training needs neither the teacher nor a network."""
-    if has_teacher(storage):
-        return
-    with storage.scratch() as folder:
-        teacher.save(folder)
-        saved = LocalStorage(folder)
-        files = {name: digest_object(saved, name) for name in saved.list()}
-        for name in files:
-            storage.write_file(f"{TEACHER}/{name}", folder / name)
-    write_teacher_files(storage, {f"{TEACHER}/{name}": digest for name, digest in files.items()})
-
 
 class _Tally:
     """Adds up what all workers have committed, and tells the progress."""
@@ -359,20 +302,3 @@ class _Tally:
 
 def _write_block(writer: GroupWriter, block: int, targets: BlockTargets) -> Commit:
     return writer.write_block(block, targets.finish())
-
-
-def _total_variance(reader: CacheReader, layer: int, blocks: int) -> float:
-    """E||h - mean||^2 over the real positions of the first blocks, from sums of a few rows at a time."""
-    count, total_D, squares = 0, torch.zeros(reader.manifest.teacher.hidden_size, dtype=torch.float64), 0.0
-    request = TargetRequest(hidden_layers=(layer,))
-    (view,) = reader.views_for(request)
-    for block in range(blocks):
-        coded = reader.load_block(block, request, view)
-        first, last = reader.manifest.block_range(block)
-        for start in range(0, last - first, _STATISTICS_ROWS):
-            targets = reader.decode(coded, start, min(start + _STATISTICS_ROWS, last - first))
-            values_ND = targets.hidden[layer][targets.real_BT()].double()
-            count += len(values_ND)
-            total_D += values_ND.sum(dim=0)
-            squares += float(values_ND.square().sum())
-    return squares / count - float((total_D / count).square().sum())

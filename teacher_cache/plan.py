@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from teacher_cache.build import BuildProgress, Silent, choose_batch_rows, reach_attention, read_inputs
+from teacher_cache.build import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.contract import Manifest
 from teacher_cache.draft import Draft
 from teacher_cache.forecast import Forecast
@@ -21,6 +21,7 @@ from teacher_cache.specs import nmse_target
 from teacher_cache.storage import LocalStorage, Storage, open_storage
 from teacher_cache.store import GroupWriter, groups_to_build
 from teacher_cache.teacher import Teacher
+from teacher_cache.teacher_parts import reach_attention
 from teacher_cache.trial import ENOUGH_PER_COMPONENT, Trial
 
 if TYPE_CHECKING:

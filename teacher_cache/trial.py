@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from teacher_cache.block import compute_block
-from teacher_cache.build import BuildProgress, write_projections
+from teacher_cache.build import BuildProgress
 from teacher_cache.calibration import keep_calibration, load_quantisers, share_rows, stream_projections
 from teacher_cache.constants import write_constant
 from teacher_cache.contract import Manifest, TransformRecord
@@ -40,6 +40,7 @@ from teacher_cache.specs import nmse_target
 from teacher_cache.store import GroupWriter
 from teacher_cache.targets import BlockTargets
 from teacher_cache.teacher import Teacher
+from teacher_cache.teacher_parts import write_projections
 from teacher_cache.transform import CalibrationSample, Transform, calibrate
 
 _MOST_ROWS, _LEAST_ROWS = 64, 8
