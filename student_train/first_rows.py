@@ -1,4 +1,4 @@
-"""The first rows of a cache: the sample that is read before a training, to measure and to fit on.
+"""The first rows of a cache: the sample that is read before a training, to fit on and to try a pass with.
 
 Rows are shuffled in the store already. Every process reads the same ones. Cost: blocks are read and checked whole,
 decoded are only the rows that are asked for.

@@ -63,10 +63,8 @@ def parse_shape(text: str, *, teacher_heads: int | None = None, feed_forward_rat
 
 
 def default_spec(teacher: StudentShape) -> str:
-    """The student where none is named: 6 layers, or half of fewer than 12; width min(768, teacher's), its heads."""
-    width = min(768, teacher.hidden_size)
-    heads = teacher.heads if width % teacher.heads == 0 else default_heads(width)
-    return f"{default_student_layers(teacher.layers)}x{width}:{heads}"
+    """The student where none is named: 6 layers, or half of fewer than 12; width min(768, teacher's)."""
+    return f"{default_student_layers(teacher.layers)}x{min(768, teacher.hidden_size)}"
 
 
 def default_heads(width: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from student_train.evaluate.tasks import TASKS
 from teacher_cache.errors import SettingsError
 
 TaskName = Literal["sst2", "rte", "mrpc", "cola", "stsb", "qnli", "qqp", "mnli", "xnli", "ner"]
@@ -100,7 +101,7 @@ class FinetuneSettings:
     def _check_languages(self) -> None:
         given = [f"--language {self.language}"] if self.language != "en" else []
         given += [f"--test-languages {self.test_languages}"] if self.test_languages is not None else []
-        if given and self.task not in ("xnli", "ner"):
+        if given and not TASKS[self.task].in_languages:
             raise SettingsError(f"{given[0]!r} is for xnli and ner, and --task is {self.task!r}: leave it out")
         if self.test_languages is not None and self.train_file is not None:
             raise SettingsError(

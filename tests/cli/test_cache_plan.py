@@ -11,16 +11,12 @@ import pytest
 
 from cli import kdcache
 
+pytestmark = pytest.mark.usefixtures("time_to_try")
+
 
 @pytest.fixture(scope="module")
 def arguments(tiny_teacher: Callable[..., Path], tiny_corpus: Path) -> list[str]:
     return ["--teacher", str(tiny_teacher("bert")), "--corpus", str(tiny_corpus), "--seq-len", "16", "--max-rows", "80"]
-
-
-@pytest.fixture(autouse=True)
-def time_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many rows are tried as in good times, however slow the machine is at this moment."""
-    monkeypatch.setattr("teacher_cache.trial._TEACHER_SECONDS", 1e6)
 
 
 def test_plan_build_plan(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

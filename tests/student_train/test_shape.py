@@ -19,10 +19,14 @@ def shape(layers: int, hidden_size: int, heads: int, intermediate_size: int) -> 
 
 
 def test_default_students() -> None:
-    teachers = {"6x768:16": (24, 1024, 16), "6x768:12": (12, 768, 12), "3x384:12": (6, 384, 12)}
-    for expected, sizes in teachers.items():
-        assert default_spec(shape(*sizes, 4096)) == expected
-    assert default_spec(shape(24, 1024, 10, 4096)) == "6x768:12"  # 10 does not divide 768
+    def default(*sizes: int) -> str:
+        teacher = shape(*sizes, 4096)
+        return str(parse_shape(default_spec(teacher), teacher_heads=teacher.heads))
+
+    assert default(24, 1024, 16) == "6x768:16:3072"
+    assert default(12, 768, 12) == "6x768:12:3072"
+    assert default(6, 384, 12) == "3x384:12:1536"
+    assert default(24, 1024, 10) == "6x768:12:3072"  # 10 does not divide 768
 
 
 @pytest.mark.parametrize(

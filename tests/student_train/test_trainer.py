@@ -793,11 +793,16 @@ def test_a_folder_that_cannot_be_made_is_a_message(run_training, tmp_path):
 def damaged_store(tiny_store, tmp_path):
     """A copy of the store with one block damaged, and how to mend it."""
     store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
-    codes = store / "hidden" / "2" / "codes" / "c" / "5"
+    return store, damage_block(store, 5)
+
+
+def damage_block(store, block):
+    """Cut off the end of a shard; returns what mends it."""
+    codes = store / "hidden" / "2" / "codes" / "c" / str(block)
     shard = next(path for path in codes.rglob("0") if path.is_file())
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    return store, lambda: shard.write_bytes(content)
+    return lambda: shard.write_bytes(content)
 
 
 def test_a_damaged_block_stops_the_run_with_a_checkpoint_and_a_mended_one_goes_on(
@@ -840,16 +845,10 @@ def test_batches_of_damaged_rows_alone_are_passed_over(run_training, damaged_sto
     assert all(record["loss"] > 0 for record in records)
 
 
-def damage_last_block(store):
-    codes = store / "hidden" / "2" / "codes" / "c" / "12"
-    shard = next(path for path in codes.rglob("0") if path.is_file())
-    shard.write_bytes(shard.read_bytes()[:-1])
-
-
 def test_held_out_rows_of_a_damaged_block_are_skipped_and_counted(run_training, tiny_store, tmp_path, capsys):
     """The losses are those of the rows that are left."""
     store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
-    damage_last_block(store)
+    damage_block(store, 12)
     settings = {"cache": (str(store),), "valid_share": 15 / 101, "steps": 1, "valid_every": 1}
     records = validations_of(run_training(tmp_path / "student", **settings, on_bad_block="skip"))
     assert [record["valid_skipped_rows"] for record in records] == [5, 5]
@@ -867,7 +866,7 @@ def test_held_out_rows_of_a_damaged_block_are_skipped_and_counted(run_training, 
 def test_no_held_out_row_at_all_ends_the_run(run_training, tiny_store, tmp_path):
     """Else every student would have the loss 0, and the untrained one would be the best."""
     store = shutil.copytree(tiny_store, tmp_path / "cache.zarr")
-    damage_last_block(store)
+    damage_block(store, 12)
     with pytest.raises(StoreError, match=r"none of the 5 held-out rows of .*cache\.zarr can be read"):
         run_training(tmp_path / "student", cache=(str(store),), on_bad_block="skip")
 

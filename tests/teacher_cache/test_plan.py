@@ -23,6 +23,8 @@ from teacher_cache.storage import LocalStorage
 from teacher_cache.trial import fitted_rows
 
 Settings = Callable[..., BuildSettings]
+pytestmark = pytest.mark.usefixtures("time_to_try")
+
 TOLERANCE = 0.05
 
 
@@ -47,12 +49,6 @@ def assert_as_built(plan: BuildPlan, tolerance: float = TOLERANCE) -> None:
     planned = {name: size for group in plan.groups for name, size in group.bytes_per_target().items()}
     assert planned == pytest.approx(written, rel=tolerance)
     assert plan.total_bytes == pytest.approx(info.total_bytes, rel=tolerance)
-
-
-@pytest.fixture(autouse=True)
-def time_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many rows are tried as in good times, however slow the machine is at this moment."""
-    monkeypatch.setattr("teacher_cache.trial._TEACHER_SECONDS", 1e6)
 
 
 def test_the_real_teacher_takes_what_was_planned(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:

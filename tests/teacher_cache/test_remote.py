@@ -384,6 +384,8 @@ def test_a_full_server_does_not_end_the_keeping_of_a_lock(s3: S3Server, monkeypa
         monkeypatch.setattr(bucket, "replace", full_at_first)
         while len(renewed) < 2:
             time.sleep(0.02)
+        assert min(renewed) >= until
+        assert bucket.look("build.lock") is not None
 
 
 def ensure_until_refused(held: Lease) -> None:
