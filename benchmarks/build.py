@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from teacher_cache.batch import Batch, TargetRequest
-from teacher_cache.build import build_cache
-from teacher_cache.contract import Manifest
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
-from teacher_cache.teacher import Teacher
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.teacher.teacher import Teacher
 
 
 def main() -> None:

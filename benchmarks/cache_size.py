@@ -42,11 +42,11 @@ from rich.console import Console
 from rich.table import Table
 from trials import LABELS, TARGETS, figures, kept, log_bytes, train_student
 
+from student_train.data.loader import CacheLoader
 from student_train.evaluate.drawing import BLUE, LIGHT, PALETTE, new_figure, spread_labels, style_axes
-from student_train.loader import CacheLoader
-from teacher_cache.batch import TargetRequest
-from teacher_cache.info import describe_store
-from teacher_cache.reader import CacheReader
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.read.info import describe_store
+from teacher_cache.read.reader import CacheReader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

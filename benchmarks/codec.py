@@ -40,14 +40,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from teacher_cache.calibration import share_rows
-from teacher_cache.contract import Manifest
-from teacher_cache.corpus import pack_corpus
-from teacher_cache.layers import default_relation_heads, parse_layers
-from teacher_cache.settings import BuildSettings
-from teacher_cache.specify import make_manifest, plan_targets
-from teacher_cache.specs import parse_precision
-from teacher_cache.teacher import Teacher
+from teacher_cache.build.calibrate import share_rows
+from teacher_cache.build.resolve import make_manifest, plan_targets
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.layers import default_relation_heads, parse_layers
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import parse_precision
+from teacher_cache.corpus.corpus import pack_corpus
+from teacher_cache.teacher.teacher import Teacher
 
 PRECISIONS = ("float16", "int8", "fp8", "int4", "nmse:1e-3", "nmse:1e-2", "nmse:1e-1")
 RATES = ("encode", "write", "load", "unpack", "load+unpack", "decode")

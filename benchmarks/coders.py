@@ -22,21 +22,21 @@ import torch
 from numpy.typing import NDArray
 from recorded import RecordedTeacher
 
-from teacher_cache.batch import TargetRequest
-from teacher_cache.block import compute_block
-from teacher_cache.calibration import ensure_calibrated, load_quantisers
-from teacher_cache.contract import Manifest
-from teacher_cache.corpus import Rows
-from teacher_cache.decode import CodedBlock
-from teacher_cache.info import describe_store
-from teacher_cache.layout import block_arrays, vector_streams
-from teacher_cache.objects import shard_key
-from teacher_cache.reader import CacheReader
-from teacher_cache.relations import VECTORS, AttentionProjections
-from teacher_cache.specs import AttentionSpec, HiddenSpec, TargetSpecs
-from teacher_cache.storage import LocalStorage
-from teacher_cache.store import groups_to_build
-from teacher_cache.targets import BlockTargets
+from teacher_cache.build.block import compute_block
+from teacher_cache.build.calibrate import ensure_calibrated, load_quantisers
+from teacher_cache.build.encode import BlockTargets
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpecs
+from teacher_cache.corpus.corpus import Rows
+from teacher_cache.format.layout import block_arrays, vector_streams
+from teacher_cache.format.protocol import shard_key
+from teacher_cache.format.writer import groups_to_build
+from teacher_cache.models.attention import VECTORS, AttentionProjections
+from teacher_cache.read.decode import CodedBlock
+from teacher_cache.read.info import describe_store
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.storage.local import LocalStorage
 
 Arrays = dict[str, NDArray[np.generic]]
 _ROW_FIELDS = {"input_ids": "input_ids_BT", "length": "length_B", "row_id": "row_id_B", "document": "document_B"}

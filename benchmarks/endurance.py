@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from student_train.loader import CacheLoader
-from teacher_cache.batch import TargetRequest
-from teacher_cache.reader import CacheReader
+from student_train.data.loader import CacheLoader
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.read.reader import CacheReader
 
 
 def watch_memory(reader: CacheReader, request: TargetRequest, batch_size: int, minutes: float) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from student_train.evaluate.records import FidelityReport
-from student_train.initialise import find_layers
-from teacher_cache.layers import uniform_layers
-from teacher_cache.pool import open_caches
+from student_train.evaluate.fidelity.records import FidelityReport
+from student_train.students.initialise import find_layers
+from teacher_cache.contract.layers import uniform_layers
+from teacher_cache.read.pool import open_caches
 
 STARTS = ("random", "first components", "sliced")
 FIGURES = {"relation KL": "relation KL, sum", "hidden NMSE": "hidden NMSE, mean", "output KL": "output KL"}

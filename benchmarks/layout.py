@@ -42,10 +42,10 @@ from rich.console import Console
 from rich.table import Table
 from truth import Truth
 
-from teacher_cache.corpus import pack_corpus
-from teacher_cache.settings import BuildSettings
-from teacher_cache.specify import make_manifest, plan_targets
-from teacher_cache.teacher import Teacher
+from teacher_cache.build.resolve import make_manifest, plan_targets
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.corpus.corpus import pack_corpus
+from teacher_cache.teacher.teacher import Teacher
 
 BASELINE = "safetensors a row"
 PRECISIONS = ("nmse:1e-2", "int8", "float16")

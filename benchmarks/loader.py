@@ -47,12 +47,12 @@ from record import print_record
 from rich.console import Console
 from rich.table import Table
 
-from student_train.loader import CacheLoader
-from teacher_cache.batch import TargetRequest
-from teacher_cache.build import build_cache
-from teacher_cache.layout import block_arrays
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
+from student_train.data.loader import CacheLoader
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.format.layout import block_arrays
+from teacher_cache.read.reader import CacheReader
 
 CORES = sorted(os.sched_getaffinity(0))
 

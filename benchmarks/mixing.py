@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from student_train.loader import RowOrder
-from teacher_cache.reader import CacheReader
+from student_train.data.loader import RowOrder
+from teacher_cache.read.reader import CacheReader
 
 EPOCHS = 4
 

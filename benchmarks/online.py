@@ -14,16 +14,16 @@ from typing import Any
 
 from train import load_teacher, taught
 
-from student_train.best import write_student
-from student_train.engine import full_precision_weights, running_engine
-from student_train.feed import Feed
-from student_train.loader import CacheLoader
-from student_train.loop import Progression, Trainer
+from student_train.data.loader import CacheLoader
+from student_train.engine.engine import full_precision_weights, running_engine
 from student_train.methods.projections import FloatLinear
-from student_train.metrics import Progress
-from student_train.run import TrainingRun, prepare_run
 from student_train.settings import TrainSettings
-from teacher_cache.batch import TargetRequest
+from student_train.train.best import write_student
+from student_train.train.feed import Feed
+from student_train.train.loop import Progression, Trainer
+from student_train.train.metrics import Progress
+from student_train.train.prepare import TrainingRun, prepare_run
+from teacher_cache.contract.batch import TargetRequest
 
 
 def train_online(settings: TrainSettings) -> list[dict[str, Any]]:

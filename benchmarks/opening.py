@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from student_train.loader import RowOrder
-from teacher_cache.groups import Group
-from teacher_cache.layout import constant_paths
-from teacher_cache.objects import (
+from student_train.data.loader import RowOrder
+from teacher_cache.contract.targets import TargetSpecs
+from teacher_cache.format.groups import Group
+from teacher_cache.format.layout import constant_paths
+from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     COMMITS,
     SEAL,
@@ -32,11 +33,10 @@ from teacher_cache.objects import (
     shard_key,
     write_manifest,
 )
-from teacher_cache.pool import open_caches
-from teacher_cache.reader import CacheReader
-from teacher_cache.specs import TargetSpecs
-from teacher_cache.storage import LocalStorage
-from teacher_cache.store import GroupWriter
+from teacher_cache.format.writer import GroupWriter
+from teacher_cache.read.pool import open_caches
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.storage.local import LocalStorage
 
 
 def time_opening(source: CacheReader, sizes: Iterable[int], scratch: Path, rounds: int) -> list[dict[str, Any]]:

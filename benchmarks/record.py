@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from student_train.provenance import run_provenance
+from student_train.run_files import run_provenance
 
 _LOAD_BEFORE = round(os.getloadavg()[0], 2)
 """Load average at the start: timings of a machine that was busy with something else mean little."""

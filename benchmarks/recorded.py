@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from teacher_cache.corpus import Rows
-from teacher_cache.teacher import Teacher, TeacherOutputs
+from teacher_cache.corpus.corpus import Rows
+from teacher_cache.teacher.teacher import Teacher, TeacherOutputs
 
 _ROWS_AT_ONCE = 16
 

@@ -52,9 +52,9 @@ from trials import TARGETS, figures, kept, median_speed, train_student, write_re
 
 from cli.options import parse
 from student_train.settings import TrainSettings
-from teacher_cache.layers import default_relation_heads
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.layers import default_relation_heads
+from teacher_cache.read.reader import CacheReader
 
 PRECISIONS = ("float16", "int8", "int4", "nmse:1e-3", "nmse:1e-2", "nmse:1e-1")
 REFERENCE = {"targets": "logits,hidden,attention", "layers": "all", "precision": "float16", "k": 512}

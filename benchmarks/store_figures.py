@@ -10,13 +10,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from student_train.loader import CacheLoader
-from student_train.pretrained import quiet_transformers
-from teacher_cache.batch import TargetRequest
-from teacher_cache.build import BuildReport, build_cache
-from teacher_cache.info import describe_store
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
+from student_train.data.loader import CacheLoader
+from student_train.students.pretrained import quiet_transformers
+from teacher_cache.build.build import BuildReport, build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.read.info import describe_store
+from teacher_cache.read.reader import CacheReader
 
 READ_PASSES = 3
 

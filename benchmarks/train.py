@@ -39,18 +39,18 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModel
 
-from student_train.engine import ADAM_BETAS, parameter_groups, running_engine
-from student_train.feed import Feed, Share
-from student_train.loader import READ_AHEAD, CacheLoader
-from student_train.loop import Progression, Trainer
-from student_train.metrics import Progress
-from student_train.pretrained import encoder_of, quiet_transformers
-from student_train.run import TrainingRun, prepare_run
+from student_train.data.loader import READ_AHEAD, CacheLoader
+from student_train.engine.engine import ADAM_BETAS, parameter_groups, running_engine
 from student_train.settings import TrainSettings
-from teacher_cache.batch import Batch, TargetRequest
-from teacher_cache.reader import CacheReader, read_projections
-from teacher_cache.relations import AttentionProjections, project_hidden
-from teacher_cache.taps import enable_tap, record_attention
+from student_train.students.pretrained import encoder_of, quiet_transformers
+from student_train.train.feed import Feed, Share
+from student_train.train.loop import Progression, Trainer
+from student_train.train.metrics import Progress
+from student_train.train.prepare import TrainingRun, prepare_run
+from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.models.attention import AttentionProjections, project_hidden
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.read.reader import CacheReader, read_projections
 
 WAYS = ("streaming", "resident", "online", "student", "bare", "teacher")
 RATIOS = {

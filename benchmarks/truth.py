@@ -8,9 +8,9 @@ import torch
 from formats import IDS, Format, Samples
 from recorded import RecordedTeacher
 
-from teacher_cache.codec import make_codec
-from teacher_cache.corpus import Rows
-from teacher_cache.specs import nmse_target
+from teacher_cache.codecs.fixed import make_codec
+from teacher_cache.contract.targets import nmse_target
+from teacher_cache.corpus.corpus import Rows
 
 _SLACK = 1.1
 """How far the NMSE of a store may be above the one asked for: calibration has seen a sample only."""

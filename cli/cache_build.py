@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cli.display import BuildDisplay
-from cli.main_guard import stops_on_sigterm
+from cli.entry import stops_on_sigterm
 from cli.options import parse
-from teacher_cache.settings import BuildSettings
-from teacher_cache.units import format_bytes
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.wording import format_bytes
 
 
 def build(argv: list[str]) -> int:
@@ -16,8 +16,8 @@ def build(argv: list[str]) -> int:
         progress = BuildDisplay()
         from transformers.utils import logging
 
-        from teacher_cache.build import build_cache
-        from teacher_cache.workers import Workers
+        from teacher_cache.build.build import build_cache
+        from teacher_cache.build.workers import Workers
 
         logging.disable_progress_bar()
         workers = Workers.from_environment()

@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 
 from cli.display import BuildDisplay
-from cli.main_guard import stops_on_sigterm
+from cli.entry import stops_on_sigterm
 from cli.options import parse
-from teacher_cache.settings import DeriveSettings
-from teacher_cache.units import format_bytes
+from teacher_cache.build.settings import DeriveSettings
+from teacher_cache.wording import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def derive(argv: list[str]) -> int:
     settings = parse(DeriveFlags, argv, "kdcache derive")
     with stops_on_sigterm("kdcache derive"):
         progress = BuildDisplay(f"opening {settings.src}")
-        from teacher_cache.derive import derive_store
+        from teacher_cache.derive.derive import derive_store
 
         report = derive_store(settings, progress)
     rate = report.written_rows / report.seconds if report.seconds else 0.0

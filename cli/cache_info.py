@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import tyro
 
 from cli.options import parse
-from teacher_cache.specs import TargetSpecs, declared_errors, describe_targets
-from teacher_cache.units import format_ranges
+from teacher_cache.contract.targets import TargetSpecs, declared_errors, describe_targets
+from teacher_cache.wording import format_ranges
 
 if TYPE_CHECKING:
-    from teacher_cache.info import StoreInfo
+    from teacher_cache.read.info import StoreInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class InfoSettings:
 def info(argv: list[str]) -> int:
     """`kdcache info`; returns the exit code."""
     settings = parse(InfoSettings, argv, "kdcache info")
-    from teacher_cache.info import describe_store
+    from teacher_cache.read.info import describe_store
 
     found = describe_store(settings.cache)
     if settings.json:

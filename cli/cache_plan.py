@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from cli.display import BuildDisplay
 from cli.options import parse
-from teacher_cache.settings import BuildSettings
-from teacher_cache.units import format_bytes, format_duration
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.wording import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from teacher_cache.plan import BuildPlan
+    from teacher_cache.build.plan import BuildPlan
 
 STATES = {
     "new": "a new store",
@@ -37,7 +37,7 @@ def plan(argv: list[str]) -> int:
     progress = BuildDisplay()
     from transformers.utils import logging
 
-    from teacher_cache.plan import plan_build
+    from teacher_cache.build.plan import plan_build
 
     logging.disable_progress_bar()
     found = plan_build(settings, progress)

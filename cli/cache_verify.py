@@ -13,13 +13,13 @@ import tyro
 from cli.display import StatusLine
 from cli.options import parse
 from teacher_cache.errors import DistillationError, SettingsError
-from teacher_cache.units import format_bytes, format_duration, format_ranges
+from teacher_cache.wording import format_bytes, format_duration, format_ranges
 
 if TYPE_CHECKING:
-    from teacher_cache.deep.check import DeepReport
-    from teacher_cache.evict import EvictedGroup, Eviction
-    from teacher_cache.survey import Finding
-    from teacher_cache.verify import VerifyReport
+    from teacher_cache.verify.deep.deep import DeepReport
+    from teacher_cache.verify.evict import EvictedGroup, Eviction
+    from teacher_cache.verify.survey import Finding
+    from teacher_cache.verify.verify import VerifyReport
 
 _MOST_LINES = 20
 
@@ -73,9 +73,9 @@ def _try(location: str, settings: VerifySettings) -> _Outcome | _Unreadable:
 
 
 def _verify(location: str, settings: VerifySettings) -> _Outcome:
-    from teacher_cache.evict import evict_damage
-    from teacher_cache.storage import open_storage
-    from teacher_cache.verify import verify_store
+    from teacher_cache.storage.local import open_storage
+    from teacher_cache.verify.evict import evict_damage
+    from teacher_cache.verify.verify import verify_store
 
     storage, display, eviction, deep = open_storage(location), _Display(location), None, None
     if settings.evict:
@@ -85,7 +85,7 @@ def _verify(location: str, settings: VerifySettings) -> _Outcome:
     if settings.deep is not None and not report.findings:
         from transformers.utils import logging
 
-        from teacher_cache.deep.check import deep_check
+        from teacher_cache.verify.deep.deep import deep_check
 
         logging.disable_progress_bar()
         deep = deep_check(storage, settings.deep, teacher=settings.teacher, device=settings.device, progress=display)

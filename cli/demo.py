@@ -28,8 +28,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from cli.evaluation import writes_to
-from cli.main_guard import run_command
+from cli.entry import run_command
+from cli.eval_shared import writes_to
 from cli.options import parse
 from teacher_cache.errors import SettingsError, TeacherError
 
@@ -235,11 +235,11 @@ def _docstrings(file: Path, library: Path) -> Iterator[str]:
 def _show(records: dict[str, Any], out: Path, student: Path) -> None:
     from rich.console import Console
 
-    from student_train.evaluate.fidelity_table import fidelity_table
-    from student_train.evaluate.records import FidelityReport
-    from student_train.evaluate.training_plot import plot_training
-    from student_train.metrics import METRICS_NAME, read_records
-    from student_train.provenance import PROVENANCE
+    from student_train.evaluate.fidelity.fidelity_table import fidelity_table
+    from student_train.evaluate.fidelity.records import FidelityReport
+    from student_train.evaluate.report.training_plot import plot_training
+    from student_train.run_files import PROVENANCE
+    from student_train.train.metrics import METRICS_NAME, read_records
 
     reports = {name: FidelityReport.from_json(record) for name, record in records.items()}
     provenance = json.loads((student / PROVENANCE).read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from teacher_cache.units import format_bytes
+from teacher_cache.wording import format_bytes
 
 
 class StatusLine:

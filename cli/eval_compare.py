@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cli.evaluation import make_record, print_result, writes_to
+from cli.eval_shared import make_record, print_result, writes_to
 from cli.options import parse
 from teacher_cache.errors import SettingsError
 
 if TYPE_CHECKING:
-    from student_train.evaluate.compare import Comparison
+    from student_train.evaluate.compare.compare import Comparison
 
 RECORD_NAME, TABLE_NAME = "comparison.json", "comparison.md"
 _FILE_WIDTH = 240
@@ -55,7 +55,7 @@ def compare(argv: list[str]) -> int:
     """`kdeval compare`; returns the exit code."""
     settings = parse(CompareSettings, argv, "kdeval compare")
     # imported late, so that --help need not wait for torch
-    from student_train.evaluate.compare import compare_runs
+    from student_train.evaluate.compare.compare import compare_runs
 
     comparison = compare_runs(settings.runs, baseline=settings.baseline)
     record = make_record("compare", comparison.to_json())
@@ -70,8 +70,8 @@ def compare(argv: list[str]) -> int:
 
 
 def _write(comparison: Comparison, record: dict[str, Any], folder: Path) -> None:
-    from student_train.evaluate.compare_plots import plot_comparison
-    from student_train.evaluate.compare_table import markdown
+    from student_train.evaluate.compare.plots import plot_comparison
+    from student_train.evaluate.compare.table import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -82,7 +82,7 @@ def _write(comparison: Comparison, record: dict[str, Any], folder: Path) -> None
 
 
 def _print_tables(comparison: Comparison) -> None:
-    from student_train.evaluate.compare_table import comparison_grids, rich_table
+    from student_train.evaluate.compare.table import comparison_grids, rich_table
 
     # a file has no width that a table should be squeezed into
     width = None if sys.stdout.isatty() else _FILE_WIDTH

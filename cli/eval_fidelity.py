@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.evaluation import choose_device, make_record, print_result, write_record
+from cli.eval_shared import choose_device, make_record, print_result, write_record
 from cli.options import parse
-from student_train.evaluate.fidelity_settings import FidelitySettings
+from student_train.evaluate.fidelity.settings import FidelitySettings
 from teacher_cache.errors import StudentError
 
 if TYPE_CHECKING:
-    from student_train.evaluate.fidelity import Advance
-    from student_train.evaluate.records import FidelityReport
+    from student_train.evaluate.fidelity.fidelity import Advance
+    from student_train.evaluate.fidelity.records import FidelityReport
 
 RECORD_NAME = "fidelity.json"
 
@@ -39,8 +39,8 @@ def fidelity(argv: list[str]) -> int:
 
 def _measure(settings: FidelitySettings) -> FidelityReport:
     # imported late, so that --help need not wait for torch
-    from student_train.evaluate.fidelity import measure_fidelity
-    from student_train.memory import clear_memory_errors
+    from student_train.engine.memory import clear_memory_errors
+    from student_train.evaluate.fidelity.fidelity import measure_fidelity
 
     with clear_memory_errors("a smaller --batch-size, or --device cpu"), _progress() as advance:
         return measure_fidelity(
@@ -75,6 +75,6 @@ def _to_json(record: dict[str, Any]) -> str:
 
 
 def _print_table(report: FidelityReport) -> None:
-    from student_train.evaluate.fidelity_table import fidelity_table
+    from student_train.evaluate.fidelity.fidelity_table import fidelity_table
 
     print_result([fidelity_table({Path(report.student).resolve().name: report})], report.notes)

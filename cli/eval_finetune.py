@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.evaluation import choose_device, make_record, print_result, write_record
+from cli.eval_shared import choose_device, make_record, print_result, write_record
 from cli.options import parse
-from student_train.evaluate.finetune_settings import FinetuneSettings
+from student_train.evaluate.finetune.settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from student_train.evaluate.finetune_records import FinetuneReport
+    from student_train.evaluate.finetune.records import FinetuneReport
 
 
 def finetune(argv: list[str]) -> int:
@@ -35,8 +35,8 @@ def finetune(argv: list[str]) -> int:
 
 def _measure(settings: FinetuneSettings) -> FinetuneReport:
     # imported late, so that --help need not wait for torch
-    from student_train.evaluate.finetune import measure_finetune
-    from student_train.memory import clear_memory_errors
+    from student_train.engine.memory import clear_memory_errors
+    from student_train.evaluate.finetune.finetune import measure_finetune
 
     status = StatusLine()
 
@@ -48,6 +48,6 @@ def _measure(settings: FinetuneSettings) -> FinetuneReport:
 
 
 def _print_table(report: FinetuneReport) -> None:
-    from student_train.evaluate.finetune_records import finetune_table
+    from student_train.evaluate.finetune.records import finetune_table
 
     print_result([finetune_table(Path(report.student).resolve().name, report)], report.notes)

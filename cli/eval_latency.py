@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.evaluation import choose_device, make_record, print_result, write_record
+from cli.eval_shared import choose_device, make_record, print_result, write_record
 from cli.options import parse
-from student_train.evaluate.latency_settings import LatencySettings
+from student_train.evaluate.latency.settings import LatencySettings
 
 if TYPE_CHECKING:
-    from student_train.evaluate.latency_records import LatencyReport
+    from student_train.evaluate.latency.records import LatencyReport
 
 RECORD_NAME = "latency.json"
 
@@ -37,8 +37,8 @@ def latency(argv: list[str]) -> int:
 
 def _measure(settings: LatencySettings) -> LatencyReport:
     # imported late, so that --help need not wait for torch
-    from student_train.evaluate.latency import measure_latency
-    from student_train.memory import clear_memory_errors
+    from student_train.engine.memory import clear_memory_errors
+    from student_train.evaluate.latency.latency import measure_latency
 
     status = StatusLine()
     with_gpu = choose_device(settings.device) == "cuda"
@@ -50,6 +50,6 @@ def _measure(settings: LatencySettings) -> LatencyReport:
 
 
 def _print_table(report: LatencyReport) -> None:
-    from student_train.evaluate.latency_records import latency_tables
+    from student_train.evaluate.latency.records import latency_tables
 
     print_result([latency_tables(Path(report.student).resolve().name, report)], report.notes)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from cli.evaluation import writes_to
+from cli.eval_shared import writes_to
 from cli.options import parse
 
 REPORT_NAME = "report.html"
@@ -36,7 +36,7 @@ def report(argv: list[str]) -> int:
     """`kdeval report`; returns the exit code."""
     settings = parse(ReportSettings, argv, "kdeval report")
     # imported late, so that --help need not wait for torch
-    from student_train.evaluate.run_report import make_report
+    from student_train.evaluate.report.report import make_report
 
     out = Path(settings.run if settings.out is None else settings.out).expanduser()
     out = out / REPORT_NAME if settings.out is None else out

@@ -13,7 +13,7 @@ from cli.cache_derive import derive
 from cli.cache_info import info
 from cli.cache_plan import plan
 from cli.cache_verify import verify
-from cli.main_guard import run_command
+from cli.entry import run_command
 from cli.options import run_chosen
 
 COMMANDS = {

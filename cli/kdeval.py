@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cli.entry import run_command
 from cli.eval_compare import compare
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
 from cli.eval_report import report
-from cli.main_guard import run_command
 from cli.options import run_chosen
 
 COMMANDS = {

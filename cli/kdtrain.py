@@ -11,15 +11,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.main_guard import run_command
+from cli.entry import run_command
 from cli.options import parse, read_config, split_config
 from cli.sweep import run_sweep
 from cli.sweep_file import SWEEP_KEYS
 from student_train.settings import TrainSettings
-from teacher_cache.units import format_bytes, format_duration
+from teacher_cache.wording import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from student_train.trainer import TrainResult
+    from student_train.train.train import TrainResult
 
 PROG = "kdtrain"
 _SIGNALLED = 128
@@ -36,8 +36,8 @@ def _main(argv: list[str]) -> int:
     if path is not None and SWEEP_KEYS & content.keys():
         return run_sweep(path, content, own)
     settings = parse(TrainSettings, argv, prog=PROG)
-    from student_train.ranks import first_process  # torch and deepspeed, which --help does not need
-    from student_train.trainer import train
+    from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need
+    from student_train.train.train import train
 
     if settings.dry_run:
         return _try_out(settings)
@@ -48,8 +48,8 @@ def _main(argv: list[str]) -> int:
 
 
 def _try_out(settings: TrainSettings) -> int:
-    from student_train.dry_run import dry_run
-    from student_train.ranks import first_process
+    from student_train.engine.ranks import first_process
+    from student_train.train.dry_run import dry_run
 
     found = dry_run(settings)
     if first_process():

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from cli.sweep_file import LAUNCHER, PROG, SweepRun, expand
-from student_train.signals import noted_signals
-from student_train.sweep_summary import as_table, completed, summarise, write_summary
+from cli.sweep_summary import as_table, completed, summarise, write_summary
+from student_train.train.signals import noted_signals
 from teacher_cache.errors import SettingsError
 
 _SIGNALLED = 128

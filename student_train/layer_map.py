@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from teacher_cache.contract.layers import last_layers, uniform_layers
 from teacher_cache.errors import SettingsError
-from teacher_cache.layers import last_layers, uniform_layers
 
 LayerPairs = tuple[tuple[int, int], ...]
 Form = Literal["pairs", "skip", "emd", "alp"]

@@ -55,7 +55,7 @@ TinyTokenizer = Callable[..., "PreTrainedTokenizerFast"]
 @pytest.fixture
 def time_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many rows are tried as in good times, however slow the machine is at this moment."""
-    monkeypatch.setattr("teacher_cache.trial._TEACHER_SECONDS", 1e6)
+    monkeypatch.setattr("teacher_cache.build.trial._TEACHER_SECONDS", 1e6)
 
 
 # ---- real data ------------------------------------------------------------------------------------------------------

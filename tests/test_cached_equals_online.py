@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from student_train.engine import ADAM_BETAS
-from student_train.loader import CacheLoader
-from student_train.metrics import read_records
-from student_train.objective import make_objective
+from student_train.data.loader import CacheLoader
+from student_train.data.split import held_out_rows
+from student_train.engine.engine import ADAM_BETAS
+from student_train.methods.objective import make_objective
 from student_train.settings import TrainSettings
-from student_train.split import held_out_rows
-from student_train.student import build_student
-from student_train.trainer import train
-from teacher_cache.batch import MaskedPositions, TargetBatch
-from teacher_cache.build import build_cache
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
-from teacher_cache.taps import enable_tap, record_attention
+from student_train.students.student import build_student
+from student_train.train.metrics import read_records
+from student_train.train.train import train
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import MaskedPositions, TargetBatch
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.read.reader import CacheReader
 
 STEPS, BATCH, RATE = 20, 8, 5e-4
 ATTENTION_LAYER = 5

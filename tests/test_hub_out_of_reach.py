@@ -14,12 +14,12 @@ import pytest
 
 # in a process of its own: the libraries look at these variables when they are imported
 ASK = """
-from student_train.evaluate.latency_models import load_timed
-from student_train.evaluate.task_data import read_source
-from student_train.evaluate.tasks import TASKS
-from teacher_cache.documents import read_documents
+from student_train.evaluate.latency.models import load_timed
+from student_train.evaluate.finetune.examples import read_source
+from student_train.evaluate.finetune.tasks import TASKS
+from teacher_cache.corpus.documents import read_documents
 from teacher_cache.errors import DistillationError
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.teacher import Teacher
 for ask in (
     lambda: read_source(TASKS["sst2"].train, TASKS["sst2"]),
     lambda: load_timed("nobody/nothing", "teacher"),

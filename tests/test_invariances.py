@@ -21,7 +21,7 @@ from student_train.losses.hidden import (
 from student_train.losses.relations import relation_loss, vectors_loss
 from student_train.losses.sums import LossSum
 from student_train.losses.vocabulary import LogitsTerm, projected_losses
-from teacher_cache.batch import AttentionVectors
+from teacher_cache.contract.batch import AttentionVectors
 
 LENGTHS = (9, 4, 1, 7)
 POSITIONS, TEACHER, STUDENT, VOCABULARY = 9, 24, 16, 31

@@ -12,17 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from student_train.distillation_model import DistillationModel
 from student_train.losses.vocabulary import LOGITS_AT_A_TIME
-from student_train.objective import make_objective
+from student_train.methods.model import DistillationModel
+from student_train.methods.objective import make_objective
 from student_train.settings import TrainSettings
-from student_train.student import build_student
-from student_train.trainer import train
-from teacher_cache.batch import SampledLogits, TargetRequest
-from teacher_cache.build import build_cache
-from teacher_cache.info import describe_store
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
+from student_train.students.student import build_student
+from student_train.train.train import train
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import SampledLogits, TargetRequest
+from teacher_cache.read.info import describe_store
+from teacher_cache.read.reader import CacheReader
 
 VOCABULARY, ROWS, SEQ_LEN = 250_002, 24, 64
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from student_train.losses.relations import relation_loss
-from teacher_cache.batch import AttentionVectors
-from teacher_cache.taps import enable_tap, record_attention
+from teacher_cache.contract.batch import AttentionVectors
+from teacher_cache.models.attention_tap import enable_tap, record_attention
 
 TEXTS = (
     "The cat sat on the mat.",

@@ -16,7 +16,9 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from teacher_cache.batch import (
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import (
     AttentionRelations,
     AttentionVectors,
     SampledLogits,
@@ -24,9 +26,7 @@ from teacher_cache.batch import (
     TargetRequest,
     TopkLogits,
 )
-from teacher_cache.build import build_cache
-from teacher_cache.reader import CacheReader
-from teacher_cache.settings import BuildSettings
+from teacher_cache.read.reader import CacheReader
 
 ROWS, R, T, W, K, D = 19, 8, 24, 2, 6, 32
 M = round(0.15 * T)

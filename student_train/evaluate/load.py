@@ -17,7 +17,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from student_train.pretrained import (
+from student_train.run_files import PROVENANCE
+from student_train.students.pretrained import (
     check_family,
     encoder_of,
     load_config,
@@ -25,10 +26,9 @@ from student_train.pretrained import (
     position_limit,
     vocabulary_difference,
 )
-from student_train.provenance import PROVENANCE
-from teacher_cache.contract import Manifest
+from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
-from teacher_cache.taps import MaskedLMHead
+from teacher_cache.models.attention_tap import MaskedLMHead
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Names of weight files, as `from_pretrained` prefers them."""

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from student_train.evaluate.latency_records import name_place
+from student_train.evaluate.fidelity.records import FidelityReport
+from student_train.evaluate.latency.records import name_place
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
-from student_train.evaluate.records import FidelityReport
-from student_train.pretrained import load_config, pooler_option
-from student_train.provenance import PROVENANCE
+from student_train.run_files import PROVENANCE
+from student_train.students.pretrained import load_config, pooler_option
 from teacher_cache.errors import StudentError
 
 _WEIGHTS_KEYS = ("student", "weights")

@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from student_train.losses.sums import LossSum
-from teacher_cache.batch import AttentionVectors, Batch, TargetRequest
-from teacher_cache.specs import View
-from teacher_cache.taps import MaskedLMHead
+from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
+from teacher_cache.contract.targets import View
+from teacher_cache.models.attention_tap import MaskedLMHead
 
 Counted = Literal["positions", "masked", "rows"]
 """What a loss is a sum over: real positions, masked positions, or rows."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from student_train.layer_map import LayerMapping
-from teacher_cache.layers import uniform_layers
-from teacher_cache.transform import Transform
+from teacher_cache.codecs.nmse import Transform
+from teacher_cache.contract.layers import uniform_layers
 
 
 class FloatLinear(nn.Linear):

@@ -92,7 +92,7 @@ def test_refusals(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_missing_library_is_named(arguments: list[str], monkeypatch: pytest.MonkeyPatch,
                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    from student_train.evaluate import task_metrics
+    from student_train.evaluate.finetune import metrics as task_metrics
 
     monkeypatch.setitem(task_metrics.NEEDED, "a_library_that_is_not_there", "its-package")
     assert main(arguments) == 1

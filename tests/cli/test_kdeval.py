@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cli.kdeval import main
-from student_train.evaluate.records import FidelityReport
-from teacher_cache.build import build_cache
-from teacher_cache.settings import BuildSettings
+from student_train.evaluate.fidelity.records import FidelityReport
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 
 
 @pytest.fixture(scope="module")

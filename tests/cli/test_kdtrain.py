@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from cli.kdtrain import main
-from student_train.loop import Trainer
-from student_train.metrics import read_records
-from teacher_cache.build import build_cache
-from teacher_cache.settings import BuildSettings
+from student_train.train.loop import Trainer
+from student_train.train.metrics import read_records
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 from tests.records import without_times
 
 STEPS = 40
@@ -53,7 +53,7 @@ def uninterrupted(workplace):
 SIGNALLED = """
 import os, sys
 from cli.kdtrain import main
-from student_train.metrics import MetricsLog
+from student_train.train.metrics import MetricsLog
 write = MetricsLog.write
 def write_and_signal(log, record):
     write(log, record)

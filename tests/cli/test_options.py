@@ -12,10 +12,10 @@ import pytest
 import tyro
 
 from cli.options import choose_command, parse
-from student_train.evaluate.fidelity_settings import FidelitySettings
+from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.settings import TrainSettings
+from teacher_cache.build.settings import BuildSettings
 from teacher_cache.errors import SettingsError
-from teacher_cache.settings import BuildSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def test_help_does_not_import_torch() -> None:
 import contextlib, io, sys
 from cli.options import parse
 from student_train.settings import TrainSettings
-from teacher_cache.settings import BuildSettings
+from teacher_cache.build.settings import BuildSettings
 for settings in (BuildSettings, TrainSettings):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         parse(settings, ["--help"], "prog")

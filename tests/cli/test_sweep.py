@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from cli.kdtrain import main
-from student_train.metrics import read_records
-from teacher_cache.build import build_cache
-from teacher_cache.settings import BuildSettings
+from student_train.train.metrics import read_records
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 
 COMMON = "student: 2x32\nbatch_size: 8\nvalid_every: 100\nsave_every: 5\nseed: 3\ndevice: cpu\n"
 

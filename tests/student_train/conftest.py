@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from teacher_cache.batch import Batch, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
-from teacher_cache.build import build_cache
-from teacher_cache.contract import CorpusRecord, Manifest, TeacherRecord
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import Batch, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.contract.manifest import CorpusRecord, Manifest, TeacherRecord
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
 from teacher_cache.errors import TargetsError
-from teacher_cache.settings import BuildSettings
-from teacher_cache.specs import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
-from teacher_cache.taps import enable_tap, record_attention
+from teacher_cache.models.attention_tap import enable_tap, record_attention
 
 MASK_ID = 4
 KEPT = 8

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.build import build_cache
-from teacher_cache.settings import BuildSettings
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from student_train import kernels
 from student_train.kernels import relation_kl, relation_kl_sum, stored_relation_kl_sum
-from teacher_cache.relations import relation_matrices
+from teacher_cache.models.attention import relation_matrices
 
 RAGGED = (9, 1, 6)
 EACH_BACKEND = pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])

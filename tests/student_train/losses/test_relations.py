@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from student_train.losses.relations import relation_loss, vectors_loss
-from teacher_cache.batch import AttentionVectors
+from teacher_cache.contract.batch import AttentionVectors
 from teacher_cache.errors import SettingsError
 
 LENGTHS = (7, 3, 1)

@@ -1,0 +1,323 @@
+"""Rows of a cache as training batches: in an order that one number describes, read ahead, decoded on the device.
+
+An epoch is a permutation of the blocks, of all stores if there are several, that depends on (seed, epoch) alone; the
+rows of epoch after epoch form one endless stream, which is cut into global batches. Rank r of R takes the r-th
+contiguous share of each. So the global batches do not depend on R, and the place in the stream is one integer: the rows
+before it. Masked view `epoch mod views` is read in each epoch.
+
+A thread reads, checks and decompresses whole blocks ahead of the consumer, a bounded number of them, and sends them to
+the device from pinned memory, in a stream of its own; decoding to float32 runs in the consumer, on the device, row
+range by row range. Memory, on the device: the compressed-integer form of at most `READ_AHEAD + 2` blocks. No process is
+forked and no shared memory is used. The thread ends when the loader is closed or collected.
+
+Damaged blocks end the training, or, where `skip_damaged` says so, their rows are left out of the batches they belong to
+and counted; all other rows stay where they are. What cannot be reached at all always ends it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import count, groupby
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student_train.data.split import Rows, block_pieces, count_rows
+from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
+from teacher_cache.contract.targets import View
+from teacher_cache.device import Transfer
+from teacher_cache.errors import DamagedStoreError, DistillationError, StoreError
+from teacher_cache.random_bits import uniform_bits
+from teacher_cache.read.decode import CodedBlock
+from teacher_cache.read.pool import CacheSource
+
+READ_AHEAD = 2
+_POLL_SECONDS = 0.1
+_LONGEST_JOIN_SECONDS = 5.0
+
+HostFacts = dict[str, NDArray[Any]]
+_Loaded = dict[View, CodedBlock] | Exception
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Rows start..stop of a block, counted from the block's first row, read in one epoch."""
+
+    epoch: int
+    block: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowOrder:
+    """The endless stream of some rows of a cache, block by block, in a new order each epoch (seed None: as stored).
+
+    `bounds` is the first row of each block, and the number of all rows.
+    """
+
+    rows: Rows
+    bounds: NDArray[np.int64]
+    seed: int | None
+
+    def segments(self, start: int, stop: int) -> Iterator[Segment]:
+        """The pieces of blocks that rows start..stop of the stream lie in, in the order of the stream."""
+        rows = count_rows(self.rows)
+        while start < stop:
+            epoch, offset = divmod(start, rows)
+            pieces, ends = _epoch_pieces(self, epoch)
+            place = int(np.searchsorted(ends, offset, side="right"))
+            block, _, piece_stop = pieces[place].tolist()
+            first = piece_stop - (int(ends[place]) - offset)
+            last = min(first + stop - start, piece_stop)
+            block_start = int(self.bounds[block])
+            yield Segment(epoch=epoch, block=block, start=first - block_start, stop=last - block_start)
+            start += last - first
+
+
+@lru_cache(maxsize=8)
+def _epoch_pieces(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pieces of an epoch in order (`block_pieces`), and the rows of the epoch up to the end of each."""
+    pieces = block_pieces(order.bounds, order.rows)
+    if order.seed is not None:
+        pieces = pieces[np.argsort(uniform_bits(order.seed, epoch, pieces[:, 0]), kind="stable")]
+    return pieces, np.cumsum(pieces[:, 2] - pieces[:, 1])
+
+
+class WaitingEnded(Exception):  # noqa: N818 - nothing is wrong
+    """Whoever waited for the next batch is to do something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows start..stop of a block that is read but not decoded."""
+
+    blocks: Mapping[View, CodedBlock]
+    start: int
+    stop: int
+    decoder: Callable[[CodedBlock, int, int], TargetBatch]
+
+    def decode(self, start: int, stop: int) -> Batch:
+        """Rows of the block, counted from its first, in every view."""
+        return {view: self.decoder(block, start, stop) for view, block in self.blocks.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """One rank's share of a global batch. `position` is the number of rows of the stream before the global batch.
+
+    `counts` are what the losses of this share are sums over: real `positions`, `masked` ones (0 without them), `rows`.
+    They and `row_ids` are on the host already, so that looking at them does not wait for the device. `blocks` are those
+    that the rows come from. `left_out` rows of damaged blocks are not among them, and `damage` says what is wrong with
+    each such block that is met. The targets are decoded on the device when they are asked for: of a pass, not of the
+    whole share.
+    """
+
+    position: int
+    pieces: tuple[Piece, ...]
+    counts: Mapping[str, int]
+    row_ids: tuple[int, ...]
+    blocks: tuple[int, ...]
+    left_out: int
+    damage: tuple[str, ...]
+
+    @property
+    def views(self) -> Batch:
+        """All rows of this share in every view; empty where there are none."""
+        return self.part(0, len(self.row_ids))
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Rows start..stop of this share in every view; empty where there are none."""
+        decoded, first = list[Batch](), 0
+        for piece in self.pieces:
+            low, high = max(start - first, 0), min(stop - first, piece.stop - piece.start)
+            if low < high:
+                decoded.append(piece.decode(piece.start + low, piece.start + high))
+            first += piece.stop - piece.start
+        return {view: concatenate([part[view] for part in decoded]) for view in (decoded[0] if decoded else ())}
+
+
+class CacheLoader(Iterator[TrainingBatch]):
+    """Iterates over the training batches of `rows` from `position` on, endlessly or up to `stop` rows of the stream.
+
+    Every rank gets as many batches; a last one cut by `stop` is short, and may hold no rows for some. Raises what
+    reading raised, with the block named.
+    """
+
+    def __init__(
+        self,
+        reader: CacheSource,
+        request: TargetRequest,
+        *,
+        rows: Rows,
+        batch_size: int,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        position: int = 0,
+        stop: int | None = None,
+        device: str = "cpu",
+        skip_damaged: bool = False,
+    ) -> None:
+        self.wait_seconds = 0.0
+        self.stop_waiting: Callable[[], bool] = lambda: False
+        """Asked while a block is waited for; where it says so, `WaitingEnded` is raised."""
+        self._decoder = partial(reader.decode, device=device)
+        self._visit: tuple[int, int] | None = None
+        self._skip_damaged = skip_damaged
+        self._blocks: dict[View, CodedBlock] | DamagedStoreError = {}
+        order = RowOrder(rows=rows, bounds=reader.block_bounds, seed=seed)
+        plan = _Plan(order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop)
+        self._batches = plan.batches()
+        self._queue: Queue[_Loaded] = Queue(READ_AHEAD)
+        self._stopped = threading.Event()
+        # the thread is given everything but the loader itself, which could not be collected otherwise
+        self._thread = threading.Thread(
+            target=_read_ahead,
+            args=(reader, request, plan.visits(), Transfer(device), self._queue, self._stopped),
+            name="kdtrain-loader",
+            daemon=True,
+        )
+        weakref.finalize(self, self._stopped.set)
+        self._thread.start()
+
+    def __next__(self) -> TrainingBatch:
+        if self._stopped.is_set():
+            raise StopIteration
+        position, segments = next(self._batches)
+        pieces: list[Piece] = []
+        facts: list[HostFacts] = []
+        damage: list[str] = []
+        left_out = 0
+        for segment in segments:
+            blocks = self._visit_block(segment)
+            if isinstance(blocks, DamagedStoreError):
+                damage.append(str(blocks))
+                left_out += segment.stop - segment.start
+                continue
+            pieces.append(Piece(blocks=blocks, start=segment.start, stop=segment.stop, decoder=self._decoder))
+            facts.append(_host_facts(blocks, segment.start, segment.stop))
+        return TrainingBatch(
+            position=position,
+            pieces=tuple(pieces),
+            counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked", "rows")},
+            row_ids=tuple(row_id for fact in facts for row_id in fact["row_ids"].tolist()),
+            blocks=tuple(dict.fromkeys(segment.block for segment in segments)),
+            left_out=left_out,
+            damage=tuple(damage),
+        )
+
+    def close(self) -> None:
+        """End the thread. The loader gives nothing afterwards.
+
+        A thread that waits for storage to come back is not waited for: it only reads.
+        """
+        self._stopped.set()
+        self._thread.join(_LONGEST_JOIN_SECONDS)
+        self._blocks = {}
+
+    def _visit_block(self, segment: Segment) -> dict[View, CodedBlock] | DamagedStoreError:
+        visit = (segment.epoch, segment.block)
+        if visit != self._visit:
+            started = time.perf_counter()
+            loaded = self._wait()
+            self.wait_seconds += time.perf_counter() - started
+            if isinstance(loaded, Exception) and not (self._skip_damaged and isinstance(loaded, DamagedStoreError)):
+                self.close()
+                raise loaded
+            assert isinstance(loaded, dict | DamagedStoreError)
+            self._visit, self._blocks = visit, loaded
+        return self._blocks
+
+    def _wait(self) -> _Loaded:
+        while True:
+            try:
+                return self._queue.get(timeout=_POLL_SECONDS)
+            except Empty:
+                if self.stop_waiting():
+                    raise WaitingEnded from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Which pieces of which blocks make up the batches of one rank."""
+
+    order: RowOrder
+    batch_size: int
+    rank: int
+    world_size: int
+    position: int
+    stop: int | None
+
+    def batches(self) -> Iterator[tuple[int, list[Segment]]]:
+        for first in count(self.position, self.batch_size):
+            rows = self.batch_size if self.stop is None else min(self.batch_size, self.stop - first)
+            if rows <= 0:
+                return
+            start, stop = (first + rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield first, list(self.order.segments(start, stop))
+
+    def visits(self) -> Iterator[tuple[int, int]]:
+        """(epoch, block) in the order in which `batches` first needs them: a block stays while batches cross it."""
+        needed = ((part.epoch, part.block) for _, segments in self.batches() for part in segments)
+        return (visit for visit, _ in groupby(needed))
+
+
+def _read_ahead(
+    reader: CacheSource,
+    request: TargetRequest,
+    visits: Iterator[tuple[int, int]],
+    transfer: Transfer,
+    queue: Queue[_Loaded],
+    stopped: threading.Event,
+) -> None:
+    for epoch, block in visits:
+        item: _Loaded
+        try:
+            item = {view: coded.sent(transfer) for view, coded in _load(reader, request, epoch, block).items()}
+        except Exception as error:  # noqa: BLE001 - the consumer raises it
+            item = _name_block(error, reader, block)
+        while not stopped.is_set():
+            try:
+                queue.put(item, timeout=_POLL_SECONDS)
+                break
+            except Full:
+                continue
+        # one that is skipped is not the last
+        if stopped.is_set() or (isinstance(item, Exception) and not isinstance(item, DamagedStoreError)):
+            return
+
+
+def _load(reader: CacheSource, request: TargetRequest, epoch: int, block: int) -> dict[View, CodedBlock]:
+    return {
+        view: reader.load_block(block, request, view, masked_view=epoch % reader.manifest.views_of(view))
+        for view in reader.views_for(request)
+    }
+
+
+def _name_block(error: Exception, reader: CacheSource, block: int) -> Exception:
+    if isinstance(error, DistillationError | OSError):
+        kind = DamagedStoreError if isinstance(error, DamagedStoreError) else StoreError
+        named = kind(f"block {block} of {reader.path} cannot be read, training needs every row of it: {error}")
+        named.__cause__ = error
+        return named
+    error.add_note(f"while reading block {block} of {reader.path}")
+    return error
+
+
+def _host_facts(blocks: Mapping[View, CodedBlock], start: int, stop: int) -> HostFacts:
+    """Row ids, and what is counted, of rows start..stop of a block."""
+    (first, *_), masked = blocks.values(), [block for block in blocks.values() if "masked/count" in block.arrays]
+    return {
+        "row_ids": first.on_host("row_id")[start:stop],
+        "positions": first.on_host("length")[start:stop],
+        "masked": masked[0].on_host("masked/count")[start:stop] if masked else np.zeros(0),
+        "rows": np.ones(stop - start),
+    }

@@ -1,0 +1,1 @@
+"""DeepSpeed and its quirks: its configuration, its ranks, its checkpoints."""

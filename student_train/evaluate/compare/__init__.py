@@ -1,0 +1,1 @@
+"""`kdeval compare`: runs side by side."""

@@ -1,0 +1,154 @@
+"""What the reader of a comparison has to know besides its numbers: what is missing, and what is not alike.
+
+In: the rows. Out: sentences. A missing record is named with the command that makes it; settings in which measurements
+differ are named because their results then differ for another reason than the models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from student_train.evaluate.compare.rows import Row, other_differences
+from student_train.evaluate.run_records import RunRecords, TimingSetup
+
+_OF_THE_STUDENT = ("student", "weights", "config", "tokenizer")
+_LISTED = 6
+
+
+def comparison_notes(
+    rows: Sequence[Row],
+    tasks: Mapping[str, str],
+    setup: TimingSetup | None,
+    *,
+    timed: Sequence[str],
+) -> Iterator[str]:
+    """The notes. `timed` names the rows that have a latency, their own, as somebody's teacher, or of their shape."""
+    runs = [run for row in rows for run in row.runs]
+    yield from _missing(rows, tasks, setup, timed)
+    yield from _training(rows)
+    for what, answer in _LIKENESSES.items():
+        yield from _unlike(what, runs, answer)
+    for task in tasks:
+        recipes = {run.path: _recipe(run, task) for run in runs if task in run.tasks}
+        for name in dict.fromkeys(name for recipe in recipes.values() for name in recipe):
+            yield from _unlike_values(
+                f"{task} was fine-tuned with different {name}",
+                {path: recipe.get(name, "–") for path, recipe in recipes.items()},
+            )
+
+
+def _missing(
+    rows: Sequence[Row], tasks: Mapping[str, str], setup: TimingSetup | None, timed: Sequence[str]
+) -> Iterator[str]:
+    runs = [run for row in rows for run in row.runs]
+    stale = {name for run in runs for name in run.stale}
+    for name in sorted(stale):
+        owners = [run.path for run in runs if name in run.stale]
+        yield f"{name} of {_list(owners)} is of other weights than those that lie there now and was left out"
+    unknown = [run.path for run in runs if not run.provenance]
+    if unknown:
+        yield f"no provenance.json in {_list(unknown)}: not trained by kdtrain, so method, mapping and init are unknown"
+    without = [run.path for run in runs if run.fidelity is None and run.provenance]
+    if without:
+        yield f"no fidelity of {_list(without)}: run `kdeval fidelity --student RUN --cache CACHE`"
+    if not tasks:
+        yield "no scores of any run: run `kdeval finetune --student RUN --task TASK`"
+    for task in tasks:
+        without = [run.path for run in runs if task not in run.tasks]
+        if without:
+            yield f"no {task} of {_list(without)}: run `kdeval finetune --student RUN --task {task}`"
+    without = [run.path for row in rows for run in row.runs if row.name not in timed]
+    if without:
+        what = "" if setup is None else f" ({setup})"
+        yield f"no latency{what} of {_list(without)}: run `kdeval latency --student RUN --teacher TEACHER`"
+
+
+def _training(rows: Sequence[Row]) -> Iterator[str]:
+    for flag, values in other_differences(rows).items():
+        yield f"trainings differ in {flag}: {'; '.join(values)}"
+    seen: dict[str, str] = {}
+    for row in rows:
+        for run in row.runs:
+            if run.weights is None:
+                continue
+            other = seen.setdefault(run.weights, run.path)
+            if other != run.path:
+                yield f"{run.path} has the same weights as {other}: it is the same model twice"
+    caches = defaultdict(list)
+    for row in rows:
+        for run in row.runs:
+            if run.provenance:
+                caches[str(run.provenance["cache"].get("identity_sha256"))[:12]].append(run.path)
+    if len(caches) > 1:
+        yield "trainings read different caches: " + "; ".join(f"{_list(names)} {key}" for key, names in caches.items())
+
+
+def _unlike(what: str, runs: Iterable[RunRecords], answer: Callable[[RunRecords], str | None]) -> Iterator[str]:
+    """A note where runs answer differently; those without an answer do not count."""
+    values = {run.path: answer(run) for run in runs}
+    yield from _unlike_values(what, {path: value for path, value in values.items() if value is not None})
+
+
+def _unlike_values(what: str, values: Mapping[str, str]) -> Iterator[str]:
+    owners: dict[str, list[str]] = defaultdict(list)
+    for path, value in values.items():
+        owners[value].append(path)
+    if len(owners) > 1:
+        yield f"{what}: " + "; ".join(f"{_list(names)}: {value}" for value, names in owners.items())
+
+
+def _measured_rows(run: RunRecords) -> str | None:
+    report = run.fidelity
+    if report is None:
+        return None
+    cache = report.fingerprints.get("cache", report.cache)[:12]
+    return f"{report.first_row} to {report.last_row} of {cache}"
+
+
+def _hidden_layers(run: RunRecords) -> str | None:
+    hidden = run.fidelity.hidden if run.fidelity is not None else ()
+    return ", ".join(str(pair.teacher_layer) for pair in hidden) or None
+
+
+def _relations(run: RunRecords) -> str | None:
+    relations = run.fidelity.relations if run.fidelity is not None else ()
+    return ", ".join(f"layer {pair.teacher_layer} in {pair.heads} heads" for pair in relations) or None
+
+
+def _hardware(run: RunRecords) -> str | None:
+    hardware = run.latency.record.get("hardware") if run.latency is not None else None
+    return ", ".join(map(str, hardware.values())) if isinstance(hardware, Mapping) else None
+
+
+def _timed_teacher(run: RunRecords) -> str | None:
+    weights = run.latency.teacher_weights if run.latency is not None else None
+    return None if weights is None else f"weights {weights[:12]}"
+
+
+_LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
+    "fidelity was measured on different rows": _measured_rows,
+    "relation KL is of different teacher layers or heads": _relations,
+    "hidden NMSE is a mean over different teacher layers": _hidden_layers,
+    "latency was measured on different hardware": _hardware,
+    "speed-ups are over different teachers": _timed_teacher,
+}
+
+
+def _recipe(run: RunRecords, task: str) -> dict[str, str]:
+    """How a task was trained and on what, by name."""
+    record = run.tasks[task].record
+    parts = {"": record.get("settings"), " examples": record.get("examples"), " data": record.get("fingerprints")}
+    return {
+        f"{name}{kind}": json.dumps(value).strip('"')[:40]
+        for kind, part in parts.items()
+        if isinstance(part, Mapping)
+        for name, value in part.items()
+        if kind != " data" or name not in _OF_THE_STUDENT
+    }
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,1 @@
+"""`kdeval fidelity`: how closely a student follows its teacher on held-out rows."""

@@ -1,0 +1,184 @@
+"""How close a student comes to its teacher on rows that it was not trained on: `kdeval fidelity`.
+
+In: a student's directory and a cache of one store or several. Out: a `FidelityReport` with every measure that the two
+allow.
+
+- Relations: KL(teacher || student) of the query, key and value relations, as attention transfer defines it (MiniLMv2).
+- Hidden states: ||h_T - W h_S - b||^2 / E||h_T - mean||^2 with the best linear map (ridge regression), fitted on one
+  half of the rows and measured on the other. The projections of training are never exported, and students that were
+  trained without any are measured by the same rule.
+- Output distribution at masked positions: KL(teacher || student) with one bucket for all entries outside the teacher's
+  K most probable ones, and the share of positions at which both name the same most probable entry. Where the cache
+  holds draws instead, they stand for the distribution.
+
+Cost: one student forward per view of the rows; memory for one batch and, per layer pair, d_S * (d_S + d_T) numbers. The
+teacher is not needed. The student's projections, dropout and engine play no part: it is loaded from its directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from student_train.data.split import block_pieces, count_rows
+from student_train.evaluate.fidelity.plan import FidelityPlan, plan_fidelity
+from student_train.evaluate.fidelity.records import FidelityReport
+from student_train.evaluate.fidelity.sums import DistributionSum, HiddenSum, RelationSum
+from student_train.evaluate.load import LoadedStudent, check_fit, load_student, weights_fingerprint
+from student_train.methods.base import StudentOutputs
+from teacher_cache.contract.batch import TargetBatch, TargetRequest
+from teacher_cache.contract.targets import View
+from teacher_cache.errors import StudentError, TeacherError
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.read.pool import CacheSource, open_caches, parts_of
+
+Advance = Callable[[int, int], None]
+"""Told how many of the rows are done, and how many there are."""
+
+
+def measure_fidelity(
+    student: str | Path,
+    caches: Sequence[str],
+    *,
+    rows: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    advance: Advance | None = None,
+) -> FidelityReport:
+    """Measure the student in a directory on the held-out rows of a cache.
+
+    Args:
+        student: what `kdtrain` wrote, or any Hugging Face encoder directory with the teacher's vocabulary.
+        caches: paths of the stores, see `open_caches`.
+        rows: at most so many of the held-out rows, the last ones.
+        batch_size: rows per forward pass; changes memory and speed alone.
+        device: where the student runs.
+        advance: called after every block of the cache.
+
+    Raises:
+        StudentError: the student cannot be loaded, has another vocabulary, or shares no measure with the cache.
+        StoreError: the cache cannot be read.
+    """
+    reader = open_caches(caches)
+    loaded = load_student(student, device)
+    check_fit(loaded, reader.manifest, reader.teacher_folder())
+    plan = plan_fidelity(
+        reader.manifest,
+        stores=[(part.identity_sha256, part.rows) for part in parts_of(reader)],
+        student_layers=loaded.config.num_hidden_layers,
+        student_width=loaded.config.hidden_size,
+        has_head=loaded.head is not None,
+        provenance=loaded.provenance,
+        rows=rows,
+    )
+    plan = _without_untappable(plan, loaded)
+    if plan.request == TargetRequest():
+        raise StudentError(
+            f"student {str(student)!r} can be compared with nothing in {reader.path!r} ({'; '.join(plan.notes)}): "
+            "build a cache with --targets that the student can be measured on"
+        )
+    measurement = Measurement(plan, loaded, temperature=reader.manifest.temperature)
+    with torch.inference_mode():
+        done, total = 0, count_rows(plan.rows)
+        for block, start, stop in block_pieces(reader.block_bounds, plan.rows).tolist():
+            for view in reader.views_for(plan.request):
+                _add_block(measurement, reader, block, range(start, stop), view, batch_size, device)
+            done += stop - start
+            if advance is not None:
+                advance(done, total)
+        report = measurement.report(str(student), reader.path)
+    return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
+
+
+def _without_untappable(plan: FidelityPlan, student: LoadedStudent) -> FidelityPlan:
+    """Leave relations out where the family's attention cannot be recorded: the rest can be measured."""
+    if not plan.relations:
+        return plan
+    token = torch.zeros((1, 1), dtype=torch.long, device=student.encoder.device)
+    try:
+        enable_tap(student.encoder)
+        with torch.inference_mode(), record_attention(student.encoder, {1}):
+            student.encoder(input_ids=token, attention_mask=torch.ones_like(token))
+    except TeacherError as error:
+        return replace(plan, relations=(), notes=(*plan.notes, f"relations are not measured: {error}"))
+    return plan
+
+
+def _fingerprints(reader: CacheSource, folder: Path) -> dict[str, str]:
+    manifest = reader.manifest
+    return {
+        "cache": reader.identity_sha256,
+        "corpus": manifest.corpus.fingerprint,
+        "teacher": manifest.teacher.weights_sha256,
+        "student": weights_fingerprint(folder),
+    }
+
+
+def _add_block(
+    measurement: Measurement, reader: CacheSource, block: int, rows: range, view: View, batch_size: int, device: str
+) -> None:
+    """Read a block once and decode it in batches."""
+    coded = reader.load_block(block, measurement.plan.request, view)
+    offset = int(reader.block_bounds[block])
+    for first in range(rows.start, rows.stop, batch_size):
+        last = min(first + batch_size, rows.stop)
+        measurement.add(view, reader.decode(coded, first - offset, last - offset, device), first)
+
+
+class Measurement:
+    """The sums behind a report, batch by batch."""
+
+    def __init__(self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float) -> None:
+        self.plan, self.student = plan, student
+        self.relations = {pair: RelationSum(pair) for pair in plan.relations}
+        self.hidden = {pair: HiddenSum(pair, plan.rows) for pair in plan.hidden}
+        self.distribution = DistributionSum(student.config.vocab_size, temperature)
+        self.tokens: dict[View, int] = {}
+        if plan.relations:
+            enable_tap(student.encoder)
+
+    def add(self, view: View, targets: TargetBatch, first_row: int) -> None:
+        """Count the rows of `targets`, of which the first is row `first_row` of the cache."""
+        relations = [pair for pair in self.relations if pair.view == view]
+        hidden = [pair for pair in self.hidden if pair.view == view]
+        outputs = run_student(self.student, targets, {pair.student_layer for pair in relations})
+        for relation in relations:
+            self.relations[relation].add(outputs, targets)
+        for pair in hidden:
+            self.hidden[pair].add(outputs, targets, first_row)
+        if self.plan.logits_view == view:
+            self.distribution.add(outputs, targets)
+        self.tokens[view] = self.tokens.get(view, 0) + int(targets.length_B.sum())
+
+    def report(self, student: str, cache: str) -> FidelityReport:
+        """The measures of everything added so far."""
+        return FidelityReport(
+            student=student,
+            cache=cache,
+            first_row=self.plan.rows[0].start,
+            last_row=self.plan.rows[-1].stop - 1,
+            rows=count_rows(self.plan.rows),
+            held_out=self.plan.held_out,
+            tokens=max(self.tokens.values(), default=0),
+            relations=tuple(found.result() for found in self.relations.values()),
+            hidden=tuple(found.result() for found in self.hidden.values()),
+            distribution=self.distribution.result() if self.plan.logits_view is not None else None,
+            notes=self.plan.notes,
+        )
+
+
+def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: set[int]) -> StudentOutputs:
+    """One forward pass on exactly the input that the teacher read."""
+    with record_attention(student.encoder, attention_layers) as recorded:
+        result = student.encoder(
+            input_ids=targets.input_ids_BT.long(), attention_mask=targets.real_BT().long(), output_hidden_states=True
+        )
+    return StudentOutputs(
+        hidden=dict(enumerate(result.hidden_states)),
+        attention=recorded.vectors,
+        last_hidden_BTD=result.last_hidden_state,
+        head=student.head,
+    )

@@ -1,0 +1,277 @@
+"""What to compare: which layers, relation heads and rows, given what the cache holds and the student's own record.
+
+A student of `kdtrain` is measured at the layers and heads it was trained on, on the rows that its training held out.
+For whatever it was not trained on, and for students from elsewhere, the defaults of `kdtrain` stand in, cut to what the
+cache holds. Pure decisions, nothing is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from student_train.data.split import Rows, count_rows, held_out_rows, share_out, split_rows
+from student_train.layer_map import WEIGHING_ALL, LayerPairs, parse_mapping
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.contract.layers import default_relation_heads
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import View
+
+DEFAULT_MAPPING = "uniform+last"
+DEFAULT_SHARE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationPair:
+    """Attention relations of one student layer against one teacher layer, in `heads` relation heads."""
+
+    student_layer: int
+    teacher_layer: int
+    heads: int
+    view: View
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenPair:
+    """Hidden state of one student layer against that of one teacher layer."""
+
+    student_layer: int
+    teacher_layer: int
+    view: View
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityPlan:
+    """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report."""
+
+    rows: Rows
+    held_out: bool
+    relations: tuple[RelationPair, ...]
+    hidden: tuple[HiddenPair, ...]
+    logits_view: View | None
+    notes: tuple[str, ...]
+
+    @property
+    def request(self) -> TargetRequest:
+        """The targets to read."""
+        return TargetRequest(
+            hidden_layers=tuple(sorted({pair.teacher_layer for pair in self.hidden})),
+            attention_layers=tuple(sorted({pair.teacher_layer for pair in self.relations})),
+            logits=self.logits_view is not None,
+        )
+
+
+def plan_fidelity(
+    manifest: Manifest,
+    *,
+    stores: Sequence[tuple[str, int]],
+    student_layers: int,
+    student_width: int,
+    has_head: bool,
+    provenance: Mapping[str, Any],
+    rows: int | None = None,
+) -> FidelityPlan:
+    """What to measure of a student of this shape on this cache.
+
+    Args:
+        manifest: what the cache holds.
+        stores: hash of the contents and number of rows of each store of the cache, compared with the provenance.
+        student_layers: the student's depth.
+        student_width: the student's hidden width.
+        has_head: whether the student has a trained masked-LM head.
+        provenance: the record that `kdtrain` left with the student, or nothing.
+        rows: at most so many of the held-out rows, the last ones.
+    """
+    notes: list[str] = []
+    problem = _problem(provenance, manifest.teacher.hidden_size, student_layers, student_width)
+    if problem is not None:
+        notes.append(
+            f"the student's provenance.json is no record of kdtrain for it ({problem}): measured at default layers and "
+            "on default rows"
+        )
+        provenance = {}
+    objective: Mapping[str, Any] = provenance.get("objective", {})
+    measured_rows, held_out = _rows(stores, provenance, rows, notes)
+    return FidelityPlan(
+        rows=measured_rows,
+        held_out=held_out,
+        relations=_relations(manifest, objective.get("mha"), student_layers, student_width, notes),
+        hidden=_hidden(manifest, objective.get("hs"), student_layers, count_rows(measured_rows), notes),
+        logits_view=_logits_view(manifest, has_head, notes),
+        notes=tuple(notes),
+    )
+
+
+def _problem(provenance: Mapping[str, Any], teacher_width: int, layers: int, width: int) -> str | None:
+    """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is."""
+    cache, held_out, objective = (provenance.get(name, {}) for name in ("cache", "held_out_rows", "objective"))
+    if not all(isinstance(section, Mapping) for section in (cache, held_out, objective)):
+        return "cache, held_out_rows or objective is not an object"
+    if cache and not (_is_number(cache.get("rows")) and _is_number(held_out.get("count"), cache["rows"])):
+        return f"held_out_rows has the count {held_out.get('count')!r} of {cache.get('rows')!r} rows"
+    if not _are_stores(cache.get("stores", [])):
+        return f"the stores of its cache are {cache['stores']!r}"
+    mha, hs = objective.get("mha"), objective.get("hs")
+    if mha is not None and not _is_relation(mha, teacher_width, layers, width):
+        return f"mha is {mha!r}"
+    if hs is not None and not _is_mapping(hs, layers):
+        return f"hs is {hs!r}"
+    return None
+
+
+def _are_stores(stores: object) -> bool:
+    return isinstance(stores, list) and all(
+        isinstance(store, Mapping) and _is_number(store.get("held_out"), least=0) for store in stores
+    )
+
+
+def _is_number(value: object, most: int | None = None, *, least: int = 1) -> bool:
+    return isinstance(value, int) and value >= least and (most is None or value <= most)
+
+
+def _is_relation(mha: object, teacher_width: int, layers: int, width: int) -> bool:
+    if not isinstance(mha, Mapping) or not mha.get("pairs") or not _are_pairs(mha["pairs"], layers):
+        return False
+    heads = mha.get("relation_heads")
+    return isinstance(heads, int) and heads >= 1 and teacher_width % heads == 0 and width % heads == 0
+
+
+def _is_mapping(hs: object, layers: int) -> bool:
+    # a mapping that weighs all pairs of layers names none
+    return isinstance(hs, Mapping) and _are_pairs(
+        hs.get("pairs", [] if hs.get("mapping") in WEIGHING_ALL else None), layers
+    )
+
+
+def _are_pairs(pairs: object, layers: int) -> bool:
+    return isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0], layers) and _is_number(pair[1])
+        for pair in pairs
+    )
+
+
+def _rows(
+    stores: Sequence[tuple[str, int]], provenance: Mapping[str, Any], limit: int | None, notes: list[str]
+) -> tuple[Rows, bool]:
+    """The last rows of each store: those that the training held out, or as many as it would by default."""
+    sizes = [rows for _, rows in stores]
+    kept = _held_out_by_store(provenance)
+    trained_on = all(identity in kept for identity, _ in stores)
+    counts = tuple(min(kept.get(identity, 0), rows) for identity, rows in stores)
+    known = trained_on and any(counts)
+    if not known:
+        count = _expected_count(provenance, sum(sizes))
+        counts = share_out(count, sizes)
+        if trained_on:
+            notes.append(f"the student's training held out no row of this store: it has seen the {count} measured")
+        elif provenance:
+            path = provenance.get("cache", {}).get("path")
+            notes.append(
+                f"the student was trained from a store with other contents ({path!r}): the last {count} rows of this "
+                "one are held out only if both hold the same rows"
+            )
+    measured = share_out(min(sum(counts), limit or sum(counts)), counts)
+    return split_rows(sizes, measured)[1], known
+
+
+def _expected_count(provenance: Mapping[str, Any], rows: int) -> int:
+    """How many of the rows are held out in all, as far as their number can tell."""
+    # a store that was built again or got more targets has the same rows in the same order: its last ones are the same
+    if provenance.get("cache", {}).get("rows") == rows:
+        return int(provenance["held_out_rows"]["count"])
+    return held_out_rows(rows, DEFAULT_SHARE) if rows > 1 else rows
+
+
+def _held_out_by_store(provenance: Mapping[str, Any]) -> dict[str, int]:
+    """How many of its last rows the training held out of each store, by the hash of the store's contents."""
+    cache = provenance.get("cache", {})
+    if not cache:
+        return {}
+    stores = cache.get("stores") or [{**cache, "held_out": provenance["held_out_rows"]["count"]}]
+    return {str(store.get("identity_sha256")): int(store["held_out"]) for store in stores}
+
+
+def _relations(
+    manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, width: int, notes: list[str]
+) -> tuple[RelationPair, ...]:
+    cached = manifest.targets.attention_layers()
+    heads = default_relation_heads(manifest.teacher.hidden_size, width)
+    wanted = [(layers, layer) for layer in cached]
+    trained_pairs = _trained_pairs(trained)
+    known = [(student, teacher) for student, teacher in trained_pairs if teacher in cached]
+    if trained is not None and known:
+        wanted, heads = known, trained["relation_heads"]
+    elif not cached:
+        notes.append("no relation KL: the cache holds no attention targets")
+    missing = sorted({teacher for _, teacher in trained_pairs} - set(cached))
+    if missing:
+        notes.append(f"attention of teacher layers trained on, {', '.join(map(str, missing))}, is not in this cache")
+    found = []
+    for student_layer, teacher_layer in wanted:
+        spec = manifest.targets.find_attention(teacher_layer)
+        assert spec is not None
+        fixed = spec.heads or heads
+        if width % fixed:
+            notes.append(
+                f"no relation KL at teacher layer {spec.layer}: the cache holds matrices of {fixed} relation heads, "
+                f"which do not divide the student's width {width}"
+            )
+            continue
+        if fixed != heads:
+            notes.append(f"relations are measured in the {fixed} heads that the cache holds, not in {heads}")
+        found.append(RelationPair(student_layer=student_layer, teacher_layer=spec.layer, heads=fixed, view=spec.view))
+    return tuple(found)
+
+
+def _hidden(
+    manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, rows: int, notes: list[str]
+) -> tuple[HiddenPair, ...]:
+    views = {spec.layer: spec.view for spec in manifest.targets.hidden}
+    if not views:
+        notes.append("no hidden NMSE: the cache holds no hidden states")
+        return ()
+    if rows < 2:
+        notes.append("no hidden NMSE: it takes two rows, one to fit the linear map on and one to measure it on")
+        return ()
+    pairs = _trained_pairs(trained)
+    if not pairs:
+        pairs = _default_pairs(manifest, layers)
+        if trained is not None:
+            notes.append(
+                f"the student was trained with mapping {trained.get('mapping')!r}, which weighs all pairs of layers: "
+                f"hidden states are compared as with {DEFAULT_MAPPING}"
+            )
+    missing = sorted({teacher for _, teacher in pairs if teacher not in views})
+    if missing:
+        notes.append(f"hidden states of teacher layers {', '.join(map(str, missing))} are not in this cache")
+    usable = [pair for pair in pairs if pair[1] in views] or [(layers, teacher) for teacher in sorted(views)]
+    return tuple(
+        HiddenPair(student_layer=student, teacher_layer=teacher, view=views[teacher]) for student, teacher in usable
+    )
+
+
+def _trained_pairs(trained: Mapping[str, Any] | None) -> LayerPairs:
+    return tuple((student, teacher) for student, teacher in trained.get("pairs", [])) if trained else ()
+
+
+def _default_pairs(manifest: Manifest, layers: int) -> LayerPairs:
+    """The default mapping; a student deeper than its teacher has none and is compared at the last layers."""
+    teacher_layers = manifest.teacher.layers
+    if layers > teacher_layers:
+        return ((layers, teacher_layers),)
+    return parse_mapping(DEFAULT_MAPPING, teacher_layers, layers).pairs
+
+
+def _logits_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View | None:
+    spec = manifest.targets.logits
+    if spec is None:
+        notes.append("no output KL: the cache holds no output distributions")
+    elif not has_head:
+        notes.append("no output KL: the student has no masked-LM head")
+    elif spec.form == "sample":
+        notes.append(
+            f"output KL is that to {spec.entries} ids drawn from the teacher, which is larger than that to its whole "
+            "distribution; top-1 agreement is with the id most often drawn"
+        )
+    return spec.view if spec is not None and has_head else None

@@ -1,0 +1,143 @@
+"""The sums behind a fidelity report: one record per measure that counts batches and gives a result at the end.
+
+In: what the student computed on a batch (`StudentOutputs`) and the decoded targets of the same rows. Padding and unused
+places for masked positions are left out. Memory does not depend on the number of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from student_train.data.split import Rows, abreast
+from student_train.evaluate.fidelity.plan import HiddenPair, RelationPair
+from student_train.evaluate.fidelity.records import DistributionFidelity, HiddenFidelity, RelationFidelity
+from student_train.losses.distributions import SampledTargets, Targets, logits_loss
+from student_train.losses.relations import one_relation_loss
+from student_train.losses.vocabulary import LOGITS_AT_A_TIME
+from student_train.methods.base import StudentOutputs
+from student_train.methods.od import flat_targets
+from student_train.ridge import Moments, fit_ridge, normalised_error
+from teacher_cache.contract.batch import TargetBatch
+from teacher_cache.models.attention import VECTORS
+
+
+class RelationSum:
+    """Relation KL of one pair of layers, summed over real positions."""
+
+    def __init__(self, pair: RelationPair) -> None:
+        self.pair = pair
+        self._total = dict.fromkeys(VECTORS, 0.0)
+        self._positions = 0
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the real positions of a batch."""
+        student, teacher = outputs.attention[self.pair.student_layer], targets.attention[self.pair.teacher_layer]
+        for name in VECTORS:
+            loss = one_relation_loss(name, student, teacher, targets.length_B, heads=self.pair.heads)
+            self._total[name] += float(loss)
+        self._positions += int(targets.length_B.sum())
+
+    def result(self) -> RelationFidelity:
+        """Means over heads and real positions."""
+        pair = self.pair
+        return RelationFidelity(
+            student_layer=pair.student_layer,
+            teacher_layer=pair.teacher_layer,
+            heads=pair.heads,
+            view=pair.view,
+            **{name: total / self._positions for name, total in self._total.items()},
+        )
+
+
+class HiddenSum:
+    """Moments of one pair of layers in three parts: two that the linear map is fitted on, and one it is measured on.
+
+    The first half of the rows is the fit's, cut into a first and a second quarter; a half of one row is cut in its
+    middle. Of several stores, each gives half of its rows.
+    """
+
+    def __init__(self, pair: HiddenPair, rows: Rows) -> None:
+        self.pair = pair
+        self._places = abreast(rows)
+        self._moments: tuple[Moments, Moments, Moments] | None = None
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
+        """Count the real positions of a batch."""
+        student_BTD, teacher_BTD = outputs.hidden[self.pair.student_layer], targets.hidden[self.pair.teacher_layer]
+        if self._moments is None:
+            widths = student_BTD.shape[-1], teacher_BTD.shape[-1]
+            first, second, third = (Moments(*widths, student_BTD.device) for _ in range(3))
+            self._moments = first, second, third
+        part_BT = self._part_BT(targets, first_row)
+        for part, moments in enumerate(self._moments):
+            moments.add(student_BTD[part_BT == part], teacher_BTD[part_BT == part])
+
+    def _part_BT(self, targets: TargetBatch, first_row: int) -> Tensor:
+        """0 and 1 where the map is fitted, 2 where it is measured, -1 at padding."""
+        real_BT, half = targets.real_BT(), len(self._places) // 2
+        places = [self._places[row] for row in range(first_row, first_row + len(real_BT))]
+        row_B1 = torch.tensor(places, device=real_BT.device)[:, None]
+        if half > 1:
+            second_BT = (row_B1 >= half // 2).expand_as(real_BT)
+        else:
+            second_BT = real_BT.cumsum(1) > targets.length_B[:, None] // 2
+        part_BT = torch.where(row_B1 < half, second_BT.long(), 2)
+        return part_BT.masked_fill(~real_BT, -1)
+
+    def result(self) -> HiddenFidelity:
+        """The error of the map fitted on the first half, on the second half."""
+        assert self._moments is not None
+        first, second, measured_on = (moments.statistics() for moments in self._moments)
+        linear = fit_ridge(first, second)
+        pair = self.pair
+        return HiddenFidelity(
+            student_layer=pair.student_layer,
+            teacher_layer=pair.teacher_layer,
+            view=pair.view,
+            nmse=normalised_error(linear, measured_on),
+            ridge=linear.strength,
+        )
+
+
+class DistributionSum:
+    """KL and agreement of the most probable entry, or the one most often drawn, at masked positions."""
+
+    def __init__(self, vocab_size: int, temperature: float) -> None:
+        self._vocab_size, self._temperature = vocab_size, temperature
+        self._kl, self._agreed, self._positions = 0.0, 0, 0
+
+    def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
+        assert outputs.head is not None and targets.masked is not None
+        positions_BM1 = targets.masked.positions_BM.long().unsqueeze(-1)
+        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
+        taught = flat_targets(targets)
+        place_P = taught.real_P.nonzero()[:, 0]
+        run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
+        for places in place_P.split(run):
+            self._count(outputs.head(hidden_PD[places]), type(taught)(*(part[places] for part in taught)))
+
+    def _count(self, logits_PV: Tensor, targets: Targets) -> None:
+        loss = logits_loss(logits_PV, targets, temperature=self._temperature)
+        # the loss is scaled by tau^2 to keep its gradient's size; the divergence itself is not
+        self._kl += float(loss) / self._temperature**2
+        self._agreed += int((logits_PV.argmax(1) == _most_probable(targets)).sum())
+        self._positions += len(logits_PV)
+
+    def result(self) -> DistributionFidelity:
+        """Means over masked positions."""
+        positions = max(1, self._positions)
+        return DistributionFidelity(
+            kl=self._kl / positions,
+            top1_agreement=self._agreed / positions,
+            positions=self._positions,
+            temperature=self._temperature,
+        )
+
+
+def _most_probable(targets: Targets) -> Tensor:
+    """The teacher's first choice at each position, as far as the cache knows it [P]."""
+    if isinstance(targets, SampledTargets):
+        return targets.ids_PK.long().gather(1, targets.counts_PK.argmax(1, keepdim=True)).squeeze(1)
+    return targets.ids_PK[:, 0].long()

@@ -1,0 +1,1 @@
+"""`kdeval finetune`: a student, fine-tuned on tasks."""

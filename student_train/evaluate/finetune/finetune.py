@@ -1,0 +1,209 @@
+"""Fine-tune a student on a task with several seeds, and measure it there.
+
+In: a Hugging Face encoder directory, settings, examples from local files or the hub. Out: a `FinetuneReport`. Every
+seed draws a fresh head, the order of the examples and dropout; with several learning rates each seed is trained with
+each, and the one that is best on the dev set counts, ties going to the one named first. Costs one training per seed and
+learning rate, unless its result is kept from before. The trained models are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from student_train.evaluate.finetune.data import TaskData, read_data
+from student_train.evaluate.finetune.finetune_cache import ResultCache, identify
+from student_train.evaluate.finetune.hf_trainer import RECIPE, train_and_predict
+from student_train.evaluate.finetune.inputs import Inputs, encode
+from student_train.evaluate.finetune.metrics import measure, require_libraries
+from student_train.evaluate.finetune.model import check_student, load_for_task, load_tokenizer
+from student_train.evaluate.finetune.records import FinetuneReport, SeedResult
+from student_train.evaluate.finetune.settings import FinetuneSettings
+from student_train.evaluate.finetune.tasks import TASKS
+from student_train.evaluate.load import weights_fingerprint
+from teacher_cache.errors import SettingsError
+
+CACHE_FOLDER = ".finetune-cache"
+RESULT = ("measures", "cut", "constant")
+"""What is kept of a run."""
+Show = Callable[[str, int, int], None]
+
+
+def measure_finetune(settings: FinetuneSettings, *, device: str, show: Show) -> FinetuneReport:
+    """Fine-tune and measure the student that the settings name.
+
+    Args:
+        settings: what to do.
+        device: `cpu` or `cuda`.
+        show: called after each step with what is being trained, the step and how many there are.
+
+    Raises:
+        SettingsError: a library is missing, or the precision cannot be had on the device.
+        StudentError: the student cannot be loaded, or its outputs are not finite.
+        TaskError: the examples cannot be read, or are none of the task.
+    """
+    require_libraries()
+    if settings.precision == "bfloat16" and device == "cpu":
+        raise SettingsError("--precision 'bfloat16' needs a GPU, and this runs on the CPU: leave it out")
+    task, folder = TASKS[settings.task], Path(settings.student).expanduser()
+    positions = check_student(folder, task)
+    student = _Student(
+        folder=folder,
+        tokenizer=load_tokenizer(folder, task),
+        max_length=min(settings.max_length, positions or settings.max_length),
+    )
+    runs = _Runs(settings=settings, student=student, data=read_data(settings), device=device, show=show)
+    results = [runs.best(seed) for seed in range(settings.seeds)]
+    return FinetuneReport(
+        student=str(folder),
+        task=task.name,
+        metric=task.metric,
+        seeds=tuple(results),
+        tests=tuple(name for name in runs.data.measured if name != "dev"),
+        examples={name: len(examples) for name, examples in runs.data.all().items()},
+        settings={**runs.recipe, "train_rows": settings.train_rows, "learning_rates": list(settings.learning_rates())},
+        fingerprint=identify(runs.identity),
+        fingerprints=runs.fingerprints,
+        notes=tuple(_notes(runs, results)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Student:
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all in the directory that decides a result: of the tokenizer what it does, not how its files are named."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        does = sorted(self.tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+        return {
+            "weights": weights_fingerprint(self.folder),
+            "config": hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest(),
+            "tokenizer": identify({"does": does, "inputs": self.tokenizer.model_input_names}),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """The runs of one student on one task. Nothing is tokenised or loaded where their results are kept from before."""
+
+    settings: FinetuneSettings
+    student: _Student
+    data: TaskData
+    device: str
+    show: Show
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        return {
+            **RECIPE,
+            "epochs": self.settings.epochs,
+            "batch_size": self.settings.batch_size,
+            "max_length": self.student.max_length,
+            "precision": self.settings.precision,
+            "device": self.device,
+        }
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        examples = {name: each.sha256() for name, each in self.data.all().items()}
+        return {**self.student.fingerprints(), **examples}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return {"task": self.data.task.name, "settings": self.recipe, "fingerprints": self.fingerprints}
+
+    @cached_property
+    def cache(self) -> ResultCache:
+        folder = self.settings.cache_dir
+        return ResultCache(
+            self.student.folder / CACHE_FOLDER if folder is None else Path(folder).expanduser(), names=RESULT
+        )
+
+    @cached_property
+    def inputs(self) -> dict[str, Inputs]:
+        labels, length = self.data.labels(), self.student.max_length
+        return {
+            name: encode(self.student.tokenizer, examples, self.data.task, tags=labels, max_length=length)
+            for name, examples in self.data.all().items()
+        }
+
+    def best(self, seed: int) -> SeedResult:
+        """The seed at its best learning rate."""
+        results = [self._one(seed, rate) for rate in self.settings.learning_rates()]
+        return max(results, key=lambda result: result.measures["dev"][self.data.task.metric])
+
+    def _one(self, seed: int, learning_rate: float) -> SeedResult:
+        key = {**self.identity, "seed": seed, "learning_rate": learning_rate}
+        kept = self.cache.find(key)
+        result = kept or self._train(seed, learning_rate)
+        if kept is None:
+            self.cache.keep(key, result)
+        return SeedResult(seed=seed, learning_rate=learning_rate, **result)
+
+    def _train(self, seed: int, learning_rate: float) -> dict[str, Any]:
+        task, labels = self.data.task, self.data.labels()
+        what = f"{task.name}, seed {seed}, lr {learning_rate:g}"
+        predictions = train_and_predict(
+            load_for_task(self.student.folder, task, labels, seed),
+            self.student.tokenizer,
+            self.inputs["train"],
+            {name: self.inputs[name] for name in self.data.measured},
+            task,
+            self.settings,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=self.device,
+            advance=lambda step, steps: self.show(what, step, steps),
+        )
+        found = {name: _tags(each, labels) if task.kind == "tokens" else each for name, each in predictions.items()}
+        measured = self.data.measured.items()
+        return {
+            "measures": {name: measure(task, found[name], examples.labels) for name, examples in measured},
+            "cut": {name: inputs.cut for name, inputs in self.inputs.items()},
+            "constant": [name for name, each in found.items() if _is_constant(each)],
+        }
+
+
+def _tags(predictions: Sequence[Sequence[int | None]], tags: Sequence[str]) -> list[list[str]]:
+    """Tags by word; a word that the model did not get to read is none of an entity."""
+    return [["O" if number is None else tags[number] for number in sentence] for sentence in predictions]
+
+
+def _is_constant(predictions: Sequence[Any]) -> bool:
+    """Whether all examples, or all words of them, got one and the same prediction."""
+    if isinstance(predictions[0], list):
+        predictions = [tag for tags in predictions for tag in tags]
+    return len(predictions) > 1 and len(set(predictions)) == 1
+
+
+def _notes(runs: _Runs, results: Sequence[SeedResult]) -> list[str]:
+    """What a reader of the figures should know."""
+    data, limit, found = runs.data, runs.student.max_length, []
+    if limit < runs.settings.max_length:
+        found.append(f"the student reads at most {limit} positions: longer examples were cut there")
+    cut: Mapping[str, int] = results[0].cut
+    found += [
+        f"{cut[name]:,} of the {len(examples):,} examples of {name} are longer than {limit} tokens and were cut"
+        for name, examples in data.all().items()
+        if cut[name]
+    ]
+    stuck = [str(result.seed) for result in results if result.constant]
+    if stuck:
+        found.append(
+            f"of seed {', '.join(stuck)}, all examples got the same prediction: nothing was learned, and the score "
+            "says nothing about the student; try more --epochs, or other values of --lr"
+        )
+    if len(runs.settings.learning_rates()) > 1 and len(data.measured) == 1:
+        found.append("the learning rate was chosen on the examples that are reported: the score is a little high")
+    if data.unlearnable():
+        found.append(f"entities that training has no example of count as missed: {', '.join(data.unlearnable())}")
+    return found

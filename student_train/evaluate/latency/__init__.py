@@ -1,0 +1,1 @@
+"""`kdeval latency`: how long a forward pass takes."""

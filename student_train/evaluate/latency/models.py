@@ -1,0 +1,119 @@
+"""The encoders whose latency is measured: found, loaded in float32 without heads, and sized.
+
+In: a folder, or for the teacher a name on the hub, of which only configuration and weights are fetched. Out: the model
+on the CPU in evaluation mode. Tokenizers are not needed: inputs are random ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+
+from student_train.evaluate.latency.records import ModelSize
+from student_train.evaluate.load import WEIGHTS, weight_files, weights_fingerprint
+from student_train.students.pretrained import load_config, load_model, position_limit
+from teacher_cache.errors import StudentError, first_line
+from teacher_cache.hub import HUB_ERRORS
+
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedModel:
+    """An encoder to time. `name` is how the user called it, `role` is student or teacher."""
+
+    role: str
+    name: str
+    folder: Path
+    encoder: PreTrainedModel
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it can read, None if nothing limits it."""
+        return position_limit(self.encoder)
+
+    @property
+    def size(self) -> ModelSize:
+        """Its parameters, and the bytes of its weight files."""
+        tables = [module for module in self.encoder.modules() if isinstance(module, nn.Embedding)]
+        embedding = {id(parameter): parameter.numel() for table in tables for parameter in table.parameters()}
+        return ModelSize(
+            parameters=sum(parameter.numel() for parameter in self.encoder.parameters()),
+            embedding_parameters=sum(embedding.values()),
+            bytes=sum(file.stat().st_size for file in weight_files(self.folder)),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its weight files."""
+        return weights_fingerprint(self.folder)
+
+    def random_ids(self, batch_size: int, seq_len: int) -> Tensor:
+        """[batch_size, seq_len] ids of its vocabulary, special ones left out; the same ones every time."""
+        config = self.encoder.config
+        special = {getattr(config, name, None) for name in _SPECIAL_IDS}
+        ids = torch.tensor([entry for entry in range(config.vocab_size) if entry not in special])
+        draw = torch.Generator().manual_seed(batch_size * 1_000_003 + seq_len)
+        return ids[torch.randint(len(ids), (batch_size, seq_len), generator=draw)]
+
+
+def load_timed(name: str, role: str) -> TimedModel:
+    """The encoder in the folder `name`; a teacher may also be a name on the hub.
+
+    Raises:
+        StudentError: there is no such folder or name, the model is no encoder, or it cannot be loaded whole and run.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(name, role)
+    config = load_config(folder)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise StudentError(
+            f"{role} {name!r} is of family {config.model_type!r}, which is no encoder with a masked language model: "
+            "one forward pass is not what its users wait for; choose a family such as BERT, RoBERTa, XLM-R, "
+            "DistilBERT, ELECTRA or ModernBERT"
+        )
+    encoder = load_model(folder, with_mlm_head=False).model
+    nn.Module.requires_grad_(encoder, False)
+    nn.Module.eval(encoder)
+    model = TimedModel(role=role, name=name, folder=folder, encoder=encoder)
+    _try_out(model)
+    return model
+
+
+def _try_out(model: TimedModel) -> None:
+    ids_BT = model.random_ids(1, min(8, model.positions or 8))
+    try:
+        with torch.inference_mode():
+            model.encoder(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
+    except Exception as error:
+        # a family's own checks: X-MOD asks for a language
+        raise StudentError(
+            f"{model.role} {model.name!r} of family {model.encoder.config.model_type!r} does not run on token ids and "
+            f"a mask alone ({type(error).__name__}: {error}): there is no forward pass to time; choose another model"
+        ) from error
+
+
+def _fetch(name: str, role: str) -> Path:
+    if role != "teacher":
+        raise StudentError(
+            f"there is no student directory {name!r}: nothing can be measured; give --student the directory that "
+            "kdtrain wrote (its --out) or any Hugging Face encoder directory"
+        )
+    try:
+        for pattern in WEIGHTS:
+            wanted = ["config.json", pattern, f"{pattern}.index.json"]
+            folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
+            if weight_files(folder):
+                return folder
+    except HUB_ERRORS as error:
+        raise StudentError(
+            f"teacher {name!r} is no folder and cannot be had from the hub ({first_line(error)}): there is nothing to "
+            "compare with; check the name, or leave --teacher out"
+        ) from error
+    raise StudentError(f"teacher {name!r} has no weights that PyTorch reads on the hub: give another name or a folder")

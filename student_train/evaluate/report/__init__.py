@@ -1,0 +1,1 @@
+"""`kdeval report`: one HTML file per run."""

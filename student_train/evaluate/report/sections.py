@@ -1,0 +1,243 @@
+"""The sections of a run's report, one function each: records in, HTML out.
+
+A section whose record is missing says so and names the command that makes it. Nothing is measured here but the
+relations of a sentence, where a cache is given.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from student_train.evaluate.fidelity.fidelity_table import format_value
+from student_train.evaluate.latency.records import name_place
+from student_train.evaluate.report.html import Html, code_block, heading, missing, paragraph, picture, table
+from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
+from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
+from teacher_cache.errors import StudentError, TargetsError, TeacherError
+
+LACKING = "–"
+_NOT_SETTINGS = ("json", "dry_run")
+
+
+def training(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
+    """Curves, and the validations as a table."""
+    steps = [record for record in metrics if "loss" in record]
+    validations = [record for record in metrics if "valid_loss" in record]
+    parts: list[Html] = []
+    if steps:
+        curves = "Loss, learning rate, tokens per second and share of waiting over the steps"
+        parts.append(picture(plot_training_curves(metrics), curves))
+        skipped = steps[-1].get("skipped_rows")
+        if skipped:
+            parts.append(paragraph(f"{skipped} rows of damaged blocks were left out.", "note"))
+    else:
+        parts.append(
+            missing("There is no metrics.jsonl with steps of a training: kdtrain writes it.", "kdtrain --help")
+        )
+    if validations:
+        names = list(dict.fromkeys(name for record in validations for name in record if name != "step"))
+        lines = [
+            [f"{record['step']:,}", *(_value(record.get(name)) for name in names)]
+            for record in thin_out(validations, 20)
+        ]
+        parts += [heading("On held-out rows"), table(["step", *(_label(name) for name in names)], lines, words=0)]
+    return parts
+
+
+def fidelity(records: RunRecords) -> list[Html]:
+    """Bars per pair of layers, and every measure."""
+    report = records.fidelity
+    if report is None:
+        reason = _reason(records, "fidelity.json", "How close the student comes to its teacher was not measured.")
+        cache = records.settings.get("cache") or ["CACHE"]
+        return [missing(reason, shlex.join(["kdeval", "fidelity", "--student", records.path, "--cache", *cache]))]
+    rows = report.rows if report.rows is not None else report.last_row - report.first_row + 1
+    kind = "held-out rows" if report.held_out else "rows, not known to be held out,"
+    parts = [paragraph(f"On {rows:,} {kind} of {report.cache}, {report.tokens:,} tokens. Layers: student → teacher.")]
+    if report.hidden or report.relations:
+        parts.append(picture(plot_fidelity_layers(report), "Hidden NMSE and relation KL per pair of layers"))
+    lines = [[measure.label, measure.place, format_value(measure)] for measure in report.lines().values()]
+    parts.append(table(["measure", "where", "value"], lines, words=2))
+    return [*parts, *(paragraph(note, "note") for note in report.notes)]
+
+
+def relations(records: RunRecords, caches: Sequence[str]) -> list[Html]:
+    """Maps of the teacher and of the student on a sentence."""
+    from student_train.evaluate.fidelity.heat_maps import relation_maps
+
+    wanted = ["kdeval", "report", records.path, "--cache"]
+    if not caches:
+        cache = records.settings.get("cache") or ["CACHE"]
+        return [
+            missing("The teacher's relations are in its cache, which was not given.", shlex.join([*wanted, *cache]))
+        ]
+    try:
+        maps = relation_maps(records.folder, caches)
+    except (TargetsError, StudentError, TeacherError) as error:
+        return [missing(str(error))]
+    kind = "held-out row" if maps.held_out else "row"
+    return [
+        paragraph(
+            f"How much each token (row) relates to each other (column) in queries, keys and values: student layer "
+            f"{maps.student_layer} and teacher layer {maps.teacher_layer}, mean over {maps.heads} relation heads, "
+            f"{kind} {maps.row:,} in the {maps.view} view. Relations reach over the whole row, of which a sentence is "
+            "shown; the KL is of the whole row. The maps of a column share their colours, which follow a square root."
+        ),
+        picture(plot_relation_maps(maps), f"Relations of teacher and student in: {' '.join(maps.tokens)}"),
+    ]
+
+
+def tasks(records: RunRecords) -> list[Html]:
+    """One table per task: sets of examples by seed."""
+    command = shlex.join(["kdeval", "finetune", "--student", records.path, "--task", "sst2"])
+    parts = [part for scores in records.tasks.values() for part in _task(scores)]
+    old = [name for name in records.stale if name.startswith("finetune-")]
+    if old or not parts:
+        reason = _reason(records, ", ".join(old) or "?", "The student was fine-tuned on no task.")
+        parts.append(missing(reason, command))
+    return parts
+
+
+def _task(found: TaskScores) -> list[Html]:
+    record = found.record
+    by_test = record.get("by_test") if isinstance(record.get("by_test"), Mapping) else None
+    lines = [[name, *_scores(entry.get("scores", []))] for name, entry in (by_test or {}).items()]
+    lines.append(["mean of the sets" if by_test else "score", *_scores(list(found.scores.values()))])
+    columns = [f"{found.metric} × 100", *(f"seed {seed}" for seed in found.scores), "mean ± sd"]
+    examples = record.get("examples")
+    sizes = ", ".join(f"{count:,} {name}" for name, count in examples.items()) if isinstance(examples, Mapping) else ""
+    rates = ", ".join(f"{rate:g}" for rate in record.get("learning_rates", []))
+    how = ". ".join(
+        part for part in (sizes and f"Examples: {sizes}", rates and f"Learning rate by seed: {rates}") if part
+    )
+    return [heading(found.task), table(columns, lines), *([paragraph(f"{how}.", "note")] if how else [])]
+
+
+def _scores(scores: Sequence[float]) -> list[str]:
+    mean = sum(scores) / len(scores)
+    cells = [f"{100 * score:.2f}" for score in scores]
+    if len(scores) < 2:
+        return [*cells, f"{100 * mean:.2f}"]
+    deviation = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)) ** 0.5
+    return [*cells, f"{100 * mean:.2f} ± {100 * deviation:.2f}"]
+
+
+def latency(records: RunRecords) -> list[Html]:
+    """Every measurement, beside the teacher's."""
+    if records.latency is None:
+        reason = _reason(records, "latency.json", "How fast the student is was not measured.")
+        command = ["kdeval", "latency", "--student", records.path, "--teacher"]
+        teacher = records.provenance.get("cache", {}).get("teacher", {}).get("name") or "TEACHER"
+        return [missing(reason, shlex.join([*command, teacher]))]
+    columns = ["backend", "where", "numbers", "batch", "tokens", "median ms", "p90", "p99", "teacher ms", "speed-up"]
+    parts = [table(columns, _timings(records.latency), words=3)]
+    record = records.latency.record
+    sizes = [f"student {records.latency.parameters / 1e6:.2f}M parameters"]
+    if records.latency.teacher_parameters is not None:
+        sizes.append(f"teacher {records.latency.teacher_parameters / 1e6:.2f}M")
+    hardware = record.get("hardware")
+    place = f" Measured on {', '.join(map(str, hardware.values()))}." if isinstance(hardware, Mapping) else ""
+    error = record.get("onnx_max_error")
+    difference = f" ONNX Runtime differs from PyTorch by at most {error:.1e}." if isinstance(error, float) else ""
+    return [*parts, paragraph(f"{', '.join(sizes)}.{place}{difference}", "note")]
+
+
+def _timings(latency: LatencyRecord) -> list[list[str]]:
+    lines = []
+    for (setup, timing), entry in zip(latency.timings.items(), latency.record["measurements"], strict=True):
+        teacher = timing.teacher_median_ms
+        place = name_place(setup.device, setup.threads)
+        lines.append(
+            [
+                *(setup.backend, place, setup.dtype, f"{setup.batch_size}", f"{setup.seq_len}"),
+                *(
+                    _milliseconds(value)
+                    for value in (timing.median_ms, entry.get("p90_ms"), entry.get("p99_ms"), teacher)
+                ),
+                LACKING if teacher is None else f"{teacher / timing.median_ms:.2f}×",
+            ]
+        )
+    return lines
+
+
+def provenance(records: RunRecords) -> list[Html]:
+    """The cache, the versions and every setting."""
+    found = records.provenance
+    if not found:
+        return [missing("There is no provenance.json: this model was not trained by kdtrain.", "kdtrain --help")]
+    cache, held_out = found["cache"], found.get("held_out_rows", {})
+    teacher = cache.get("teacher", {})
+    lines = [
+        ("trained", found.get("created")),
+        ("teacher", teacher.get("name")),
+        ("its weights", teacher.get("weights_sha256")),
+        ("cache", cache.get("path")),
+        ("its contents", cache.get("identity_sha256")),
+        ("rows", f"{cache.get('rows', 0):,}, of which {held_out.get('count', 0):,} were held out"),
+        ("student", found.get("student", {}).get("description")),
+        ("its weights", records.weights),
+        ("code", found.get("git_revision")),
+        ("software", ", ".join(f"{name} {version}" for name, version in found.get("software", {}).items())),
+    ]
+    settings = [(_flag(name), _setting(value)) for name, value in records.settings.items() if name not in _NOT_SETTINGS]
+    objective = [(name, _in_words(entry)) for name, entry in found.get("objective", {}).items()]
+    return [
+        table(["", ""], [[name, str(value)] for name, value in lines if value], words=2),
+        heading("Objective"),
+        table(["method", "what it compares"], objective, words=2),
+        heading("Settings"),
+        table(["flag", "value"], settings, words=2),
+    ]
+
+
+def reproduce(records: RunRecords) -> list[Html]:
+    """The commands, as they were typed."""
+    if not records.commands:
+        return [paragraph("No record names a command.", "note")]
+    revision = records.provenance.get("git_revision")
+    where = f"At revision {revision}, in" if revision else "In"
+    return [
+        paragraph(f"{where} the directory that the commands were typed in:"),
+        code_block("\n".join(records.commands)),
+    ]
+
+
+def _reason(records: RunRecords, name: str, otherwise: str) -> str:
+    """Why a record is missing: it is of other weights, or there is none."""
+    if any(each in records.stale for each in name.split(", ")):
+        return f"{name} is of other weights than those that lie there now: measure again."
+    return otherwise
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else LACKING
+
+
+def _milliseconds(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, int | float) else LACKING
+
+
+def _label(name: str) -> str:
+    return name.removeprefix("valid_").replace("_", " ")
+
+
+def _in_words(description: object) -> str:
+    """What a method compares: `relation heads 24, pairs 3 → 5, view plain`."""
+    if isinstance(description, Mapping):
+        return "; ".join(f"{str(name).replace('_', ' ')}: {_in_words(value)}" for name, value in description.items())
+    if isinstance(description, list):
+        pairs = all(isinstance(entry, list) for entry in description)
+        return ", ".join(" → ".join(map(str, entry)) if pairs else str(entry) for entry in description)
+    return str(description)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return LACKING
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,196 @@
+"""What a student is trained on: the methods asked for with their weights, layers, heads and trainable projections.
+
+In: settings, the cache's manifest and the student's configuration. Out: an `Objective`, which names the targets it
+needs and gives one `LossSum` per method on a batch. Anything that does not fit the cache or the student is refused
+here, before the first step. The weighting of the methods and the division by the global batch are the trainer's; the
+projections train along and never reach the exported student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
+from student_train.losses.sums import LossSum
+from student_train.methods.base import Method, StudentNeeds, StudentOutputs
+from student_train.methods.hs import TransportTransfer, make_hidden_transfer
+from student_train.methods.mha import attention_pairs, make_attention_transfer, make_vector_transfer
+from student_train.methods.od import (
+    LogitsMethod,
+    TopkLoss,
+    logits_losses,
+    make_distribution_transfer,
+    make_token_prediction,
+)
+from teacher_cache.codecs.nmse import Transform
+from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import View
+from teacher_cache.errors import TargetsError
+
+_READING_ATTENTION = ("mha", "direct")
+
+
+class TargetSource(Protocol):
+    """What an objective asks of a cache when it is set up; `teacher_cache.read.pool.CacheSource` is one."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def require(self, request: TargetRequest) -> None: ...
+
+    def hidden_variance(self, layer: int) -> float: ...
+
+    def rotation(self, layer: int) -> Transform | None: ...
+
+    def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch: ...
+
+
+class Objective(nn.Module):
+    """The methods by name, in order, with their weights and their trainable projections."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method | LogitsMethod],
+        weights: Mapping[str, float],
+        projections: Mapping[str, nn.ModuleDict],
+    ) -> None:
+        super().__init__()
+        self.methods = dict(methods)
+        self.weights = dict(weights)
+        self.projections = nn.ModuleDict({name: projections.get(name, nn.ModuleDict()) for name in methods})
+        adapting = {name: method.transport for name, method in methods.items() if isinstance(method, TransportTransfer)}
+        self.adapting = nn.ModuleDict(adapting)
+
+    @property
+    def request(self) -> TargetRequest:
+        """Every target that some method reads."""
+        requests = [method.request for method in self.methods.values()]
+        return TargetRequest(
+            hidden_layers=tuple(sorted({layer for request in requests for layer in request.hidden_layers})),
+            rotated_layers=tuple(sorted({layer for request in requests for layer in request.rotated_layers})),
+            attention_layers=tuple(sorted({layer for request in requests for layer in request.attention_layers})),
+            logits=any(request.logits for request in requests),
+            masked=any(request.masked for request in requests),
+        )
+
+    def needs(self, view: View) -> StudentNeeds:
+        """What the student's forward pass on `view` must give."""
+        needs = StudentNeeds()
+        for method in self.methods.values():
+            needs = needs | method.needs(view)
+        return needs
+
+    def forward(self, outputs: Mapping[View, StudentOutputs], batch: Batch) -> dict[str, LossSum]:
+        """The loss of every method on these rows, unweighted; to be minimised in the proportion of the weights."""
+        reading_logits = {name: method for name, method in self.methods.items() if isinstance(method, LogitsMethod)}
+        losses = logits_losses(reading_logits, self.weights, outputs, batch)
+        for name, method in self.methods.items():
+            if not isinstance(method, LogitsMethod):
+                projections = self.projections[name]
+                assert isinstance(projections, nn.ModuleDict)
+                losses[name] = method.loss(outputs, batch, projections)
+        return {name: losses[name] for name in self.methods}
+
+    def finish_step(self) -> None:
+        """Let methods that adapt while training do so, from what they saw since the last call; after every update."""
+        for part in self.adapting.values():
+            part.finish_step()  # type: ignore[operator]
+
+    def describe(self) -> dict[str, Any]:
+        """For the provenance record: each method's layers and settings."""
+        return {name: method.describe() for name, method in self.methods.items()}
+
+    def adaptation(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of methods that adapt, by method."""
+        return {name: part.state() for name, part in self.adapting.items()}  # type: ignore[operator]
+
+    def restore_adaptation(self, adaptation: Mapping[str, Any]) -> None:
+        """Go back to what `adaptation` returned."""
+        for name, part in self.adapting.items():
+            part.restore(adaptation[name])  # type: ignore[operator]
+
+    def adapted(self) -> dict[str, Any]:
+        """For the provenance record: what methods that adapt have come to, by method; empty if none does."""
+        return {name: part.describe() for name, part in self.adapting.items()}  # type: ignore[operator]
+
+
+def make_objective(
+    weights: Mapping[str, float],
+    *,
+    source: TargetSource,
+    student: PreTrainedConfig,
+    mapping: str = "uniform+last",
+    attention_layer: str | None = None,
+    relation_heads: int | None = None,
+    relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
+    topk_loss: TopkLoss = "tail",
+    seed: int = 0,
+) -> Objective:
+    """The objective of the methods that `weights` names, in its order, for this student on this cache.
+
+    Args:
+        weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`.
+        source: the cache; asked for its manifest, whether it holds the targets, and the variance of hidden states.
+        student: the student's configuration.
+        mapping: layers of `hs`, see `parse_mapping`.
+        attention_layer: layers of `mha` and `direct`, see `attention_pairs`; None for the teacher's last but one, or
+            what the cache has where it lacks that.
+        relation_heads: heads of `mha`; None for the largest common divisor of both widths up to teacher width / 16.
+        relation_weights: of queries, keys and values, in `mha` and `direct`.
+        topk_loss: what `od` does with the mass outside the kept ids, see `TopkTargets` and `KeptTargets`.
+        seed: of projections between different widths.
+
+    Raises:
+        SettingsError: heads, layers or a vocabulary that do not fit.
+        TargetsError: the cache lacks what the methods read.
+    """
+    manifest = source.manifest
+    pairs: LayerPairs = ()
+    if any(name in weights for name in _READING_ATTENTION):
+        pairs = attention_pairs(manifest, student, attention_layer)
+    layer_map = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else None
+    # of all methods at once: whoever has to build another store should learn everything that it must hold
+    request = TargetRequest(
+        hidden_layers=layer_map.teacher_layers if layer_map else (),
+        attention_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
+        logits="od" in weights,
+        masked="mlm" in weights,
+    )
+    _require(source, request, layer_map)
+    methods: dict[str, Method | LogitsMethod] = {}
+    projections: dict[str, nn.ModuleDict] = {}
+    for name in weights:
+        if name == "mha":
+            methods[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
+        elif name == "direct":
+            methods[name], projections[name] = make_vector_transfer(source, student, pairs, relation_weights, seed=seed)
+        elif name == "hs" and layer_map is not None:
+            methods[name], projections[name] = make_hidden_transfer(
+                source, layer_map, student_width=student.hidden_size, seed=seed
+            )
+        elif name == "od":
+            methods[name] = make_distribution_transfer(manifest, student, topk_loss)
+        elif name == "mlm":
+            methods[name] = make_token_prediction(manifest, student)
+        else:
+            raise ValueError(f"unknown method {name!r}")
+    return Objective(methods, weights, projections)
+
+
+def _require(source: TargetSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:
+    """Check that the cache holds all of it, and say why where a mapping reads every layer."""
+    try:
+        source.require(request)
+    except TargetsError as error:
+        held = source.manifest.targets.hidden_layers()
+        if layer_map is None or not layer_map.weighs_all or set(request.hidden_layers) <= set(held):
+            raise
+        raise TargetsError(
+            f"{error}. --mapping {layer_map.text!r} compares each student layer with every teacher layer, "
+            f"1 to {request.hidden_layers[-1]}: `--layers all` names them"
+        ) from error

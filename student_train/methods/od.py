@@ -1,0 +1,186 @@
+"""The methods that read the student's logits at masked positions: `od` and `mlm`.
+
+`od` learns the teacher's distribution there, `mlm` the tokens that were masked; `od+mlm` is distillation with hard
+labels mixed in. Both say what they compare the logits with (`targets`), and `logits_losses` computes the losses of all
+of them from one pass of the student's head over each view, without ever holding all logits (see
+`losses/vocabulary.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from student_train.losses.distributions import KeptTargets, SampledTargets, Targets, TopkTargets
+from student_train.losses.sums import LossSum
+from student_train.losses.vocabulary import LogitsTerm, projected_losses, recomputed_losses
+from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
+from teacher_cache.contract.batch import Batch, SampledLogits, TargetBatch, TargetRequest
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import LogitsForm, View
+from teacher_cache.errors import SettingsError
+from teacher_cache.models.attention_tap import MaskedLMHead
+
+TopkLoss = Literal["tail", "renormalise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionTransfer:
+    """`od`: the teacher's distribution at masked positions: its most probable ids, or draws from it."""
+
+    view: View
+    form: LogitsForm
+    topk_loss: TopkLoss
+    vocab_size: int
+    temperature: float
+    counted: Counted = "masked"
+
+    @property
+    def request(self) -> TargetRequest:
+        return TargetRequest(logits=True)
+
+    def needs(self, view: View) -> StudentNeeds:
+        return StudentNeeds(head=view == self.view)
+
+    def targets(self, batch: TargetBatch) -> Targets:
+        """What the logits are compared with at all places of a batch."""
+        return flat_targets(batch, self.topk_loss)
+
+    def describe(self) -> dict[str, Any]:
+        loss = self.topk_loss if self.form == "topk" else "counts"
+        return {"form": self.form, "loss": loss, "temperature": self.temperature, "view": self.view}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPrediction:
+    """`mlm`: the cross-entropy of the tokens that stood at the masked positions. The teacher plays no part."""
+
+    vocab_size: int
+    view: View = "masked"
+    temperature: float = 1.0
+    counted: Counted = "masked"
+
+    @property
+    def request(self) -> TargetRequest:
+        return TargetRequest(masked=True)
+
+    def needs(self, view: View) -> StudentNeeds:
+        return StudentNeeds(head=view == self.view)
+
+    def targets(self, batch: TargetBatch) -> Targets:
+        """The original token of each place, as the only draw from a distribution that is sure of it."""
+        masked = batch.masked
+        assert masked is not None
+        ids_P1 = masked.original_ids_BM.reshape(-1, 1)
+        return SampledTargets(ids_PK=ids_P1, counts_PK=torch.ones_like(ids_P1), real_P=masked.real_BM().flatten())
+
+    def describe(self) -> dict[str, Any]:
+        return {"targets": "original ids", "view": self.view}
+
+
+LogitsMethod = DistributionTransfer | TokenPrediction
+
+
+def logits_losses(
+    methods: Mapping[str, LogitsMethod],
+    weights: Mapping[str, float],
+    outputs: Mapping[View, StudentOutputs],
+    batch: Batch,
+) -> dict[str, LossSum]:
+    """The unweighted loss of each of the methods, from one pass of the head over each view.
+
+    Losses of the same view must enter what is minimised in the proportion of `weights` (see `projected_losses`).
+    """
+    losses: dict[str, LossSum] = {}
+    for view in dict.fromkeys(method.view for method in methods.values()):
+        together = {name: method for name, method in methods.items() if method.view == view}
+        terms = [
+            LogitsTerm(method.targets(batch[view]), method.temperature, weights[name])
+            for name, method in together.items()
+        ]
+        totals_N = _losses_of_view(outputs[view], batch[view], terms, next(iter(together.values())).vocab_size)
+        for name, total, term in zip(together, totals_N.unbind(), terms, strict=True):
+            losses[name] = LossSum(total, term.targets.real_P.sum())
+    return losses
+
+
+def _losses_of_view(student: StudentOutputs, target: TargetBatch, terms: list[LogitsTerm], vocab_size: int) -> Tensor:
+    assert student.head is not None and target.masked is not None
+    positions_BM1 = target.masked.positions_BM.long().unsqueeze(-1)
+    hidden_PD = student.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
+    projection = _whole_projection(student.head)
+    if projection is None:
+        return recomputed_losses(student.head, hidden_PD, terms, vocab_size=vocab_size)
+    hidden_PE = student.head.before_projection(hidden_PD).to(projection.weight.dtype)
+    return projected_losses(hidden_PE, projection.weight, projection.bias, terms)
+
+
+def _whole_projection(head: MaskedLMHead) -> nn.Linear | None:
+    """The map that ends the head, where it can be used by itself."""
+    projection = head.projection
+    # ZeRO 3 keeps parameters in pieces, and gathers them for the module that they belong to while that runs
+    return None if projection is None or hasattr(projection.weight, "ds_id") else projection
+
+
+def flat_targets(target: TargetBatch, topk_loss: TopkLoss = "tail") -> Targets:
+    """The cached distribution at all places of a batch, row after row."""
+    logits = target.logits
+    assert logits is not None and target.masked is not None
+    ids_PK, real_P = logits.ids_BMK.flatten(0, 1), target.masked.real_BM().flatten()
+    if isinstance(logits, SampledLogits):
+        return SampledTargets(ids_PK=ids_PK, counts_PK=logits.counts_BMK.flatten(0, 1), real_P=real_P)
+    log_probs_PK = logits.log_probs_BMK.flatten(0, 1)
+    if topk_loss == "renormalise":
+        return KeptTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, real_P=real_P)
+    return TopkTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=logits.log_tail_BM.flatten(), real_P=real_P)
+
+
+def make_distribution_transfer(
+    manifest: Manifest, student: PreTrainedConfig, topk_loss: TopkLoss = "tail"
+) -> DistributionTransfer:
+    """`od` on a cache that holds the distribution.
+
+    Raises:
+        SettingsError: the student has another vocabulary, or the cache has nothing that could be renormalised.
+    """
+    spec = manifest.targets.logits
+    assert spec is not None
+    _check_vocabulary("od", manifest, student)
+    if topk_loss == "renormalise" and spec.form != "topk":
+        raise SettingsError(
+            f"--topk-loss {topk_loss!r} does not fit this cache: its logits are ids drawn from the teacher's whole "
+            "distribution (--logits sample), whose shares of all draws sum to 1 already, and renormalising the "
+            "student's probabilities over the ids that happened to be drawn would spoil their unbiased gradient; leave "
+            "--topk-loss out, or build a store with --logits topk"
+        )
+    return DistributionTransfer(
+        view=spec.view,
+        form=spec.form,
+        topk_loss=topk_loss,
+        vocab_size=student.vocab_size,
+        temperature=manifest.temperature,
+    )
+
+
+def make_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> TokenPrediction:
+    """`mlm` on a cache that holds a masked view.
+
+    Raises:
+        SettingsError: the student has another vocabulary.
+    """
+    _check_vocabulary("mlm", manifest, student)
+    return TokenPrediction(vocab_size=student.vocab_size)
+
+
+def _check_vocabulary(method: str, manifest: Manifest, student: PreTrainedConfig) -> None:
+    if student.vocab_size != manifest.teacher.vocab_size:
+        raise SettingsError(
+            f"--method {method}: the student has {student.vocab_size} vocabulary entries, the teacher "
+            f"{manifest.teacher.vocab_size}: ids and distributions of the cache mean nothing to it; choose a student "
+            "with the teacher's vocabulary"
+        )

@@ -1,0 +1,82 @@
+"""A trained student as a plain Hugging Face directory: weights, configuration, tokenizer, provenance.
+
+The directory holds the student alone. It is written beside its final place, loaded again as any user would load it, and
+only then moved file by file into place, the provenance record last: where that record is, the student is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from student_train.out_folder import clear_write_errors
+from student_train.run_files import PROVENANCE
+from student_train.students.pretrained import encoder_of, load_model, quiet_transformers
+from teacher_cache.errors import StudentError
+
+UNFINISHED = ".export-unfinished"
+"""The folder in which a student is put together."""
+
+
+def export_student(
+    model: PreTrainedModel, out: Path, *, teacher_folder: Path, seq_len: int, provenance: Mapping[str, Any]
+) -> None:
+    """Write `model` to the folder `out`, replacing an earlier export there and leaving other files alone.
+
+    Args:
+        model: the student, with or without masked-LM head; written as it is.
+        out: existing or new folder.
+        teacher_folder: where the tokenizer comes from.
+        seq_len: positions it was trained on, written as the tokenizer's `model_max_length`.
+        provenance: JSON record of where the student comes from.
+
+    Raises:
+        StudentError: what was written does not load without missing or unexpected weights.
+        SpaceError, TrainingError: it cannot be written.
+    """
+    unfinished = out / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
+    tokenizer.model_max_length = seq_len
+    try:
+        with clear_write_errors(out):
+            _write(model, unfinished, tokenizer, provenance)
+        _check_reload(model, unfinished)
+        with clear_write_errors(out):
+            _move(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move(unfinished: Path, out: Path) -> None:
+    (out / PROVENANCE).unlink(missing_ok=True)
+    # False sorts before True: everything else first, the record last
+    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == PROVENANCE):
+        file.replace(out / file.name)
+
+
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Any, provenance: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    with quiet_transformers():
+        # one file at any size: an earlier export's shards could not be told from this one's
+        model.save_pretrained(folder, max_shard_size="1TB")
+        tokenizer.save_pretrained(folder)
+    text = json.dumps(provenance, indent=2, allow_nan=False) + "\n"
+    (folder / PROVENANCE).write_text(text, encoding="utf-8")
+    # safetensors lets only its owner read a file; a student is as readable as the rest of its directory
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+
+
+def _check_reload(model: PreTrainedModel, folder: Path) -> None:
+    loaded = load_model(folder, with_mlm_head=encoder_of(model) is not model)
+    if loaded.missing or loaded.unexpected:
+        raise StudentError(
+            f"the student written to {str(folder)!r} loads with missing weights {sorted(loaded.missing)!r} and "
+            f"unexpected ones {sorted(loaded.unexpected)!r}: it would not be the network that was trained; please "
+            f"report this with the family {model.config.model_type!r} and the Transformers version"
+        )

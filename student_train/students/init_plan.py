@@ -1,0 +1,88 @@
+"""What `--init` asks for: which weights a student starts from, and which teacher layer stands behind each of its own.
+
+Text and numbers only; `initialise` does what the plan says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from student_train.layer_map import MAPPINGS
+from teacher_cache.contract.layers import last_layers, uniform_layers
+from teacher_cache.errors import SettingsError
+
+_NAMED = ("auto", "random", "embeddings")
+
+
+_MAPPED = {"uniform": uniform_layers, "last": last_layers}
+"""The mappings that give every student layer one teacher layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitPlan:
+    """What `--init` asks for. `layers` or `mapping` name layers of the teacher, `folder` holds a whole model."""
+
+    text: str
+    kind: Literal["auto", "random", "embeddings", "teacher", "folder"]
+    layers: tuple[int, ...] = ()
+    mapping: str = "uniform"
+    folder: Path | None = None
+
+    def layers_for(self, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+        """The teacher layer that stands behind each student layer.
+
+        Raises:
+            SettingsError: `teacher:LAYERS` names another number of layers than the student has.
+        """
+        if not self.layers:
+            return _MAPPED[self.mapping](teacher_layers, student_layers)
+        if len(self.layers) != student_layers:
+            raise SettingsError(
+                f"--init {self.text!r} names {len(self.layers)} teacher layers for a student of {student_layers}: "
+                "every student layer needs one; name as many as the student has"
+            )
+        return self.layers
+
+
+def parse_init(text: str, *, from_folder: Path | None, teacher_layers: int) -> InitPlan:
+    """Read `--init`; `from_folder` is the folder of a student that is not given by shape.
+
+    Raises:
+        SettingsError: the text cannot be read, names a layer that does not exist, or contradicts `--student FOLDER`.
+    """
+    folder = Path(text).expanduser()
+    if text not in ("", *_NAMED) and folder.is_dir():
+        return InitPlan(text=text, kind="folder", folder=folder)
+    if from_folder is not None:
+        if text != "auto":
+            raise SettingsError(
+                f"--init {text!r} with a student from folder {str(from_folder)!r}: the student has its own weights and "
+                "would lose them; leave --init out, or give the student by shape such as --student 6x768"
+            )
+        return InitPlan(text=text, kind="folder", folder=from_folder)
+    if text in _NAMED:
+        return InitPlan(text=text, kind=text)  # type: ignore[arg-type]
+    name, _, named = text.partition(":")
+    if name == "teacher" and named in _MAPPED:
+        return InitPlan(text=text, kind="teacher", mapping=named)
+    if name == "teacher" and named in MAPPINGS:
+        raise SettingsError(
+            f"--init {text!r}: mapping {named} does not give every student layer one teacher layer of its own, so "
+            f"there is no telling which to start from; give {' or '.join(f'teacher:{each}' for each in _MAPPED)}, or "
+            "name the layers, such as teacher:2,4,6"
+        )
+    if name != "teacher" or not all(number.isdecimal() for number in named.split(",")):
+        raise SettingsError(
+            f"--init {text!r} cannot be read, and there is no such folder: give auto, random, embeddings, "
+            "teacher:LAYERS such as teacher:2,4,6 or teacher:last, or a Hugging Face folder"
+        )
+    layers = tuple(int(number) for number in named.split(","))
+    beyond = [layer for layer in layers if not 1 <= layer <= teacher_layers]
+    if beyond:
+        raise SettingsError(
+            f"--init {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers}: there is nothing "
+            "to copy; name layers that exist"
+        )
+    return InitPlan(text=text, kind="teacher", layers=layers)

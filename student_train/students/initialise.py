@@ -1,0 +1,234 @@
+"""First weights of a student: what it takes over from the teacher, or from another model of the same shape.
+
+In: a freshly made student and the folder that the weights come from. Out: the student's parameters overwritten in
+place, the list of what was copied, and one line that says so. Works on parameter names relative to three places that
+every encoder has: the list of layers, the rest of the base model (embeddings, a final norm), and the masked-LM head
+around it. Where the sizes are the teacher's, parts are copied whole, bit for bit. Layers of other sizes are not copied:
+families that `narrowing` knows are sliced, all others keep the layers random and say so. Costs one load of the source
+model, and for slicing what `narrowing.narrow` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from student_train.students.init_plan import InitPlan
+from student_train.students.narrowing.narrow import narrow, why_not
+from student_train.students.narrowing.parts import find_parts
+from student_train.students.narrowing.sample import TokenSample
+from student_train.students.pretrained import LoadedModel, encoder_of, load_model
+from student_train.students.shape import shape_of
+from teacher_cache.errors import SettingsError, StudentError
+
+ReadSample = Callable[[], TokenSample]
+"""Reads the rows that a student of other sizes is fitted on; called only where one is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenOver:
+    """The parts that a student took over from its teacher, in one line too; `whole_layers`: its layers, bit for bit."""
+
+    parts: tuple[str, ...]
+    description: str
+    whole_layers: bool = False
+
+
+def copy_teacher(
+    student: PreTrainedModel,
+    teacher_folder: Path,
+    plan: InitPlan,
+    layers: tuple[int, ...],
+    read_sample: ReadSample | None = None,
+) -> TakenOver:
+    """Do what `plan` asks for.
+
+    Where the sizes differ, `auto` and `teacher:LAYERS` slice everything. Where that cannot be, `auto` copies what fits
+    (embeddings, the masked-LM head), and `teacher:LAYERS` is refused. `embeddings` insists on a copy.
+
+    Raises:
+        SettingsError: the plan insists on parts whose sizes differ.
+    """
+    if plan.kind == "random":
+        return TakenOver(parts=(), description="random weights")
+    loaded = load_model(teacher_folder, with_mlm_head=encoder_of(student) is not student)
+    teacher = loaded.model
+    differing = _differing_sizes(student, teacher)
+    if differing and plan.kind != "embeddings":
+        obstacle = _obstacle(student, teacher, read_sample)
+        if obstacle is None and read_sample is not None:
+            return _slice(student, loaded, layers, read_sample())
+        differing = f"{differing}, and {obstacle}"
+    copied: list[str] = []
+    whole_layers = plan.kind != "embeddings" and not differing
+    if _copy_embeddings(student, teacher):
+        copied.append("embeddings")
+    elif plan.kind == "embeddings":
+        raise _does_not_fit(plan, "embeddings", differing)
+    if differing and plan.kind == "teacher":
+        raise _does_not_fit(plan, "layers", differing)
+    if plan.kind != "embeddings":
+        if whole_layers:
+            copied.extend(_copy_layers(student, teacher, layers))
+        if loaded.has_trained_head and _copy_head(student, teacher):
+            copied.append("masked-LM head")
+    description = _describe(copied, layers, differing if plan.kind == "auto" else "")
+    return TakenOver(parts=tuple(copied), description=description, whole_layers=whole_layers)
+
+
+def copy_whole(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
+    """Copy every parameter of the model in `folder`, which must have the student's family and shape.
+
+    Where the folder has no masked-LM head and the student needs one, the head keeps its random weights.
+
+    Raises:
+        StudentError: it cannot be loaded, or differs in a parameter's name or size.
+    """
+    loaded = load_model(folder, with_mlm_head=encoder_of(student) is not student)
+    source = loaded.model
+    if not _copy_all(_parameters(encoder_of(student)), _parameters(encoder_of(source))):
+        raise StudentError(
+            f"the model in {str(folder)!r} ({source.config.model_type} {shape_of(source.config)}) has other parameters "
+            f"than the student ({student.config.model_type} {shape_of(student.config)}): its weights do not fit; give "
+            "a folder of the same family and shape, or use --student with that folder"
+        )
+    if loaded.has_trained_head and _copy_head(student, source):
+        return ("base model", "masked-LM head")
+    return ("base model",)
+
+
+def find_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and list of the encoder layers of a base model.
+
+    Raises:
+        StudentError: the family keeps no list of as many modules as it has layers.
+    """
+    for name, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == base.config.num_hidden_layers:
+            return name, module
+    raise StudentError(
+        f"family {base.config.model_type!r} keeps no list of {base.config.num_hidden_layers} layers: "
+        "layers cannot be copied one by one; use --init random, or a Hugging Face folder as --student"
+    )
+
+
+Parameters = dict[str, nn.Parameter]
+
+
+def _parameters(module: nn.Module) -> Parameters:
+    """Parameters by name, each once, without those of a pooler."""
+    return {name: parameter for name, parameter in module.named_parameters() if not name.startswith("pooler.")}
+
+
+def _around_layers(model: PreTrainedModel) -> Parameters:
+    """What the base model has beside its layers: embeddings, and in some families a projection or a final norm."""
+    base = encoder_of(model)
+    layers, _ = find_layers(base)
+    return {name: value for name, value in _parameters(base).items() if not name.startswith(layers + ".")}
+
+
+def _head(model: PreTrainedModel) -> Parameters:
+    """What a masked language model has beside its base model; a decoder tied to the embeddings belongs to those."""
+    base = {id(parameter) for parameter in encoder_of(model).parameters()}
+    return {name: value for name, value in model.named_parameters() if id(value) not in base}
+
+
+@torch.no_grad()
+def _copy_fitting(target: Parameters, source: Parameters) -> None:
+    """Copy the parameters that both have in the same size."""
+    for name, parameter in target.items():
+        if name in source and source[name].shape == parameter.shape:
+            parameter.copy_(source[name])
+
+
+def _copy_all(target: Parameters, source: Parameters) -> bool:
+    """Copy everything if both have the same parameters in the same sizes; else nothing."""
+    fits = target.keys() == source.keys() and all(target[name].shape == source[name].shape for name in target)
+    if fits:
+        _copy_fitting(target, source)
+    return fits
+
+
+def _copy_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
+    words = [model.get_input_embeddings().weight.shape for model in (student, teacher)]
+    if words[0] != words[1]:
+        return False
+    # not all or nothing: with factorised embeddings the map to the hidden width may differ, the embeddings do not
+    _copy_fitting(_around_layers(student), _around_layers(teacher))
+    return True
+
+
+def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: tuple[int, ...]) -> list[str]:
+    (_, targets), (_, sources) = find_layers(encoder_of(student)), find_layers(encoder_of(teacher))
+    for target, layer in zip(targets, layers, strict=True):
+        # ModernBERT's first layer has no norm of its own; a layer that moves there leaves its norm behind
+        _copy_fitting(dict(target.named_parameters()), dict(sources[layer - 1].named_parameters()))
+    return _layer_names(layers)
+
+
+def _layer_names(layers: tuple[int, ...]) -> list[str]:
+    return [f"layer {number} from teacher layer {layer}" for number, layer in enumerate(layers, start=1)]
+
+
+def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
+    return _copy_all(_head(student), _head(teacher))
+
+
+def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, read_sample: ReadSample | None) -> str | None:
+    """Why layers of other sizes cannot be sliced from the teacher's; None if they can."""
+    if read_sample is None:
+        return "there are no rows to fit sliced ones on"
+    ours, theirs = find_parts(student), find_parts(teacher)
+    if ours is None or theirs is None:
+        return f"layers of family {teacher.config.model_type!r} cannot be sliced"
+    return why_not(ours, theirs)
+
+
+def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample) -> TakenOver:
+    device, training = sample.input_ids_BT.device, student.training
+    ours, theirs = find_parts(student.eval().to(device)), find_parts(loaded.model.to(device))  # type: ignore[arg-type]
+    assert ours is not None
+    assert theirs is not None
+    narrowing = narrow(ours, theirs, layers, sample, with_head=loaded.has_trained_head)
+    student.cpu().train(training)
+    parts = ["embeddings", *_layer_names(layers), *(["masked-LM head"] if loaded.has_trained_head else [])]
+    named = _name_parts(parts, layers)
+    return TakenOver(
+        parts=tuple(f"{part}, sliced" for part in parts),
+        description=f"{named} sliced from the teacher: {narrowing}",
+    )
+
+
+def _differing_sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
+    """Sizes of a layer in which the two differ, in words; empty where teacher layers fit the student."""
+    ours, theirs = shape_of(student.config), shape_of(teacher.config)
+    sizes = {"width": "hidden_size", "heads": "heads", "feed-forward width": "intermediate_size"}
+    return ", ".join(
+        f"{name} {getattr(ours, size)} (teacher: {getattr(theirs, size)})"
+        for name, size in sizes.items()
+        if getattr(ours, size) != getattr(theirs, size)
+    )
+
+
+def _does_not_fit(plan: InitPlan, part: str, differing: str) -> SettingsError:
+    return SettingsError(
+        f"--init {plan.text!r}: the student has {differing}, so the teacher's {part} do not fit it; give the student "
+        "the teacher's sizes, or use --init auto, which takes over what it can"
+    )
+
+
+def _describe(copied: list[str], layers: tuple[int, ...], differing: str) -> str:
+    text = f"{_name_parts(copied, layers)} copied from the teacher" if copied else "random weights"
+    return f"{text}; layers do not fit: {differing}" if differing else text
+
+
+def _name_parts(copied: list[str], layers: tuple[int, ...]) -> str:
+    parts = [part for part in copied if not part.startswith("layer ")]
+    if len(parts) < len(copied):
+        parts.append("layers " + ", ".join(map(str, layers)))
+    return ", ".join(parts)

@@ -1,0 +1,154 @@
+"""Students: a model of the asked shape with its first weights.
+
+In: a shape such as `3x384` or a Hugging Face folder, and the teacher's folder inside the cache. Out: a plain
+Transformers model of the teacher's family, or of the folder's. Folders that do not fit the cache are refused: another
+vocabulary would read other words, too few positions would not read the rows at all. Train-only parts are added
+elsewhere and never enter this model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+
+from student_train.students.init_plan import parse_init
+from student_train.students.initialise import ReadSample, TakenOver, copy_teacher, copy_whole
+from student_train.students.pretrained import (
+    check_family,
+    encoder_of,
+    load_config,
+    pooler_option,
+    position_limit,
+    vocabulary_difference,
+)
+from student_train.students.shape import SHAPE, derive_config, shape_of, student_shape
+from teacher_cache.errors import StudentError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltStudent:
+    """A student, one line on where its weights come from, and what was copied.
+
+    `whole_layers` says whether its layers are the teacher's, bit for bit; what came from a folder does not count.
+    """
+
+    model: PreTrainedModel
+    description: str
+    copied: tuple[str, ...]
+    whole_layers: bool
+
+
+def build_student(
+    spec: str | None,
+    *,
+    teacher_folder: Path,
+    init: str,
+    with_mlm_head: bool,
+    seed: int,
+    seq_len: int,
+    read_sample: ReadSample | None = None,
+) -> BuiltStudent:
+    """Make the student and give it its first weights.
+
+    Args:
+        spec: None for the teacher's default student, a shape (see `parse_shape`), or a Hugging Face folder.
+        teacher_folder: Hugging Face folder of the teacher inside the cache.
+        init: `auto`, `random`, `embeddings`, `teacher:2,4,6`, `teacher:last` or a folder; with a folder as `spec`,
+            `auto` takes that folder's weights.
+        with_mlm_head: whether the student needs a masked-LM head (to learn the output distribution).
+        seed: of every random weight.
+        seq_len: positions that the student must be able to read.
+        read_sample: gives the rows on which a student of other sizes than the teacher's is fitted to it. Without them
+            its layers stay random.
+
+    Raises:
+        SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
+        StudentError: a folder cannot be loaded, has another vocabulary, or has too few positions.
+    """
+    teacher_config = load_config(teacher_folder)
+    folder = _folder_of(spec)
+    plan = parse_init(init, from_folder=folder, teacher_layers=teacher_config.num_hidden_layers)
+    if folder is None:
+        shape = student_shape(spec, teacher_config)
+        layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
+        config = derive_config(teacher_config, shape, layers)
+    else:
+        config, layers = load_config(folder), ()
+    for place in {place for place in (folder, plan.folder) if place is not None}:
+        check_family(place)
+        _check_vocabulary(place, teacher_folder)
+    model = _random_model(config, with_mlm_head, seed)
+    _check_positions(model, seq_len, str(spec))
+    if plan.folder is not None:
+        copied = copy_whole(model, plan.folder)
+        origin = f"weights of {str(plan.folder)!r}"
+        if with_mlm_head and "masked-LM head" not in copied:
+            origin += ", which has no masked-LM head that fits: that one is random"
+        taken = TakenOver(parts=copied, description=origin)
+    else:
+        taken = copy_teacher(model, teacher_folder, plan, layers, read_sample)
+    return BuiltStudent(
+        model=model,
+        description=f"{config.model_type} {shape_of(config)}: {taken.description}",
+        copied=taken.parts,
+        whole_layers=taken.whole_layers,
+    )
+
+
+def _folder_of(spec: str | None) -> Path | None:
+    """The folder that `spec` names; what reads as a shape is one, even if a folder is called like it."""
+    if not spec or SHAPE.fullmatch(spec):
+        return None
+    folder = Path(spec).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model like `model` that holds these weights, by every name of each; nothing is copied.
+
+    `model` itself may be in the hands of an engine that has its weights cut up or rounded.
+    """
+    with torch.device("meta"):
+        twin = _make_model(model.config, encoder_of(model) is not model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in twin.state_dict()}
+    twin.load_state_dict({**buffers, **weights}, assign=True)
+    twin.tie_weights()
+    return twin
+
+
+def _random_model(config: PreTrainedConfig, with_mlm_head: bool, seed: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _make_model(config, with_mlm_head)
+
+
+def _make_model(config: PreTrainedConfig, with_mlm_head: bool) -> PreTrainedModel:
+    loader, options = (AutoModelForMaskedLM, {}) if with_mlm_head else (AutoModel, pooler_option(config))
+    model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _check_vocabulary(folder: Path, teacher_folder: Path) -> None:
+    """Refuse a student whose token ids mean something else than the teacher's."""
+    difference = vocabulary_difference(folder, teacher_folder)
+    if difference is not None:
+        raise StudentError(
+            f"student {str(folder)!r} has {difference}: the rows of the cache are the teacher's token ids and would "
+            "mean other words to it; choose a student with the teacher's vocabulary, or one by shape such as "
+            "--student 6x768"
+        )
+
+
+def _check_positions(model: PreTrainedModel, seq_len: int, spec: str) -> None:
+    positions = position_limit(model)
+    if positions is not None and positions < seq_len:
+        raise StudentError(
+            f"student {spec!r} reads at most {positions} positions, the rows of the cache have {seq_len}: it cannot be "
+            f"trained on them; choose a student of at least {seq_len} positions, or build a cache with --seq-len "
+            f"{positions}"
+        )

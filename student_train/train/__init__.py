@@ -1,0 +1,1 @@
+"""`kdtrain`: prepare a run, take its steps, record them, keep the best student."""

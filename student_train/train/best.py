@@ -1,0 +1,84 @@
+"""The student of the lowest validation loss so far, kept in OUT/best as a Hugging Face directory.
+
+It is there while the student in training, or the last one, is worse on the held-out rows; where the last step turns out
+best, OUT itself is that student and OUT/best goes. Cost: the student's weights are written at every validation that
+improves on all before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from student_train.engine.engine import full_precision_weights
+from student_train.out_folder import clear_write_errors, delete_marked
+from student_train.run_files import PROVENANCE
+from student_train.students.export import export_student
+from student_train.students.student import with_weights
+from student_train.train.prepare import TrainingRun
+
+FOLDER_NAME = "best"
+
+
+def keep_best(run: TrainingRun, *, result: Mapping[str, Any]) -> None:
+    """Write the student as it is now, in place of the best one before. Every process calls it.
+
+    Raises:
+        SpaceError, TrainingError: it cannot be written.
+    """
+    weights = full_precision_weights(run.built.model)
+    with run.ranks.together():
+        if run.ranks.first:
+            write_student(run, weights, _folder(run), result=result)
+
+
+def write_student(run: TrainingRun, weights: Mapping[str, Any] | None, out: Path, *, result: Mapping[str, Any]) -> None:
+    """Export the student of a run with these weights, its own if there are none, and where it comes from.
+
+    Raises:
+        SpaceError, TrainingError: it cannot be written.
+        StudentError: what was written does not load again.
+    """
+    export_student(
+        run.built.model if weights is None else with_weights(run.built.model, weights),
+        out,
+        teacher_folder=run.reader.teacher_folder(),
+        seq_len=run.reader.manifest.seq_len,
+        provenance={**run.provenance(), "result": result},
+    )
+
+
+def drop_best(run: TrainingRun) -> None:
+    """Delete OUT/best, if there is one. For the first process.
+
+    Raises:
+        TrainingError: it cannot be deleted.
+    """
+    if _folder(run).exists():
+        with clear_write_errors(_folder(run)):
+            delete_marked(_folder(run), PROVENANCE)
+
+
+def match_best(run: TrainingRun, best_step: int) -> bool:
+    """Whether OUT/best is the student of `best_step`, where a run goes on; another one is deleted.
+
+    It is another one where the run had been further than the checkpoint that it goes on from.
+
+    Raises:
+        TrainingError: it cannot be deleted.
+    """
+    try:
+        record = json.loads((_folder(run) / PROVENANCE).read_text(encoding="utf-8"))
+        kept = record["result"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = None
+    if kept == best_step:
+        return True
+    drop_best(run)
+    return False
+
+
+def _folder(run: TrainingRun) -> Path:
+    return Path(run.settings.out) / FOLDER_NAME

@@ -1,0 +1,102 @@
+"""What a training would take, from its first steps: nothing is written, and the student is thrown away.
+
+In: the settings of a training. Out: an `Estimate`. Everything is prepared and checked as the training itself would, so
+what a training refuses is refused here. Costs the start, and `STEPS` steps on the first batches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from student_train.data.split import count_rows
+from student_train.engine.checkpoint import KEPT
+from student_train.engine.engine import running_engine
+from student_train.engine.memory import OF_TRAINING, clear_memory_errors, most_memory
+from student_train.settings import TrainSettings
+from student_train.train.feed import Feed
+from student_train.train.loop import Progression, Trainer
+from student_train.train.metrics import Progress
+from student_train.train.prepare import TrainingRun
+from student_train.train.train import prepare
+
+STEPS = 3
+_FORWARD_SHARE = 1 / 3
+"""Of a step's time, what a validation of as many rows takes: it has no backward pass, which costs twice the forward."""
+_CHECKPOINT_BYTES = 12
+"""Of each trained parameter: itself and Adam's two moments in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a whole training: `step_seconds` is the median of the steps after the first, `wait_share` the data's part.
+
+    `memory_bytes` is the most that this process, or its GPU, has had.
+    """
+
+    steps: int
+    parameters: int
+    trained_parameters: int
+    step_seconds: float
+    wait_share: float
+    tokens_per_second: float
+    training_seconds: float
+    memory_bytes: int
+    checkpoint_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+@clear_memory_errors(OF_TRAINING)
+def dry_run(settings: TrainSettings) -> Estimate:
+    """Prepare the training, say what it would be, and measure its first steps.
+
+    Raises:
+        DistillationError: the training could not be.
+    """
+    run, _, progress = prepare(settings)
+    warmup = settings.warmup_steps(run.steps)
+    with running_engine(run.model, run.config, device=run.device, warmup=warmup, steps=run.steps) as engine:
+        try:
+            return _measure(run, engine, progress)
+        finally:
+            progress.stop()
+
+
+def _measure(run: TrainingRun, engine: Any, progress: Progress) -> Estimate:
+    state = Progression()
+    trainer = Trainer(run, engine, state, None, progress, saves=False)
+    progress.start(total=STEPS, step=0)
+    seconds = []
+    with closing(run.training_batches(0)) as batches:
+        feed = Feed(run, batches, [], progress.skipped)
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            trainer.update(feed)
+            if run.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+            waited = feed.wait_seconds
+        trainer.write_pending()
+    step_seconds = statistics.median(seconds[1:])
+    validations = 2 + run.steps // run.valid_every
+    validated_steps = validations * count_rows(run.held_out_rows) / run.settings.batch_size
+    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+    return Estimate(
+        steps=run.steps,
+        parameters=sum(parameter.numel() for parameter in run.built.model.parameters()),
+        trained_parameters=trained,
+        step_seconds=step_seconds,
+        wait_share=waited / sum(seconds),
+        tokens_per_second=state.tokens / STEPS / step_seconds,
+        training_seconds=step_seconds * (run.steps + _FORWARD_SHARE * validated_steps),
+        memory_bytes=most_memory(run.device),
+        checkpoint_bytes=KEPT * _CHECKPOINT_BYTES * trained,
+    )

@@ -1,0 +1,48 @@
+"""Where a run starts: afresh, or from which checkpoint. What would be overwritten is refused.
+
+In: the settings and what lies in OUT. Nothing is changed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from student_train.engine.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
+from student_train.settings import TrainSettings
+from student_train.students.export import UNFINISHED
+from student_train.train.metrics import METRICS_NAME
+from teacher_cache.errors import TrainingError
+
+
+def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh; `say` is told of damaged ones that are passed over.
+
+    Raises:
+        TrainingError: OUT holds something that would be overwritten, or there is no such checkpoint.
+    """
+    out = Path(settings.out)
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"--out {settings.out!r} is a file: the student needs a directory; choose another --out")
+    found = sorted(path.name for path in out.iterdir() if path.name != UNFINISHED) if out.exists() else []
+    ours = METRICS_NAME in found or FOLDER_NAME in found
+    if found and (settings.resume == "never" or not ours):
+        advice = "give --resume auto to go on with that run, or choose" if ours else "choose"
+        raise TrainingError(
+            f"--out {settings.out!r} already holds {_some(found)}: training would overwrite it; {advice} another --out"
+        )
+    if settings.resume in ("never", "auto"):
+        return newest_checkpoint(out, say)
+    path = Path(settings.resume)
+    check_checkpoint(path)
+    if found and path.resolve().parent != (out / FOLDER_NAME).resolve():
+        raise TrainingError(
+            f"--resume {settings.resume!r} is a checkpoint of another run, and --out {settings.out!r} already holds "
+            f"{_some(found)}: they would be overwritten and mixed; choose another --out"
+        )
+    return path
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

@@ -1,0 +1,75 @@
+"""The losses of a student on the rows that are held out of its training.
+
+In: the run and its engine. Out: the mean of every method's loss over all held-out positions, or rows, the same in every
+process, and how many rows of damaged blocks were left out. Cost: a forward pass over the held-out rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from student_train.data.loader import CacheLoader, TrainingBatch
+from student_train.data.split import count_rows
+from student_train.losses.sums import LossSum
+from student_train.train.prepare import TrainingRun
+from teacher_cache.errors import DistillationError, StoreError
+
+
+def validation_losses(
+    run: TrainingRun, engine: Any, tell_skipped: Callable[[Sequence[str]], None]
+) -> tuple[dict[str, float], int]:
+    """Losses by method, as they are now, and how many rows were left out; `tell_skipped` is told of damaged blocks.
+
+    Raises:
+        DistillationError: this process, or another one, cannot read its share, or no held-out row can be read at all.
+    """
+    sums: dict[str, list[LossSum]] = {}
+    left_out = 0
+    engine.eval()
+    with torch.no_grad(), closing(run.validation_batches()) as batches:
+        # pass by pass: engines that cut up the weights need every process in it
+        while (found := _next_together(run, batches)) is not None:
+            batch, damage, rows_gone = found
+            tell_skipped(damage)
+            left_out += rows_gone
+            if not batch.row_ids:
+                engine(run.stand_in)
+                continue
+            for name, part in engine(batch.views).items():
+                sums.setdefault(name, []).append(part)
+    engine.train()
+    if left_out == count_rows(run.held_out_rows):
+        raise StoreError(
+            f"none of the {left_out} held-out rows of {run.reader.path} can be read, every block that holds one is "
+            "damaged or gone: a better student could not be told from a worse one; restore the cache, or hold out more "
+            "rows with --valid-share in another --out"
+        )
+    return {name: _mean(run, sums.get(name, [])) for name in run.objective.methods}, left_out
+
+
+def _next_together(run: TrainingRun, batches: CacheLoader) -> tuple[TrainingBatch, list[str], int] | None:
+    """This process's share of the next batch; what is damaged in those of all, and how many rows that takes."""
+    batch, failure = None, None
+    try:
+        batch = next(batches, None)
+    except DistillationError as error:
+        failure = error
+    own = (None if failure is None else str(failure), batch and (batch.damage, batch.left_out))
+    messages, found = zip(*run.ranks.gather(own), strict=True)
+    run.ranks.end_if_failed(failure, messages)
+    if batch is None:
+        return None
+    return batch, [message for damage, _ in found for message in damage], sum(rows for _, rows in found)
+
+
+def _mean(run: TrainingRun, parts: list[LossSum]) -> float:
+    """The mean over all positions, or rows, of all parts: a short last batch weighs as much as it holds."""
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    for part in parts:
+        sums += torch.stack([part.total.double(), part.count.double()])
+    total, count = run.ranks.add_up(sums).tolist()
+    return float(total / max(count, 1))

@@ -1,0 +1,71 @@
+"""Rows -> the coded arrays of one block: one teacher pass per view, each batch coded as soon as it is there.
+
+A block is computed from its rows alone, in batches that start at its first row, so that it comes out the same whichever
+process computes it, and whether the build ran through or was killed and started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.build.encode import BlockTargets
+from teacher_cache.build.overlap import Overlap
+from teacher_cache.build.passes import TeacherPass, run_views
+from teacher_cache.codecs.nmse import Quantiser
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.corpus.corpus import RowBlock
+from teacher_cache.corpus.masking import MaskedRows
+from teacher_cache.teacher.teacher import Teacher
+
+
+@torch.inference_mode()
+def compute_block(
+    manifest: Manifest,
+    teacher: Teacher,
+    quantisers: Mapping[str, Quantiser],
+    rows: RowBlock,
+    batch_rows: int,
+    overlap: Overlap | None = None,
+) -> BlockTargets:
+    """Everything that the store keeps of one block of rows, coded and not yet packed."""
+    block = BlockTargets(manifest, quantisers)
+    block.put_rows("input_ids", rows.input_ids_BT)
+    block.put_rows("length", rows.length_B)
+    block.put_rows("row_id", rows.row_id_B)
+    block.put_rows("document", rows.document_B)
+    with overlap or Overlap(teacher.device) as coder:
+        for one in run_views(manifest, teacher, block.streams, rows, batch_rows, manifest.targets.views()):
+            coder.submit(partial(_put_pass, block, teacher, one, rows.row_id_B))
+    return block
+
+
+def _put_pass(block: BlockTargets, teacher: Teacher, one: TeacherPass, row_id_B: NDArray[np.int64]) -> None:
+    block.put_vectors(one)
+    if one.masked is not None:
+        if one.first == 0:
+            _put_mask(block, one.masked, one.masked_view * block.manifest.block_rows)
+        if block.manifest.targets.logits is not None:
+            _put_logits(block, teacher, one, one.masked, row_id_B)
+
+
+def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
+    block.put_rows("masked/positions", masked.positions_BM, first)
+    block.put_rows("masked/original_ids", masked.original_ids_BM, first)
+    block.put_rows("masked/replacement_ids", masked.replacement_ids_BM, first)
+    block.put_rows("masked/count", masked.count_B, first)
+
+
+def _put_logits(
+    block: BlockTargets, teacher: Teacher, one: TeacherPass, masked: MaskedRows, row_id_B: NDArray[np.int64]
+) -> None:
+    final_BTD = one.outputs.final_BTD
+    part = slice(one.first, one.first + len(final_BTD))
+    positions_BM = torch.from_numpy(masked.positions_BM[part].astype(np.int64)).to(teacher.device)
+    real_BM = torch.arange(positions_BM.shape[1]) < torch.from_numpy(masked.count_B[part])[:, None]
+    final_BMD = final_BTD.gather(1, positions_BM[:, :, None].expand(-1, -1, final_BTD.shape[2]))
+    block.put_logits(one.masked_view, one.first, row_id_B[part], real_BM.to(teacher.device), final_BMD, teacher.head())

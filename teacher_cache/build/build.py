@@ -1,0 +1,304 @@
+"""The one loop that chains corpus, teacher, targets and store.
+
+    rows (packed, shuffled) -> calibration, views -> one teacher pass per view -> coded block -> shards, commit -> seal
+
+Each block is computed from its rows alone, in batches that start at its first row, so that it comes out the same
+whether the build ran through or was killed and started again. Packing, compressing, hashing and writing a block happen
+in a background thread while the teacher reads the next one; at most two blocks wait, which bounds the memory whatever
+the corpus size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from teacher_cache.build.block import compute_block
+from teacher_cache.build.calibrate import ensure_calibrated, load_quantisers
+from teacher_cache.build.encode import BlockTargets
+from teacher_cache.build.forecast import Sample, count_rows, forecast, refuse_without_room
+from teacher_cache.build.resolve import make_manifest, plan_targets, resolve_seq_len
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher
+from teacher_cache.build.variances import write_variances
+from teacher_cache.build.workers import Workers
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import describe_targets
+from teacher_cache.corpus.corpus import Rows, pack_corpus
+from teacher_cache.errors import StoreError
+from teacher_cache.format.groups import read_groups
+from teacher_cache.format.protocol import Commit
+from teacher_cache.format.writer import GroupWriter, groups_to_build
+from teacher_cache.models.attention import AttentionProjections
+from teacher_cache.storage.local import Storage, open_storage
+from teacher_cache.teacher.teacher import Teacher
+
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
+_MOST_WRITERS = 4
+
+
+class BuildProgress(Protocol):
+    """What a build tells while it runs."""
+
+    def note(self, text: str) -> None:
+        """One line that the user should see."""
+
+    def tokenised(self, documents: int, tokens: int) -> None:
+        """So much of the corpus has been read."""
+
+    def committed(self, rows: int, total: int, written_bytes: int) -> None:
+        """So many rows are safe on the disk, of which `written_bytes` bytes were written by this run."""
+
+
+class Silent:
+    """A `BuildProgress` that says nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def tokenised(self, documents: int, tokens: int) -> None:
+        """Nothing."""
+
+    def committed(self, rows: int, total: int, written_bytes: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What a build did: rows in the store, rows that this run computed, bytes it wrote, seconds up to the seal."""
+
+    path: str
+    rows: int
+    computed_rows: int
+    written_bytes: int
+    seconds: float
+
+
+def build_cache(
+    settings: BuildSettings, progress: BuildProgress | None = None, workers: Workers | None = None
+) -> BuildReport:
+    """Build a store, finish one that was started with the same settings, or add targets to a finished one.
+
+    Every one of several `workers` calls this with the same settings.
+
+    Raises:
+        DistillationError: anything the user can mend; see the subclasses.
+    """
+    progress, workers = progress or Silent(), workers or Workers()
+    teacher, projections, rows, manifest = read_inputs(settings, progress)
+    job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, progress)
+    with job.storage.lock() if workers.first else nullcontext():
+        return job.run(manifest)
+
+
+def read_inputs(
+    settings: BuildSettings, progress: BuildProgress
+) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
+    """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet."""
+    teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
+    seq_len = resolve_seq_len(settings, teacher)
+    targets, projections = plan_targets(settings, teacher, progress.note)
+    rows = pack_rows(settings, teacher, seq_len, progress.tokenised)
+    for source, count in rows.sources:
+        progress.note(f"{count} rows ({count / sum(n for _, n in rows.sources):.1%}) of {source}")
+    return teacher, projections, rows, make_manifest(settings, teacher, targets, rows, seq_len)
+
+
+def pack_rows(
+    settings: BuildSettings, teacher: Teacher, seq_len: int, progress: Callable[[int, int], None] | None = None
+) -> Rows:
+    """The rows that the settings ask for."""
+    rows = pack_corpus(
+        settings.corpus,
+        teacher.tokenizer,
+        seq_len=seq_len,
+        row_mode=settings.rows,
+        seed=settings.seed,
+        max_rows=settings.max_rows,
+        mix_alpha=settings.mix_alpha,
+        progress=progress,
+    )
+    part = settings.part_numbers()
+    return rows if part is None else rows.part(*part)
+
+
+def choose_batch_rows(settings: BuildSettings, teacher: Teacher, seq_len: int) -> int:
+    """Rows per forward pass of the teacher."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    return max(1, _TOKENS_PER_BATCH.get(teacher.device.type, _TOKENS_PER_BATCH["cuda"]) // seq_len)
+
+
+class _Job:
+    """One worker's share of a build."""
+
+    def __init__(
+        self,
+        settings: BuildSettings,
+        teacher: Teacher,
+        projections: dict[int, AttentionProjections],
+        rows: Rows,
+        storage: Storage,
+        workers: Workers,
+        progress: BuildProgress,
+    ) -> None:
+        self.settings = settings
+        self.teacher = teacher
+        self.projections = projections
+        self.rows = rows
+        self.storage = storage
+        self.workers = workers
+        self.progress = progress
+        self.started = 0.0
+
+    def run(self, manifest: Manifest) -> BuildReport:
+        """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
+        batch_rows = choose_batch_rows(self.settings, self.teacher, manifest.seq_len)
+        self.started = time.monotonic()
+        self._compare_inputs(manifest)
+        work = self.workers.share("work", self._prepare(manifest, batch_rows) if self.workers.first else None)
+        groups = {group.prefix: group for group in read_groups(self.storage) if group.prefix in work}
+        if not self.workers.first and work:
+            self.projections |= reach_attention(self.teacher, groups.values(), self.projections)
+            self.teacher.start()
+        for prefix, group in groups.items():
+            self._build_blocks(GroupWriter(self.storage, group), work[prefix], batch_rows)
+        self.workers.wait_for_all("blocks are written")
+        if self.workers.first:
+            for group in groups.values():
+                write_variances(self.storage, group.manifest, complete=groups)
+                GroupWriter(self.storage, group).seal()
+        self.workers.wait_for_all("groups are sealed")
+        return BuildReport(
+            path=self.settings.out,
+            rows=manifest.rows,
+            computed_rows=self.workers.add("rows", 0),
+            written_bytes=self.workers.add("bytes", 0),
+            seconds=time.monotonic() - self.started if groups else 0.0,
+        )
+
+    def _compare_inputs(self, manifest: Manifest) -> None:
+        """Refuse workers that would put other rows, or another teacher's outputs, into the same store.
+
+        Raises:
+            StoreError: this worker's inputs are not those of the first one, or another worker's are not.
+        """
+        theirs = Manifest.from_json(self.workers.share("manifest", manifest.to_json()))
+        differences = theirs.differences(manifest)
+        self.workers.add("unlike", 1 if differences else 0)
+        self.workers.wait_for_all("inputs are compared")
+        if differences:
+            lines = "".join(f"\n  {name}: worker 0 has {a!r}, this one {b!r}" for name, a, b in differences)
+            raise StoreError(
+                f"worker {self.workers.rank} of {self.workers.count} was given other inputs than worker 0:{lines}\n"
+                "Together they would write a store of mixed contents, so nothing was written; give every worker the "
+                "same teacher, text and flags"
+            )
+        unlike = self.workers.add("unlike", 0)
+        if unlike:
+            raise StoreError(
+                f"{unlike} of {self.workers.count} workers have other inputs than worker 0, as their own messages say: "
+                "nothing was written; give every worker the same teacher, text and flags"
+            )
+
+    def _prepare(self, manifest: Manifest, batch_rows: int) -> dict[str, list[int]]:
+        """Everything that is there before the first block; returns the missing blocks of each group that needs work."""
+        writers = groups_to_build(self.storage, manifest)
+        if not writers:
+            self.progress.note(f"{self.settings.out} is complete already: {manifest.rows} rows; nothing to do")
+            return {}
+        self.projections |= reach_attention(self.teacher, [writer.group for writer in writers], self.projections)
+        writers = [writer if writer.group.seal is None else writer.unseal() for writer in writers]
+        write_teacher(self.storage, self.teacher)
+        self.started = time.monotonic()  # what is reported is the passes of the teacher and what follows from them
+        self.teacher.start()
+        work = {}
+        for writer in writers:
+            self._announce(writer)
+            write_projections(self.storage, writer.manifest, self.projections)
+            writer = ensure_calibrated(
+                writer, self.teacher, self.rows, batch_rows, self.projections, self.progress.note
+            )
+            writer.write_metadata()
+            work[writer.group.prefix] = sorted(set(range(manifest.blocks)) - writer.committed())
+        return work
+
+    def _announce(self, writer: GroupWriter) -> None:
+        manifest, corpus = writer.manifest, writer.manifest.corpus
+        self.progress.note(
+            f"{manifest.rows} rows x {manifest.seq_len} tokens of {corpus.rows} in the corpus ({corpus.documents} "
+            f"documents), {manifest.blocks} blocks"
+        )
+        for name, what in describe_targets(manifest.targets).items():
+            self.progress.note(f"  {name}: {what}")
+
+    def _build_blocks(self, writer: GroupWriter, missing: list[int], batch_rows: int) -> None:
+        """Compute, code and commit this worker's share of the missing blocks of a group."""
+        writer.write_metadata()
+        manifest = writer.manifest
+        quantisers = load_quantisers(self.storage, manifest, self.projections)
+        tally = _Tally(self.workers, self.progress, manifest, missing)
+        waiting: deque[Future[Commit]] = deque()
+        threads = max(1, min(_MOST_WRITERS, (os.cpu_count() or 1) // 4))
+        with ThreadPoolExecutor(threads, thread_name_prefix="writer") as pool:
+            for number, block in enumerate(missing[self.workers.rank :: self.workers.count]):
+                started = time.monotonic()
+                rows = self.rows.read(*manifest.block_range(block))
+                targets = compute_block(manifest, self.teacher, quantisers, rows, batch_rows)
+                if number or not self.workers.first:
+                    waiting.append(pool.submit(_write_block, writer, block, targets))
+                else:
+                    tally.count(self._write_first(writer, block, targets, missing, time.monotonic() - started))
+                while waiting and (waiting[0].done() or len(waiting) > threads + 1):
+                    tally.count(waiting.popleft().result())
+            while waiting:
+                tally.count(waiting.popleft().result())
+
+    def _write_first(
+        self, writer: GroupWriter, block: int, targets: BlockTargets, missing: list[int], seconds: float
+    ) -> Commit:
+        """Say what all missing blocks will take by the first of them, and write it if they fit."""
+        started = time.monotonic()
+        shards = {key.partition("/c/")[0]: data for key, data in writer.encode_block(block, targets.finish())}
+        # beside the teacher from now on
+        seconds += (time.monotonic() - started) / (os.cpu_count() or 1)
+        sample = Sample(
+            rows=count_rows(writer.manifest, [block]),
+            blocks=1,
+            bytes_per_array={path: len(data) for path, data in shards.items()},
+            empty_bytes={},
+            seconds=seconds / self.workers.count,
+        )
+        found = forecast(writer.group, missing, sample)
+        self.progress.note(found.describe(self.storage.free_bytes()))
+        if not self.settings.force:
+            refuse_without_room(self.storage, found.total_bytes, begun=len(missing) < writer.manifest.blocks)
+        return writer.write_block(block, shards)
+
+
+class _Tally:
+    """Adds up what all workers have committed, and tells the progress."""
+
+    def __init__(self, workers: Workers, progress: BuildProgress, manifest: Manifest, missing: list[int]) -> None:
+        self.workers = workers
+        self.progress = progress
+        self.total = manifest.rows
+        self.there = manifest.rows - sum(last - first for first, last in map(manifest.block_range, missing))
+        self.before = workers.add("rows", 0)
+        progress.committed(self.there, self.total, 0)
+
+    def count(self, commit: Commit) -> None:
+        """One more block is safe."""
+        rows = self.workers.add("rows", commit.rows[1] - commit.rows[0])
+        written = self.workers.add("bytes", sum(digest.size for digest in commit.shards.values()))
+        self.progress.committed(min(self.total, self.there + rows - self.before), self.total, written)
+
+
+def _write_block(writer: GroupWriter, block: int, targets: BlockTargets) -> Commit:
+    return writer.write_block(block, targets.finish())

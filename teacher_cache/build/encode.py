@@ -1,0 +1,207 @@
+"""Raw teacher outputs -> the arrays of one block.
+
+`BlockTargets` collects what the passes over a block give, batch by batch and view by view, already coded, so that a
+block costs memory for its coded form only. Logits exist for a bounded number of positions at a time. Padding is written
+as zeros: it is excluded from every loss, and what a teacher computes there would only cost space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.build.passes import TeacherPass, stream_values
+from teacher_cache.codecs.fixed import make_codec, refuse_infinite
+from teacher_cache.codecs.nmse import Quantiser
+from teacher_cache.codecs.packing import pack_codes
+from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import LogitsSpec
+from teacher_cache.errors import TeacherError
+from teacher_cache.format.layout import (
+    VectorStream,
+    block_arrays,
+    draw_paths,
+    ragged_count,
+    sample_codec,
+    topk_codec,
+    vector_streams,
+)
+from teacher_cache.models.attention import relation_matrices
+
+_LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+"""Logits held at a time (64 MiB and 1 GiB in float32): on the CPU 67 positions of a 250,002-id vocabulary."""
+
+
+class BlockTargets:
+    """The arrays of one block, filled batch by batch.
+
+    `quantisers` has the coding direction of every `nmse` stream by path. Their codes are collected two bytes a value,
+    drawn ids four, and packed by `finish`, which needs no teacher and may run in another thread.
+    """
+
+    def __init__(self, manifest: Manifest, quantisers: Mapping[str, Quantiser]) -> None:
+        self.manifest = manifest
+        self.streams = vector_streams(manifest)
+        self.quantisers = quantisers
+        packed_later = tuple(f"{path}/" for path in manifest.calibration)
+        self.arrays: dict[str, NDArray[np.generic]] = {
+            spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
+            for spec in block_arrays(manifest)
+            if not spec.path.startswith(packed_later) and ragged_count(spec.path) is None
+        }
+        self._codes = {
+            stream.path: np.zeros((stream.width, self._tokens(stream)), dtype=np.int16)
+            for stream in self.streams
+            if stream.calibration is not None
+        }
+        logits = manifest.targets.logits
+        self._draws: NDArray[np.int32] | None = None
+        if logits is not None and logits.form == "sample":
+            places = manifest.views_of(logits.view) * manifest.block_rows * manifest.masked_per_row
+            self._draws = np.full((places, logits.entries), -1, dtype=np.int32)
+
+    def _tokens(self, stream: VectorStream) -> int:
+        return self.manifest.views_of(stream.view) * self.manifest.block_rows * self.manifest.seq_len
+
+    def put_rows(self, path: str, values: NDArray[np.generic], first: int = 0) -> None:
+        """Store per-row values, such as token ids, from row `first` on, unless an earlier group holds them."""
+        if path in self.arrays:
+            self.arrays[path][first : first + len(values)] = values
+
+    def put_vectors(self, one: TeacherPass) -> None:
+        """Code the hidden states and attention vectors of a pass."""
+        start = (one.masked_view * self.manifest.block_rows + one.first) * self.manifest.seq_len
+        for stream in self.streams:
+            if stream.view == one.view:
+                self._put_stream(stream, start, stream_values(stream, one.outputs), ~one.real_BT)
+
+    def _put_stream(self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
+        part = slice(start, start + padding_BT.numel())
+        if stream.relation_heads is not None:
+            self._put_relations(stream, start // self.manifest.seq_len, values_BTD, padding_BT)
+            return
+        if stream.path in self._codes:
+            codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1), padding_BT.flatten())
+            self._codes[stream.path][:, part] = codes_DN.cpu().numpy()
+            return
+        values_ND = values_BTD.masked_fill(padding_BT[:, :, None], 0).flatten(0, 1)
+        for name, values in make_codec(stream.codec).encode(values_ND).items():
+            self.arrays[f"{stream.path}/{name}"][..., part] = values
+
+    def _put_relations(
+        self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor
+    ) -> None:
+        assert stream.relation_heads is not None
+        # row by row: matrices are T times as large as the vectors they come from
+        for row, (values_1TD, padding_1T) in enumerate(zip(values_BTD.split(1), padding_BT.split(1), strict=True)):
+            matrices_ATT = relation_matrices(values_1TD, stream.relation_heads, ~padding_1T)[0]
+            refuse_infinite(matrices_ATT)
+            self.arrays[stream.path][start + row] = matrices_ATT.to(torch.float16).cpu().numpy()
+
+    def put_logits(
+        self,
+        masked_view: int,
+        first: int,
+        row_id_B: NDArray[np.int64],
+        real_BM: torch.Tensor,
+        final_BMD: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Code the distribution at the masked positions of rows `first`, …, a bounded number of positions at a time.
+
+        Only real places go through the head; `final_BMD` are final hidden states at the M places. `row_id_B` are the
+        rows' numbers in the corpus, which decide what is drawn.
+        """
+        spec, places = self.manifest.targets.logits, self.manifest.masked_per_row
+        assert spec is not None
+        start = (masked_view * self.manifest.block_rows + first) * places
+        places_P = real_BM.flatten().nonzero()[:, 0]
+        if not len(places_P):
+            return
+        final_PD = final_BMD.flatten(0, 1)[places_P]
+        at_once = max(1, _LOGITS_AT_ONCE.get(final_PD.device.type, 2**28) // self.manifest.teacher.vocab_size)
+        chunks = max(1, -(-len(places_P) // at_once))
+        for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
+            logits_PV, place_P = head(chunk_PD), chunk_P.cpu().numpy()
+            if self._draws is None:
+                self._put_topk(spec, start + place_P, logits_PV)
+            else:
+                row_P, within_P = np.divmod(place_P, places)
+                points_PN = sample_points(
+                    self.manifest.seed, row_id_B[row_P], masked_view, within_P, self._draws.shape[1]
+                )
+                self._draws[start + place_P] = draw_samples(logits_PV, points_PN, self.manifest.temperature)
+
+    def _put_topk(self, spec: LogitsSpec, columns: NDArray[np.int64], logits_PV: torch.Tensor) -> None:
+        topk = topk_log_probabilities(logits_PV, spec.entries, self.manifest.temperature)
+        for name, values in topk_codec(self.manifest, spec).encode(topk).items():
+            self.arrays[f"logits/{name}"][..., columns] = values
+
+    def finish(self) -> dict[str, NDArray[np.generic]]:
+        """Pack what is still unpacked; returns every array of the block. Call once.
+
+        Raises:
+            TeacherError: more values are beyond their packing than there is room for.
+        """
+        for stream in self.streams:
+            if stream.calibration is not None:
+                self.arrays |= pack_stream(self.manifest, stream, self._codes.pop(stream.path))
+        if self._draws is not None:
+            self._pack_draws(self._draws)
+            self._draws = None
+        return self.arrays
+
+    def _pack_draws(self, ids_PN: NDArray[np.int32]) -> None:
+        spec = self.manifest.targets.logits
+        assert spec is not None
+        paths, codec = draw_paths(self.manifest, spec), sample_codec(self.manifest, spec)
+        shapes = {array.path: array.block_shape for array in block_arrays(self.manifest)}
+        for path in paths.values():
+            self.arrays[path] = np.zeros(shapes[path], dtype=np.uint8)
+        views = self.manifest.views_of(spec.view)
+        distinct_WP = self.arrays["logits/draws/distinct"].reshape(views, -1)
+        for view, ids in enumerate(np.split(ids_PN, views)):
+            packed = codec.pack(ids)
+            distinct_WP[view] = packed.distinct_P
+            for name, values in packed.entries.items():
+                self.arrays[paths[name]][view, : len(values)] = values
+
+
+def pack_stream(
+    manifest: Manifest, stream: VectorStream, codes_DN: NDArray[np.int16]
+) -> dict[str, NDArray[np.generic]]:
+    """The arrays of one block of a calibrated stream from its codes, those of each view after those of another.
+
+    Raises:
+        TeacherError: more values are beyond their packing than there is room for.
+    """
+    assert stream.calibration is not None
+    arrays: dict[str, NDArray[Any]] = {
+        spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
+        for spec in block_arrays(manifest)
+        if spec.path.startswith(f"{stream.path}/")
+    }
+    count_W, index_WE, value_WE = (arrays[f"{stream.path}/escapes/{name}"] for name in ("count", "index", "value"))
+    room = index_WE.shape[1]
+    for view, codes in enumerate(np.split(codes_DN, len(count_W), axis=1)):
+        packed = pack_codes(codes, stream.calibration.components)
+        found = len(packed.escape_index)
+        if found > room:
+            raise TeacherError(
+                f"{stream.path} has {found} values in one block beyond what calibration saw, room is for {room}: "
+                "these rows are unlike the first ones of the corpus, and cut-off targets would ruin training; "
+                "raise --max-rows if calibration had few rows, or use --precision int8, in another --out if blocks "
+                "are written already"
+            )
+        for name, values in packed.packed.items():
+            target = arrays[f"{stream.path}/codes/{name}"]
+            target[:, view * values.shape[1] : (view + 1) * values.shape[1]] = values
+        count_W[view] = found
+        index_WE[view, :found] = packed.escape_index
+        value_WE[view, :found] = packed.escape_value
+    return arrays

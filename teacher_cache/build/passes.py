@@ -1,0 +1,90 @@
+"""Rows -> what the teacher computes for them, batch by batch and view by view. Nothing is kept here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import View
+from teacher_cache.corpus.corpus import RowBlock
+from teacher_cache.corpus.masking import MaskedRows, mask_rows
+from teacher_cache.format.layout import VectorStream
+from teacher_cache.teacher.teacher import Teacher, TeacherOutputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPass:
+    """One forward pass over rows `first`, `first` + 1, … of a block in one view; `masked` covers the whole block."""
+
+    view: View
+    masked_view: int
+    first: int
+    real_BT: torch.Tensor
+    masked: MaskedRows | None
+    outputs: TeacherOutputs
+
+
+def run_views(
+    manifest: Manifest,
+    teacher: Teacher,
+    streams: tuple[VectorStream, ...],
+    rows: RowBlock,
+    batch_rows: int,
+    views: Iterable[View],
+) -> Iterator[TeacherPass]:
+    """Read rows in each of these views, in batches that start at the first row."""
+    for view in views:
+        for masked_view in range(manifest.views_of(view)):
+            masked = _mask(manifest, teacher, rows, masked_view) if view == "masked" else None
+            input_ids_BT = rows.input_ids_BT if masked is None else masked.apply(rows.input_ids_BT)
+            for first in range(0, len(input_ids_BT), batch_rows):
+                ids_BT, length_B = (values[first : first + batch_rows] for values in (input_ids_BT, rows.length_B))
+                outputs = _run(teacher, [stream for stream in streams if stream.view == view], ids_BT, length_B)
+                real_BT = torch.arange(ids_BT.shape[1]) < torch.from_numpy(length_B)[:, None]
+                yield TeacherPass(
+                    view=view,
+                    masked_view=masked_view,
+                    first=first,
+                    real_BT=real_BT.to(teacher.device),
+                    masked=masked,
+                    outputs=outputs,
+                )
+
+
+def _run(
+    teacher: Teacher, streams: list[VectorStream], input_ids_BT: NDArray[np.int32], length_B: NDArray[np.int32]
+) -> TeacherOutputs:
+    return teacher.run(
+        torch.from_numpy(input_ids_BT).long(),
+        torch.from_numpy(length_B),
+        hidden_layers={stream.layer for stream in streams if stream.source == "hidden"},
+        attention_layers={stream.layer for stream in streams if stream.source != "hidden"},
+    )
+
+
+def stream_values(stream: VectorStream, outputs: TeacherOutputs) -> torch.Tensor:
+    """What a stream keeps of a pass, [B, T, D]."""
+    if stream.source == "hidden":
+        return outputs.hidden[stream.layer]
+    values: torch.Tensor = getattr(outputs.attention[stream.layer], f"{stream.source}_BTD")
+    return values
+
+
+def _mask(manifest: Manifest, teacher: Teacher, rows: RowBlock, masked_view: int) -> MaskedRows:
+    return mask_rows(
+        rows.input_ids_BT,
+        rows.length_B,
+        rows.row_id_B,
+        special_ids=teacher.tokenizer.all_special_ids,
+        mask_id=teacher.tokenizer.mask_token_id,
+        vocab_size=len(teacher.tokenizer),
+        places=manifest.masked_per_row,
+        probability=manifest.mlm_probability,
+        seed=manifest.seed,
+        view=masked_view,
+    )

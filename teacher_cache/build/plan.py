@@ -1,0 +1,138 @@
+"""What a build would write and how long it would take, found on a few rows and without writing anything.
+
+The build's own code prepares the store in a draft, which stays in memory, and `trial.py` runs a few rows through it.
+Cost: reading the corpus, which decides how many rows there are, and at most half a minute or so of the teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from teacher_cache.build.build import BuildProgress, Silent, choose_batch_rows, read_inputs
+from teacher_cache.build.forecast import Forecast
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.build.sidecar import reach_attention
+from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import nmse_target
+from teacher_cache.format.layout import vector_streams
+from teacher_cache.format.protocol import METADATA, has_teacher
+from teacher_cache.format.writer import GroupWriter, groups_to_build
+from teacher_cache.storage.local import LocalStorage, Storage, open_storage
+from teacher_cache.storage.overlay import Draft
+from teacher_cache.teacher.teacher import Teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+State = Literal["new", "unfinished", "extended", "complete"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """What a build will add to the place it writes to; nothing if the store is complete.
+
+    `other_bytes` are the teacher, constants, metadata and commits. `free_bytes` is None where there is no telling.
+    Estimates rest on `sample_rows` rows, which took `sample_seconds`; `seconds` is for one worker, from the first row
+    of calibration on.
+    """
+
+    path: str
+    state: State
+    manifest: Manifest
+    device: str
+    groups: tuple[Forecast, ...]
+    other_bytes: int
+    free_bytes: int | None
+    sample_rows: int
+    sample_seconds: float
+    seconds: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that will be written."""
+        return self.other_bytes + sum(group.total_bytes for group in self.groups)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room, as far as is known."""
+        return self.free_bytes is None or self.total_bytes <= self.free_bytes
+
+    @property
+    def rough(self) -> bool:
+        """Whether the sample is too small for calibration, so that sizes may be off by a tenth or more."""
+        tokens = self.sample_rows * self.manifest.seq_len
+        calibrated = any(nmse_target(stream.codec) is not None for stream in vector_streams(self.manifest))
+        few = calibrated and tokens < ENOUGH_PER_COMPONENT * self.manifest.teacher.hidden_size
+        return few and self.sample_rows < sum(group.rows for group in self.groups)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Positions of rows per second of the whole build."""
+        return sum(group.tokens for group in self.groups) / self.seconds if self.seconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for machines."""
+        return {
+            **asdict(self),
+            "manifest": self.manifest.to_json(),
+            "groups": [group.to_json() for group in self.groups],
+            "total_bytes": self.total_bytes,
+            "fits": self.fits,
+            "rough": self.rough,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -> BuildPlan:
+    """What `build_cache` with the same settings would write, and how long it would take. Nothing is written.
+
+    Raises:
+        DistillationError: whatever would stop the build before its first block, but for a lack of space.
+    """
+    progress = progress or Silent()
+    teacher, projections, rows, manifest = read_inputs(settings, progress)
+    storage = open_storage(settings.out)
+    draft = Draft(storage)
+    writers = groups_to_build(draft, manifest)
+    teacher_bytes = _teacher_bytes(teacher) if writers and not has_teacher(draft) else 0
+    batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
+    trial = Trial(draft, teacher, projections, rows, batch_rows, progress)
+    if writers:
+        projections |= reach_attention(teacher, [writer.group for writer in writers], projections)
+        teacher.start()
+    groups = tuple(trial.forecast(writer) for writer in writers)
+    return BuildPlan(
+        path=settings.out,
+        state=_state(storage, writers),
+        manifest=manifest,
+        device=str(teacher.device),
+        groups=groups,
+        other_bytes=teacher_bytes + trial.protocol_bytes + draft.added_bytes(),
+        free_bytes=storage.free_bytes(),
+        sample_rows=trial.sample_rows,
+        sample_seconds=trial.sample_seconds,
+        seconds=trial.calibration_seconds + sum(group.seconds for group in groups),
+    )
+
+
+def _state(storage: Storage, writers: list[GroupWriter]) -> State:
+    if not writers:
+        return "complete"
+    there = storage.list()
+    if not there:
+        return "new"
+    return "unfinished" if any(writer.group.prefix + METADATA in there for writer in writers) else "extended"
+
+
+def _teacher_bytes(teacher: Teacher) -> int:
+    """What `Teacher.save` writes, without writing the weights. Call before `Teacher.start`."""
+    model = teacher.model if teacher.record.has_mlm_head else cast("PreTrainedModel", teacher.model.base_model)
+    # tied weights are saved once
+    weights: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    with TemporaryDirectory() as folder:
+        teacher.tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        return sum(weights.values()) + sum(LocalStorage(folder).list().values())

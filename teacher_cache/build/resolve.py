@@ -1,0 +1,192 @@
+"""Settings and a loaded teacher -> exactly what will be stored: target specifications and the manifest.
+
+Every default that depends on the teacher is resolved here, and everything that the teacher cannot give is refused here,
+before a row is read.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from teacher_cache.build.settings import TARGETS, BuildSettings
+from teacher_cache.codecs.logits import id_planes
+from teacher_cache.contract.layers import default_attention_layer, default_relation_heads, parse_layers
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import (
+    AttentionForm,
+    AttentionSpec,
+    HiddenSpec,
+    LogitsSpec,
+    RelationMode,
+    TargetSpecs,
+    parse_precision,
+)
+from teacher_cache.corpus.corpus import Rows, tokenizer_fingerprint
+from teacher_cache.errors import SettingsError, TeacherError
+from teacher_cache.models.attention import VECTORS, AttentionProjections
+from teacher_cache.teacher.teacher import Teacher
+
+_DEFAULT_SEQ_LEN = 512
+_MUCH_MEMORY = 2**30
+
+
+def plan_targets(
+    settings: BuildSettings, teacher: Teacher, note: Callable[[str], None]
+) -> tuple[TargetSpecs, dict[int, AttentionProjections]]:
+    """What will be kept, and the projections of attention layers kept in `hidden` mode.
+
+    Raises:
+        TeacherError: the teacher cannot give a target that was asked for.
+        SettingsError: a layer does not exist, or more ids are to be kept than the vocabulary has.
+    """
+    names, codec = settings.target_names(), parse_precision(settings.precision)
+    if names is None:
+        names = TARGETS if teacher.record.has_mlm_head else tuple(name for name in TARGETS if name != "logits")
+        if not teacher.record.has_mlm_head:
+            note(f"{settings.teacher} has no masked-LM head: building {', '.join(names)} (no logits)")
+    logits = _logits_spec(settings, teacher) if "logits" in names else None
+    hidden: tuple[HiddenSpec, ...] = ()
+    if "hidden" in names:
+        layers = parse_layers(settings.layers, teacher.record.layers)
+        hidden = tuple(HiddenSpec(layer=n, codec=codec, view=settings.hs_view) for n in layers)
+    attention: tuple[AttentionSpec, ...] = ()
+    projections: dict[int, AttentionProjections] = {}
+    if "attention" in names:
+        layer = _attention_layer(settings, teacher)
+        mode, found = _relation_mode(settings, teacher, layer)
+        attention = (_attention_spec(settings, teacher, layer, mode, note),)
+        if found is not None:
+            projections[layer] = found
+    targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention).settled(TargetSpecs())
+    _check_mask_token(teacher, targets)
+    return targets, projections
+
+
+def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
+    if not teacher.record.has_mlm_head:
+        raise TeacherError(
+            f"teacher {settings.teacher!r} has no masked-LM head in its checkpoint: its logits would come from random "
+            "weights; use --targets hidden,attention, or a checkpoint that was saved with its head"
+        )
+    id_planes(teacher.record.vocab_size)
+    teacher.probe_head()
+    if settings.logits == "sample":
+        return LogitsSpec(form="sample", entries=settings.entries, codec="exact")
+    if settings.entries > teacher.record.vocab_size:
+        raise SettingsError(
+            f"--k {settings.entries} is more than the {teacher.record.vocab_size} ids of the vocabulary: give a "
+            "smaller number"
+        )
+    # a share of the variance or a largest component means nothing for log-probabilities: one byte each
+    return LogitsSpec(entries=settings.entries, codec="float16" if settings.precision == "float16" else "root8")
+
+
+def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
+    layer = settings.attention_layer
+    if layer is None:
+        return default_attention_layer(teacher.record.layers)
+    if not 1 <= layer <= teacher.record.layers:
+        raise SettingsError(
+            f"--attention-layer {layer} does not exist: the teacher has layers 1 to {teacher.record.layers}; the last "
+            f"but one ({default_attention_layer(teacher.record.layers)}) is the default"
+        )
+    return layer
+
+
+def _attention_spec(
+    settings: BuildSettings, teacher: Teacher, layer: int, mode: RelationMode, note: Callable[[str], None]
+) -> AttentionSpec:
+    if mode != "matrix":
+        form: AttentionForm = "vectors" if mode == "qkv" else "input"
+        return AttentionSpec(layer=layer, form=form, codec=parse_precision(settings.precision), view=settings.hs_view)
+    width = teacher.record.hidden_size
+    heads = settings.relation_heads or default_relation_heads(width, width)
+    if width % heads:
+        raise SettingsError(
+            f"--relation-heads {heads} does not divide the teacher's width {width}: every relation head must get the "
+            f"same number of components; {default_relation_heads(width, width)} is the default"
+        )
+    views = settings.views if settings.hs_view == "masked" else 1
+    per_block = 2 * len(VECTORS) * heads * resolve_seq_len(settings, teacher) ** 2 * settings.block_rows * views
+    if per_block > _MUCH_MEMORY:
+        note(
+            f"relation matrices take {per_block / 2**30:.1f} GiB of memory for each block of {settings.block_rows} "
+            "rows, in building and in reading: a smaller --block-rows takes less"
+        )
+    return AttentionSpec(layer=layer, form="matrix", codec="float16", view=settings.hs_view, heads=heads)
+
+
+def _relation_mode(
+    settings: BuildSettings, teacher: Teacher, layer: int
+) -> tuple[RelationMode, AttentionProjections | None]:
+    """`hidden` where the attention vectors are exact linear maps of the layer's input, else `qkv`."""
+    found = teacher.probe_attention(layer)
+    if settings.relations in ("qkv", "matrix"):
+        return settings.relations, None
+    if found is not None:
+        return "hidden", found
+    if settings.relations == "hidden":
+        raise TeacherError(
+            f"family {teacher.record.model_type!r} does not compute attention layer {layer} from hidden state "
+            f"{layer - 1} alone (a norm or rotary positions stand between): its queries and keys could not be "
+            "recomputed; use --relations qkv"
+        )
+    return "qkv", None
+
+
+def make_manifest(
+    settings: BuildSettings, teacher: Teacher, targets: TargetSpecs, rows: Rows, seq_len: int
+) -> Manifest:
+    """The manifest of the store that these settings build."""
+    return Manifest(
+        teacher=teacher.record,
+        tokenizer_sha256=tokenizer_fingerprint(teacher.tokenizer),
+        corpus=rows.record,
+        seq_len=seq_len,
+        row_mode=settings.rows,
+        rows=len(rows),
+        block_rows=settings.block_rows,
+        first_row=rows.first_row,
+        seed=settings.seed,
+        views=settings.views,
+        mlm_probability=settings.mlm_probability,
+        temperature=settings.temperature,
+        dtype=teacher.dtype,
+        targets=targets,
+        software={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},
+        },
+        command=shlex.join(sys.argv),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def resolve_seq_len(settings: BuildSettings, teacher: Teacher) -> int:
+    """Tokens per row: as asked for, or 512 where the teacher can read that many.
+
+    Raises:
+        SettingsError: the teacher has fewer positions.
+    """
+    limit = teacher.record.max_positions
+    if settings.seq_len is None:
+        return min(_DEFAULT_SEQ_LEN, limit)
+    if settings.seq_len > limit:
+        raise SettingsError(
+            f"--seq-len {settings.seq_len} is beyond the {limit} positions of teacher {settings.teacher!r}: it has no "
+            f"embeddings for the rest; give at most {limit}"
+        )
+    return settings.seq_len
+
+
+def _check_mask_token(teacher: Teacher, targets: TargetSpecs) -> None:
+    if "masked" in targets.views() and teacher.tokenizer.mask_token_id is None:
+        raise TeacherError(
+            f"the tokenizer of teacher {teacher.record.name!r} has no mask token: masked views cannot be made; use "
+            "--targets hidden,attention with --hs-view plain"
+        )

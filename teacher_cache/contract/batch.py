@@ -1,0 +1,152 @@
+"""Decoded targets of some rows: the one record that the training side sees of a cache.
+
+Shapes: B rows, T positions, D teacher width, A relation heads, M places for masked positions, K kept entries. A
+`TargetBatch` belongs to one view: `input_ids_BT` is exactly what the teacher read to produce the targets beside it, so
+the student must read the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    import torch
+
+    from teacher_cache.contract.targets import View
+
+RecordT = TypeVar("RecordT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRequest:
+    """Which targets to read: hidden states and attention by layer, the distribution at masked positions or not.
+
+    `masked` asks for the masked view itself: its input, the masked positions and the ids that stood there. It comes
+    with every target of that view. Hidden states of `rotated_layers` come in the coordinates in which they are coded
+    (a `CacheSource` says for which layers it has a `rotation`): that saves a matrix product where a learned map
+    follows, and distances and variances are the same in both.
+    """
+
+    hidden_layers: tuple[int, ...] = ()
+    rotated_layers: tuple[int, ...] = ()
+    attention_layers: tuple[int, ...] = ()
+    logits: bool = False
+    masked: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionVectors:
+    """Queries, keys and values of one layer, all heads side by side, float32."""
+
+    query_BTD: torch.Tensor
+    key_BTD: torch.Tensor
+    value_BTD: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRelations:
+    """Relations of the queries, keys and values of one layer to each other, per relation head; float16 as stored.
+
+    Row i of a matrix is softmax_j(x_i . x_j / sqrt(d)) over real positions j; padding rows and columns are 0.
+    """
+
+    query_BATT: torch.Tensor
+    key_BATT: torch.Tensor
+    value_BATT: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopkLogits:
+    """The teacher's K most probable ids, their log-probabilities, and the log of the remaining mass (may be -inf)."""
+
+    ids_BMK: torch.Tensor
+    log_probs_BMK: torch.Tensor
+    log_tail_BM: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLogits:
+    """Ids drawn from the teacher's distribution and how often each was drawn; ids of count 0 fill up and mean nothing.
+
+    The counts of a masked position add up to the number of draws, those of a place without one to 0.
+    """
+
+    ids_BMK: torch.Tensor
+    counts_BMK: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPositions:
+    """Which positions were masked: the first `count_B` of M places are real, the others hold position 0."""
+
+    positions_BM: torch.Tensor
+    original_ids_BM: torch.Tensor
+    count_B: torch.Tensor
+
+    def real_BM(self) -> torch.Tensor:
+        """True at the places that hold a masked position."""
+        import torch
+
+        places = torch.arange(self.positions_BM.shape[1], device=self.positions_BM.device)
+        return places[None, :] < self.count_B[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetBatch:
+    """The input of one view and the targets that belong to it."""
+
+    input_ids_BT: torch.Tensor
+    length_B: torch.Tensor
+    row_id_B: torch.Tensor
+    hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    attention: Mapping[int, AttentionVectors | AttentionRelations] = field(default_factory=dict)
+    masked: MaskedPositions | None = None
+    logits: TopkLogits | SampledLogits | None = None
+
+    def real_BT(self) -> torch.Tensor:
+        """True at the positions that hold a token of the row, False at padding."""
+        import torch
+
+        positions = torch.arange(self.input_ids_BT.shape[1], device=self.input_ids_BT.device)
+        return positions[None, :] < self.length_B[:, None]
+
+    def rows(self, start: int, stop: int) -> TargetBatch:
+        """Rows start..stop of this batch, as views of the same memory."""
+        return _map_tensors(self, lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device | str) -> TargetBatch:
+        """The same batch on another device."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+Batch = dict["View", TargetBatch]
+"""One training batch: for each view that the targets need, the same rows."""
+
+
+def concatenate(batches: Sequence[TargetBatch]) -> TargetBatch:
+    """The rows of several batches of one view, one after another."""
+    import torch
+
+    return batches[0] if len(batches) == 1 else _zip_tensors(batches, torch.cat)
+
+
+def _map_tensors(record: RecordT, function: Any) -> RecordT:
+    return cast("RecordT", _zip_tensors([record], lambda tensors: function(tensors[0])))
+
+
+def _zip_tensors(records: Sequence[Any], function: Any) -> Any:
+    """Apply `function` to the list of tensors that stand at the same place of each record."""
+    first = records[0]
+    if first is None:
+        return None
+    if is_dataclass(first):
+        parts = {
+            part.name: _zip_tensors([getattr(record, part.name) for record in records], function)
+            for part in fields(first)
+        }
+        return cast("Any", type(first))(**parts)
+    if isinstance(first, Mapping):
+        return {key: _zip_tensors([record[key] for record in records], function) for key in first}
+    return function(list(records))

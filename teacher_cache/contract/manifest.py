@@ -1,0 +1,210 @@
+"""The records that cross from the building side to the training side, and nothing else.
+
+A `Manifest` says what a store holds: which teacher read which rows in which views, which of its outputs were kept and
+how they are coded. It is written as JSON into the root attributes of the zarr group, is the only thing a reader needs
+to know before touching an array, and is what a resumed build is compared with. Standard library only, so that every
+part of the system, and any other program, can import it at no cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
+
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs, View, describe_targets
+from teacher_cache.errors import StoreError
+
+FORMAT_NAME = "kdcache"
+FORMAT_VERSION = 1
+
+RowMode = Literal["packed", "document"]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord:
+    """Which model the targets come from, and the sizes that students and readers need."""
+
+    name: str
+    revision: str | None
+    weights_sha256: str
+    model_type: str
+    layers: int
+    hidden_size: int
+    heads: int
+    vocab_size: int
+    max_positions: int
+    has_mlm_head: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """Which text the rows come from. The fingerprint covers the token ids of every document, in order."""
+
+    specs: tuple[str, ...]
+    fingerprint: str
+    documents: int
+    tokens: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformRecord:
+    """What calibration fixed for one stream of vectors in an `nmse` codec.
+
+    `nmse` is the error measured on rows of the calibration sample that neither rotation nor step saw; `components`
+    counts the components of each packing, in packing order. `earlier_steps` are those to which the same coordinates had
+    been rounded before, in order, where the store was derived from a finer one.
+    """
+
+    step: float
+    nmse: float
+    components: Mapping[str, int]
+    earlier_steps: tuple[float, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `asdict` and JSON have made of a record."""
+        return cls(**{**data, "earlier_steps": tuple(data["earlier_steps"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store holds. `rows` are its rows; `corpus.rows` are the rows that the whole text would give.
+
+    The rows are those from `first_row` on of the shuffled text. `calibration` has one record per stream in an `nmse`
+    codec, by path, once the build has calibrated them. Targets that were added to a finished store have a manifest of
+    their own, with `inputs_held` naming the views whose inputs the store holds already.
+    """
+
+    teacher: TeacherRecord
+    tokenizer_sha256: str
+    corpus: CorpusRecord
+    seq_len: int
+    row_mode: RowMode
+    rows: int
+    block_rows: int
+    seed: int
+    views: int
+    mlm_probability: float
+    temperature: float
+    dtype: str
+    targets: TargetSpecs
+    first_row: int = 0
+    inputs_held: tuple[View, ...] = ()
+    calibration: Mapping[str, TransformRecord] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, the last of which may be short."""
+        return -(-self.rows // self.block_rows)
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """First row of `block`, and one past its last row."""
+        return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
+
+    @property
+    def masked_per_row(self) -> int:
+        """M: places kept per row for masked positions, max(1, round(mlm_probability * seq_len))."""
+        return max(1, round(self.mlm_probability * self.seq_len))
+
+    def views_of(self, view: View) -> int:
+        """How many inputs of this view each row has: one plain, `views` masked ones."""
+        return self.views if view == "masked" else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {"format": FORMAT_NAME, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StoreError: the object is not a manifest, or its format version is not the one this program reads.
+        """
+        if data.get("format") != FORMAT_NAME:
+            raise StoreError(
+                f"no {FORMAT_NAME} manifest in these attributes (format={data.get('format')!r}): this is some other "
+                "zarr group; give the path of a store that `kdcache build` wrote"
+            )
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"the store has format version {version!r}, this program reads version {FORMAT_VERSION}: its arrays "
+                "would be misread; install the kdcache release that wrote it, or build the store again"
+            )
+        fields = {key: value for key, value in data.items() if key != "format"}
+        targets = fields["targets"]
+        logits = targets["logits"]
+        corpus = fields["corpus"]
+        fields["teacher"] = TeacherRecord(**fields["teacher"])
+        fields["corpus"] = CorpusRecord(**{**corpus, "specs": tuple(corpus["specs"])})
+        fields["targets"] = TargetSpecs(
+            logits=LogitsSpec(**logits) if logits else None,
+            hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
+            attention=tuple(AttentionSpec(**spec) for spec in targets["attention"]),
+        )
+        fields["inputs_held"] = tuple(fields["inputs_held"])
+        calibration = fields.get("calibration", {})
+        fields["calibration"] = {path: TransformRecord.from_json(record) for path, record in calibration.items()}
+        return cls(**fields)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two builds the same build, flat: a resumed build must agree in every entry.
+
+        Paths, software versions, batch size, device and command lines are free; where the teacher or the text were
+        found does not matter as long as their contents are the same.
+        """
+        teacher, corpus = asdict(self.teacher), asdict(self.corpus)
+        return {
+            "teacher weights": teacher["weights_sha256"],
+            "tokenizer": self.tokenizer_sha256,
+            "corpus": corpus["fingerprint"],
+            "--seq-len": self.seq_len,
+            "--rows": self.row_mode,
+            "number of rows (--max-rows)": self.rows,
+            "first row (--part)": self.first_row,
+            "--block-rows": self.block_rows,
+            "--seed": self.seed,
+            "--views": self.views,
+            "--mlm-probability": self.mlm_probability,
+            "--temperature": self.temperature,
+            "--dtype": self.dtype,
+            **describe_targets(self.targets),
+        }
+
+    def differences(self, other: Manifest) -> list[tuple[str, Any, Any]]:
+        """Entries of `identity` in which `self` and `other` differ, with both values."""
+        mine, theirs = self.identity(), other.identity()
+        return [
+            (name, mine.get(name), theirs.get(name))
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def merge_manifests(manifests: Sequence[Manifest]) -> Manifest:
+    """The manifest of a store from those of its groups, the first one first: all targets and all calibrations."""
+    merged = manifests[0]
+    for one in manifests[1:]:
+        merged = replace(
+            merged, targets=merged.targets.united(one.targets), calibration={**merged.calibration, **one.calibration}
+        )
+    return merged

@@ -1,0 +1,1 @@
+"""`kdcache derive`: a smaller store from a larger one, without the teacher."""

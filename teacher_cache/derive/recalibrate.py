@@ -1,0 +1,179 @@
+"""Steps, packings and rotations of a derived store, found on its own first rows as the source holds them.
+
+Errors add up: what the source has lost already (its declared error for `nmse`, a third of the squared bound for a fixed
+precision) and what is rounded away now. So the new step is set to the difference, and the error that the derived store
+declares counts from the teacher, like that of a build.
+
+A stream that was `nmse` keeps rotation and mean; only its components are sorted into packings anew. Cost: at most 384
+rows of each stream, decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.build.calibrate import share_rows
+from teacher_cache.codecs.fixed import make_codec
+from teacher_cache.codecs.nmse import GROUP, CalibrationSample, Quantiser, Transform, bisect_step, calibrate
+from teacher_cache.codecs.packing import choose_packings
+from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.contract.targets import nmse_target
+from teacher_cache.derive.origins import Derivation, StreamOrigin
+from teacher_cache.derive.recode import Coarsening, Coder
+from teacher_cache.derive.rounding import CodedSample
+from teacher_cache.derive.source_rows import Piece, SourceRows, find_rows
+from teacher_cache.errors import SettingsError, StoreError
+from teacher_cache.models.attention import VECTORS, AttentionProjections
+from teacher_cache.read.reader import read_projections, read_transform
+from teacher_cache.storage.local import Storage
+
+Calibrated = tuple[Transform, TransformRecord]
+
+
+def recalibrate(source: SourceRows, derivation: Derivation, note: Callable[[str], None]) -> dict[str, Calibrated]:
+    """The transform of each `nmse` stream of the derived store, by path. Nothing is written.
+
+    Raises:
+        SettingsError: the source has lost more already than the precision asks for.
+    """
+    found = {}
+    for origin in derivation.origins:
+        if nmse_target(origin.target.codec) is None:
+            continue
+        path = origin.target.path
+        if origin.way == "kept":
+            record = derivation.source.calibration[origin.source.path]
+            found[path] = (read_transform(source.reader.storage, origin.source.path), record)
+            continue
+        found[path] = (_coarsen if origin.way == "coarsened" else _recode)(source, derivation, origin)
+        note(f"  {path}: NMSE {found[path][1].nmse:.3g} on rows held out, from {origin.source.codec}")
+    return found
+
+
+def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) -> dict[str, Coder]:
+    """What makes the codes of each calibrated stream, from the constants of the derived store.
+
+    Raises:
+        StoreError: the constants are not those of a store derived from this source.
+    """
+    coders: dict[str, Coder] = {}
+    for origin in derivation.origins:
+        if nmse_target(origin.target.codec) is None or origin.way == "kept":
+            continue
+        transform = read_transform(storage, origin.target.path)
+        if origin.way == "recoded":
+            coders[origin.target.path] = Quantiser(transform, _projections(source, origin))
+            continue
+        before = read_transform(source.reader.storage, origin.source.path)
+        place = {column_D.numpy().tobytes(): number for number, column_D in enumerate(before.basis_DK.T)}
+        try:
+            order = [place[column_D.numpy().tobytes()] for column_D in transform.basis_DK.T]
+        except KeyError as error:
+            raise StoreError(
+                f"{storage.location!r} was begun from another store: {origin.target.path} has not the rotation of "
+                f"{source.reader.path!r}, so blocks of both would be decoded wrongly; give the SRC it was begun with, "
+                "or another DST"
+            ) from error
+        coders[origin.target.path] = Coarsening(order_D=np.array(order), ratio=before.step / transform.step)
+    return coders
+
+
+def _projections(source: SourceRows, origin: StreamOrigin) -> AttentionProjections | None:
+    return read_projections(source.reader.storage, origin.target.layer + 1) if origin.target.projected else None
+
+
+def _sample(derivation: Derivation) -> dict[str, list[Piece]]:
+    """Where the rows lie that a build of these rows would fit, tune and check on."""
+    rows, found, start = derivation.manifest.rows, {}, 0
+    shares = share_rows(rows, derivation.manifest.seq_len, derivation.manifest.teacher.hidden_size)
+    for name, count in zip(("fit", "tune", "check"), shares, strict=True):
+        # a store of one or two rows has the same rows for everything
+        start = min(start, rows - count)
+        found[name] = find_rows(derivation.source, derivation.first + start, derivation.first + start + count)
+        start += count
+    return found
+
+
+def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -> Calibrated:
+    """nmse:a -> nmse:b in the coordinates of the source."""
+    sample = _sample(derivation)
+    record, target = origin.source.calibration, nmse_target(origin.target.codec)
+    assert record is not None and target is not None
+
+    def codes_NK(name: str) -> NDArray[np.int16]:
+        parts = []
+        for piece in sample[name]:
+            codes_KWN, real_N = source.codes(origin.source, piece), ~source.padding(piece)
+            parts.append(codes_KWN[:, :, real_N].reshape(len(codes_KWN), -1).T)
+        return np.concatenate(parts)
+
+    _refuse_finer(source, origin, record.nmse, target)
+    steps = (*record.earlier_steps, record.step)
+    tune, check = (CodedSample(codes_NK(name), steps) for name in ("tune", "check"))
+    # the declared error is a share of the variance; in steps of the source, as all below
+    variance = (tune.power + check.power) / 2 / (1 - record.nmse)
+    ratio = bisect_step(tune.added_error, (target - record.nmse) * variance, 1.0, 4.0 * tune.largest)
+    coarser_NK = np.rint(np.concatenate([tune.codes_NK, check.codes_NK]) / np.float32(ratio)).astype(np.int16)
+    order, components = choose_packings(coarser_NK, GROUP)
+    before = read_transform(source.reader.storage, origin.source.path)
+    step = record.step * ratio
+    transform = replace(before, basis_DK=before.basis_DK[:, order].contiguous(), step=step)
+    added = check.added_error(ratio) / variance if variance > 0 else 0.0
+    return transform, TransformRecord(step=step, nmse=record.nmse + added, components=components, earlier_steps=steps)
+
+
+def _recode(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -> Calibrated:
+    """A fixed precision -> nmse:b: calibrated as in a build, on decoded vectors."""
+    target, codec = nmse_target(origin.target.codec), make_codec(origin.source.codec)
+    assert target is not None
+    projections = _projections(source, origin)
+    weight_H = _squared_weights(projections, origin.source.width)
+    sample, lost, tokens = CalibrationSample(), 0.0, 0
+    for name, pieces in _sample(derivation).items():
+        for piece in pieces:
+            real_N = torch.from_numpy(~source.padding(piece))
+            for values_NH in source.values(origin.source, piece):
+                values_NH = values_NH[real_N]
+                # rounding errors are spread evenly up to the bound
+                lost += float((codec.error_bound_ND(values_NH).double().square() / 3 @ weight_H).sum())
+                tokens += len(values_NH)
+                if name == "fit":
+                    sample.fit(values_NH)
+                else:
+                    (sample.tune if name == "tune" else sample.check).append(values_NH)
+    variance = _variance(sample, projections)
+    share = lost / tokens / variance if variance > 0 else 0.0
+    _refuse_finer(source, origin, share, target)
+    # where a component vanishes, what it had lost before is counted twice: some percent too much where int4 lost a lot
+    transform, record = calibrate(sample, target - share, projections)
+    return transform, replace(record, nmse=record.nmse + share)
+
+
+def _squared_weights(projections: AttentionProjections | None, width: int) -> torch.Tensor:
+    """What an error of one in each component of a hidden state adds to the squared error of what is coded."""
+    if projections is None:
+        return torch.ones(width, dtype=torch.float64)
+    squares = [getattr(projections, name).weight.double().square().sum(dim=0) for name in VECTORS]
+    return torch.stack(squares).sum(dim=0)
+
+
+def _variance(sample: CalibrationSample, projections: AttentionProjections | None) -> float:
+    """E||x - mean||^2 of what is coded."""
+    _, covariance_HH = sample.moments()
+    if projections is None:
+        return float(covariance_HH.trace())
+    weights = [getattr(projections, name).weight.double() for name in VECTORS]
+    return sum(float((weight_DH @ covariance_HH * weight_DH).sum()) for weight_DH in weights)
+
+
+def _refuse_finer(source: SourceRows, origin: StreamOrigin, lost: float, target: float) -> None:
+    if lost >= target:
+        raise SettingsError(
+            f"--precision {origin.target.codec} is finer than {origin.source.codec}, in which {source.reader.path!r} "
+            f"holds {origin.source.path}: it has lost {lost:.2g} of the variance already; give nmse:X with X above that"
+        )

@@ -1,0 +1,215 @@
+"""Blocks of a store -> the blocks of one that is derived from it: rows moved, codes kept or made coarser.
+
+A derived block has its rows in one block of the source, or in two where the range does not start with a block. What
+keeps its codec is moved as whole numbers: decoded it is the same bit for bit. Where rows and codec are both the same,
+the bytes of a shard are handed on as they are, checked against their commit. Nothing is written here; in memory is one
+block, two bytes a value, and the decoded values of one stream in one view.
+
+Shapes: W views, R rows, T positions, M masked places, D components, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.build.encode import pack_stream
+from teacher_cache.codecs.fixed import make_codec
+from teacher_cache.codecs.logits import TopkTargets
+from teacher_cache.codecs.nmse import Quantiser
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import LogitsSpec
+from teacher_cache.derive.origins import Derivation, StreamOrigin
+from teacher_cache.derive.source_rows import Piece, SourceRows, find_rows
+from teacher_cache.format.layout import VectorStream, block_arrays, draw_paths, topk_codec, vector_streams
+from teacher_cache.format.writer import BlockValues
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coarsening:
+    """Codes of one step -> codes of a larger one: components in another order, `ratio` the old step by the new one."""
+
+    order_D: NDArray[np.intp]
+    ratio: float
+
+    def apply(self, codes_DWN: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Round to the new step."""
+        coarser_DWN: NDArray[np.int16] = np.rint(codes_DWN[self.order_D] * np.float32(self.ratio)).astype(np.int16)
+        return coarser_DWN
+
+
+Coder = Coarsening | Quantiser
+"""What makes the codes of a calibrated stream, from codes or from vectors."""
+
+
+def cut_topk(topk: TopkTargets, entries: int) -> TopkTargets:
+    """The first `entries` ids; the mass of the others joins the tail, by log-sum-exp."""
+    dropped_PK = torch.cat([topk.log_tail_P[:, None], topk.log_probs_PK[:, entries:]], dim=1)
+    return TopkTargets(
+        ids_PK=topk.ids_PK[:, :entries],
+        log_probs_PK=topk.log_probs_PK[:, :entries],
+        log_tail_P=torch.logsumexp(dropped_PK.double(), dim=1).float(),
+    )
+
+
+class BlockDeriver:
+    """The blocks of a derived store. Thread-safe.
+
+    `manifest` is its own, calibrated; `coders` has, by path, those of streams that are calibrated and not kept.
+    """
+
+    def __init__(
+        self, source: SourceRows, derivation: Derivation, manifest: Manifest, coders: Mapping[str, Coder]
+    ) -> None:
+        self.source = source
+        self.derivation = derivation
+        self.manifest = manifest
+        self.coders = coders
+        self.specs = {spec.path: spec for spec in block_arrays(manifest)}
+        self.streams = {stream.path: stream for stream in vector_streams(manifest)}
+
+    def derive(self, block: int) -> BlockValues:
+        """Every array of a block: numbers, or the bytes of a shard that is the same in the source.
+
+        Raises:
+            StoreError: the source is damaged here.
+        """
+        first, last = self.manifest.block_range(block)
+        start = self.derivation.first
+        pieces = find_rows(self.source.manifest, start + first, start + last)
+        begin, end = self.source.manifest.block_range(pieces[0].block)
+        whole = (pieces[0].start, pieces[0].stop) == (0, end - begin) and len(pieces) == 1
+        values: BlockValues = {}
+        for path in self._paths("input_ids", "length", "row_id", "document", "masked"):
+            values[path] = self._shard(path, pieces) if whole else self._move_rows(path, pieces)
+        values |= self._logits(pieces, whole)
+        for origin in self.derivation.origins:
+            values |= self._stream(origin, pieces, whole)
+        return values
+
+    def _paths(self, *folders: str) -> list[str]:
+        return [path for path in self.specs if path in folders or path.startswith(tuple(f"{one}/" for one in folders))]
+
+    def _shard(self, path: str, pieces: list[Piece]) -> bytes:
+        return self.source.reader.read_shard(path, pieces[0].block)
+
+    def _empty(self, path: str) -> NDArray[Any]:
+        return np.zeros(self.specs[path].block_shape, dtype=self.specs[path].dtype)
+
+    def _move_rows(self, path: str, pieces: list[Piece]) -> NDArray[Any]:
+        """An array whose first axis is [W * R]."""
+        target, rows = self._empty(path), self.manifest.block_rows
+        shape = (-1, rows, *target.shape[1:])
+        for piece in pieces:
+            values = self.source.reader.load_array(path, piece.block).reshape(shape)
+            target.reshape(shape)[:, piece.target] = values[:, piece.start : piece.stop]
+        return target
+
+    def _move_columns(self, path: str, source_path: str, per_row: int, pieces: list[Piece]) -> NDArray[Any]:
+        """An array whose last axis is [W * R * per_row]."""
+        target = self._empty(path)
+        shape = (*target.shape[:-1], -1, self.manifest.block_rows, per_row)
+        for piece in pieces:
+            values = self.source.reader.load_array(source_path, piece.block).reshape(shape)
+            target.reshape(shape)[..., piece.target, :] = values[..., piece.start : piece.stop, :]
+        return target
+
+    def _stream(self, origin: StreamOrigin, pieces: list[Piece], whole: bool) -> BlockValues:
+        target, source = origin.target.path, origin.source.path
+        # by folder name: attention/3/input may come from hidden/2
+        paths = {path: source + path.removeprefix(target) for path in self._paths(target)}
+        if origin.way == "kept" and whole:
+            return {path: self._shard(before, pieces) for path, before in paths.items()}
+        if target in self.manifest.calibration:
+            return {**pack_stream(self.manifest, self.streams[target], self._codes(origin, pieces))}
+        if origin.target.relation_heads is not None:
+            return {path: self._move_rows(path, pieces) for path in paths}
+        if origin.way == "kept":
+            return {
+                path: self._move_columns(path, before, self.manifest.seq_len, pieces) for path, before in paths.items()
+            }
+        return self._recode(origin.target, origin.source, pieces)
+
+    def _codes(self, origin: StreamOrigin, pieces: list[Piece]) -> NDArray[np.int16]:
+        """[D, W * R * T] codes of a calibrated stream."""
+        coder, stream, positions = self.coders.get(origin.target.path), origin.target, self.manifest.seq_len
+        views = self.manifest.views_of(stream.view)
+        codes_DWRT = np.zeros((stream.width, views, self.manifest.block_rows, positions), dtype=np.int16)
+        for piece in pieces:
+            part_DWRT = codes_DWRT[:, :, piece.target]
+            if isinstance(coder, Quantiser):
+                padding_N = self.source.padding(piece)
+                for view, values_ND in enumerate(self.source.values(origin.source, piece)):
+                    codes_DN = coder.quantise(values_ND).numpy()
+                    codes_DN[:, padding_N] = 0
+                    part_DWRT[:, view] = codes_DN.reshape(stream.width, -1, positions)
+                continue
+            codes_DWN = self.source.codes(origin.source, piece)
+            if coder is not None:
+                codes_DWN = coder.apply(codes_DWN)
+            part_DWRT[...] = codes_DWN.reshape(part_DWRT.shape)
+        return codes_DWRT.reshape(stream.width, -1)
+
+    def _recode(self, stream: VectorStream, source: VectorStream, pieces: list[Piece]) -> BlockValues:
+        """A stream in another fixed precision; padding is zeros and stays so."""
+        codec, positions = make_codec(stream.codec), self.manifest.seq_len
+        coded = {spec.name: self._empty(f"{stream.path}/{spec.name}") for spec in codec.arrays(stream.width)}
+        for piece in pieces:
+            for view, values_ND in enumerate(self.source.values(source, piece)):
+                first = (view * self.manifest.block_rows + piece.to) * positions
+                for name, values in codec.encode(values_ND).items():
+                    coded[name][..., first : first + len(values_ND)] = values
+        return {f"{stream.path}/{name}": values for name, values in coded.items()}
+
+    def _logits(self, pieces: list[Piece], whole: bool) -> BlockValues:
+        spec, before = self.manifest.targets.logits, self.source.manifest.targets.logits
+        if spec is None or before is None:
+            return {}
+        if spec != before:
+            return self._cut_logits(spec, before, pieces)
+        paths = self._paths("logits")
+        if whole:
+            return {path: self._shard(path, pieces) for path in paths}
+        ragged = draw_paths(self.manifest, spec).values() if spec.form == "sample" else ()
+        values: BlockValues = {
+            path: self._move_columns(path, path, self.manifest.masked_per_row, pieces)
+            for path in paths
+            if path not in ragged
+        }
+        return values | {path: self._move_draws(path, pieces) for path in ragged}
+
+    def _move_draws(self, path: str, pieces: list[Piece]) -> NDArray[Any]:
+        """An array [W, room] of what lies place after place, as many entries each as `distinct` says."""
+        target, places = self._empty(path), self.manifest.masked_per_row
+        held_W = np.zeros(len(target), dtype=np.int64)
+        for piece in pieces:
+            entries = self.source.reader.load_array(path, piece.block)
+            distinct = self.source.reader.load_array("logits/draws/distinct", piece.block).reshape(len(target), -1)
+            for view, distinct_P in enumerate(distinct):
+                first = int(distinct_P[: piece.start * places].sum(dtype=np.int64))
+                size = int(distinct_P[piece.start * places : piece.stop * places].sum(dtype=np.int64))
+                target[view, held_W[view] : held_W[view] + size] = entries[view, first : first + size]
+                held_W[view] += size
+        return target
+
+    def _cut_logits(self, spec: LogitsSpec, before: LogitsSpec, pieces: list[Piece]) -> BlockValues:
+        """Fewer ids, or log-probabilities in another codec. Places without a masked position stay zeros."""
+        codec, decoder = topk_codec(self.manifest, spec), topk_codec(self.source.manifest, before)
+        coded = {one.name: self._empty(f"logits/{one.name}") for one in codec.arrays()}
+        rows, places = self.manifest.block_rows, self.manifest.masked_per_row
+        for piece in pieces:
+            load = self.source.reader.load_array
+            count_WR = load("masked/count", piece.block).reshape(-1, rows)[:, piece.start : piece.stop]
+            view_E, row_E, place_E = np.nonzero(np.arange(places) < count_WR[:, :, None])
+            from_E = (view_E * rows + row_E + piece.start) * places + place_E
+            to_E = (view_E * rows + row_E + piece.to) * places + place_E
+            held = {one.name: load(f"logits/{one.name}", piece.block)[..., from_E] for one in decoder.arrays()}
+            topk = cut_topk(decoder.decode({name: torch.from_numpy(one) for name, one in held.items()}), spec.entries)
+            for name, values in codec.encode(topk).items():
+                coded[name][..., to_E] = values
+        return {f"logits/{name}": values for name, values in coded.items()}

@@ -1,0 +1,95 @@
+"""Rows of a store as they are coded, or decoded and not turned back: what a derivation works on.
+
+Arrays of a block are read whole, checked and decompressed, one at a time; of them the wanted rows are kept, two bytes a
+code, or four a value of one view.
+
+Shapes: W views, R rows, T positions, D components, N = tokens of the rows that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.codecs.fixed import make_codec
+from teacher_cache.codecs.packing import ranges
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.format.layout import VectorStream
+from teacher_cache.read.reader import CacheReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows start..stop of a block of the source, which lie from row `to` on where they are going."""
+
+    block: int
+    start: int
+    stop: int
+    to: int
+
+    @property
+    def target(self) -> slice:
+        """The rows that they become."""
+        return slice(self.to, self.to + self.stop - self.start)
+
+
+def find_rows(manifest: Manifest, first: int, last: int) -> list[Piece]:
+    """Where rows first..last of a store lie."""
+    found = []
+    for block in range(first // manifest.block_rows, -(-last // manifest.block_rows)):
+        begin, end = manifest.block_range(block)
+        start, stop = max(first, begin), min(last, end)
+        found.append(Piece(block=block, start=start - begin, stop=stop - begin, to=start - first))
+    return found
+
+
+class SourceRows:
+    """The store that is derived from. Thread-safe."""
+
+    def __init__(self, reader: CacheReader) -> None:
+        self.reader = reader
+        self.manifest = reader.manifest
+
+    def padding(self, piece: Piece) -> NDArray[np.bool_]:
+        """[N]: True where a token of these rows is padding."""
+        length_R = self.reader.load_array("length", piece.block)[piece.start : piece.stop]
+        padding_RT: NDArray[np.bool_] = np.arange(self.manifest.seq_len) >= length_R[:, None]
+        return padding_RT.ravel()
+
+    def codes(self, stream: VectorStream, piece: Piece) -> NDArray[np.int16]:
+        """[D, W, N] codes of a calibrated stream."""
+        assert stream.calibration is not None
+        positions, views = self.manifest.seq_len, self.manifest.views_of(stream.view)
+        start, stop = piece.start * positions, piece.stop * positions
+        codes_DWN = np.zeros((stream.width, views, stop - start), dtype=np.int16)
+        for packing, part in ranges(stream.calibration.components):
+            packed = self.reader.load_array(f"{stream.path}/codes/{packing.name}", piece.block)
+            for view, packed_CL in enumerate(np.split(packed, views, axis=1)):
+                values_CN = torch.empty((part.stop - part.start, stop - start))
+                packing.unpack(np.ascontiguousarray(packed_CL), start, stop, 1.0, values_CN)
+                codes_DWN[part, view] = values_CN.numpy()
+        count_W, index_WE, value_WE = (
+            self.reader.load_array(f"{stream.path}/escapes/{name}", piece.block) for name in ("count", "index", "value")
+        )
+        for view, count in enumerate(count_W):
+            component, token = np.divmod(index_WE[view, :count], self.manifest.block_rows * positions)
+            here = (token >= start) & (token < stop)
+            codes_DWN[component[here], view, token[here] - start] = value_WE[view, :count][here]
+        return codes_DWN
+
+    def values(self, stream: VectorStream, piece: Piece) -> Iterator[torch.Tensor]:
+        """[N, D] vectors of a stream in a fixed precision, view by view."""
+        codec, positions = make_codec(stream.codec), self.manifest.seq_len
+        coded = {
+            spec.name: self.reader.load_array(f"{stream.path}/{spec.name}", piece.block)
+            for spec in codec.arrays(stream.width)
+        }
+        for view in range(self.manifest.views_of(stream.view)):
+            first = view * self.manifest.block_rows
+            tokens = slice((first + piece.start) * positions, (first + piece.stop) * positions)
+            parts = {name: np.ascontiguousarray(values[..., tokens]) for name, values in coded.items()}
+            yield codec.decode({name: torch.from_numpy(values) for name, values in parts.items()})

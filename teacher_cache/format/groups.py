@@ -1,0 +1,246 @@
+"""The groups of a store: sets of targets that were built and sealed together, and what is committed of them.
+
+The first group holds the rows and the targets of the first build. Targets that are added to a finished store make a
+group of their own, an *extension*, with its own manifest, commits and seal below `extensions/<n>/`, so that adding them
+touches nothing that is there. Arrays of all groups lie in one tree. A group without a seal is unfinished.
+
+Extensions are found by listing, so that deleting the folder of one gives up its targets and nothing else. A group may
+need what another one holds: attention that is computed from its hidden state, anything in masked views the masks. It
+counts only together with a group that holds that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import HiddenSpec, TargetSpecs, describe_targets
+from teacher_cache.errors import StoreError
+from teacher_cache.format.layout import ArraySpec, block_arrays
+from teacher_cache.format.protocol import (
+    COMMITS,
+    EXTENSIONS,
+    METADATA,
+    NOT_AN_OBJECT,
+    SEAL,
+    Commit,
+    Seal,
+    commit_key,
+    damage,
+    parse_manifest,
+    read_manifest,
+    shard_key,
+)
+from teacher_cache.storage.local import Storage
+from teacher_cache.threads import in_threads
+
+_MASKS = "masked views"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group as it is stored; `seal` is None while it is unfinished."""
+
+    prefix: str
+    manifest: Manifest
+    seal: Seal | None
+
+    @cached_property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """The arrays that are written block by block, by path."""
+        return {spec.path: spec for spec in block_arrays(self.manifest)}
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return name_group(self.prefix)
+
+    @cached_property
+    def holds(self) -> frozenset[str]:
+        """What a group can be read with, in words: hidden states, and masked views."""
+        masks = [] if "masked" in self.manifest.inputs_held else self._masks
+        return frozenset([*_describe_hidden(self.manifest.targets.hidden), *masks])
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What it is read with and does not hold itself."""
+        shared = [spec for spec in self.manifest.targets.attention if spec.form == "shared"]
+        inputs = [HiddenSpec(layer=spec.layer - 1, codec=spec.codec, view=spec.view) for spec in shared]
+        return frozenset([*_describe_hidden(inputs), *self._masks]) - self.holds
+
+    @property
+    def _masks(self) -> list[str]:
+        return [_MASKS] if "masked" in self.manifest.targets.views() else []
+
+    @property
+    def how_to_finish(self) -> str:
+        """What to do about one that is unfinished."""
+        return (
+            "run the same `kdcache build` or `kdcache derive` again, which goes on where it stopped: "
+            f"{self.manifest.command}"
+        )
+
+
+def _describe_hidden(specs: Iterable[HiddenSpec]) -> list[str]:
+    described = describe_targets(TargetSpecs(hidden=tuple(specs)))
+    return [f"{name} ({what})" for name, what in described.items()]
+
+
+def name_group(prefix: str) -> str:
+    """What a message calls the group whose protocol objects lie below `prefix`."""
+    return f"extension {prefix.split('/')[1]}" if prefix else "the first build"
+
+
+def extension_prefix(number: int) -> str:
+    """Where the protocol objects of extension `number`, from 1, lie."""
+    return f"{EXTENSIONS}/{number}/"
+
+
+def read_groups(storage: Storage) -> list[Group]:
+    """Every group of a store, finished or not, in the order in which they were added.
+
+    An unfinished extension of which nothing says what it is (see `is_nameless`) is none.
+
+    Raises:
+        StoreError: there is no store of this format and version, or a seal is damaged.
+    """
+    groups = [_read_group(storage, "")]
+    prefixes = map(extension_prefix, extension_numbers(storage.list(f"{EXTENSIONS}/")))
+    return groups + [_read_group(storage, prefix) for prefix in prefixes if not is_nameless(storage, prefix)]
+
+
+def extension_numbers(keys: Iterable[str]) -> list[int]:
+    """The numbers of all extensions among the keys of a store, one that has lost its manifest or its seal included."""
+    parts = [key.split("/") for key in keys if key.startswith(f"{EXTENSIONS}/")]
+    there = {part[1] for part in parts if part[2:3] in ([METADATA], [SEAL], [COMMITS])}
+    return sorted(int(number) for number in there if number.isdecimal() and str(int(number)) == number)
+
+
+def is_nameless(storage: Storage, prefix: str) -> bool:
+    """Whether this is an extension that was never finished, and whose manifest is damaged or lost."""
+    if storage.size(prefix + SEAL) is not None:
+        return False
+    try:
+        data = storage.read(prefix + METADATA)
+    except FileNotFoundError:
+        return True
+    try:
+        parse_manifest(data)
+    except (StoreError, *NOT_AN_OBJECT):
+        return True
+    return False
+
+
+def readable_groups(groups: Sequence[Group]) -> list[Group]:
+    """Those of the groups that have everything that they need among them."""
+    held = frozenset[str]().union(*(group.holds for group in groups))
+    rest = [group for group in groups if group.needs <= held]
+    return rest if len(rest) == len(groups) else readable_groups(rest)
+
+
+def with_what_they_need(storage: Storage, groups: Sequence[Group], chosen: Iterable[Group]) -> list[Group]:
+    """The chosen ones of all groups, and those that must be finished before these can be read.
+
+    Raises:
+        StoreError: no group holds what one of them needs.
+    """
+    finished = readable_groups([group for group in groups if group.seal is not None])
+    found = list(chosen)
+    for group in found:  # grows while it is walked through
+        there = frozenset[str]().union(*(one.holds for one in (*finished, *found)))
+        for need in sorted(group.needs - there):
+            holder = next((one for one in groups if need in one.holds), None)
+            if holder is None:
+                raise StoreError(
+                    f"{storage.location!r} has lost what {group.name} is read with, {need}: its targets are of no use; "
+                    f"restore that from a copy, or delete {group.prefix!r} in the store to give up these targets, and "
+                    "build what you need of them again"
+                )
+            if holder not in found:
+                found.append(holder)
+    return [group for group in groups if group in found]
+
+
+def _read_group(storage: Storage, prefix: str) -> Group:
+    group = Group(prefix=prefix, manifest=read_manifest(storage, prefix), seal=read_seal(storage, prefix))
+    if group.seal is not None and not counts_alike(group.seal, group.manifest):
+        raise StoreError(
+            f"{storage.location!r} is damaged: {prefix + SEAL!r} counts other rows or blocks than the manifest beside "
+            "it: one is of another store; restore both from a copy, or delete the store's folder and build again"
+        )
+    return group
+
+
+def counts_alike(seal: Seal, manifest: Manifest) -> bool:
+    """Whether a seal is about as many rows and blocks as a manifest."""
+    said = (seal.rows, seal.blocks, seal.format_version)
+    return said == (manifest.rows, manifest.blocks, manifest.format_version)
+
+
+def read_seal(storage: Storage, prefix: str) -> Seal | None:
+    """The seal of a group, None where it is unfinished.
+
+    Raises:
+        StoreError: there is a seal, and it is damaged.
+    """
+    try:
+        return Seal.from_bytes(storage.read(prefix + SEAL))
+    except FileNotFoundError:
+        return None
+    except NOT_AN_OBJECT as error:
+        raise StoreError(
+            f"{storage.location!r} is damaged: {prefix + SEAL!r} cannot be read ({error!r}), so nothing in it can be "
+            "trusted; restore that file from a copy, or delete it and run the same `kdcache build` again, which seals "
+            "the store anew"
+        ) from error
+
+
+def read_commits(storage: Storage, group: Group) -> dict[int, Commit]:
+    """Every commit of a group that can be read, by block."""
+    there = storage.list(f"{group.prefix}{COMMITS}/")
+    blocks = [block for block in range(group.manifest.blocks) if group.prefix + commit_key(block) in there]
+
+    def read(block: int) -> Commit | None:
+        try:
+            return Commit.from_bytes(storage.read(group.prefix + commit_key(block)))
+        except (FileNotFoundError, *NOT_AN_OBJECT):
+            return None
+
+    found = zip(blocks, in_threads(read, blocks), strict=True)
+    return {block: commit for block, commit in found if commit is not None}
+
+
+def mismatch(group: Group, block: int, commit: Commit) -> str | None:
+    """What is wrong with a commit of a block, None if it says what the group's manifest implies."""
+    if commit.block != block or commit.rows != group.manifest.block_range(block):
+        return f"is about rows {commit.rows} of block {commit.block}"
+    expected = {shard_key(spec, block) for spec in group.arrays.values()}
+    lacking, foreign = sorted(expected - commit.shards.keys()), sorted(commit.shards.keys() - expected)
+    if lacking or foreign:
+        return f"lacks {lacking} and has {foreign}"
+    return None
+
+
+def damaged_objects(
+    storage: Storage, group: Group, chosen: Callable[[str], bool] = lambda _key: True
+) -> Iterator[tuple[str, str]]:
+    """Keys of objects beside the blocks that are not what the group's seal says, and what is wrong with each."""
+    for key, digest in (group.seal.objects if group.seal is not None else {}).items():
+        if chosen(key) and (what := damage(storage, key, digest)) is not None:
+            yield key, what
+
+
+def whole_blocks(group: Group, commits: Mapping[int, Commit], sizes: Mapping[str, int]) -> set[int]:
+    """Blocks that are finished: there is a commit, and every shard has the size that it says.
+
+    `sizes` are those of all objects of the store. Contents are compared when they are read, or by `kdcache verify`; a
+    look at sizes finds what was deleted or cut short.
+    """
+    whole = set()
+    for block, commit in commits.items():
+        sized = all(sizes.get(key) == digest.size for key, digest in commit.shards.items())
+        if sized and mismatch(group, block, commit) is None:
+            whole.add(block)
+    return whole

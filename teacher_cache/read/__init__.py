@@ -1,0 +1,1 @@
+"""Stores to decoded batches of targets."""

@@ -1,0 +1,227 @@
+"""Coded arrays of a block -> tensors of some of its rows, on any device.
+
+Pure: no disk, no state. The numbers of the columns follow `layout.py`; arrays hold one view only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.codecs.fixed import make_codec
+from teacher_cache.codecs.logits import SampleTargets
+from teacher_cache.codecs.nmse import Transform
+from teacher_cache.codecs.packing import ranges
+from teacher_cache.contract.batch import (
+    AttentionRelations,
+    AttentionVectors,
+    MaskedPositions,
+    SampledLogits,
+    TargetBatch,
+    TargetRequest,
+    TopkLogits,
+)
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
+from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
+from teacher_cache.format.layout import (
+    VectorStream,
+    attention_folders,
+    attention_input_path,
+    draw_paths,
+    sample_codec,
+    topk_codec,
+    vector_streams,
+)
+from teacher_cache.models.attention import VECTORS, AttentionProjections, project_hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedBlock:
+    """The arrays of one block that a request needs in one view: checked and decompressed, not decoded.
+
+    Some may be on the device that decodes them, once they have arrived there.
+    """
+
+    block: int
+    view: View
+    request: TargetRequest
+    arrays: Mapping[str, CodedArray]
+    arrival: Arrival | None = None
+
+    def sent(self, transfer: Transfer) -> CodedBlock:
+        """This block on its way to a device, but for what is read on the host."""
+        arrays, arrival = transfer.send(self.arrays, is_decoded_on_device)
+        return replace(self, arrays=arrays, arrival=arrival)
+
+    def on_host(self, path: str) -> NDArray[Any]:
+        """An array that stays on the host."""
+        values = self.arrays[path]
+        assert isinstance(values, np.ndarray)
+        return values
+
+
+def is_decoded_on_device(path: str) -> bool:
+    """Whether nothing of an array is looked at before its decoding: codes, scales, matrices, the most probable ids.
+
+    What says which rows, positions or draws there are has to be on the host.
+    """
+    parts = path.split("/")
+    return parts[0] in ("hidden", "attention", "logits") and "escapes" not in parts and "draws" not in parts
+
+
+def in_view(spec: HiddenSpec | AttentionSpec | LogitsSpec | None, view: View) -> bool:
+    """Whether there is such a target, in this view."""
+    return spec is not None and spec.view == view
+
+
+class RowDecoder:
+    """Rows start..stop of one coded block, counted from its first row, as tensors on a device."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        coded: CodedBlock,
+        start: int,
+        stop: int,
+        *,
+        device: str | torch.device,
+        projections: Callable[[int], AttentionProjections],
+        transforms: Callable[[str], Transform],
+    ) -> None:
+        self.manifest = manifest
+        self.coded = coded
+        self.start = start
+        self.stop = stop
+        self.device = device
+        self.projections = projections
+        self.transforms = transforms
+        self.streams = {stream.path: stream for stream in vector_streams(manifest)}
+
+    def decode(self) -> TargetBatch:
+        """The input of the coded view and every target of the request that belongs to it."""
+        if self.coded.arrival is not None:
+            self.coded.arrival.await_in_current_stream()
+        request, view, targets = self.coded.request, self.coded.view, self.manifest.targets
+        ids_BT, masked = self._host_rows("input_ids"), None
+        if view == "masked":
+            masked = MaskedPositions(
+                positions_BM=self._rows("masked/positions"),
+                original_ids_BM=self._rows("masked/original_ids"),
+                count_B=self._rows("masked/count"),
+            )
+            ids_BT = self._replaced(ids_BT)
+        hidden = {
+            n: self._vectors(f"hidden/{n}", rotated=n in request.rotated_layers)
+            for n in request.hidden_layers
+            if in_view(targets.find_hidden(n), view)
+        }
+        attention = {
+            n: self._attention(spec)
+            for n in request.attention_layers
+            if (spec := targets.find_attention(n)) is not None and spec.view == view
+        }
+        return TargetBatch(
+            input_ids_BT=to_device(ids_BT, self.device),
+            length_B=self._rows("length"),
+            row_id_B=self._rows("row_id"),
+            hidden=hidden,
+            attention=attention,
+            masked=masked,
+            logits=self._logits(targets.logits) if request.logits and targets.logits and masked is not None else None,
+        )
+
+    def _host_rows(self, path: str) -> NDArray[np.int64]:
+        return self.coded.on_host(path)[self.start : self.stop].astype(np.int64)
+
+    def _rows(self, path: str) -> torch.Tensor:
+        return to_device(self._host_rows(path), self.device)
+
+    def _replaced(self, ids_BT: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ids with the replacement ids at the real masked positions."""
+        positions_BM, count_B = self._host_rows("masked/positions"), self._host_rows("masked/count")
+        row, place = np.nonzero(np.arange(positions_BM.shape[1]) < count_B[:, None])
+        ids_BT[row, positions_BM[row, place]] = self._host_rows("masked/replacement_ids")[row, place]
+        return ids_BT
+
+    def _columns(self, path: str, per_row: int) -> torch.Tensor:
+        """These rows' range of the last axis of a coded array."""
+        return to_device(self.coded.arrays[path][..., self.start * per_row : self.stop * per_row], self.device)
+
+    def _vectors(self, path: str, *, rotated: bool = False) -> torch.Tensor:
+        """Vectors [B, T, D] of a stream, or their rotated coordinates."""
+        stream, positions = self.streams[path], self.manifest.seq_len
+        assert stream.calibration is not None or not rotated, "only calibrated streams have a rotation"
+        if stream.calibration is not None:
+            values_ND = self._coordinates(stream)
+            if not rotated:
+                values_ND = self.transforms(path).synthesise(values_ND)
+        else:
+            codec = make_codec(stream.codec)
+            coded = {spec.name: self._columns(f"{path}/{spec.name}", positions) for spec in codec.arrays(stream.width)}
+            values_ND = codec.decode(coded)
+        return values_ND.reshape(self.stop - self.start, positions, -1)
+
+    def _coordinates(self, stream: VectorStream) -> torch.Tensor:
+        """Rotated coordinates [N, D] of a calibrated stream: codes times step."""
+        assert stream.calibration is not None
+        per_view = self.manifest.block_rows * self.manifest.seq_len
+        start, stop = self.start * self.manifest.seq_len, self.stop * self.manifest.seq_len
+        step = stream.calibration.step
+        coordinates_DN = torch.empty((stream.width, stop - start), dtype=torch.float32, device=self.device)
+        stored = 0
+        for packing, part in ranges(stream.calibration.components):
+            packed = self.coded.arrays[f"{stream.path}/codes/{packing.name}"]
+            packing.unpack(packed, start, stop, step, coordinates_DN[part])
+            stored = part.stop
+        coordinates_DN[stored:] = 0
+        index, value = (self.coded.on_host(f"{stream.path}/escapes/{name}") for name in ("index", "value"))
+        component, token = np.divmod(index, per_view)
+        here = (token >= start) & (token < stop)
+        where = [to_device(axis[here].astype(np.int64), self.device) for axis in (component, token - start)]
+        escapes = to_device(value[here].astype(np.float32), self.device)
+        coordinates_DN[where[0], where[1]] = escapes * step
+        return coordinates_DN.T
+
+    def _attention(self, spec: AttentionSpec) -> AttentionVectors | AttentionRelations:
+        if spec.form == "matrix":
+            (folder,) = attention_folders(spec)
+            matrices = (self.coded.arrays[f"{folder}/{name}"][self.start : self.stop] for name in VECTORS)
+            query, key, value = (to_device(values, self.device) for values in matrices)
+            return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
+        if spec.mode == "hidden":
+            stream, positions = self.streams[attention_input_path(spec)], self.manifest.seq_len
+            # `projections` start where the coordinates end: the rotation is part of them
+            coded_BTD = (
+                self._vectors(stream.path)
+                if stream.calibration is None
+                else self._coordinates(stream).reshape(self.stop - self.start, positions, -1)
+            )
+            return project_hidden(coded_BTD, self.projections(spec.layer))
+        query, key, value = (self._vectors(f"attention/{spec.layer}/{name}") for name in VECTORS)
+        return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
+
+    def _logits(self, spec: LogitsSpec) -> TopkLogits | SampledLogits:
+        places = self.manifest.masked_per_row
+        shape = (self.stop - self.start, places)
+        if spec.form == "sample":
+            drawn = self._draws(spec, self.start * places, self.stop * places)
+            return SampledLogits(ids_BMK=drawn.ids_PK.view(*shape, -1), counts_BMK=drawn.counts_PK.view(*shape, -1))
+        codec = topk_codec(self.manifest, spec)
+        topk = codec.decode({part.name: self._columns(f"logits/{part.name}", places) for part in codec.arrays()})
+        return TopkLogits(
+            ids_BMK=topk.ids_PK.reshape(*shape, spec.entries),
+            log_probs_BMK=topk.log_probs_PK.reshape(*shape, spec.entries),
+            log_tail_BM=topk.log_tail_P.reshape(shape),
+        )
+
+    def _draws(self, spec: LogitsSpec, start: int, stop: int) -> SampleTargets:
+        """What was drawn at places start..stop of the view."""
+        entries = {name: self.coded.on_host(path) for name, path in draw_paths(self.manifest, spec).items()}
+        codec = sample_codec(self.manifest, spec)
+        return codec.unpack(self.coded.on_host("logits/draws/distinct"), entries, start, stop, self.device)

@@ -1,0 +1,94 @@
+"""What a cache lacks of what is asked for, and the commands that add it. Nothing is read here.
+
+In: a request, the manifest, and where the cache lies. Out: nothing, or a refusal that names every target that is not
+there. A finished store takes more targets from the command that built it, so only what it lacks has to be named. Masked
+views come with the first target that is taken from them.
+"""
+
+from __future__ import annotations
+
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import TargetSpecs, describe_targets
+from teacher_cache.errors import TargetsError
+
+
+def check_request(request: TargetRequest, manifest: Manifest, where: str, *, several: bool = False) -> None:
+    """Check that the store at `where`, or each of several that hold the same targets, holds what is asked for.
+
+    Raises:
+        TargetsError: it does not.
+    """
+    targets = manifest.targets
+    lacking = _lacking(request, targets)
+    if lacking == TargetRequest():
+        return
+    names = [f"hidden {layer}" for layer in lacking.hidden_layers]
+    names += [f"attention {layer}" for layer in lacking.attention_layers]
+    names += ["logits"] if lacking.logits else []
+    names += ["masked views"] if lacking.masked else []
+    raise TargetsError(
+        f"{where!r} {'lack' if several else 'lacks'} {', '.join(names)}: the student would have nothing to learn from. "
+        f"{'They have' if several else 'It has'} {', '.join(describe_targets(targets)) or 'no targets'}; "
+        f"{_advice(lacking, manifest, several)}"
+    )
+
+
+def _lacking(request: TargetRequest, targets: TargetSpecs) -> TargetRequest:
+    return TargetRequest(
+        hidden_layers=tuple(sorted(set(request.hidden_layers) - set(targets.hidden_layers()))),
+        attention_layers=tuple(sorted(set(request.attention_layers) - set(targets.attention_layers()))),
+        logits=request.logits and targets.logits is None,
+        masked=request.masked and "masked" not in targets.views(),
+    )
+
+
+def _advice(lacking: TargetRequest, manifest: Manifest, several: bool) -> str:
+    if lacking.logits and not manifest.teacher.has_mlm_head:
+        return (
+            f"no store of the teacher {manifest.teacher.name!r} can have logits, because its checkpoint has no "
+            "masked-LM head: leave them out, or build a store of a teacher that has one"
+        )
+    flags = _flags(lacking, manifest)
+    if flags is None:
+        return (
+            "no target is left that could bring masked views with it: build another store, with --hs-view masked, or "
+            "ask for what is there"
+        )
+    commands = ", then ".join(f"`{each}`" for each in flags)
+    return (
+        f"repeat the command that built {'each of them' if several else 'it'} with {commands}, which adds what is "
+        "lacking and keeps what is there, or ask for what is there"
+    )
+
+
+def _flags(lacking: TargetRequest, manifest: Manifest) -> list[str] | None:
+    """The flags of each build that it takes, one keeping the attention of one layer; None if no build can add it."""
+    logits, flags = lacking.logits or (lacking.masked and manifest.teacher.has_mlm_head), []
+    first, *others = lacking.attention_layers or (None,)
+    wanted = {"logits": logits, "hidden": lacking.hidden_layers, "attention": lacking.attention_layers}
+    if any(wanted.values()):
+        flags = ["--targets " + ",".join(name for name, value in wanted.items() if value)]
+    if lacking.hidden_layers:
+        flags.append("--layers " + ",".join(map(str, lacking.hidden_layers)))
+    if first is not None:
+        flags.append(f"--attention-layer {first}")
+    builds = [" ".join(flags)] if flags else []
+    builds += [f"--targets attention --attention-layer {layer}" for layer in others]
+    if lacking.masked and not logits:
+        target = _target_to_mask(lacking, manifest)
+        return None if target is None else [*builds, f"{target} --hs-view masked"]
+    return builds
+
+
+def _target_to_mask(lacking: TargetRequest, manifest: Manifest) -> str | None:
+    """Flags of a target that the store neither has nor is to get, so that it can still be taken from masked views."""
+    targets, layers = manifest.targets, range(1, manifest.teacher.layers + 1)
+    for name, taken in (
+        ("hidden --layers", {*targets.hidden_layers(), *lacking.hidden_layers}),
+        ("attention --attention-layer", {*targets.attention_layers(), *lacking.attention_layers}),
+    ):
+        layer = next((layer for layer in layers if layer not in taken), None)
+        if layer is not None:
+            return f"--targets {name} {layer}"
+    return None

@@ -1,0 +1,346 @@
+"""A sealed store -> decoded targets by row range. What does not match its hashes is refused, never read.
+
+Reading goes in two steps so that they can run in different threads and places: `load_block` reads, checks and
+decompresses on the CPU (thread-safe, no torch); `decode` turns a range of its rows into float tensors on any device.
+Every shard is compared with the commit's size and SHA-256 before zarr sees it, because zarr reads what is missing as
+zeros. Opening costs one seal object and the hashes of small metadata files, whatever the number of rows; of targets
+that were added later, the names of their commits are listed too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.codecs.nmse import Transform, fold_projections, projections_of_projected
+from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
+from teacher_cache.contract.manifest import Manifest, merge_manifests, sha256_of_json
+from teacher_cache.contract.targets import VIEWS, View, describe_targets
+from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
+from teacher_cache.format.layout import (
+    ROW_ARRAYS,
+    ArraySpec,
+    attention_folders,
+    attention_input_path,
+    has_rows_first,
+    projection_path,
+    ragged_count,
+)
+from teacher_cache.format.protocol import shard_key
+from teacher_cache.format.shards import decode_shard
+from teacher_cache.format.small_arrays import read_constant
+from teacher_cache.format.verified import SealedObjects
+from teacher_cache.models.attention import VECTORS, AttentionProjections, Projection
+from teacher_cache.read.decode import CodedBlock, RowDecoder, in_view
+from teacher_cache.read.missing import check_request
+from teacher_cache.storage.local import Storage, open_storage
+from teacher_cache.storage.local_cache import LocalCopies
+
+
+class CacheReader:
+    """One store, for reading."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        groups: Sequence[Group],
+        left_out: Sequence[Group] = (),
+        copies: LocalCopies | None = None,
+    ) -> None:
+        """Read these groups; `left_out` are those of the store that are not to be read, for messages."""
+        self.path = storage.location
+        self.storage = storage
+        self.manifest: Manifest = merge_manifests([group.manifest for group in groups])
+        self.block_bounds = np.minimum(
+            np.arange(self.manifest.blocks + 1, dtype=np.int64) * self.manifest.block_rows, self.manifest.rows
+        )
+        self._groups = groups
+        self._left_out = left_out
+        self._objects = SealedObjects(storage, groups, copies)
+        self._projections: dict[tuple[int, str], AttentionProjections] = {}
+        self._transforms: dict[tuple[str, str], Transform] = {}
+
+    @classmethod
+    def open(
+        cls, location: str | Path, *, allow_unsealed: bool = False, copies: LocalCopies | None = None
+    ) -> CacheReader:
+        """Open a store. Added targets that are not finished are left out, and those that cannot be read without them.
+
+        Shards, commits and the lists of these are kept in `copies`, and read there instead of from the store.
+
+        Raises:
+            StoreError: there is no store, it is of another format version, unfinished, or its metadata was changed.
+        """
+        return cls.of(open_storage(location), allow_unsealed=allow_unsealed, copies=copies)
+
+    @classmethod
+    def of(
+        cls,
+        storage: Storage,
+        *,
+        allow_unsealed: bool = False,
+        complete: Collection[str] = (),
+        copies: LocalCopies | None = None,
+    ) -> CacheReader:
+        """`open` for a storage that is at hand. `complete` are prefixes of groups that only lack their seal."""
+        groups = read_groups(storage)
+        finished = [group for group in groups if group.seal is not None or group.prefix in complete]
+        if groups[0] not in finished and not allow_unsealed:
+            raise _unfinished(storage, groups[0])
+        chosen = groups if allow_unsealed else readable_groups(finished)
+        reader = cls(storage, chosen, [group for group in groups if group not in chosen], copies)
+        reader._objects.check_metadata()
+        return reader
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the store."""
+        return self.manifest.rows
+
+    @property
+    def identity_sha256(self) -> str:
+        """Hash of everything that makes this store what it is; equal for equal contents.
+
+        Targets that were added later do not count: what was trained or measured before still belongs to this store.
+        """
+        return sha256_of_json(self._groups[0].manifest.identity())
+
+    def require(self, request: TargetRequest) -> None:
+        """Check that the store holds what is asked for.
+
+        Raises:
+            TargetsError: it does not; the message names what it has, and the flags that add the rest.
+        """
+        try:
+            check_request(request, self.manifest, self.path)
+        except TargetsError as error:
+            raise TargetsError(f"{error}{''.join(map(self._why_left_out, self._left_out))}") from None
+        check_rotated(request, self.rotation, self.path)
+
+    def _why_left_out(self, group: Group) -> str:
+        names = f"\n{group.name} ({', '.join(describe_targets(group.manifest.targets))}) is left out: "
+        if group.seal is None:
+            return f"{names}it is unfinished; {group.how_to_finish}"
+        return f"{names}it needs {', '.join(sorted(group.needs))}, which is not finished"
+
+    def views_for(self, request: TargetRequest) -> tuple[View, ...]:
+        """The views that hold the targets asked for; the store's first view if none are."""
+        targets = self.manifest.targets
+        used: set[View] = {spec.view for spec in targets.hidden if spec.layer in request.hidden_layers}
+        used |= {spec.view for spec in targets.attention if spec.layer in request.attention_layers}
+        if request.logits and targets.logits is not None:
+            used.add(targets.logits.view)
+        if request.masked:
+            used.add("masked")
+        return tuple(view for view in VIEWS if view in used) or targets.views()[:1]
+
+    def hidden_variance(self, layer: int) -> float:
+        """E||h - mean||^2 of hidden state `layer`, summed over components: what HS losses are normalised by."""
+        return float(read_constant(self.storage, f"hidden/{layer}/variance"))
+
+    def teacher_folder(self) -> Path:
+        """A Hugging Face folder with the teacher's configuration, weights and tokenizer, as it was written.
+
+        Raises:
+            StoreError: one of its files is missing or damaged.
+        """
+        return self._objects.teacher_folder()
+
+    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
+        """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
+
+        Raises:
+            StoreError: a shard is missing or not what was committed.
+        """
+        arrays: dict[str, NDArray[np.generic]] = {}
+        masked_view = masked_view if view == "masked" else 0
+        if not 0 <= masked_view < self.manifest.views_of(view):
+            raise ValueError(f"masked view {masked_view} is not within 0..{self.manifest.views_of(view)}")
+        for path in self._paths(request, view):
+            arrays[path] = self._load(path, block, view, masked_view, arrays)
+        return CodedBlock(block=block, view=view, request=request, arrays=arrays)
+
+    def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
+        """Rows start..stop of a block, counted from its first row, as tensors on `device`."""
+
+        def projections(layer: int) -> AttentionProjections:
+            return self._projections_on(layer, device)
+
+        def transforms(path: str) -> Transform:
+            return self._transform_on(path, device)
+
+        decoder = RowDecoder(
+            self.manifest,
+            coded,
+            start,
+            stop,
+            device=device,
+            projections=projections,
+            transforms=transforms,
+        )
+        return decoder.decode()
+
+    def rotation(self, layer: int) -> Transform | None:
+        """What takes rotated coordinates of hidden state `layer` back (`synthesise`); None if it is coded as it is."""
+        path = f"hidden/{layer}"
+        return self._transform_on(path, "cpu") if path in self.manifest.calibration else None
+
+    def read_rows(
+        self,
+        start: int,
+        stop: int,
+        request: TargetRequest,
+        *,
+        masked_view: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Batch:
+        """Rows start..stop of the store, in every view that the request needs.
+
+        Raises:
+            StoreError: a shard is missing or damaged.
+            TargetsError: the store does not hold what is asked for.
+        """
+        self.require(request)
+        if not 0 <= start < stop <= self.rows:
+            raise ValueError(f"rows {start}..{stop} are not within 0..{self.rows}")
+        batch: Batch = {}
+        for view in self.views_for(request):
+            parts = []
+            for block in range(start // self.manifest.block_rows, -(-stop // self.manifest.block_rows)):
+                first, last = self.manifest.block_range(block)
+                coded = self.load_block(block, request, view, masked_view)
+                parts.append(self.decode(coded, max(start, first) - first, min(stop, last) - first, device))
+            batch[view] = concatenate(parts)
+        return batch
+
+    def _paths(self, request: TargetRequest, view: View) -> list[str]:
+        """The arrays to load for a request in one view, counts before what they count."""
+        targets = self.manifest.targets
+        folders = [f"hidden/{n}" for n in request.hidden_layers if in_view(targets.find_hidden(n), view)]
+        for layer in request.attention_layers:
+            spec = targets.find_attention(layer)
+            if spec is not None and spec.view == view:
+                folders += attention_folders(spec)
+        if view == "masked":
+            folders.append("masked")
+        if request.logits and in_view(targets.logits, view):
+            folders.append("logits")
+        inside = tuple(f"{folder}/" for folder in folders)
+        return ["input_ids", "length", "row_id", *(path for path in self._objects.arrays if path.startswith(inside))]
+
+    def _load(
+        self, path: str, block: int, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
+    ) -> NDArray[np.generic]:
+        part = self._part(self._objects.arrays[path][1], view, masked_view, loaded)
+        values = self.load_array(path, block, part)
+        return values[0] if ragged_count(path) else values
+
+    def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:
+        """A block of one array, or a range of it along each axis: read, checked and decompressed. Thread-safe.
+
+        Raises:
+            StoreError: the shard is missing or not what was committed.
+        """
+        spec = self._objects.arrays[path][1]
+        try:
+            return decode_shard(spec, self.read_shard(path, block), part)
+        except ValueError as error:
+            raise self._objects.damaged(shard_key(spec, block), f"cannot be decompressed ({error})") from error
+
+    def read_shard(self, path: str, block: int) -> bytes:
+        """The shard of one array and block as it was committed. Thread-safe.
+
+        Raises:
+            StoreError: it is missing or not what was committed.
+        """
+        return self._objects.shard(path, block)
+
+    def _part(
+        self, spec: ArraySpec, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
+    ) -> tuple[slice, ...]:
+        """The range of an array's block that belongs to one view."""
+        whole = [slice(0, length) for length in spec.block_shape]
+        if (count := ragged_count(spec.path)) is not None:
+            held = int(cast("Any", loaded[count]).sum(dtype=np.int64))
+            whole = [slice(masked_view, masked_view + 1), slice(0, held)]
+        elif spec.path.endswith("/escapes/count"):
+            whole[0] = slice(masked_view, masked_view + 1)
+        elif has_rows_first(spec.path):
+            rows = self.manifest.block_rows
+            whole[0] = slice(masked_view * rows, (masked_view + 1) * rows)
+        elif view == "masked" and spec.path not in _PER_ROW:
+            tokens = spec.chunk_shape[-1]
+            whole[-1] = slice(masked_view * tokens, (masked_view + 1) * tokens)
+        return tuple(whole)
+
+    def _projections_on(self, layer: int, device: str | torch.device) -> AttentionProjections:
+        """What takes the stored input of an attention layer to its q, k, v; read and combined once per device."""
+        key = (layer, str(device))
+        if key not in self._projections:
+            spec = self.manifest.targets.find_attention(layer)
+            assert spec is not None
+            path = attention_input_path(spec)
+            if spec.form == "projected":
+                found = projections_of_projected(self._transform_on(path, "cpu"))
+            else:
+                found = read_projections(self.storage, layer)
+                if path in self.manifest.calibration:
+                    found = fold_projections(self._transform_on(path, "cpu"), found)
+            self._projections[key] = found.to(device)
+        return self._projections[key]
+
+    def _transform_on(self, path: str, device: str | torch.device) -> Transform:
+        """The constants of a calibrated stream, read once per device."""
+        key = (path, str(device))
+        if key not in self._transforms:
+            self._transforms[key] = read_transform(self.storage, path).to(device)
+        return self._transforms[key]
+
+
+def check_rotated(request: TargetRequest, rotation: Callable[[int], Transform | None], where: str) -> None:
+    """Check that a store, or all of several alike, has a rotation for every layer that is asked for in one.
+
+    Raises:
+        TargetsError: it has none.
+    """
+    for layer in request.rotated_layers:
+        if rotation(layer) is None:
+            raise TargetsError(
+                f"hidden state {layer!r} of {where!r} has no rotated coordinates to be read in: it is not coded in its "
+                "principal components, or each of several stores has others; leave it out of `rotated_layers`"
+            )
+
+
+def _unfinished(storage: Storage, group: Group) -> StoreError:
+    done = len(whole_blocks(group, read_commits(storage, group), storage.list()))
+    return StoreError(
+        f"{storage.location!r} is unfinished ({done} of {group.manifest.blocks} blocks): what is missing would be read "
+        f"as zeros; {group.how_to_finish}"
+    )
+
+
+_PER_ROW = {"input_ids", *(name for name, _ in ROW_ARRAYS)}
+
+
+def read_transform(storage: Storage, path: str) -> Transform:
+    """The constants of a calibrated stream of a store: what every run of its build codes with."""
+    basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
+    return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
+
+
+def read_projections(storage: Storage, layer: int) -> AttentionProjections:
+    """The maps of a store from the input of an attention layer to its queries, keys and values."""
+    loaded = {}
+    for name in VECTORS:
+        parts = {
+            part: torch.from_numpy(read_constant(storage, projection_path(layer, name, part)))
+            for part in ("weight", "bias")
+        }
+        loaded[name] = Projection(**parts)
+    return AttentionProjections(**loaded)

@@ -1,0 +1,262 @@
+"""Where the objects of a store lie: a local folder, or a prefix of a bucket (`remote.py`).
+
+A store is a set of objects under keys such as `hidden/4/codes/c/0/0/0`. Everything that reads or writes one goes
+through a `Storage`: whole objects only, each of them there in full or not at all, so that what was killed in the midst
+of writing leaves nothing that could be taken for finished. Nothing here knows what the objects mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import IO, Protocol
+
+from safetensors import SafetensorError
+
+from teacher_cache.errors import NO_SPACE, SpaceError, StoreError, system_error_number
+
+PARTIAL = ".partial"
+"""How names of unfinished files end."""
+_PIECE = 2**22
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST}
+_LOCKED = {errno.EACCES, errno.EAGAIN}
+_REMOTE = re.compile(r"([a-z][a-z0-9+]*)://?")
+
+
+class Storage(Protocol):
+    """Objects by key under one root."""
+
+    location: str
+    """The root as the user wrote it."""
+
+    def read(self, key: str) -> bytes:
+        """An object; FileNotFoundError if there is none."""
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """An object in pieces; FileNotFoundError if there is none."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None if there is none."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object; when this returns it is safe, before that it is not there (or still the old one).
+
+        Raises:
+            SpaceError: there is no room left.
+            StoreError: the place may not be written, or cannot be reached.
+        """
+
+    def write_file(self, key: str, source: Path) -> None:
+        """`write` from a file."""
+
+    def delete(self, key: str) -> None:
+        """Delete an object if it is there."""
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Keys that begin with `prefix`, sorted, with sizes. Unfinished and hidden files are left out."""
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the only right to write.
+
+        Raises:
+            StoreError: somebody else has it.
+        """
+
+    def remove_unfinished(self) -> None:
+        """Delete what killed writers left under temporary names. Only while `lock` is held."""
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A local folder for large files that are still being made, on the disk where they are to go if it is local.
+
+        Raises:
+            SpaceError: that disk is full.
+        """
+
+    def free_bytes(self) -> int | None:
+        """Room left, None where there is no limit or no telling."""
+
+    def folder(self, prefix: str) -> Path:
+        """The objects below `prefix` as a local folder, which lasts as long as this storage object."""
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The storage that a user's path or address names. Nothing is touched yet.
+
+    Raises:
+        StoreError: the address cannot be used.
+    """
+    found = _REMOTE.match(str(location))
+    if found is None:
+        return LocalStorage(location)
+    from teacher_cache.storage.remote import RemoteStorage
+
+    # a Path has swallowed one of the slashes
+    return RemoteStorage(f"{found.group(1)}://{str(location)[found.end() :].lstrip('/')}")
+
+
+class LocalStorage:
+    """A folder. Files are written under a temporary name, flushed to the disk and renamed."""
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        self._root = Path(location)
+
+    def read(self, key: str) -> bytes:
+        with _read_errors(self._root / key):
+            return (self._root / key).read_bytes()
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        with _read_errors(self._root / key), (self._root / key).open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+
+    def size(self, key: str) -> int | None:
+        file = self._root / key
+        return file.stat().st_size if file.is_file() else None
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._replacing(key) as file:
+            file.write(data)
+
+    def write_file(self, key: str, source: Path) -> None:
+        with self._replacing(key) as file, source.open("rb") as original:
+            shutil.copyfileobj(original, file, _PIECE)
+
+    @contextmanager
+    def _replacing(self, key: str) -> Iterator[IO[bytes]]:
+        target = self._root / key
+        with self._clear_errors():
+            # deepest first; their names have to reach the disk like the file's
+            new = list(takewhile(lambda folder: not folder.exists(), target.parents))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=target.parent, suffix=PARTIAL, delete=False) as file:
+                written = Path(file.name)
+                try:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                    written.chmod(0o644)
+                    written.replace(target)
+                except BaseException:
+                    written.unlink(missing_ok=True)
+                    raise
+            for folder in (target.parent, *(made.parent for made in new)):
+                flush_to_disk(folder)
+
+    def delete(self, key: str) -> None:
+        with self._clear_errors():
+            (self._root / key).unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        top = self._root / prefix.rpartition("/")[0]
+        found = {}
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(PARTIAL)]
+            for name in files:
+                # what a file manager leaves behind is no part of a store
+                if name.startswith(".") or name.endswith(PARTIAL):
+                    continue
+                file = Path(folder) / name
+                key = file.relative_to(self._root).as_posix()
+                if key.startswith(prefix):
+                    found[key] = file.stat().st_size
+        return dict(sorted(found.items()))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the kernel's lock on the folder, which ends with the process however that ends.
+
+        File systems that know no locks are not protected.
+        """
+        with self._clear_errors():
+            self._root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _LOCKED:
+                    raise StoreError(
+                        f"{self.location!r} is being written by another process: two would overwrite each other's "
+                        "blocks; wait until it is done, or stop it and run this command again"
+                    ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def remove_unfinished(self) -> None:
+        with self._clear_errors():
+            for path in list(self._root.rglob(f"*{PARTIAL}")):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        with (
+            self._clear_errors(),
+            tempfile.TemporaryDirectory(dir=self._root, suffix=PARTIAL, ignore_cleanup_errors=True) as folder,
+        ):
+            yield Path(folder)
+
+    def free_bytes(self) -> int | None:
+        folder = self._root.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def folder(self, prefix: str) -> Path:
+        return self._root / prefix
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Say what to do when the disk is full or may not be written."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            number = system_error_number(error)
+            if number in NO_SPACE:
+                raise SpaceError(
+                    f"no space left while writing {self.location!r} ({os.strerror(number)}): committed blocks are safe "
+                    "and whole; free some space and run the same command again, it continues there"
+                ) from error
+            if number in _NOT_WRITABLE:
+                raise StoreError(
+                    f"cannot write {self.location!r} ({os.strerror(number)}): the store needs a folder that may be "
+                    "written; choose another --out or mend its permissions"
+                ) from error
+            raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """A key below what is a file, or that is a folder, is absent; what cannot be read is a message."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(error.filename)) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {str(path)!r} ({error.strerror or error}): nothing can be said of what is in it; mend its "
+            "permissions or the disk, or restore the store from a copy"
+        ) from error

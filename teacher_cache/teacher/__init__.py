@@ -1,0 +1,1 @@
+"""The frozen model behind one seam: rows in, outputs of every kind of target out."""

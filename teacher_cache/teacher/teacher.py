@@ -1,0 +1,320 @@
+"""The teacher: a frozen masked-LM encoder, loaded once, and what it computes for one batch.
+
+Loading refuses by name what cannot teach: decoders, encoder-decoders, families without a masked-LM class, incomplete
+checkpoints. A checkpoint without a masked-LM head loads (Transformers would fill the head with random numbers and warn
+at most); `has_mlm_head` is then False and logits are refused. Nothing is ever trained here, and no [B, T, V] tensor is
+made: logits come from `head`, at the positions it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from teacher_cache.contract.batch import AttentionVectors
+from teacher_cache.contract.manifest import TeacherRecord
+from teacher_cache.errors import SettingsError, TeacherError, first_line
+from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.models.attention import VECTORS, AttentionProjections, Projection
+from teacher_cache.models.attention_tap import MaskedLMHead, enable_tap, record_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOutputs:
+    """What one forward pass gives: hidden states [B, T, D] and attention vectors by layer, and the final states."""
+
+    hidden: dict[int, torch.Tensor]
+    attention: dict[int, AttentionVectors]
+    final_BTD: torch.Tensor
+
+
+class Teacher:
+    """A frozen encoder with its tokenizer."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, record: TeacherRecord, *, device: torch.device, dtype: str
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.record = record
+        self.device = device
+        self.dtype = dtype
+        self._tapped = False
+
+    @classmethod
+    def load(cls, name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto") -> Teacher:
+        """Load a teacher by hub id or folder.
+
+        Raises:
+            TeacherError: it cannot be found, is not a masked-LM encoder, or its checkpoint is incomplete.
+            SettingsError: the device does not exist.
+        """
+        chosen = choose_device(device)
+        config = _load_config(name, revision)
+        _refuse_other_architectures(name, config)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                name, revision=revision, dtype="auto", output_loading_info=True
+            )
+        except (*HUB_ERRORS, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+            raise _cannot_load(name, error) from error
+        has_head = _check_loaded(name, model, info["missing_keys"])
+        _check_tokenizer(name, tokenizer, config)
+        record = TeacherRecord(
+            name=name,
+            revision=revision or getattr(config, "_commit_hash", None),
+            weights_sha256=_hash_weights(model if has_head else model.base_model),
+            model_type=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            heads=config.num_attention_heads,
+            vocab_size=config.vocab_size,
+            max_positions=_max_positions(model),
+            has_mlm_head=has_head,
+        )
+        nn.Module.requires_grad_(model, False)
+        nn.Module.eval(model)
+        return cls(model, tokenizer, record, device=chosen, dtype=resolve_dtype(dtype, chosen))
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder with weights as loaded, configuration and tokenizer. Call before `start`."""
+        model = self.model if self.record.has_mlm_head else cast("PreTrainedModel", self.model.base_model)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def start(self) -> None:
+        """Move to the device, in the arithmetic asked for, ready to run."""
+        nn.Module.to(self.model, device=self.device, dtype=getattr(torch, self.dtype))
+
+    def tap(self) -> None:
+        """Make attention readable; refuses families where it is not."""
+        if not self._tapped:
+            enable_tap(self.model)
+            self._tapped = True
+
+    @torch.inference_mode()
+    def run(
+        self,
+        input_ids_BT: torch.Tensor,
+        length_B: torch.Tensor,
+        *,
+        hidden_layers: Iterable[int] = (),
+        attention_layers: Iterable[int] = (),
+    ) -> TeacherOutputs:
+        """One forward pass of the encoder, without its head."""
+        device = self.model.device
+        input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
+        positions = torch.arange(input_ids_BT.shape[1], device=device)
+        mask_BT = (positions[None, :] < length_B[:, None]).long()
+        layers = tuple(hidden_layers)
+        with record_attention(self.model, attention_layers) as recorded:
+            encoded = self.model.base_model(input_ids_BT, attention_mask=mask_BT, output_hidden_states=bool(layers))
+        return TeacherOutputs(
+            hidden={layer: encoded.hidden_states[layer] for layer in layers},
+            attention=recorded.vectors,
+            final_BTD=encoded.last_hidden_state,
+        )
+
+    def head(self) -> MaskedLMHead:
+        """The masked-LM head: [P, D] -> [P, V]."""
+        return MaskedLMHead(self.model)
+
+    @torch.inference_mode()
+    def probe_attention(self, layer: int) -> AttentionProjections | None:
+        """The linear maps from hidden state `layer - 1` to the attention vectors of `layer`, if there are such maps.
+
+        Found by watching, not by name: the modules whose input is that hidden state and whose outputs are the recorded
+        vectors, bit for bit. None where another operation stands between (a norm before attention, rotary positions).
+
+        Raises:
+            TeacherError: attention cannot be recorded, or its vectors are not as wide as the hidden states.
+        """
+        self.tap()
+        ids_BT = torch.arange(16).view(2, 8) % self.record.vocab_size
+        seen: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
+        handles = [
+            module.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
+            for module in self.model.base_model.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        try:
+            outputs = self.run(ids_BT, torch.full((2,), 8), hidden_layers=(layer - 1,), attention_layers=(layer,))
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = {}
+        for name in VECTORS:
+            vectors_BTD = getattr(outputs.attention[layer], f"{name}_BTD")
+            self._check_width(name, vectors_BTD.shape[-1])
+            for module, given, output in seen:
+                if torch.equal(given, outputs.hidden[layer - 1]) and _same(output, vectors_BTD):
+                    found[name] = _projection(module, getattr(torch, self.dtype))
+        return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+
+    def _check_width(self, name: str, width: int) -> None:
+        if width != self.record.hidden_size:
+            raise TeacherError(
+                f"the {name} vectors of family {self.record.model_type!r} are {width} wide, its hidden states "
+                f"{self.record.hidden_size} (shared key heads, or a bottleneck): such attention cannot be cached yet; "
+                "use --targets logits,hidden"
+            )
+
+    @torch.inference_mode()
+    def probe_head(self) -> None:
+        """Try the masked-LM head on one position.
+
+        Raises:
+            TeacherError: the family's head needs more than final hidden states.
+        """
+        final_PD = torch.zeros(1, self.record.hidden_size, device=self.model.device, dtype=self.model.dtype)
+        try:
+            shape = tuple(self.head()(final_PD).shape)
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise TeacherError(
+                f"the masked-LM head of family {self.record.model_type!r} cannot be run on hidden states alone "
+                f"({error}): its logits are out of reach; leave logits out of --targets"
+            ) from error
+        if shape != (1, self.record.vocab_size):
+            raise TeacherError(
+                f"the masked-LM head of family {self.record.model_type!r} gives {shape} for one position of "
+                f"{self.record.vocab_size} ids: its logits cannot be read; leave logits out of --targets"
+            )
+
+
+def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(left, right)
+
+
+def _projection(module: nn.Linear, dtype: torch.dtype) -> Projection:
+    """The map as the teacher will use it: rounded to the arithmetic that it runs in."""
+    weight = module.weight.detach().to(dtype).float().cpu()
+    bias = torch.zeros(weight.shape[0]) if module.bias is None else module.bias.detach().to(dtype).float().cpu()
+    return Projection(weight=weight, bias=bias)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device named, or this process's GPU (the first, or the one of its local rank), or the CPU.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    try:
+        chosen = torch.device(_free_device() if device == "auto" else device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device!r} cannot be used ({error}): give cpu, cuda, cuda:N or auto") from error
+    return chosen
+
+
+def _free_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    # a launcher starts one process for each GPU of a machine
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """`auto` is float32 on the CPU, bfloat16 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
+def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
+    try:
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision))
+    except (*HUB_ERRORS, KeyError) as error:
+        raise _cannot_load(name, error) from error
+
+
+def _cannot_load(name: str, error: Exception) -> TeacherError:
+    kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
+    return TeacherError(
+        f"teacher {name!r} cannot be loaded ({kind}): {first_line(error)}\nThere is nothing to distil from without it; "
+        "check the spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, "
+        "tokenizer)"
+    )
+
+
+def _refuse_other_architectures(name: str, config: PreTrainedConfig) -> None:
+    what = _why_not_an_encoder(config)
+    if what is not None:
+        raise TeacherError(
+            f"teacher {name!r} is of family {config.model_type!r}, {what}: only masked-LM encoders can be distilled "
+            "here; use a teacher such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
+        )
+
+
+def _why_not_an_encoder(config: PreTrainedConfig) -> str | None:
+    family = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    if getattr(config, "is_decoder", False):
+        return "a decoder"
+    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return None
+    return "a decoder" if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "without a masked-LM class in Transformers"
+
+
+def _check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> bool:
+    """Whether the checkpoint brought a masked-LM head; refuses one that lacks part of the encoder."""
+    prefix = f"{model.base_model_prefix}."
+    encoder_keys = {f"{prefix}{key}" for key in model.base_model.state_dict()}
+    missing_in_encoder = sorted(set(missing) & encoder_keys)
+    if missing_in_encoder:
+        raise TeacherError(
+            f"the checkpoint of teacher {name!r} lacks {len(missing_in_encoder)} encoder weights (first: "
+            f"{missing_in_encoder[0]!r}): they would be random numbers; give a complete checkpoint of this architecture"
+        )
+    return not set(missing)
+
+
+def _check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> None:
+    ids = set(tokenizer.get_vocab().values())
+    if ids <= set(tokenizer.all_special_ids):
+        raise TeacherError(
+            f"teacher {name!r} comes without a usable tokenizer (it knows {len(ids)} special tokens and no others): "
+            "every word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) "
+            "to it"
+        )
+    if max(ids) >= config.vocab_size:
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} has ids up to {max(ids)}, its embeddings end at "
+            f"{config.vocab_size - 1}: "
+            "some tokens could not be read; the folder mixes files of different models"
+        )
+    if tokenizer.pad_token_id is None:
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} has no padding token: short rows could not be filled; set pad_token in "
+            "its tokenizer_config.json"
+        )
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all weights, whatever files they came in."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _max_positions(model: PreTrainedModel) -> int:
+    """Longest row: RoBERTa-like position tables begin after their padding index."""
+    for path, module in model.base_model.named_modules():
+        if isinstance(module, nn.Embedding) and path.endswith("position_embeddings") and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return int(getattr(model.config, "max_position_embeddings", 512))

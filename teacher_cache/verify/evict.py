@@ -1,0 +1,145 @@
+"""Take damage out of a store, so that the build that made it makes exactly the lost parts again.
+
+A damaged block is dropped whole: its commit first, so that it does not exist any more, then its shards. Metadata,
+teacher files, projections and variances are deleted; a build writes them again. Last goes the seal of the group, which
+is then unfinished. Being killed in between leaves damage that another run finds.
+
+What a build cannot make again stays: a manifest, and the constants that calibration fixed (rotation, mean, step), which
+all blocks are coded with. A group that has lost such a thing is left alone altogether, because a new seal would vouch
+for it; but an extension that was never finished, and of which nothing says what it is, is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.format.groups import Group, is_nameless, readable_groups
+from teacher_cache.format.layout import block_arrays, constant_paths
+from teacher_cache.format.protocol import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
+from teacher_cache.storage.local import Storage
+from teacher_cache.verify.survey import Finding, GroupCheck
+from teacher_cache.verify.unfinished import is_calibrated
+from teacher_cache.verify.verify import VerifyProgress, VerifyReport, verify_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvictedGroup:
+    """What was taken out of one group, whose next build makes it again; `command` is what built it."""
+
+    name: str
+    blocks: tuple[int, ...]
+    objects: tuple[str, ...]
+    """Keys beside those of blocks."""
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eviction:
+    """What was done about the findings of a check."""
+
+    groups: tuple[EvictedGroup, ...]
+    beyond_repair: tuple[Finding, ...]
+    """What no build makes again: to be restored from a copy. Their groups were left alone."""
+    given_up: tuple[str, ...]
+    """Unfinished extensions that were deleted, because their manifest was damaged or lost."""
+    left_out: tuple[str, ...]
+    """Finished extensions that are not read until what others have lost is made again."""
+
+
+def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tuple[VerifyReport, Eviction]:
+    """Check a store and take out what is damaged, while nobody else may write it.
+
+    Raises:
+        StoreError: there is no store, or somebody is writing it.
+    """
+    if not storage.list():
+        read_manifest(storage)  # says that there is none, before the lock makes its folder
+    with storage.lock():
+        report = verify_store(storage, progress)
+        groups, beyond, given_up = [], [], []
+        for group in report.groups:
+            findings = [finding for finding in report.findings if finding.group == group.name]
+            if group.prefix and is_nameless(storage, group.prefix):
+                for key in storage.list(group.prefix):
+                    storage.delete(key)
+                given_up.append(group.name)
+                continue
+            lost = [finding for finding in findings if not _can_be_made_again(group.manifest, finding)]
+            beyond += lost
+            if findings and not lost and group.manifest is not None:
+                others = [one.manifest for one in report.groups if one is not group and one.manifest is not None]
+                groups.append(_evict(storage, group, group.manifest, findings, _paths(others)))
+        return report, Eviction(
+            groups=tuple(groups),
+            beyond_repair=tuple(beyond),
+            given_up=tuple(given_up),
+            left_out=_left_out(report.groups, groups),
+        )
+
+
+def _paths(manifests: Iterable[Manifest]) -> set[str]:
+    return {spec.path for manifest in manifests for spec in block_arrays(manifest)}
+
+
+def _left_out(checks: Iterable[GroupCheck], evicted: Iterable[EvictedGroup]) -> tuple[str, ...]:
+    """Finished groups that need what others hold, which are not."""
+    unfinished = {group.name for group in evicted}
+    finished = [
+        Group(prefix=one.prefix, manifest=one.manifest, seal=None)
+        for one in checks
+        if one.sealed and one.manifest is not None and one.name not in unfinished
+    ]
+    readable = readable_groups(finished)
+    return tuple(group.name for group in finished if group not in readable)
+
+
+def _can_be_made_again(manifest: Manifest | None, finding: Finding) -> bool:
+    if manifest is None or finding.part == "manifest":
+        return False
+    return finding.part not in ("metadata", "constant") or _objects_around(manifest, finding.key) is not None
+
+
+def _objects_around(manifest: Manifest, key: str) -> list[str] | None:
+    """The constants to delete together with a zarr.json or a constant's chunk; None if no build writes it again."""
+    constants = constant_paths(manifest)
+    folder = next((f"{path}/" for path in constants if key.startswith(f"{path}/")), key.removesuffix(METADATA))
+    if any(f"{spec.path}/".startswith(folder) for spec in block_arrays(manifest)):
+        return []
+    paths = [path for path in constants if f"{path}/".startswith(folder)]
+    return None if not paths or any(is_calibrated(manifest, path) for path in paths) else paths
+
+
+def _evict(
+    storage: Storage, group: GroupCheck, manifest: Manifest, findings: Iterable[Finding], shared: Collection[str]
+) -> EvictedGroup:
+    damaged = {finding.key for finding in findings}
+    blocks = sorted({finding.block for finding in findings if finding.block is not None})
+    for block in blocks:
+        storage.delete(group.prefix + commit_key(block))
+    for block in blocks:
+        for spec in block_arrays(manifest):
+            key = shard_key(spec, block)
+            # what another group holds as well stays for that one, unless it is damaged
+            if spec.path not in shared or key in damaged:
+                storage.delete(key)
+    objects = [key for finding in findings if finding.block is None for key in _objects_of(storage, manifest, finding)]
+    for key in objects:
+        storage.delete(key)
+    if group.sealed:
+        storage.delete(group.prefix + SEAL)
+    return EvictedGroup(
+        name=group.name, blocks=tuple(blocks), objects=tuple(dict.fromkeys(objects)), command=manifest.command
+    )
+
+
+def _objects_of(storage: Storage, manifest: Manifest, finding: Finding) -> list[str]:
+    """What to delete for one finding beside blocks, in this order."""
+    if finding.part == "teacher":
+        # without their list the files are written anew
+        return [TEACHER_FILES, finding.key]
+    if finding.part == "seal":
+        return [finding.key]
+    around = _objects_around(manifest, finding.key) or []
+    return [finding.key, *(key for path in around for key in storage.list(f"{path}/"))]

@@ -1,0 +1,253 @@
+"""One group of a store as it lies there: its seal, manifest and commits are read, what they vouch for is collected.
+
+Out: findings (objects that are not what they should be), expectations (objects to be hashed, with the digests that they
+should have) and the keys that belong to the group. A damaged object does not end the survey: without its manifest a
+group is known by its seal, without its seal by its manifest. Cost: one small read per block, by a few threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.errors import StoreError
+from teacher_cache.format.groups import Group, counts_alike, mismatch, name_group
+from teacher_cache.format.layout import constant_paths
+from teacher_cache.format.protocol import (
+    COMMIT_HASHES,
+    METADATA,
+    NOT_AN_OBJECT,
+    SEAL,
+    TEACHER,
+    TEACHER_FILES,
+    Commit,
+    ObjectDigest,
+    Seal,
+    commit_key,
+    parse_manifest,
+    read_commit_hashes,
+    read_teacher_files,
+    shard_key,
+)
+from teacher_cache.storage.local import Storage
+from teacher_cache.threads import in_threads
+from teacher_cache.verify.unfinished import check_unsealed
+
+Part = Literal["manifest", "seal", "commit", "shard", "metadata", "constant", "teacher"]
+"""What an object is: `metadata` is the zarr.json of an array or of a group of arrays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One object that is not what it should be. `array` and `block` say what it belongs to, if to one."""
+
+    key: str
+    part: Part
+    group: str
+    array: str | None = None
+    block: int | None = None
+    what: str
+
+    def __str__(self) -> str:
+        where = f" (block {self.block} of {self.array})" if self.part == "shard" else ""
+        return f"{self.key}{where} {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupCheck:
+    """What is known of a group of targets. `missing_blocks` of a finished one are damage and named in findings too."""
+
+    prefix: str
+    name: str
+    sealed: bool
+    blocks: int
+    missing_blocks: tuple[int, ...]
+    manifest: Manifest | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """An object that a commit, a seal or a list vouches for."""
+
+    key: str
+    digest: ObjectDigest
+    part: Part
+    group: str
+    array: str | None = None
+    block: int | None = None
+
+
+class Survey:
+    """One group: its own objects are read, and everything else that it vouches for is collected to be hashed."""
+
+    def __init__(self, storage: Storage, sizes: Mapping[str, int], prefix: str) -> None:
+        self.storage = storage
+        self.sizes = sizes
+        self.prefix = prefix
+        self.name = name_group(prefix)
+        self.findings: list[Finding] = []
+        self.expected: list[Expected] = []
+        self.accounted = {prefix + METADATA, prefix + SEAL, prefix + COMMIT_HASHES}
+        self.missing: list[int] = []
+        self.seal: Seal | None = None
+        self.group: Group | None = None
+        self.blocks = 0
+
+    def result(self) -> GroupCheck:
+        """What is known of the group."""
+        return GroupCheck(
+            prefix=self.prefix,
+            name=self.name,
+            sealed=self.seal is not None,
+            blocks=self.blocks,
+            missing_blocks=tuple(self.missing),
+            manifest=None if self.group is None else self.group.manifest,
+        )
+
+    def run(self) -> None:
+        """Read seal, manifest and commits."""
+        self.seal = self._read_seal()
+        manifest = self._read_manifest()
+        if self.seal is not None and manifest is not None and not counts_alike(self.seal, manifest):
+            self._find(self.prefix + SEAL, "seal", "counts other rows or blocks than the manifest")
+            self.seal = None
+        if manifest is not None:
+            self.group = Group(prefix=self.prefix, manifest=manifest, seal=self.seal)
+            self.blocks = manifest.blocks
+        if self.seal is not None:
+            self.blocks = self.seal.blocks
+        commits = self._read_commits()
+        for block, commit in commits.items():
+            for key, digest in commit.shards.items():
+                self.expected.append(Expected(key, digest, "shard", self.name, key.partition("/c/")[0], block))
+        if self.group is not None:
+            arrays = self.group.arrays.values()
+            self.accounted |= {shard_key(spec, block) for spec in arrays for block in range(self.blocks)}
+        if self.seal is not None:
+            self.expected += [
+                Expected(key, digest, self._part_of(key), self.name) for key, digest in self.seal.objects.items()
+            ]
+            self._check_totals(self.seal, commits)
+
+    def run_unsealed(self, vouched: set[str]) -> None:
+        """Compare what no seal vouches for with what the manifest implies."""
+        if self.seal is not None or self.group is None:
+            return
+        if not self.prefix:
+            self._expect_teacher()
+        found, known = check_unsealed(self.storage, self.group, self.sizes, vouched)
+        self.accounted |= known
+        for key, what in found.items():
+            self._find(key, self._part_of(key), what)
+
+    def _find(self, key: str, part: Part, what: str, block: int | None = None) -> None:
+        self.findings.append(Finding(key=key, part=part, group=self.name, block=block, what=what))
+
+    def _read_seal(self) -> Seal | None:
+        key = self.prefix + SEAL
+        try:
+            return Seal.from_bytes(self.storage.read(key))
+        except FileNotFoundError:
+            return None
+        except (OSError, *NOT_AN_OBJECT) as error:
+            self._find(key, "seal", cannot_be_read(error))
+            return None
+
+    def _read_manifest(self) -> Manifest | None:
+        key = self.prefix + METADATA
+        try:
+            return parse_manifest(self.storage.read(key))
+        except FileNotFoundError:
+            self._find(key, "manifest", "is missing")
+        except (OSError, *NOT_AN_OBJECT) as error:
+            self._find(key, "manifest", cannot_be_read(error))
+        except StoreError as error:
+            if self.seal is None and not self.prefix:
+                raise StoreError(f"{self.storage.location!r}: {error}") from error
+            # the seal, or the first build, is of this format and version
+            self._find(key, "manifest", cannot_be_read(error))
+        return None
+
+    def _read_commits(self) -> dict[int, Commit]:
+        """The commits that are what they should be, by block; the others are findings."""
+        keys = {block: self.prefix + commit_key(block) for block in range(self.blocks)}
+        self.accounted |= set(keys.values())
+        self.missing = [block for block, key in keys.items() if key not in self.sizes]
+        if self.seal is not None:
+            for block in self.missing:
+                self._find(keys[block], "commit", "is missing", block)
+        there = [block for block, key in keys.items() if key in self.sizes]
+        sealed = self._sealed_hashes()
+        commits = {}
+        for block, commit in zip(there, in_threads(partial(self._read_commit, sealed), there), strict=True):
+            if isinstance(commit, Commit):
+                commits[block] = commit
+            else:
+                self._find(keys[block], "commit", commit, block)
+        return commits
+
+    def _sealed_hashes(self) -> list[str] | None:
+        """The hashes of the commits that were sealed; None if nothing trustworthy says them."""
+        key = self.prefix + COMMIT_HASHES
+        digest = None if self.seal is None else self.seal.objects.get(key)
+        try:
+            data = None if digest is None else self.storage.read(key)
+        except OSError:
+            return None  # the list is a finding of its own
+        return read_commit_hashes(data) if data is not None and ObjectDigest.of(data) == digest else None
+
+    def _read_commit(self, sealed: list[str] | None, block: int) -> Commit | str:
+        """A commit, or what is wrong with it."""
+        try:
+            data = self.storage.read(self.prefix + commit_key(block))
+            commit = Commit.from_bytes(data)
+        except FileNotFoundError:
+            return "is missing"
+        except (OSError, *NOT_AN_OBJECT) as error:
+            return cannot_be_read(error)
+        if sealed is not None and ObjectDigest.of(data).sha256 != sealed[block]:
+            return "is not the one that was sealed"
+        what = None if self.group is None else mismatch(self.group, block, commit)
+        return commit if what is None else what
+
+    def _check_totals(self, seal: Seal, commits: Mapping[int, Commit]) -> None:
+        """Compare a seal with the commits beside it."""
+        if len(commits) == self.blocks:
+            totals = dict.fromkeys(seal.bytes_per_array, 0)
+            for commit in commits.values():
+                for key, digest in commit.shards.items():
+                    array = key.partition("/c/")[0]
+                    totals[array] = totals.get(array, 0) + digest.size
+            if totals != dict(seal.bytes_per_array):
+                self._find(self.prefix + SEAL, "seal", "counts other bytes than the commits")
+
+    def _expect_teacher(self) -> None:
+        # they come before their list, and count once that is there
+        self.accounted |= {key for key in self.sizes if key.startswith(f"{TEACHER}/")} | {TEACHER_FILES}
+        if TEACHER_FILES not in self.sizes:
+            return
+        try:
+            files = read_teacher_files(self.storage)
+        except (OSError, *NOT_AN_OBJECT) as error:
+            self._find(TEACHER_FILES, "teacher", cannot_be_read(error))
+        else:
+            self.expected += [Expected(key, digest, "teacher", self.name) for key, digest in files.items()]
+
+    def _part_of(self, key: str) -> Part:
+        """What an object is that is neither commit nor shard nor the seal itself."""
+        if key == self.prefix + COMMIT_HASHES:
+            return "seal"
+        if key == self.prefix + METADATA:
+            return "manifest"
+        if key == TEACHER_FILES or key.startswith(f"{TEACHER}/"):
+            return "teacher"
+        constants = () if self.group is None else constant_paths(self.group.manifest)
+        return "constant" if any(key.startswith(f"{path}/") for path in constants) else "metadata"
+
+
+def cannot_be_read(error: Exception) -> str:
+    """What a finding says of an object that gives an error."""
+    return f"cannot be read ({type(error).__name__}: {error})"

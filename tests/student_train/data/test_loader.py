@@ -1,0 +1,300 @@
+"""Row order as pure numbers, and real batches from a real store."""
+
+import gc
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from student_train.data.loader import READ_AHEAD, CacheLoader, RowOrder
+from teacher_cache.contract.batch import TargetRequest, concatenate
+from teacher_cache.errors import StoreError
+from teacher_cache.read.pool import open_caches
+from teacher_cache.read.reader import CacheReader
+
+REQUEST = TargetRequest(hidden_layers=(2,), attention_layers=(3,), logits=True)
+
+
+def rows_of(order, segments):
+    return [
+        int(order.bounds[segment.block]) + row for segment in segments for row in range(segment.start, segment.stop)
+    ]
+
+
+def make_order(rows, block_rows, seed):
+    """Rows of one store in blocks of `block_rows`, the last one short."""
+    return RowOrder(rows=(rows,), bounds=np.append(np.arange(0, rows.stop, block_rows), rows.stop), seed=seed)
+
+
+def make_pool_order(parts, seed):
+    """Of each part (its rows, its rows per block, how many of its rows are left out at the end)."""
+    bounds, runs, first = [], [], 0
+    for rows, block_rows, left_out in parts:
+        bounds += range(first, first + rows, block_rows)
+        runs.append(range(first, first + rows - min(left_out, rows - 1)))
+        first += rows
+    return RowOrder(rows=tuple(runs), bounds=np.array([*bounds, first]), seed=seed)
+
+
+seeds = st.one_of(st.none(), st.integers(0, 5))
+orders = st.one_of(
+    st.builds(
+        lambda start, count, block_rows, seed: make_order(range(start, start + count), block_rows, seed),
+        start=st.integers(0, 20),
+        count=st.integers(1, 60),
+        block_rows=st.integers(1, 16),
+        seed=seeds,
+    ),
+    st.builds(
+        make_pool_order,
+        st.lists(st.tuples(st.integers(1, 30), st.integers(1, 16), st.integers(0, 5)), min_size=2, max_size=4),
+        seeds,
+    ),
+)
+
+
+@given(orders, st.integers(0, 3))
+def test_an_epoch_is_every_row_once_in_whole_blocks(order, epoch):
+    size = sum(map(len, order.rows))
+    segments = list(order.segments(epoch * size, (epoch + 1) * size))
+    assert sorted(rows_of(order, segments)) == [row for rows in order.rows for row in rows]
+    assert len({segment.block for segment in segments}) == len(segments)
+    assert {segment.epoch for segment in segments} == {epoch}
+
+
+@given(orders, st.lists(st.integers(1, 70), min_size=1, max_size=6))
+def test_the_stream_does_not_depend_on_where_it_is_cut(order, cuts):
+    ends = np.cumsum(cuts).tolist()
+    pieces = [rows_of(order, order.segments(start, stop)) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+    assert [row for piece in pieces for row in piece] == rows_of(order, order.segments(0, ends[-1]))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone():
+    def blocks(seed, epoch):
+        order = make_order(range(160), 8, seed)
+        return [segment.block for segment in order.segments(160 * epoch, 160 * (epoch + 1))]
+
+    assert blocks(0, 0) == blocks(0, 0) != blocks(0, 1)
+    assert blocks(0, 0) != blocks(1, 0)
+    assert blocks(None, 0) == blocks(None, 5) == list(range(20))
+    # a changed order would silently change every resumed training: these numbers may never change
+    assert blocks(0, 0)[:6] == [6, 18, 4, 12, 11, 7]
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_store):
+    return CacheReader.open(tiny_store)
+
+
+@pytest.fixture
+def load(reader):
+    loaders = []
+
+    def make(**options):
+        settings = {"rows": (range(reader.rows - 5),), "batch_size": 12, "seed": 3} | options
+        loaders.append(CacheLoader(settings.pop("reader", reader), REQUEST, **settings))
+        return loaders[-1]
+
+    yield make
+    for loader in loaders:
+        loader.close()
+
+
+@pytest.fixture(scope="module")
+def pool(tiny_parts):
+    return open_caches(tiny_parts)
+
+
+POOLED = (range(96), range(101, 130))  # both stores without their last rows
+
+
+def take(loader, count):
+    return [next(loader) for _ in range(count)]
+
+
+def tensors(batch):
+    for _, targets in sorted(batch.views.items()):
+        yield targets.input_ids_BT
+        yield targets.length_B
+        yield from targets.hidden.values()
+        for vectors in targets.attention.values():
+            yield from (vectors.query_BTD, vectors.key_BTD, vectors.value_BTD)
+        if targets.logits is not None:
+            yield from (targets.logits.ids_BMK, targets.logits.log_probs_BMK, targets.logits.log_tail_BM)
+
+
+def assert_same(ours, theirs):
+    for mine, other in zip(tensors(ours), tensors(theirs), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_batches_are_what_the_reader_reads_at_those_rows(reader, load):
+    """Over the border of an epoch, where the second masked view takes over."""
+    size = reader.rows - 5
+    order = RowOrder(rows=(range(size),), bounds=reader.block_bounds, seed=3)
+    for number, batch in enumerate(take(load(), 2 * size // 12)):
+        assert batch.position == 12 * number
+        expected = []
+        for segment in order.segments(batch.position, batch.position + 12):
+            first = int(order.bounds[segment.block])
+            start, stop = first + segment.start, first + segment.stop
+            expected.append(reader.read_rows(start, stop, REQUEST, masked_view=segment.epoch % 2))
+        for view in ("plain", "masked"):
+            ids = torch.cat([part[view].input_ids_BT for part in expected])
+            assert torch.equal(batch.views[view].input_ids_BT, ids)
+        logits = torch.cat([part["masked"].logits.log_probs_BMK for part in expected])
+        assert torch.equal(batch.views["masked"].logits.log_probs_BMK, logits)
+        assert list(batch.row_ids) == batch.views["plain"].row_id_B.tolist()
+        assert batch.counts == {
+            "positions": int(batch.views["plain"].real_BT().sum()),
+            "masked": int(batch.views["masked"].masked.real_BM().sum()),
+            "rows": 12,
+        }
+
+
+def test_the_two_masked_views_differ(reader):
+    first, second = (reader.read_rows(0, 4, REQUEST, masked_view=view)["masked"] for view in (0, 1))
+    assert not torch.equal(first.masked.positions_BM, second.masked.positions_BM)
+
+
+def test_training_goes_on_from_any_position_exactly(load):
+    whole = take(load(), 9)
+    for ours, theirs in zip(take(load(position=60), 4), whole[5:], strict=True):
+        assert ours.position == theirs.position
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_the_same_global_batches(load, world_size):
+    whole = take(load(), 5)
+    shares = [take(load(rank=rank, world_size=world_size), 5) for rank in range(world_size)]
+    for number, batch in enumerate(whole):
+        parts = [share[number] for share in shares]
+        assert tuple(row for part in parts for row in part.row_ids) == batch.row_ids
+        assert sum(part.counts["positions"] for part in parts) == batch.counts["positions"]
+        ids = torch.cat([part.views["plain"].input_ids_BT for part in parts])
+        assert torch.equal(ids, batch.views["plain"].input_ids_BT)
+
+
+def test_held_out_rows_come_once_in_order_with_a_short_last_batch(reader, load):
+    held_out = range(reader.rows - 5, reader.rows)
+    batches = list(load(rows=(held_out,), batch_size=2, seed=None, stop=5))
+    assert [len(batch.row_ids) for batch in batches] == [2, 2, 1]
+    ids = [row for batch in batches for row in batch.row_ids]
+    assert ids == reader.read_rows(held_out.start, held_out.stop, REQUEST)["plain"].row_id_B.tolist()
+
+
+def test_several_stores_are_shuffled_together(pool, load):
+    """Every row of both once an epoch, in batches that mix them, each row's targets those of its own store."""
+    batches = take(load(reader=pool, rows=POOLED), 2 * 125 // 12)
+    order = RowOrder(rows=POOLED, bounds=pool.block_bounds, seed=3)
+    for number, batch in enumerate(batches):
+        rows = rows_of(order, order.segments(12 * number, 12 * number + 12))
+        epochs = [(12 * number + place) // 125 for place in range(12)]
+        expected = [
+            pool.read_rows(row, row + 1, REQUEST, masked_view=epoch % 2)
+            for row, epoch in zip(rows, epochs, strict=True)
+        ]
+        views = {view: concatenate([one[view] for one in expected]) for view in expected[0]}
+        assert_same(batch, SimpleNamespace(views=views))
+    first_epoch = rows_of(order, order.segments(0, 125))
+    assert sorted(first_epoch) == [*range(96), *range(101, 130)]
+    assert any({row < 101 for row in rows} == {True, False} for rows in zip(*[iter(first_epoch)] * 12, strict=False))
+
+
+@pytest.mark.parametrize("position", [24, 96, 120])
+def test_several_stores_go_on_from_any_position_on_any_number_of_ranks(pool, load, position):
+    whole = take(load(reader=pool, rows=POOLED), 12)[position // 12 :]
+    shares = [take(load(reader=pool, rows=POOLED, rank=rank, world_size=2, position=position), 2) for rank in range(2)]
+    for batch, first, second in zip(whole, *shares, strict=False):
+        assert batch.position == first.position == second.position
+        assert first.row_ids + second.row_ids == batch.row_ids
+        for ours, *halves in zip(tensors(batch), tensors(first), tensors(second), strict=True):
+            assert torch.equal(ours, torch.cat(halves))
+
+
+def loader_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "kdtrain-loader"]
+
+
+def test_the_thread_ends_when_the_loader_is_closed(load):
+    before = loader_threads()
+    loader = load()
+    next(loader)
+    assert len(loader_threads()) == len(before) + 1
+    loader.close()
+    assert loader_threads() == before
+    assert list(loader) == []
+
+
+def test_the_thread_ends_when_the_loader_is_forgotten(reader):
+    loader = CacheLoader(reader, REQUEST, rows=(range(20),), batch_size=4, seed=0)
+    next(loader)
+    del loader
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert loader_threads() == []
+
+
+def test_no_shared_memory_is_used_and_reading_ahead_is_bounded(reader, load):
+    maps = Path("/proc/self/maps")
+    before = maps.read_text().count("/dev/shm") if maps.exists() else 0
+    counting = CountingReader(reader)
+    loader = load(reader=counting, rows=(range(reader.rows),))
+    deadline = time.monotonic() + 5
+    while counting.blocks < READ_AHEAD + 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert counting.blocks == READ_AHEAD + 1  # two waiting, one in hand
+    next(loader)
+    assert (maps.read_text().count("/dev/shm") if maps.exists() else 0) == before
+
+
+class CountingReader:
+    """The reader it is given, counting blocks as they are loaded in the plain view."""
+
+    def __init__(self, reader):
+        self._reader = reader
+        self.blocks = 0
+
+    def __getattr__(self, name):
+        return getattr(self._reader, name)
+
+    def load_block(self, block, request, view, masked_view=0):
+        self.blocks += view == "plain"
+        return self._reader.load_block(block, request, view, masked_view)
+
+
+class FailingReader(CountingReader):
+    def __init__(self, reader, error):
+        super().__init__(reader)
+        self.error = error
+
+    def load_block(self, block, request, view, masked_view=0):
+        if block == 2:
+            raise self.error
+        return super().load_block(block, request, view, masked_view)
+
+
+@pytest.mark.parametrize("error", [StoreError("a shard is gone"), OSError("disk says no")])
+def test_an_error_in_the_thread_reaches_the_consumer_with_the_block_named(reader, load, error):
+    loader = load(reader=FailingReader(reader, error), rows=(range(40),), batch_size=8, seed=None)
+    take(loader, 2)
+    with pytest.raises(StoreError, match=rf"block 2 of .*{error}"):
+        next(loader)
+    assert loader_threads() == []
+
+
+def test_a_defect_in_the_thread_keeps_its_kind_and_its_traceback(reader, load):
+    loader = load(reader=FailingReader(reader, ZeroDivisionError("ours")), rows=(range(40),), batch_size=24, seed=None)
+    with pytest.raises(ZeroDivisionError, match="ours") as caught:
+        next(loader)
+    assert "block 2" in caught.value.__notes__[0]

@@ -1,0 +1,411 @@
+"""Fidelity measures against plain float64 arithmetic, and against a student that is the teacher itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM
+
+from student_train.evaluate.fidelity.fidelity import Measurement, measure_fidelity, run_student
+from student_train.evaluate.fidelity.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
+from student_train.evaluate.fidelity.records import FidelityReport
+from student_train.evaluate.load import LoadedStudent, check_fit, load_student
+from teacher_cache.contract.batch import MaskedPositions, SampledLogits, TargetBatch, TopkLogits
+from teacher_cache.contract.manifest import CorpusRecord, Manifest, TeacherRecord
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
+from teacher_cache.errors import StudentError
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from tests.plain_ridge import plain_ridge_error
+
+ROWS, POSITIONS, PLACES, VOCABULARY = 6, 20, 3, 200
+
+
+# ---- all measures against plain arithmetic --------------------------------------------------------------------------
+
+
+def make_targets(teacher: Path, entries: int, temperature: float) -> TargetBatch:
+    """What a cache would hold of a teacher, from a forward pass written out here. Rows differ in length."""
+    generator = torch.Generator().manual_seed(7)
+    length_B = torch.tensor([20, 20, 13, 20, 9, 20])
+    ids_BT = torch.randint(5, VOCABULARY, (ROWS, POSITIONS), generator=generator)
+    real_BT = torch.arange(POSITIONS)[None] < length_B[:, None]
+    model = AutoModelForMaskedLM.from_pretrained(teacher).eval()
+    enable_tap(model)
+    with torch.no_grad(), record_attention(model, (3,)) as recorded:
+        output = model(ids_BT.where(real_BT, 0), attention_mask=real_BT.long(), output_hidden_states=True)
+    count_B = torch.tensor([3, 2, 1, 3, 1, 2])
+    positions_BM = torch.randint(0, 9, (ROWS, PLACES), generator=generator)
+    logits_BMV = output.logits.take_along_dim(positions_BM.unsqueeze(-1), 1)
+    log_p_BMV = (logits_BMV.double() / temperature).log_softmax(-1)
+    top = log_p_BMV.topk(entries)
+    rest = torch.log1p(-top.values.exp().sum(-1)) if entries < VOCABULARY else torch.full((ROWS, PLACES), -torch.inf)
+    return TargetBatch(
+        input_ids_BT=ids_BT.where(real_BT, 0),
+        length_B=length_B,
+        row_id_B=torch.arange(ROWS),
+        hidden={layer: output.hidden_states[layer] for layer in (2, 4)},
+        attention=recorded.vectors,
+        masked=MaskedPositions(positions_BM=positions_BM, original_ids_BM=positions_BM, count_B=count_B),
+        logits=TopkLogits(ids_BMK=top.indices, log_probs_BMK=top.values.float(), log_tail_BM=rest.float()),
+    )
+
+
+def make_plan() -> FidelityPlan:
+    return FidelityPlan(
+        rows=(range(100, 100 + ROWS),),
+        held_out=True,
+        relations=(RelationPair(student_layer=4, teacher_layer=3, heads=4, view="plain"),),
+        hidden=(
+            HiddenPair(student_layer=2, teacher_layer=2, view="plain"),
+            HiddenPair(student_layer=4, teacher_layer=4, view="plain"),
+        ),
+        logits_view="plain",
+        notes=(),
+    )
+
+
+def measure(
+    student: LoadedStudent, targets: TargetBatch, *, batch: int, plan: FidelityPlan, temperature: float
+) -> FidelityReport:
+    measurement = Measurement(plan, student, temperature=temperature)
+    with torch.no_grad():
+        for first in range(0, ROWS, batch):
+            measurement.add("plain", targets.rows(first, first + batch), 100 + first)
+    return measurement.report("student", "cache")
+
+
+def plain_relation_kl(
+    teacher_BTD: torch.Tensor, student_BTD: torch.Tensor, length_B: torch.Tensor, heads: int
+) -> float:
+    total, count = 0.0, 0
+    for teacher_TD, student_TD, length in zip(teacher_BTD.double(), student_BTD.double(), length_B, strict=True):
+        for t, s in zip(
+            teacher_TD[:length].tensor_split(heads, 1), student_TD[:length].tensor_split(heads, 1), strict=True
+        ):
+            p, q = ((x @ x.T / x.shape[1] ** 0.5).softmax(1) for x in (t, s))
+            total += float((p * (p / q).log()).sum()) / heads
+        count += int(length)
+    return total / count
+
+
+@pytest.mark.parametrize(("entries", "temperature"), [(VOCABULARY, 1.0), (8, 1.0), (8, 2.0)])
+def test_measures_against_plain_arithmetic(tiny_teacher: Any, entries: int, temperature: float) -> None:
+    teacher, folder = tiny_teacher("bert"), tiny_teacher("bert", seed=1)
+    targets, student = make_targets(teacher, entries, temperature), load_student(folder)
+    report = measure(student, targets, batch=4, plan=make_plan(), temperature=temperature)
+    with torch.no_grad():
+        outputs = run_student(student, targets, {4})
+
+    relation = report.relations[0]
+    for name in ("query", "key", "value"):
+        vectors = (
+            getattr(side[layer], f"{name}_BTD") for side, layer in ((targets.attention, 3), (outputs.attention, 4))
+        )
+        assert getattr(relation, name) == pytest.approx(plain_relation_kl(*vectors, targets.length_B, 4), rel=1e-4)
+    assert relation.total == pytest.approx(relation.query + relation.key + relation.value)
+
+    real_BT = targets.real_BT()
+    for pair in report.hidden:
+        x, y = outputs.hidden[pair.student_layer].double(), targets.hidden[pair.teacher_layer].double()
+        halves = [(x[rows][real_BT[rows]], y[rows][real_BT[rows]]) for rows in (slice(0, 3), slice(3, 6))]
+        assert pair.nmse == pytest.approx(plain_ridge_error(*halves[0], *halves[1], pair.ridge), rel=1e-3)
+
+    assert report.distribution is not None and targets.masked is not None and targets.logits is not None
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits_BTV = model(targets.input_ids_BT, attention_mask=real_BT.long()).logits.double()
+    kl, agreed, count = 0.0, 0, 0
+    for row in range(ROWS):
+        for place in range(int(targets.masked.count_B[row])):
+            logits_V = logits_BTV[row, targets.masked.positions_BM[row, place]]
+            q_V = (logits_V / temperature).softmax(0)
+            ids_K = targets.logits.ids_BMK[row, place]
+            p_K = targets.logits.log_probs_BMK[row, place].double().exp()
+            kl += float((p_K * (p_K / q_V[ids_K]).log()).sum())
+            if entries < VOCABULARY:
+                kl += float((1 - p_K.sum()) * ((1 - p_K.sum()) / (1 - q_V[ids_K].sum())).log())
+            agreed += int(logits_V.argmax() == ids_K[p_K.argmax()])
+            count += 1
+    assert report.distribution.positions == count == 12
+    assert report.distribution.kl == pytest.approx(kl / count, rel=1e-4)
+    assert report.distribution.top1_agreement == pytest.approx(agreed / count)
+    assert report.tokens == int(targets.length_B.sum())
+
+
+def test_draws_stand_for_the_distribution(tiny_teacher: Any) -> None:
+    targets, folder = make_targets(tiny_teacher("bert"), 3, 1.0), tiny_teacher("bert", seed=1)
+    counts_BMK = torch.tensor([2, 5, 1]).expand(ROWS, PLACES, 3)
+    ids_BMK = torch.arange(ROWS * PLACES * 3).view(ROWS, PLACES, 3)
+    # a fourth id that was never drawn
+    drawn = SampledLogits(ids_BMK=pad(ids_BMK, (0, 1), value=1), counts_BMK=pad(counts_BMK, (0, 1)))
+    targets = replace(targets, logits=drawn)
+    report = measure(load_student(folder), targets, batch=4, plan=make_plan(), temperature=2.0)
+    model, masked = AutoModelForMaskedLM.from_pretrained(folder).eval(), targets.masked
+    assert report.distribution is not None and masked is not None
+    with torch.no_grad():
+        logits_BTV = model(targets.input_ids_BT, attention_mask=targets.real_BT().long()).logits.double()
+    kl, agreed, count = 0.0, 0, 0
+    for row in range(ROWS):
+        for place in range(int(masked.count_B[row])):
+            logits_V = logits_BTV[row, masked.positions_BM[row, place]]
+            q_K = (logits_V / 2).softmax(0)[ids_BMK[row, place]]
+            kl += sum(c / 8 * math.log(c / 8 / float(q)) for c, q in zip((2, 5, 1), q_K, strict=True))
+            agreed += int(logits_V.argmax() == ids_BMK[row, place, 1])
+            count += 1
+    assert report.distribution.positions == count
+    assert report.distribution.kl == pytest.approx(kl / count, rel=1e-4)
+    assert report.distribution.top1_agreement == pytest.approx(agreed / count)
+
+
+def test_batches_do_not_matter(tiny_teacher: Any) -> None:
+    targets, student = make_targets(tiny_teacher("bert"), 8, 1.0), load_student(tiny_teacher("bert", seed=1))
+    one, other = (measure(student, targets, batch=batch, plan=make_plan(), temperature=1.0) for batch in (1, ROWS))
+    first, second = one.lines(), other.lines()
+    assert first.keys() == second.keys()
+    for key, found in first.items():
+        assert found.value == pytest.approx(second[key].value, rel=1e-4), key
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "distilbert", "modernbert", "electra"])
+def test_a_perfect_student(tiny_teacher: Any, family: str) -> None:
+    """The teacher measured against itself: no divergence, no error, full agreement."""
+    folder = tiny_teacher(family)
+    same = RelationPair(student_layer=3, teacher_layer=3, heads=8, view="plain")
+    plan = replace(make_plan(), relations=(same,))
+    report = measure(load_student(folder), make_targets(folder, 8, 1.0), batch=3, plan=plan, temperature=1.0)
+    assert report.relations[0].total == pytest.approx(0, abs=1e-5)
+    assert [pair.nmse for pair in report.hidden] == pytest.approx([0, 0], abs=1e-4)
+    assert report.distribution is not None
+    assert report.distribution.kl == pytest.approx(0, abs=1e-5)
+    assert report.distribution.top1_agreement == 1
+
+
+def test_report_survives_json(tiny_teacher: Any) -> None:
+    folder = tiny_teacher("bert")
+    report = measure(load_student(folder), make_targets(folder, 8, 1.0), batch=3, plan=make_plan(), temperature=1.0)
+    record = json.loads(json.dumps(report.to_json()))
+    assert record["relations"][0]["total"] == pytest.approx(report.relations[0].total)
+    assert FidelityReport.from_json(record) == report
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------------
+
+
+def make_manifest(
+    *, hidden: tuple[int, ...] = (2, 3, 4), attention: tuple[int, ...] = (3,), logits: bool = True, **changes: Any
+) -> Manifest:
+    teacher = TeacherRecord(
+        name="tiny",
+        revision=None,
+        weights_sha256="0",
+        model_type="bert",
+        layers=4,
+        hidden_size=32,
+        heads=4,
+        vocab_size=VOCABULARY,
+        max_positions=64,
+        has_mlm_head=True,
+    )
+    targets = TargetSpecs(
+        logits=LogitsSpec(entries=8, codec="float16") if logits else None,
+        hidden=tuple(HiddenSpec(layer=layer, codec="float16") for layer in hidden),
+        attention=tuple(AttentionSpec(layer=layer, form="vectors", codec="float16") for layer in attention),
+    )
+    corpus = CorpusRecord(specs=("text",), fingerprint="0", documents=1, tokens=1, rows=1000)
+    settings: dict[str, Any] = {
+        "teacher": teacher,
+        "tokenizer_sha256": "0",
+        "corpus": corpus,
+        "seq_len": 32,
+        "row_mode": "packed",
+        "rows": 1000,
+        "block_rows": 64,
+        "seed": 0,
+        "views": 1,
+        "mlm_probability": 0.15,
+        "temperature": 1.0,
+        "dtype": "float32",
+        "targets": targets,
+    }
+    return Manifest(**{**settings, **changes})
+
+
+def plan(manifest: Manifest, **changes: Any) -> FidelityPlan:
+    settings: dict[str, Any] = {
+        "stores": [("this", manifest.rows)],
+        "student_layers": 2,
+        "student_width": 24,
+        "has_head": True,
+        "provenance": {},
+    }
+    return plan_fidelity(manifest, **{**settings, **changes})
+
+
+PROVENANCE = {
+    "cache": {"path": "cache.zarr", "identity_sha256": "this", "rows": 1000},
+    "held_out_rows": {"first": 900, "count": 100},
+    "objective": {
+        "mha": {"pairs": [[2, 3]], "relation_heads": 8},
+        "hs": {"mapping": "last1", "pairs": [[2, 4]]},
+    },
+}
+
+
+def test_students_are_measured_where_they_were_trained() -> None:
+    found = plan(make_manifest(attention=(2, 3)), provenance=PROVENANCE)
+    assert found.rows == (range(900, 1000),) and found.held_out
+    assert found.relations == (RelationPair(student_layer=2, teacher_layer=3, heads=8, view="plain"),)
+    assert found.hidden == (HiddenPair(student_layer=2, teacher_layer=4, view="plain"),)
+    assert found.logits_view == "masked"
+    assert found.notes == ()
+    assert plan(make_manifest(), provenance=PROVENANCE, rows=10).rows == (range(990, 1000),)
+
+
+def test_students_that_weighed_all_layers_are_compared_as_by_default() -> None:
+    hs = {"mapping": "emd", "student_layers": [1, 2], "teacher_layers": [1, 2, 3, 4]}
+    found = plan(make_manifest(), provenance={**PROVENANCE, "objective": {"hs": hs}})
+    assert [(pair.student_layer, pair.teacher_layer) for pair in found.hidden] == [(1, 2), (1, 3), (2, 4)]
+    assert found.held_out and found.rows == (range(900, 1000),)
+    assert any("trained with mapping 'emd'" in note and "uniform+last" in note for note in found.notes)
+
+
+def test_students_from_elsewhere_get_the_defaults() -> None:
+    found = plan(make_manifest(attention=(2, 3)))
+    assert found.rows == (range(980, 1000),) and not found.held_out
+    # common divisors of 32 and 24 up to 32 / 16
+    assert [(pair.student_layer, pair.teacher_layer, pair.heads) for pair in found.relations] == [(2, 2, 2), (2, 3, 2)]
+    assert [(pair.student_layer, pair.teacher_layer) for pair in found.hidden] == [(1, 2), (1, 3), (2, 4)]
+
+
+def test_layers_that_the_cache_lacks_are_left_out() -> None:
+    found = plan(make_manifest(hidden=(2,), attention=(1,)), provenance=PROVENANCE)
+    assert [(pair.student_layer, pair.teacher_layer) for pair in found.hidden] == [(2, 2)]
+    assert [pair.teacher_layer for pair in found.relations] == [1]
+    assert len(found.notes) == 2
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    found = plan(make_manifest(hidden=(), attention=(), logits=False))
+    assert (found.relations, found.hidden, found.logits_view) == ((), (), None)
+    assert len(found.notes) == 3
+    assert plan(make_manifest(), has_head=False).logits_view is None
+
+
+def test_stored_matrices_are_measured_in_their_heads() -> None:
+    def with_heads(heads: int) -> FidelityPlan:
+        manifest = make_manifest(attention=())
+        matrix = AttentionSpec(layer=3, form="matrix", codec="float16", heads=heads)
+        return plan(replace(manifest, targets=replace(manifest.targets, attention=(matrix,))), provenance=PROVENANCE)
+
+    assert [pair.heads for pair in with_heads(8).relations] == [8]
+    other = with_heads(4)
+    assert [pair.heads for pair in other.relations] == [4]
+    assert "in the 4 heads that the cache holds, not in 8" in other.notes[-1]
+    none = with_heads(16)
+    assert none.relations == ()
+    assert "16 relation heads, which do not divide the student's width 24" in none.notes[-1]
+
+
+def test_another_cache_is_pointed_out() -> None:
+    found = plan(make_manifest(rows=500), provenance=PROVENANCE, stores=[("other", 500)])
+    assert found.rows == (range(490, 500),) and not found.held_out
+    assert "other contents" in found.notes[0]
+
+
+def test_of_several_stores_those_rows_are_measured_that_each_held_out() -> None:
+    stores = [{"identity_sha256": name, "held_out": held_out} for name, held_out in (("a", 6), ("b", 4), ("c", 0))]
+    cache = {"path": "a, b, c", "identity_sha256": "abc", "rows": 1000, "stores": stores}
+    trained = {**PROVENANCE, "cache": cache, "held_out_rows": {"first": 594, "count": 10}}
+    sizes = {"a": 600, "b": 399, "c": 1, "d": 1}
+
+    def measured(names: str, **changes: Any) -> FidelityPlan:
+        return plan(
+            make_manifest(rows=sum(sizes[name] for name in names)),
+            stores=[(name, sizes[name]) for name in names],
+            **{"provenance": trained, **changes},
+        )
+
+    whole = measured("abc")
+    assert whole.rows == (range(594, 600), range(995, 999))
+    assert whole.held_out
+    assert whole.notes == ()
+    assert measured("abc", rows=5).rows == (range(597, 600), range(997, 999))
+    # other orders and single stores are known too
+    assert measured("ba").rows == (range(395, 399), range(993, 999)) and measured("ba").held_out
+    assert measured("b").rows == (range(395, 399),) and measured("b").held_out
+    seen = measured("c")
+    assert seen.rows == (range(1),) and not seen.held_out and "held out no row of this store" in seen.notes[0]
+    # a store that was built again in the place of another: the one number says how many
+    again = measured("abd")
+    assert again.rows == (range(594, 600), range(996, 999), range(999, 1000))
+    assert not again.held_out and "other contents" in again.notes[0]
+    assert "no record of kdtrain" in measured("abc", provenance={**trained, "cache": {**cache, "stores": [3]}}).notes[0]
+
+
+def test_deeper_students_are_compared_at_the_last_layer() -> None:
+    assert [(pair.student_layer, pair.teacher_layer) for pair in plan(make_manifest(), student_layers=6).hidden] == [
+        (6, 4)
+    ]
+
+
+# ---- who can be measured --------------------------------------------------------------------------------------------
+
+
+def test_a_base_model_has_no_head(tiny_teacher: Any) -> None:
+    assert load_student(tiny_teacher("bert", head=False)).head is None
+    assert load_student(tiny_teacher("bert")).head is not None
+
+
+def test_no_such_student(tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match="no student directory"):
+        load_student(tmp_path / "nowhere")
+    with pytest.raises(StudentError, match="no Hugging Face model folder"):
+        load_student(tmp_path)
+
+
+def test_damaged_provenance(tiny_teacher_copy: Any) -> None:
+    folder = tiny_teacher_copy("bert")
+    (folder / "provenance.json").write_text('{"cache": ')
+    with pytest.raises(StudentError, match="cannot be read as JSON"):
+        load_student(folder)
+
+
+def test_other_vocabularies_are_refused(tiny_teacher: Any, tiny_teacher_copy: Any) -> None:
+    teacher = tiny_teacher("bert")
+    check_fit(load_student(teacher), make_manifest(), teacher)
+    with pytest.raises(StudentError, match="210 vocabulary entries, the teacher 200"):
+        check_fit(load_student(tiny_teacher("bert", vocab_size=210)), make_manifest(), teacher)
+    # same number of entries, other order of the special tokens
+    student = tiny_teacher_copy("bert")
+    for file in tiny_teacher("xlm-roberta").glob("tokenizer*"):
+        shutil.copy(file, student)
+    with pytest.raises(StudentError, match="other ids"):
+        check_fit(load_student(student), make_manifest(), teacher)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+def test_too_few_positions_are_refused(tiny_teacher: Any, family: str) -> None:
+    folder = tiny_teacher(family)
+    check_fit(load_student(folder), make_manifest(seq_len=64), folder)
+    with pytest.raises(StudentError, match="at most 64 positions"):
+        check_fit(load_student(folder), make_manifest(seq_len=65), folder)
+
+
+def test_a_family_whose_attention_is_out_of_reach_is_measured_without(tiny_store: Path, tmp_path: Path) -> None:
+    teacher = tiny_store / "teacher"
+    folder = Path(shutil.copytree(teacher, tmp_path / "student"))
+    (folder / "model.safetensors").unlink()
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    vocabulary = AutoConfig.from_pretrained(teacher).vocab_size
+    MPNetForMaskedLM(MPNetConfig(**sizes, vocab_size=vocabulary)).save_pretrained(folder)
+    report = measure_fidelity(folder, [str(tiny_store)])
+    assert report.hidden and report.distribution is not None and not report.relations
+    assert any(note.startswith("relations are not measured: attention of family 'mpnet'") for note in report.notes)

@@ -1,0 +1,110 @@
+import json
+
+import pytest
+
+from student_train.train.metrics import METRICS_NAME, TENSORBOARD_NAME, MetricsLog, Progress, read_records
+from student_train.train.weights_and_biases import WeightsAndBiases, check_installed
+from teacher_cache.errors import SettingsError, TrainingError
+
+
+def write(out, records, **options):
+    log = MetricsLog(out, **options)
+    for record in records:
+        log.write(record)
+    log.close()
+
+
+def test_records_are_lines_of_json_and_curves(tmp_path):
+    write(tmp_path, [{"step": 0, "valid_loss": 3.0}, {"step": 1, "loss": 2.5, "grad_norm": None}], last_step=None)
+    lines = (tmp_path / METRICS_NAME).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 0, "valid_loss": 3.0},
+        {"step": 1, "loss": 2.5, "grad_norm": None},
+    ]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / TENSORBOARD_NAME))
+    board.Reload()
+    assert sorted(board.Tags()["scalars"]) == ["train/loss", "valid/loss"]
+    assert board.Scalars("valid/loss")[0].value == 3.0
+
+
+def test_a_resumed_log_records_no_step_twice(tmp_path):
+    write(tmp_path, [{"step": step, "loss": float(step)} for step in range(1, 6)], last_step=None)
+    write(tmp_path, [{"step": step, "loss": -1.0} for step in (4, 5)], last_step=3)
+    assert [(record["step"], record["loss"]) for record in read_records(tmp_path / METRICS_NAME)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, -1.0),
+        (5, -1.0),
+    ]
+
+
+def test_a_fresh_log_forgets_everything_before_it(tmp_path):
+    write(tmp_path, [{"step": 0, "valid_loss": 1.0}, {"step": 1, "loss": 1.0}], last_step=None)
+    write(tmp_path, [{"step": 0, "valid_loss": 2.0}], last_step=None)
+    assert read_records(tmp_path / METRICS_NAME) == [{"step": 0, "valid_loss": 2.0}]
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+    path = tmp_path / METRICS_NAME
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    write(tmp_path, [{"step": 2, "loss": 2.0}], last_step=1)
+    assert [record["step"] for record in read_records(path)] == [1, 2]
+
+
+def test_progress_goes_to_standard_error_in_plain_lines(capsys):
+    progress = Progress()
+    progress.say("a [line] of text " + "x" * 200)
+    progress.start(total=2, step=0)
+    progress.step(1, loss=1.0, losses={"mha": 1.0}, tokens=10, wait=0.0)
+    progress.step(2, loss=0.5, losses={"mha": 0.25, "hs": 2.5}, tokens=10, wait=0.0)
+    progress.stop()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, last = captured.err.splitlines()
+    assert first == "a [line] of text " + "x" * 200
+    assert last.startswith("step 2/2: loss 0.5 (mha 0.25, hs 2.5), ") and " tok/s, 0.0% waiting" in last
+
+
+def test_what_is_no_number_is_never_written(tmp_path):
+    log = MetricsLog(tmp_path, last_step=None)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.write({"step": 1, "loss": float("nan")})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_records_also_go_to_weights_and_biases(tmp_path, monkeypatch):
+    """The package itself, told to keep on disk what it would send."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "student"
+    out.mkdir()
+    log = MetricsLog(out, last_step=None)
+    log.also_to(WeightsAndBiases("students", out, {"--lr": 0.25}, resumed=False))
+    log.write({"step": 1, "loss": 0.5, "mha": 0.5})
+    log.write({"step": 1, "valid_loss": 0.125})
+    log.close()
+    (file,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    written = file.read_bytes()
+    for name in (b"train/loss", b"train/mha", b"valid/loss", b"students"):
+        assert name in written
+    assert [record["step"] for record in read_records(out / "metrics.jsonl")] == [1, 1]
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"--wandb 'students'.*pip install 'kdcache\[wandb\]'"):
+        check_installed("students")
+
+
+@pytest.mark.parametrize("damage", ["\0\0\0", "[1]", '{"loss": 1.0}', '{"step": "one"}'])
+def test_a_damaged_file_is_a_message(tmp_path, damage):
+    write(tmp_path, [{"step": 1, "loss": 1.0}], last_step=None)
+    path = tmp_path / METRICS_NAME
+    path.write_text(path.read_text() + damage + "\n")
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl' cannot be read .*delete it"):
+        read_records(path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        MetricsLog(tmp_path, last_step=1)

@@ -1,0 +1,245 @@
+"""A plan says what the build then writes, and a build that cannot fit does not begin."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.build.build import Silent, build_cache
+from teacher_cache.build.calibrate import share_rows
+from teacher_cache.build.plan import BuildPlan, plan_build
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.build.trial import fitted_rows
+from teacher_cache.errors import SpaceError, StoreError
+from teacher_cache.format.protocol import read_manifest
+from teacher_cache.read.info import describe_store
+from teacher_cache.storage.local import LocalStorage
+
+Settings = Callable[..., BuildSettings]
+pytestmark = pytest.mark.usefixtures("time_to_try")
+
+TOLERANCE = 0.05
+
+
+class Notes(Silent):
+    """Keeps what a build says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def assert_as_built(plan: BuildPlan, tolerance: float = TOLERANCE) -> None:
+    """The store that has been built since is what the plan said."""
+    info = describe_store(plan.path)
+    written: dict[str, int] = dict.fromkeys((name for group in plan.groups for name in group.bytes_per_target()), 0)
+    for path, size in info.bytes_per_array.items():
+        kind, _, rest = path.partition("/")
+        name = f"{kind} {rest.partition('/')[0]}" if kind in ("hidden", "attention") else kind
+        written[name if name in written else "inputs"] += size
+    planned = {name: size for group in plan.groups for name, size in group.bytes_per_target().items()}
+    assert planned == pytest.approx(written, rel=tolerance)
+    assert plan.total_bytes == pytest.approx(info.total_bytes, rel=tolerance)
+
+
+def test_the_real_teacher_takes_what_was_planned(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "some.txt"
+    with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
+        corpus.write_text("".join(line for line, _ in zip(text, range(60), strict=False)), encoding="utf-8")
+    settings = BuildSettings(
+        teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=128, max_rows=96,
+        layers="2,4", attention_layer=4, device="cpu",
+    )  # fmt: skip
+    plan = plan_build(settings)
+    assert not Path(settings.out).exists()
+    assert (plan.state, plan.fits, plan.device) == ("new", True, "cpu")
+    assert 8 <= plan.sample_rows <= 64
+    assert plan.seconds > 0 and plan.tokens_per_second > 0
+    build_cache(settings)
+    assert_as_built(plan)
+    (group,) = plan.groups
+    assert (group.rows, group.blocks, group.tokens) == (96, 2, 96 * 128)
+    assert set(group.bytes_per_target()) == {"inputs", "logits", "hidden 2", "hidden 4", "attention 4"}
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_store_of_few_rows_is_forecast_to_the_byte(small_settings: Settings, tmp_path: Path, precision: str) -> None:
+    """All rows are tried: nothing is left to extrapolate but the share of a last, short block."""
+    settings = small_settings(tmp_path / "cache.zarr", precision=precision, views=2, relations="qkv")
+    plan = plan_build(settings)
+    build_cache(settings)
+    assert plan.sample_rows == 40
+    assert plan.groups[0].bytes_per_array == describe_store(settings.out).bytes_per_array
+    assert_as_built(plan)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "float16", "block_rows": 64},
+        {"rows": "document", "targets": "attention"},
+        {"logits": "sample", "k": 20, "hs_view": "masked"},
+        {"part": "2/2"},
+    ],
+    ids=["packed", "float16", "documents, attention in its own metric", "drawn ids, masked view", "a part"],
+)
+def test_rows_beyond_the_sample_are_extrapolated(
+    small_settings: Settings, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    values = {"precision": "nmse:1e-2", "max_rows": 150, **changes}
+    settings = small_settings(tmp_path / "cache.zarr", **values)
+    plan = plan_build(settings)
+    build_cache(settings)
+    assert plan.sample_rows == 64 < plan.manifest.rows
+    assert_as_built(plan)
+
+
+def test_a_plan_says_when_its_sample_was_too_small_to_calibrate(small_settings: Settings, tmp_path: Path) -> None:
+    """The tiny teacher is 32 wide: 320 tokens are enough."""
+    plans = {
+        precision: plan_build(small_settings(tmp_path / "cache.zarr", precision=precision, targets="hidden"))
+        for precision in ("float16", "nmse:1e-2")
+    }
+    assert not any(plan.rough for plan in plans.values())
+    few = {precision: replace(plan, sample_rows=13) for precision, plan in plans.items()}
+    assert {precision: plan.rough for precision, plan in few.items()} == {"float16": False, "nmse:1e-2": True}
+    assert plans["nmse:1e-2"].to_json()["rough"] is False
+
+
+def test_a_store_of_one_row(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", max_rows=1)
+    plan = plan_build(settings)
+    build_cache(settings)
+    assert plan.sample_rows == 1
+    assert_as_built(plan)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+
+
+def test_only_what_an_unfinished_store_lacks_is_planned(
+    small_settings: Settings, nmse_store: Path, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2)
+    out = Path(shutil.copytree(nmse_store, settings.out))
+    (out / "seal.json").unlink()
+    (out / "commits/00000001.json").unlink()
+    sizes = {
+        array: sum(file.stat().st_size for file in (out / array / "c/1").rglob("*") if file.is_file())
+        for array in describe_store(nmse_store).bytes_per_array
+    }
+    before = files_of(out)
+    plan = plan_build(settings)
+    assert files_of(out) == before, "planning writes nothing"
+    assert plan.state == "unfinished"
+    (group,) = plan.groups
+    assert (group.rows, group.blocks, plan.sample_rows) == (16, 1, 16)
+    assert group.bytes_per_array == sizes, "coded as the store codes, by its own calibration"
+    assert plan.other_bytes < 20_000, "the teacher is there already"
+
+
+def test_only_targets_that_a_finished_store_lacks_are_planned(
+    small_settings: Settings, nmse_store: Path, tmp_path: Path
+) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2, layers="1,2,4")
+    out = Path(shutil.copytree(nmse_store, settings.out))
+    before, there = files_of(out), describe_store(out)
+    plan = plan_build(settings)
+    assert files_of(out) == before
+    assert plan.state == "extended"
+    (group,) = plan.groups
+    assert group.group == "extension 1" and list(group.targets) == ["hidden 1"]
+    assert {path.partition("/codes")[0].partition("/escapes")[0] for path in group.bytes_per_array} == {"hidden/1"}
+    build_cache(settings)
+    built = describe_store(out)
+    added = {path: size for path, size in built.bytes_per_array.items() if path not in there.bytes_per_array}
+    assert group.total_bytes == pytest.approx(sum(added.values()), rel=TOLERANCE)
+    assert plan.total_bytes == pytest.approx(built.total_bytes - there.total_bytes, rel=0.2), "mostly metadata"
+
+
+def test_a_complete_store_needs_nothing(small_settings: Settings, small_store: Path) -> None:
+    plan = plan_build(small_settings(small_store))
+    assert (plan.state, plan.groups, plan.total_bytes, plan.sample_rows) == ("complete", (), 0, 0)
+    assert json.loads(json.dumps(plan.to_json()))["total_bytes"] == 0
+
+
+def test_a_plan_refuses_what_the_build_would(small_settings: Settings, small_store: Path) -> None:
+    with pytest.raises(StoreError, match="--seed: the store has 0, this command asks for 7"):
+        plan_build(small_settings(small_store, seed=7))
+
+
+@pytest.mark.parametrize("rows, sample", [(512, 64), (2000, 64), (96, 64), (40, 40), (20_000, 16), (130, 64)])
+def test_a_fitted_share_of_the_sample_costs_what_the_rows_of_the_store_do(
+    small_store: Path, rows: int, sample: int
+) -> None:
+    """A row that is fitted gains e / n over the best rotation, another loses as much; n rows are fitted."""
+    small = read_manifest(LocalStorage(small_store))
+    manifest = replace(small, rows=rows, seq_len=128, teacher=replace(small.teacher, hidden_size=384))
+    fitted = len(fitted_rows(manifest, sample))
+    of_build = share_rows(rows, 128, 384)[0]
+    in_sample = (sample - 2 * fitted) / sample / fitted
+    in_store = (rows - 2 * of_build) / rows / of_build
+    assert in_sample == pytest.approx(in_store, abs=1 / fitted**2), "but for whole rows"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many bytes; only root can."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False, capture_output=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_build_that_cannot_fit_is_refused_before_its_first_block(
+    small_settings: Settings, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    large = {"max_rows": 150, "block_rows": 32, "views": 3, "hs_view": "masked", "relations": "qkv", "layers": "all"}
+    plan = plan_build(small_settings(tmp_path / "plan.zarr", **large))
+    arrays = plan.groups[0].total_bytes
+    assert arrays > 2 * plan.other_bytes
+    settings = small_settings(small_disk(2 * plan.other_bytes + arrays // 2) / "cache.zarr", **large)
+    assert not plan_build(settings).fits
+    out, notes = Path(settings.out), Notes()
+    with pytest.raises(SpaceError, match=r"needs about .* free: it would stop half-way.*--force"):
+        build_cache(settings, notes)
+    assert any(line.startswith("to write: ") and "for 150 rows" in line for line in notes.lines)
+    assert not (out / "commits").exists() and not list(out.glob("hidden/*/codes/c"))
+    with pytest.raises(SpaceError, match="no space left"):
+        build_cache(replace(settings, force=True))
+    assert 0 < len(list((out / "commits").iterdir())) < plan.manifest.blocks
+
+
+def test_a_build_says_its_size_before_its_first_block(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", max_rows=150)
+    notes = Notes()
+    build_cache(settings, notes)
+    (line,) = (line for line in notes.lines if line.startswith("to write: "))
+    size, unit = line.split()[2:4]
+    said = float(size) * {"kB": 1e3, "MB": 1e6}[unit]
+    assert said == pytest.approx(sum(describe_store(settings.out).bytes_per_array.values()), rel=TOLERANCE)

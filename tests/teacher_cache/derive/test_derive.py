@@ -1,0 +1,486 @@
+"""A derived store holds what its source holds, coarser where asked for, and says truly how much coarser."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings, DeriveSettings
+from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.derive.derive import DeriveReport, derive_into, derive_store
+from teacher_cache.derive.source_rows import SourceRows, find_rows
+from teacher_cache.errors import DistillationError, SettingsError, StoreError, TargetsError
+from teacher_cache.format.groups import read_groups
+from teacher_cache.format.layout import block_arrays, vector_streams
+from teacher_cache.format.small_arrays import read_constant
+from teacher_cache.models.attention import VECTORS
+from teacher_cache.read.info import describe_store
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.storage.local import LocalStorage, open_storage
+from teacher_cache.verify.evict import evict_damage
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
+
+Settings = Callable[..., BuildSettings]
+EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
+
+
+class Notes(list[str]):
+    """Progress that is kept."""
+
+    rows = (0, 0)
+
+    def note(self, text: str) -> None:
+        self.append(text)
+
+    def committed(self, rows: int, total: int, written_bytes: int) -> None:
+        self.rows = (rows, total)
+
+
+def derive(source: Path, out: Path, **flags: Any) -> CacheReader:
+    report = derive_store(DeriveSettings(src=str(source), dst=str(out), **flags), Notes())
+    reader = CacheReader.open(out)
+    assert report.rows == report.written_rows == reader.rows
+    return reader
+
+
+@pytest.fixture(scope="module")
+def sample_store(small_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn ids of two masked views, queries, keys and values, documents of many lengths, in one byte."""
+    out = tmp_path_factory.mktemp("sample") / "cache.zarr"
+    settings = small_settings(
+        out, logits="sample", k=20, views=2, relations="qkv", rows="document", precision="int8", hs_view="masked"
+    )
+    build_cache(settings)
+    return out
+
+
+def codes(reader: CacheReader, path: str, first: int, last: int) -> np.ndarray[Any, Any]:
+    """The codes [D, W, N] of some rows of a calibrated stream."""
+    stream = next(stream for stream in vector_streams(reader.manifest) if stream.path == path)
+    rows = SourceRows(reader)
+    return np.concatenate([rows.codes(stream, piece) for piece in find_rows(reader.manifest, first, last)], axis=2)
+
+
+def assert_equal_rows(have: TargetBatch, want: TargetBatch) -> None:
+    """Every input is the same, and every target: bit for bit but for the order of sums in a matrix product."""
+    assert torch.equal(have.input_ids_BT, want.input_ids_BT)
+    assert torch.equal(have.row_id_B, want.row_id_B)
+    assert have.hidden.keys() == want.hidden.keys() and have.attention.keys() == want.attention.keys()
+    for n, values in want.hidden.items():
+        assert torch.allclose(have.hidden[n], values, rtol=1e-6, atol=1e-6)
+    for n, vectors in want.attention.items():
+        for name in (f"{vector}_BTD" for vector in VECTORS):
+            assert torch.allclose(getattr(have.attention[n], name), getattr(vectors, name), rtol=1e-6, atol=1e-6)
+    if want.masked is not None:
+        assert have.masked is not None
+        for name in ("positions_BM", "original_ids_BM", "count_B"):
+            assert torch.equal(getattr(have.masked, name), getattr(want.masked, name))
+    assert type(have.logits) is type(want.logits)
+    for name in vars(want.logits) if want.logits is not None else ():
+        assert torch.equal(getattr(have.logits, name), getattr(want.logits, name))
+
+
+@pytest.mark.parametrize("rows", ["0:40", "16:40", "5:37", "30:31", "31:33"])
+@pytest.mark.parametrize("store", ["small_store", "nmse_store", "sample_store"])
+def test_rows_come_out_as_they_are_in_the_source(
+    store: str, rows: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(store)
+    source, (first, last) = CacheReader.open(path), map(int, rows.split(":"))
+    last = min(last, source.rows)
+    reader = derive(path, tmp_path / "out.zarr", row_range=f"{first}:{last}")
+    assert (reader.rows, reader.manifest.first_row) == (last - first, first)
+    assert reader.manifest.corpus == source.manifest.corpus
+    assert reader.manifest.calibration == source.manifest.calibration
+    for stream in reader.manifest.calibration:
+        assert np.array_equal(codes(reader, stream, 0, reader.rows), codes(source, stream, first, last))
+        for name in ("basis", "mean", "step"):
+            constants = [read_constant(one.storage, f"{stream}/{name}") for one in (reader, source)]
+            assert np.array_equal(*constants)
+    for masked_view in range(source.manifest.views):
+        have = reader.read_rows(0, reader.rows, EVERYTHING, masked_view=masked_view)
+        want = source.read_rows(first, last, EVERYTHING, masked_view=masked_view)
+        assert have.keys() == want.keys()
+        for view in want:
+            assert_equal_rows(have[view], want[view])
+    assert reader.hidden_variance(4) == source.hidden_variance(4)
+    have_R, want_R = (
+        zarr.open_array(str(store), path="document", mode="r")[...].ravel() for store in (reader.path, path)
+    )
+    assert np.array_equal(have_R[: reader.rows], want_R[first:last])
+
+
+def test_what_stays_where_it_was_in_a_block_is_copied_byte_by_byte(nmse_store: Path, tmp_path: Path) -> None:
+    reader = derive(nmse_store, tmp_path / "out.zarr", row_range="16:40", layers="4", k=4)
+    for spec in block_arrays(reader.manifest):
+        kept = not spec.path.startswith("logits")
+        before = spec.path.replace("attention/3/input", "hidden/2")
+        for block in range(reader.manifest.blocks):
+            shards = [
+                (root / path / "c" / str(number)).joinpath(*"0" * len(spec.block_shape)).read_bytes()
+                for root, path, number in (
+                    (Path(reader.path), spec.path, block),
+                    (nmse_store, before, block + 1),
+                )
+            ]
+            assert (shards[0] == shards[1]) == kept, spec.path
+    folder, files = reader.teacher_folder(), nmse_store / "teacher"
+    assert (folder / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("store", ["small_store", "nmse_store"])
+def test_attention_outlives_the_hidden_state_it_shared(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(store)
+    reader = derive(path, tmp_path / "out.zarr", targets="attention")
+    assert reader.manifest.targets.attention[0].form == "input"
+    assert sorted(file.name for file in Path(reader.path).iterdir() if file.is_dir()) == [
+        "attention", "commits", "document", "input_ids", "length", "row_id", "teacher",
+    ]  # fmt: skip
+    wanted = TargetRequest(attention_layers=(3,))
+    reader.require(wanted)
+    assert reader.views_for(wanted) == ("plain",)
+    have, want = (one.read_rows(0, 40, wanted)["plain"].attention[3] for one in (reader, CacheReader.open(path)))
+    for vector in VECTORS:
+        assert torch.equal(getattr(have, f"{vector}_BTD"), getattr(want, f"{vector}_BTD"))
+    # and once more from there
+    again = derive(Path(reader.path), tmp_path / "again.zarr", row_range="3:")
+    assert torch.allclose(again.read_rows(0, 37, wanted)["plain"].attention[3].key_BTD, want.key_BTD[3:], atol=1e-6)
+
+
+def test_plain_zarr_reads_rows_that_moved(small_store: Path, tmp_path: Path) -> None:
+    derive(small_store, tmp_path / "out.zarr", row_range="5:40", targets="hidden", layers="4")
+    stores = (tmp_path / "out.zarr", small_store)
+    have, want = (np.asarray(zarr.open_array(str(store / "hidden/4/codes"), mode="r")) for store in stores)
+    assert have.shape == (3, 32, 16 * 24)
+    assert np.array_equal(have[1][:, 24:48], want[1][:, 6 * 24 : 7 * 24])  # row 17 there was row 22
+    assert not have[2][:, 3 * 24 :].any()
+
+
+def kept_mass(logits: TopkLogits) -> torch.Tensor:
+    return logits.log_probs_BMK.exp().sum(dim=-1) + logits.log_tail_BM.exp()
+
+
+@pytest.mark.parametrize("store, flags", [("small_store", {}), ("nmse_store", {"row_range": "7:29"})])
+def test_fewer_ids_leave_their_mass_to_the_tail(
+    store: str, flags: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(store)
+    source, wanted = CacheReader.open(path), TargetRequest(logits=True)
+    reader = derive(path, tmp_path / "out.zarr", targets="logits", k=3, **flags)
+    first = reader.manifest.first_row
+    for masked_view in range(source.manifest.views):
+        have = reader.read_rows(0, reader.rows, wanted, masked_view=masked_view)["masked"]
+        want = source.read_rows(first, first + reader.rows, wanted, masked_view=masked_view)["masked"]
+        assert isinstance(have.logits, TopkLogits) and isinstance(want.logits, TopkLogits) and want.masked is not None
+        real_BM = want.masked.real_BM()
+        assert torch.equal(have.logits.ids_BMK, want.logits.ids_BMK[..., :3])
+        assert torch.equal(have.logits.log_probs_BMK, want.logits.log_probs_BMK[..., :3])
+        assert torch.equal(have.logits.log_tail_BM[~real_BM], want.logits.log_tail_BM[~real_BM])
+        dropped = want.logits.log_probs_BMK[..., 3:].double().exp().sum(-1) + want.logits.log_tail_BM.double().exp()
+        assert torch.allclose(have.logits.log_tail_BM[real_BM].double(), dropped[real_BM].log(), atol=2e-3)
+        assert torch.allclose(kept_mass(have.logits)[real_BM], kept_mass(want.logits)[real_BM], atol=2e-3)
+        assert torch.allclose(kept_mass(have.logits)[real_BM], torch.tensor(1.0), atol=0.03)
+
+
+def test_log_probabilities_of_a_half_precision_store_take_a_byte_where_vectors_are_coarser(
+    small_store: Path, tmp_path: Path
+) -> None:
+    reader = derive(small_store, tmp_path / "out.zarr", targets="logits", precision="int8")
+    spec = reader.manifest.targets.logits
+    assert spec is not None and (spec.codec, spec.entries) == ("root8", 8)
+    readers = (reader, CacheReader.open(small_store))
+    have, want = (one.read_rows(0, 40, TargetRequest(logits=True))["masked"].logits for one in readers)
+    assert isinstance(have, TopkLogits) and isinstance(want, TopkLogits)
+    assert torch.equal(have.log_tail_BM, want.log_tail_BM)
+    assert torch.allclose(have.log_probs_BMK.exp(), want.log_probs_BMK.exp(), atol=2e-2)
+
+
+def test_relation_matrices_are_kept(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "in.zarr", relations="matrix", targets="attention", hs_view="masked", views=2)
+    build_cache(settings)
+    reader = derive(Path(settings.out), tmp_path / "out.zarr", row_range="7:30", precision="nmse:1e-1")
+    assert reader.manifest.targets == CacheReader.open(settings.out).manifest.targets
+    for masked_view in range(2):
+        have, want = (
+            one.read_rows(first, first + 23, TargetRequest(attention_layers=(3,)), masked_view=masked_view)["masked"]
+            for one, first in ((reader, 0), (CacheReader.open(settings.out), 7))
+        )
+        assert torch.equal(have.input_ids_BT, want.input_ids_BT)
+        for name, values in vars(want.attention[3]).items():
+            assert torch.equal(getattr(have.attention[3], name), values)
+
+
+@pytest.fixture(scope="module")
+def real_store(shared_teacher: Path, shared_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real teacher in half precision: five digits of what it says."""
+    folder = tmp_path_factory.mktemp("real")
+    with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
+        lines = [line for line, _ in zip(text, range(60), strict=False)]
+    (folder / "some.txt").write_text("".join(lines), encoding="utf-8")
+    settings = BuildSettings(
+        teacher=str(shared_teacher), corpus=(str(folder / "some.txt"),), out=str(folder / "cache.zarr"), seq_len=64,
+        max_rows=96, targets="hidden,attention", layers="4", attention_layer=6, precision="float16",
+    )  # fmt: skip
+    build_cache(settings)
+    return Path(settings.out)
+
+
+def errors(reader: CacheReader, exact: Path) -> dict[str, float]:
+    """NMSE of the last hidden state and of queries, keys and values, over all rows."""
+    layer, attention_layer = (
+        reader.manifest.targets.hidden_layers()[-1],
+        reader.manifest.targets.attention_layers()[0],
+    )
+    wanted = TargetRequest(hidden_layers=(layer,), attention_layers=(attention_layer,))
+    sides: dict[str, list[torch.Tensor]] = {"hidden": [], "attention": []}
+    for one in (reader, CacheReader.open(exact)):
+        targets = one.read_rows(0, reader.rows, wanted)["plain"]
+        vectors = [getattr(targets.attention[attention_layer], f"{vector}_BTD") for vector in VECTORS]
+        for name, values_BTD in (("hidden", targets.hidden[layer]), ("attention", torch.cat(vectors, dim=2))):
+            sides[name].append(values_BTD[targets.real_BT()].double())
+    return {
+        name: float((have_ND - want_ND).square().sum() / (want_ND - want_ND.mean(0)).square().sum())
+        for name, (have_ND, want_ND) in sides.items()
+    }
+
+
+def test_declared_errors_count_from_the_teacher(real_store: Path, tmp_path: Path) -> None:
+    """Recoded from half precision, then coarser twice: what is declared is the distance from the teacher's values."""
+    source, size = real_store, 0
+    for target in (1e-2, 3e-2, 1e-1):
+        out = tmp_path / f"{target}.zarr"
+        reader = derive(source, out, precision=f"nmse:{target}")
+        assert reader.manifest.targets.attention[0].form == "projected"
+        for path, record in reader.manifest.calibration.items():
+            assert record.nmse == pytest.approx(target, rel=0.06), path
+        assert errors(reader, real_store) == pytest.approx({"hidden": target, "attention": target}, rel=0.06)
+        before, size, source = size, sum(describe_store(out).bytes_per_array.values()), out
+        assert not before or size < 0.9 * before
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_what_a_fixed_precision_has_lost_counts(small_settings: Settings, tmp_path: Path, precision: str) -> None:
+    exact = tmp_path / "exact.zarr"
+    build_cache(small_settings(exact, max_rows=160, targets="hidden,attention", layers="4"))
+    fixed = derive(exact, tmp_path / "fixed.zarr", precision=precision)
+    assert not fixed.manifest.calibration
+    lost = errors(fixed, exact)
+    target = float(f"{2 * max(lost.values()):.2g}")
+    reader = derive(Path(fixed.path), tmp_path / "out.zarr", precision=f"nmse:{target}")
+    assert errors(reader, exact) == pytest.approx({"hidden": target, "attention": target}, rel=0.15)
+    with pytest.raises(SettingsError, match=f"finer than {precision}.*has lost"):
+        derive(Path(fixed.path), tmp_path / "no.zarr", precision=f"nmse:{min(lost.values()) / 2:g}")
+    assert not (tmp_path / "no.zarr").exists()
+
+
+def test_padding_stays_nothing(sample_store: Path, tmp_path: Path) -> None:
+    reader = derive(sample_store, tmp_path / "out.zarr", precision="nmse:1e-1", row_range="3:30")
+    streams = set(reader.manifest.calibration)
+    assert streams == {"hidden/2", "hidden/4", *(f"attention/3/{vector}" for vector in VECTORS)}
+    rows = SourceRows(reader)
+    for path in streams:
+        padding_N = np.concatenate([rows.padding(piece) for piece in find_rows(reader.manifest, 0, reader.rows)])
+        codes_DWN = codes(reader, path, 0, reader.rows)
+        assert padding_N.any() and not codes_DWN[:, :, padding_N].any() and codes_DWN[:, :, ~padding_N].any()
+    (targets,) = reader.read_rows(0, reader.rows, EVERYTHING, masked_view=1).values()
+    assert isinstance(targets.logits, SampledLogits)
+
+
+def test_a_source_of_several_groups_becomes_one(small_settings: Settings, tmp_path: Path) -> None:
+    for layers in ("2", "2,4"):
+        build_cache(small_settings(tmp_path / "in.zarr", targets="hidden", layers=layers))
+    assert len(read_groups(LocalStorage(tmp_path / "in.zarr"))) == 2
+    reader = derive(tmp_path / "in.zarr", tmp_path / "out.zarr", max_rows=20)
+    (group,) = read_groups(reader.storage)
+    assert group.manifest.targets.hidden_layers() == (2, 4) and not group.manifest.inputs_held
+
+
+def test_from_a_bucket_into_a_bucket(nmse_store: Path, s3: S3Server, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"precision": "nmse:5e-2", "targets": "hidden", "layers": "4"}
+    bucket = s3.bucket("derive")
+    remote = open_storage(f"{bucket}/in.zarr")
+    for file in filter(Path.is_file, nmse_store.rglob("*")):
+        remote.write_file(file.relative_to(nmse_store).as_posix(), file)
+    for source, out in ((nmse_store, tmp_path / "out.zarr"), (f"{bucket}/in.zarr", f"{bucket}/out.zarr")):
+        derive_store(DeriveSettings(src=str(source), dst=str(out), **flags), Notes())
+    copied = open_storage(f"{bucket}/out.zarr")
+    have = {key: copied.read(key) for key in copied.list() if key not in ("zarr.json", "seal.json")}
+    assert have == all_but_provenance(tmp_path / "out.zarr")
+    with pytest.raises(SettingsError, match="lies in SRC"):
+        derive_store(DeriveSettings(src=f"{bucket}/in.zarr/", dst=f"{bucket}/in.zarr", **flags), Notes())
+
+
+class Failing(LocalStorage):
+    """A disk that fails after so many writes."""
+
+    def __init__(self, location: Path, writes: int) -> None:
+        super().__init__(location)
+        self.writes = writes
+
+    def write(self, key: str, data: bytes) -> None:
+        self.writes -= 1
+        if self.writes < 0:
+            raise OSError("the disk is gone")
+        super().write(key, data)
+
+
+def all_but_provenance(store: Path) -> dict[str, bytes]:
+    files = {file.relative_to(store).as_posix(): file for file in sorted(store.rglob("*")) if file.is_file()}
+    return {key: file.read_bytes() for key, file in files.items() if key not in ("zarr.json", "seal.json")}
+
+
+def test_a_derivation_that_broke_off_goes_on(nmse_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_cache.derive.derive._MOST_THREADS", 1)  # one block after the other
+    flags: dict[str, Any] = {"precision": "nmse:5e-2", "row_range": "2:40", "targets": "hidden", "layers": "4"}
+    derive(nmse_store, tmp_path / "whole.zarr", **flags)
+    want = all_but_provenance(tmp_path / "whole.zarr")
+    out = tmp_path / "out.zarr"
+    settings = DeriveSettings(src=str(nmse_store), dst=str(out), **flags)
+    operations = Failing(out, 10_000)
+    derive_into(operations, settings, Notes())
+    writes = 10_000 - operations.writes
+    # before the first block, in the midst of the last one, before the seal
+    for after, rows in ((5, 38), (writes - 5, 6), (writes - 1, 0)):
+        shutil.rmtree(out)
+        with pytest.raises(OSError, match="the disk is gone"):
+            derive_into(Failing(out, after), settings, Notes())
+        with pytest.raises(StoreError):
+            CacheReader.open(out)
+        assert derive_store(settings, Notes()).written_rows == rows, f"after {after} of {writes} writes"
+        assert all_but_provenance(out) == want
+        CacheReader.open(out).teacher_folder()
+
+
+def test_a_finished_store_is_left_alone_or_mended(small_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    settings = DeriveSettings(src=str(small_store), dst=str(out), targets="hidden")
+
+    def again() -> tuple[DeriveReport, Notes]:
+        notes = Notes()
+        return derive_store(settings, notes), notes
+
+    again()
+    before = all_but_provenance(out)
+    report, notes = again()
+    assert report.written_rows == 0 and notes[-1].endswith("is complete already: 40 rows; nothing to do")
+    (out / "hidden/2/codes/c/1/0/0").unlink()
+    report, notes = again()
+    assert report.written_rows == 16 and notes.rows == (40, 40)
+    assert all_but_provenance(out) == before
+
+
+def test_a_derived_store_with_added_targets_is_mended(
+    small_settings: Settings, small_store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    settings = DeriveSettings(src=str(small_store), dst=str(out), targets="hidden", layers="2", precision="int8")
+    derive_store(settings, Notes())
+    build_cache(small_settings(out, targets="hidden", layers="3", precision="int8"))
+    before = all_but_provenance(out)
+    shard = out / "hidden/2/codes/c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    evict_damage(LocalStorage(out))
+    with pytest.raises(StoreError, match=r"(?s)same `kdcache build` or `kdcache derive` again.* was made .* by: "):
+        CacheReader.open(out)
+    assert derive_store(settings, Notes()).written_rows == 16
+    assert all_but_provenance(out) == before
+    assert CacheReader.open(out).manifest.targets.hidden_layers() == (2, 3)
+
+
+def test_damage_in_the_source_is_not_handed_on(small_store: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(small_store, tmp_path / "in.zarr"))
+    shard = source / "hidden/2/codes/c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    for number, flags in enumerate(({}, {"row_range": "3:"}, {"precision": "nmse:1e-1"})):
+        with pytest.raises(StoreError, match="'hidden/2/codes/c/1/0/0' .*has other contents"):
+            derive(source, tmp_path / f"{number}.zarr", **flags)
+
+
+@pytest.mark.parametrize(
+    "flags, error, message",
+    [
+        ({"layers": "1,2,3"}, TargetsError, "lacks hidden 1, hidden 3.*It has logits, hidden 2, hidden 4, attention 3"),
+        ({"attention_layer": 1}, TargetsError, "lacks attention 1"),
+        ({"layers": "9"}, SettingsError, "names layer 9, the teacher has layers 1 to 4"),
+        ({"targets": "hidden", "k": 4}, SettingsError, "--k 4 is about logits, which .*--targets hidden"),
+        ({"k": 9}, SettingsError, "--k 9 is more than the 8 ids"),
+        ({"precision": "nmse:1e-3"}, SettingsError, "nmse:0.001 is finer than nmse:0.01, in which .* holds hidden 2"),
+        ({"precision": "int8"}, SettingsError, "int8 for hidden 2, which .* in nmse:0.01: .* nmse:X with X above 0.01"),
+        ({"row_range": "40:"}, SettingsError, "'40:' is not within the 40 rows"),
+        ({"row_range": "8:8"}, SettingsError, "'8:8' is not within"),
+        ({"row_range": "8:41"}, SettingsError, "'8:41' is not within"),
+    ],
+)
+def test_what_the_source_cannot_give_is_refused_by_name(
+    nmse_store: Path, tmp_path: Path, flags: dict[str, Any], error: type[DistillationError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        derive(nmse_store, tmp_path / "out.zarr", **flags)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"row_range": "8"}, "--row-range '8' cannot be read"),
+        ({"row_range": "a:b"}, "--row-range 'a:b' cannot be read"),
+        ({"row_range": "0:8", "max_rows": 8}, "--row-range 0:8 and --max-rows 8 both"),
+        ({"max_rows": 0}, "--max-rows 0 is too small"),
+        ({"k": 0}, "--k 0 is too small"),
+        ({"precision": "coarse"}, "--precision 'coarse' is unknown"),
+        ({"targets": "smell"}, "names 'smell'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        DeriveSettings(src="in.zarr", dst="out.zarr", **flags)
+
+
+def test_only_a_fixed_precision_that_lost_next_to_nothing_becomes_another(sample_store: Path, tmp_path: Path) -> None:
+    for precision, message in (("int4", "more than int4 declares"), ("float16", "float16 is finer than int8")):
+        with pytest.raises(SettingsError, match=message):
+            derive(sample_store, tmp_path / "out.zarr", precision=precision)
+    with pytest.raises(SettingsError, match="cannot thin out the 20 draws"):
+        derive(sample_store, tmp_path / "out.zarr", k=10)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_place_that_holds_something_else_is_left_alone(
+    small_settings: Settings, small_store: Path, nmse_store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(StoreError, match="not a store"):
+        derive(small_store, tmp_path)
+    for inside in (small_store, small_store / "hidden" / "new"):
+        with pytest.raises(SettingsError, match="lies in SRC"):
+            derive(small_store, inside)
+    assert not (small_store / "hidden" / "new").exists()
+    out = tmp_path / "out.zarr"
+    derive(nmse_store, out, precision="nmse:1e-1")
+    before = all_but_provenance(out)
+    with pytest.raises(StoreError, match="hidden 2: it has 'plain view, nmse:0.1', asked for is '.*nmse:0.01'"):
+        derive(nmse_store, out)
+    with pytest.raises(StoreError, match=r"first row \(--part\): it has 0, asked for is 4"):
+        derive(nmse_store, out, precision="nmse:1e-1", row_range="4:")
+    # the same settings, but the first steps were taken from another store
+    build_cache(small_settings(tmp_path / "other.zarr", precision="nmse:1e-2", views=2, max_rows=41))
+    with pytest.raises(StoreError, match="was begun from another store"):
+        derive(tmp_path / "other.zarr", out, precision="nmse:1e-1", max_rows=40)
+    assert all_but_provenance(out) == before and (out / "seal.json").exists()
+    derive_kept = tmp_path / "kept.zarr"
+    derive(nmse_store, derive_kept)
+    with pytest.raises(StoreError, match="hidden/2: it has other codes than hidden/2 of SRC"):
+        derive(tmp_path / "other.zarr", derive_kept, max_rows=40)
