@@ -40,9 +40,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from teacher_cache.build.calibrate import share_rows
 from teacher_cache.build.resolve import make_manifest, plan_targets
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.codecs.nmse import share_rows
 from teacher_cache.contract.layers import default_relation_heads, parse_layers
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import parse_precision

@@ -23,16 +23,18 @@ from numpy.typing import NDArray
 from recorded import RecordedTeacher
 
 from teacher_cache.build.block import compute_block
-from teacher_cache.build.calibrate import ensure_calibrated, load_quantisers
+from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VECTORS, vector_streams
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpecs
 from teacher_cache.corpus.corpus import Rows
-from teacher_cache.format.layout import block_arrays, vector_streams
+from teacher_cache.format.layout import block_arrays
 from teacher_cache.format.protocol import shard_key
-from teacher_cache.format.writer import groups_to_build
-from teacher_cache.models.attention import VECTORS, AttentionProjections
+from teacher_cache.format.resume import groups_to_build
+from teacher_cache.format.transforms import load_quantisers
+from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.read.decode import CodedBlock
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader

@@ -24,11 +24,12 @@ from recorded import RecordedTeacher
 from safetensors.torch import load_file, save_file
 
 from teacher_cache.build.block import compute_block
-from teacher_cache.build.calibrate import ensure_calibrated, load_quantisers
+from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.corpus.corpus import Rows
-from teacher_cache.format.writer import groups_to_build
+from teacher_cache.format.resume import groups_to_build
+from teacher_cache.format.transforms import load_quantisers
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
 

@@ -24,10 +24,9 @@ from typing import Any
 from record import print_record
 from rich.console import Console
 
-from student_train.evaluate.fidelity.fidelity_table import fidelity_table
-from student_train.evaluate.fidelity.records import FidelityReport, Measure
+from student_train.evaluate.fidelity.records import FidelityReport, Measure, fidelity_table
 from student_train.evaluate.report.training_plot import plot_training
-from student_train.train.metrics import METRICS_NAME, read_records
+from student_train.run_files import METRICS_NAME, read_records
 
 OWN_MEASURE = {"mha": "relation KL, sum", "hs": "hidden NMSE, mean", "od": "output KL"}
 

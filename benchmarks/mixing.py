@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from student_train.data.loader import RowOrder
+from student_train.data.order import RowOrder
 from teacher_cache.read.reader import CacheReader
 
 EPOCHS = 4

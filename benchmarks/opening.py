@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from student_train.data.loader import RowOrder
+from student_train.data.order import RowOrder
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.format.groups import Group
 from teacher_cache.format.layout import constant_paths

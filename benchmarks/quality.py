@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import linear
 
 from student_train.kernels.relation import relation_kl
-from teacher_cache.models.attention import VECTORS, AttentionProjections, split_relation_heads
+from teacher_cache.contract.streams import VECTORS
+from teacher_cache.models.attention import AttentionProjections, split_relation_heads
 
 
 class Layer:

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 from record import print_record
 
-from student_train.train.metrics import METRICS_NAME, read_records
+from student_train.run_files import METRICS_NAME, read_records
 
 
 def main() -> None:

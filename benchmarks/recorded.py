@@ -16,7 +16,8 @@ import torch
 from rich.progress import track
 
 from teacher_cache.corpus.corpus import Rows
-from teacher_cache.teacher.teacher import Teacher, TeacherOutputs
+from teacher_cache.teacher.outputs import TeacherOutputs
+from teacher_cache.teacher.teacher import Teacher
 
 _ROWS_AT_ONCE = 16
 

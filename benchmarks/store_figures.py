@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from student_train.data.loader import CacheLoader
-from student_train.students.pretrained import quiet_transformers
 from teacher_cache.build.build import BuildReport, build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.models.families import quiet_transformers
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
 

@@ -42,15 +42,16 @@ from transformers import AutoModel
 from student_train.data.loader import READ_AHEAD, CacheLoader
 from student_train.engine.engine import ADAM_BETAS, parameter_groups, running_engine
 from student_train.settings import TrainSettings
-from student_train.students.pretrained import encoder_of, quiet_transformers
 from student_train.train.feed import Feed, Share
 from student_train.train.loop import Progression, Trainer
 from student_train.train.metrics import Progress
 from student_train.train.prepare import TrainingRun, prepare_run
 from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.format.transforms import read_projections
 from teacher_cache.models.attention import AttentionProjections, project_hidden
 from teacher_cache.models.attention_tap import enable_tap, record_attention
-from teacher_cache.read.reader import CacheReader, read_projections
+from teacher_cache.models.families import encoder_of, quiet_transformers
+from teacher_cache.read.reader import CacheReader
 
 WAYS = ("streaming", "resident", "online", "student", "bare", "teacher")
 RATIOS = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from methods import OWN_MEASURE, own_value, run
 
 from student_train.evaluate.fidelity.records import FidelityReport
-from student_train.train.metrics import METRICS_NAME, read_records
+from student_train.run_files import METRICS_NAME, read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import tyro
 from cli.display import BuildDisplay
 from cli.entry import stops_on_sigterm
 from cli.options import parse
-from teacher_cache.build.settings import DeriveSettings
+from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.wording import format_bytes
 
 

@@ -73,7 +73,7 @@ def _try(location: str, settings: VerifySettings) -> _Outcome | _Unreadable:
 
 
 def _verify(location: str, settings: VerifySettings) -> _Outcome:
-    from teacher_cache.storage.local import open_storage
+    from teacher_cache.storage.base import open_storage
     from teacher_cache.verify.evict import evict_damage
     from teacher_cache.verify.verify import verify_store
 

@@ -235,11 +235,9 @@ def _docstrings(file: Path, library: Path) -> Iterator[str]:
 def _show(records: dict[str, Any], out: Path, student: Path) -> None:
     from rich.console import Console
 
-    from student_train.evaluate.fidelity.fidelity_table import fidelity_table
-    from student_train.evaluate.fidelity.records import FidelityReport
+    from student_train.evaluate.fidelity.records import FidelityReport, fidelity_table
     from student_train.evaluate.report.training_plot import plot_training
-    from student_train.run_files import PROVENANCE
-    from student_train.train.metrics import METRICS_NAME, read_records
+    from student_train.run_files import METRICS_NAME, PROVENANCE, read_records
 
     reports = {name: FidelityReport.from_json(record) for name, record in records.items()}
     provenance = json.loads((student / PROVENANCE).read_text(encoding="utf-8"))

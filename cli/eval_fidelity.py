@@ -75,6 +75,6 @@ def _to_json(record: dict[str, Any]) -> str:
 
 
 def _print_table(report: FidelityReport) -> None:
-    from student_train.evaluate.fidelity.fidelity_table import fidelity_table
+    from student_train.evaluate.fidelity.records import fidelity_table
 
     print_result([fidelity_table({Path(report.student).resolve().name: report})], report.notes)

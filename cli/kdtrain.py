@@ -43,7 +43,7 @@ def _main(argv: list[str]) -> int:
         return _try_out(settings)
     result = train(settings)
     if first_process():
-        print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _in_words(result))
+        print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _result_in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
 
 
@@ -63,7 +63,7 @@ def _try_out(settings: TrainSettings) -> int:
     return 0
 
 
-def _in_words(result: TrainResult) -> str:
+def _result_in_words(result: TrainResult) -> str:
     parts = ", ".join(f"{name.removeprefix('valid_')} {value:.4g}" for name, value in result.valid.items())
     trained = f"{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:,.0f} s"
     if result.stopped_by is not None and result.steps == 0:

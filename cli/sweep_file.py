@@ -65,7 +65,7 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
             written = {key: value for key, value in {**common, **differs}.items() if key not in typed}
             flags, settings = _settings(name, written, path, argv)
             settings = replace(settings, out=os.path.join(settings.out if "out" in typed else out, name))  # noqa: PTH118
-            shown = {key: _in_words(value) for key, value in differs.items() if key not in typed}
+            shown = {key: _as_flag_value(value) for key, value in differs.items() if key not in typed}
             runs[name] = SweepRun(name=name, differs=shown, flags=(*flags, "--out", settings.out), settings=settings)
     _refuse_twins(list(runs.values()), path)
     return list(runs.values())
@@ -157,11 +157,11 @@ def _refuse_twins(runs: Sequence[SweepRun], path: Path) -> None:
 
 def _name_part(flag: str, value: Any) -> str:
     """`3x384` for a value that speaks for itself, `seed0` for a number or a switch; only what folders may be called."""
-    written = _in_words(value)
+    written = _as_flag_value(value)
     alone = not re.fullmatch(r"[-+.,\deE]*|true|false|yes|no|on|off|null|~", written, re.IGNORECASE)
     text = written if alone else f"{flag.replace('_', '-')}{written or 'default'}"
     return re.sub(r"[^\w.,+=-]+", "_", text).strip("._")
 
 
-def _in_words(value: Any) -> str:
+def _as_flag_value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

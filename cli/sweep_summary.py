@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from student_train.out_folder import clear_write_errors
-from student_train.run_files import PROVENANCE, run_provenance
+from student_train.run_files import METRICS_NAME, PROVENANCE, read_records, run_provenance
 from student_train.settings import TrainSettings
-from student_train.train.metrics import METRICS_NAME, read_records
 from teacher_cache.errors import SettingsError, TrainingError
 from teacher_cache.wording import format_duration
 

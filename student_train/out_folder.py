@@ -14,7 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from teacher_cache.errors import NO_SPACE, SpaceError, TrainingError, system_error_number
+from teacher_cache.disk import NO_SPACE, system_error_number
+from teacher_cache.errors import SpaceError, TrainingError
 
 _TORCH_WRITER = re.compile(r"file write|PytorchStreamWriter|inline_container")
 

@@ -6,6 +6,7 @@ versions it reports. What was trained on what is for the caller to add.
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
@@ -14,6 +15,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from teacher_cache.errors import TrainingError
 
 PROVENANCE = "provenance.json"
 """Of a student's directory, the file that says where it comes from; written last."""
@@ -28,6 +31,9 @@ PACKAGES = (
     "safetensors",
     "onnxruntime",
 )
+
+
+METRICS_NAME = "metrics.jsonl"
 
 
 def run_provenance() -> dict[str, Any]:
@@ -68,3 +74,28 @@ def _ask_git(folder: Path, *arguments: str) -> str:
     command = ["git", *arguments]
     answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     return answer.stdout.strip()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Every whole record of a metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [_read_record(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{str(path)!r} cannot be read ({error}): what the training did is lost; restore the file, or delete it to "
+            "do without the records up to now"
+        ) from error
+
+
+def _read_record(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError(f"{line[:40]!r} is no record with a step")
+    return record

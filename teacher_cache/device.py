@@ -7,12 +7,15 @@ copied.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from teacher_cache.errors import SettingsError
 
 CodedArray = NDArray[Any] | torch.Tensor
 """An array on the host, or on a device."""
@@ -62,3 +65,31 @@ class Transfer:
             if not sent:
                 return dict(arrays), None
             return {**arrays, **sent}, Arrival(self._stream.record_event(), tuple(sent.values()))
+
+
+def choose_device(device: str) -> torch.device:
+    """The device named, or this process's GPU (the first, or the one of its local rank), or the CPU.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    try:
+        chosen = torch.device(_free_device() if device == "auto" else device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device!r} cannot be used ({error}): give cpu, cuda, cuda:N or auto") from error
+    return chosen
+
+
+def _free_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    # a launcher starts one process for each GPU of a machine
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """`auto` is float32 on the CPU, bfloat16 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if device.type == "cpu" else "bfloat16"

@@ -4,21 +4,6 @@ A message says what happened, the offending value, why it matters and what to do
 traceback and exits with code 1; anything that is not a `DistillationError` is a defect of ours and keeps its traceback.
 """
 
-import errno
-import re
-
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers of a disk, a quota or a file size that is used up."""
-_NUMBER_IN_MESSAGE = re.compile(r"os error (\d+)")
-
-
-def system_error_number(error: Exception) -> int:
-    """The operating system's number of an error, 0 if it has none. Libraries written in Rust hand on its text alone."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = _NUMBER_IN_MESSAGE.search(str(error))
-    return int(found.group(1)) if found else 0
-
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its name if it says nothing."""

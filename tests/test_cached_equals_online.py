@@ -18,9 +18,9 @@ from student_train.data.loader import CacheLoader
 from student_train.data.split import held_out_rows
 from student_train.engine.engine import ADAM_BETAS
 from student_train.methods.objective import make_objective
+from student_train.run_files import read_records
 from student_train.settings import TrainSettings
 from student_train.students.student import build_student
-from student_train.train.metrics import read_records
 from student_train.train.train import train
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings

@@ -21,20 +21,19 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import count, groupby
+from functools import partial
 from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from student_train.data.split import Rows, block_pieces, count_rows
+from student_train.data.order import ReadingPlan, RowOrder, Segment
+from student_train.data.split import Rows
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract.targets import View
 from teacher_cache.device import Transfer
 from teacher_cache.errors import DamagedStoreError, DistillationError, StoreError
-from teacher_cache.random_bits import uniform_bits
 from teacher_cache.read.decode import CodedBlock
 from teacher_cache.read.pool import CacheSource
 
@@ -44,51 +43,6 @@ _LONGEST_JOIN_SECONDS = 5.0
 
 HostFacts = dict[str, NDArray[Any]]
 _Loaded = dict[View, CodedBlock] | Exception
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Rows start..stop of a block, counted from the block's first row, read in one epoch."""
-
-    epoch: int
-    block: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RowOrder:
-    """The endless stream of some rows of a cache, block by block, in a new order each epoch (seed None: as stored).
-
-    `bounds` is the first row of each block, and the number of all rows.
-    """
-
-    rows: Rows
-    bounds: NDArray[np.int64]
-    seed: int | None
-
-    def segments(self, start: int, stop: int) -> Iterator[Segment]:
-        """The pieces of blocks that rows start..stop of the stream lie in, in the order of the stream."""
-        rows = count_rows(self.rows)
-        while start < stop:
-            epoch, offset = divmod(start, rows)
-            pieces, ends = _epoch_pieces(self, epoch)
-            place = int(np.searchsorted(ends, offset, side="right"))
-            block, _, piece_stop = pieces[place].tolist()
-            first = piece_stop - (int(ends[place]) - offset)
-            last = min(first + stop - start, piece_stop)
-            block_start = int(self.bounds[block])
-            yield Segment(epoch=epoch, block=block, start=first - block_start, stop=last - block_start)
-            start += last - first
-
-
-@lru_cache(maxsize=8)
-def _epoch_pieces(order: RowOrder, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pieces of an epoch in order (`block_pieces`), and the rows of the epoch up to the end of each."""
-    pieces = block_pieces(order.bounds, order.rows)
-    if order.seed is not None:
-        pieces = pieces[np.argsort(uniform_bits(order.seed, epoch, pieces[:, 0]), kind="stable")]
-    return pieces, np.cumsum(pieces[:, 2] - pieces[:, 1])
 
 
 class WaitingEnded(Exception):  # noqa: N818 - nothing is wrong
@@ -174,7 +128,9 @@ class CacheLoader(Iterator[TrainingBatch]):
         self._skip_damaged = skip_damaged
         self._blocks: dict[View, CodedBlock] | DamagedStoreError = {}
         order = RowOrder(rows=rows, bounds=reader.block_bounds, seed=seed)
-        plan = _Plan(order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop)
+        plan = ReadingPlan(
+            order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop
+        )
         self._batches = plan.batches()
         self._queue: Queue[_Loaded] = Queue(READ_AHEAD)
         self._stopped = threading.Event()
@@ -243,31 +199,6 @@ class CacheLoader(Iterator[TrainingBatch]):
             except Empty:
                 if self.stop_waiting():
                     raise WaitingEnded from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """Which pieces of which blocks make up the batches of one rank."""
-
-    order: RowOrder
-    batch_size: int
-    rank: int
-    world_size: int
-    position: int
-    stop: int | None
-
-    def batches(self) -> Iterator[tuple[int, list[Segment]]]:
-        for first in count(self.position, self.batch_size):
-            rows = self.batch_size if self.stop is None else min(self.batch_size, self.stop - first)
-            if rows <= 0:
-                return
-            start, stop = (first + rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            yield first, list(self.order.segments(start, stop))
-
-    def visits(self) -> Iterator[tuple[int, int]]:
-        """(epoch, block) in the order in which `batches` first needs them: a block stays while batches cross it."""
-        needed = ((part.epoch, part.block) for _, segments in self.batches() for part in segments)
-        return (visit for visit, _ in groupby(needed))
 
 
 def _read_ahead(

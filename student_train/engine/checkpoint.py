@@ -26,8 +26,8 @@ import torch
 
 from student_train.engine.ranks import Ranks
 from student_train.out_folder import clear_write_errors, delete_marked
+from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import DistillationError, TrainingError
-from teacher_cache.storage.local import flush_to_disk
 
 FOLDER_NAME = "checkpoints"
 MARKER_NAME = "complete.json"

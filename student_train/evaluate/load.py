@@ -18,17 +18,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from student_train.run_files import PROVENANCE
-from student_train.students.pretrained import (
-    check_family,
-    encoder_of,
-    load_config,
-    load_model,
-    position_limit,
-    vocabulary_difference,
-)
+from student_train.students.pretrained import check_family, load_config, load_model, vocabulary_difference
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
-from teacher_cache.models.attention_tap import MaskedLMHead
+from teacher_cache.models.families import encoder_of, position_limit
+from teacher_cache.models.heads import MaskedLMHead
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Names of weight files, as `from_pretrained` prefers them."""

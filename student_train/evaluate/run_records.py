@@ -21,8 +21,9 @@ from student_train.evaluate.latency.records import name_place
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
 from student_train.run_files import PROVENANCE
-from student_train.students.pretrained import load_config, pooler_option
+from student_train.students.pretrained import load_config
 from teacher_cache.errors import StudentError
+from teacher_cache.models.families import pooler_option
 
 _WEIGHTS_KEYS = ("student", "weights")
 _FINETUNE = "finetune-"

@@ -16,7 +16,8 @@ from torch import Tensor
 from student_train.kernels import relation_kl_sum, stored_relation_kl_sum
 from student_train.losses.sums import LossSum
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors
-from teacher_cache.models.attention import VECTORS, split_relation_heads
+from teacher_cache.contract.streams import VECTORS
+from teacher_cache.models.attention import split_relation_heads
 
 
 def relation_loss(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from student_train.losses.sums import LossSum
 from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
 from teacher_cache.contract.targets import View
-from teacher_cache.models.attention_tap import MaskedLMHead
+from teacher_cache.models.heads import MaskedLMHead
 
 Counted = Literal["positions", "masked", "rows"]
 """What a loss is a sum over: real positions, masked positions, or rows."""

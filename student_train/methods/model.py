@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from student_train.losses.sums import LossSum
 from student_train.methods.base import StudentNeeds, StudentOutputs
 from student_train.methods.objective import Objective
-from student_train.students.pretrained import encoder_of
 from teacher_cache.contract.batch import Batch, TargetBatch
 from teacher_cache.contract.targets import VIEWS, View
 from teacher_cache.errors import StudentError
-from teacher_cache.models.attention_tap import MaskedLMHead, enable_tap, record_attention
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.models.families import encoder_of
+from teacher_cache.models.heads import MaskedLMHead
 
 
 class DistillationModel(nn.Module):

@@ -16,9 +16,11 @@ from transformers import PreTrainedConfig
 
 from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
 from student_train.losses.sums import LossSum
+from student_train.methods.attention_pairs import attention_pairs
 from student_train.methods.base import Method, StudentNeeds, StudentOutputs
+from student_train.methods.direct import make_vector_transfer
 from student_train.methods.hs import TransportTransfer, make_hidden_transfer
-from student_train.methods.mha import attention_pairs, make_attention_transfer, make_vector_transfer
+from student_train.methods.mha import make_attention_transfer
 from student_train.methods.od import (
     LogitsMethod,
     TopkLoss,

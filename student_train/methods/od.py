@@ -24,7 +24,7 @@ from teacher_cache.contract.batch import Batch, SampledLogits, TargetBatch, Targ
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import LogitsForm, View
 from teacher_cache.errors import SettingsError
-from teacher_cache.models.attention_tap import MaskedLMHead
+from teacher_cache.models.heads import MaskedLMHead
 
 TopkLoss = Literal["tail", "renormalise"]
 

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from student_train.out_folder import clear_write_errors
 from student_train.run_files import PROVENANCE
-from student_train.students.pretrained import encoder_of, load_model, quiet_transformers
+from student_train.students.pretrained import load_model
 from teacher_cache.errors import StudentError
+from teacher_cache.models.families import encoder_of, quiet_transformers
 
 UNFINISHED = ".export-unfinished"
 """The folder in which a student is put together."""

@@ -22,12 +22,16 @@ from student_train.students.init_plan import InitPlan
 from student_train.students.narrowing.narrow import narrow, why_not
 from student_train.students.narrowing.parts import find_parts
 from student_train.students.narrowing.sample import TokenSample
-from student_train.students.pretrained import LoadedModel, encoder_of, load_model
+from student_train.students.pretrained import LoadedModel, load_model
 from student_train.students.shape import shape_of
 from teacher_cache.errors import SettingsError, StudentError
+from teacher_cache.models.families import encoder_of
 
 ReadSample = Callable[[], TokenSample]
 """Reads the rows that a student of other sizes is fitted on; called only where one is."""
+
+
+Parameters = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +119,6 @@ def find_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         f"family {base.config.model_type!r} keeps no list of {base.config.num_hidden_layers} layers: "
         "layers cannot be copied one by one; use --init random, or a Hugging Face folder as --student"
     )
-
-
-Parameters = dict[str, nn.Parameter]
 
 
 def _parameters(module: nn.Module) -> Parameters:

@@ -6,20 +6,15 @@ those were. Nothing is ever fetched over a network.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
@@ -27,9 +22,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging
 
 from teacher_cache.errors import StudentError
+from teacher_cache.models.families import encoder_of, pooler_option, quiet_transformers
 
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 _UNREADABLE = (OSError, RuntimeError, SafetensorError, *_MALFORMED)
@@ -88,11 +83,6 @@ def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
     return LoadedModel(model=model, missing=missing, unexpected=frozenset(report["unexpected_keys"]))
 
 
-def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The base model inside a model with a head; a base model itself."""
-    return cast(PreTrainedModel, model.base_model)
-
-
 def check_family(folder: Path) -> None:
     """Refuse a model that is no encoder with a masked-LM class.
 
@@ -137,37 +127,6 @@ def _load_vocabulary(folder: Path) -> Mapping[str, int]:
             "of ids alone"
         ) from error
     return vocabulary
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """How many positions the model can read, None if nothing limits it."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from the one after the padding id
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    return positions
-
-
-def pooler_option(config: PreTrainedConfig) -> Mapping[str, Any]:
-    """`add_pooling_layer=False` for families whose base model takes it: nothing that is cached could train a pooler."""
-    model_class: Any = MODEL_MAPPING[type(config)]
-    parameters = inspect.signature(model_class).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no reports on missing weights from Transformers: ours say what matters."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _unreadable(folder: Path, error: Exception) -> StudentError:

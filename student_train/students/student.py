@@ -18,16 +18,10 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreT
 
 from student_train.students.init_plan import parse_init
 from student_train.students.initialise import ReadSample, TakenOver, copy_teacher, copy_whole
-from student_train.students.pretrained import (
-    check_family,
-    encoder_of,
-    load_config,
-    pooler_option,
-    position_limit,
-    vocabulary_difference,
-)
+from student_train.students.pretrained import check_family, load_config, vocabulary_difference
 from student_train.students.shape import SHAPE, derive_config, shape_of, student_shape
 from teacher_cache.errors import StudentError
+from teacher_cache.models.families import encoder_of, pooler_option, position_limit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from student_train.out_folder import clear_write_errors, delete_marked
 from student_train.run_files import PROVENANCE
 from student_train.students.export import export_student
 from student_train.students.student import with_weights
+from student_train.train.describe import provenance_of
 from student_train.train.prepare import TrainingRun
 
 FOLDER_NAME = "best"
@@ -46,7 +47,7 @@ def write_student(run: TrainingRun, weights: Mapping[str, Any] | None, out: Path
         out,
         teacher_folder=run.reader.teacher_folder(),
         seq_len=run.reader.manifest.seq_len,
-        provenance={**run.provenance(), "result": result},
+        provenance={**provenance_of(run), "result": result},
     )
 
 

@@ -298,7 +298,7 @@ def _step_not_finite(
 ) -> TrainingError:
     what, blocks = "gradient" if all(map(math.isfinite, losses.values())) else "loss", outcome.blocks
     return TrainingError(
-        f"the {what} of step {outcome.step} is not a finite number ({_in_words(losses)}, gradient norm {norm!r}) on "
+        f"the {what} of step {outcome.step} is not a finite number ({_list_losses(losses)}, gradient norm {norm!r}) on "
         f"the rows with ids {list(outcome.row_ids)} of block{'s' if len(blocks) > 1 else ''} "
         f"{', '.join(map(str, blocks))} of {cache}: every weight would become NaN with it, so training stopped; "
         "start anew with a lower --lr or a longer --warmup, and if it happens on the same rows again look at them in "
@@ -311,10 +311,10 @@ def _validation_not_finite(step: int, losses: Mapping[str, float]) -> TrainingEr
     if step == 0:
         advice = "nothing is trained yet, so look at the weights that --student or --init names, and at the cache"
     return TrainingError(
-        f"the validation loss after step {step} is not a finite number ({_in_words(losses)}): the student's weights "
+        f"the validation loss after step {step} is not a finite number ({_list_losses(losses)}): the student's weights "
         f"are of no use any more, so they were neither saved nor exported; {advice}"
     )
 
 
-def _in_words(losses: Mapping[str, float]) -> str:
+def _list_losses(losses: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value!r}" for name, value in losses.items())

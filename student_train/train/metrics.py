@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from student_train.out_folder import clear_write_errors
+from student_train.run_files import METRICS_NAME, read_records
 from student_train.train.weights_and_biases import WeightsAndBiases, curve_name
-from teacher_cache.errors import TrainingError
 
-METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 _PLAIN_LINE_SECONDS = 10.0
 
@@ -65,31 +64,6 @@ class MetricsLog:
                 self._file.close()
             finally:
                 self._board.close()
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of a metrics.jsonl; a last line cut short by a kill is left out.
-
-    Raises:
-        TrainingError: the file is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [_read_record(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"{str(path)!r} cannot be read ({error}): what the training did is lost; restore the file, or delete it to "
-            "do without the records up to now"
-        ) from error
-
-
-def _read_record(line: str) -> dict[str, Any]:
-    record = json.loads(line)
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        raise ValueError(f"{line[:40]!r} is no record with a step")
-    return record
 
 
 def truncate_records(path: Path, last_step: int) -> None:

@@ -8,7 +8,7 @@ one pass over two rows, and over some thousand positions where maps are fitted.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from student_train.data.loader import CacheLoader
 from student_train.data.split import Rows, count_rows, held_out_rows, share_out, split_rows
 from student_train.engine.checkpoint import read_marker
 from student_train.engine.config import (
-    HALF_SECTIONS,
     choose_device,
     choose_dtype,
     choose_micro_batch,
@@ -32,14 +31,12 @@ from student_train.engine.ranks import Ranks
 from student_train.methods.map_starts import fit_maps, rows_to_fit
 from student_train.methods.model import DistillationModel, compile_student, freeze_unused
 from student_train.methods.objective import Objective, make_objective
-from student_train.run_files import run_provenance
 from student_train.settings import TrainSettings
 from student_train.students.narrowing.sample import read_sample
 from student_train.students.student import BuiltStudent, build_student
 from teacher_cache.contract.batch import Batch
 from teacher_cache.errors import TrainingError
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
-from teacher_cache.storage.local_cache import open_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,83 +133,6 @@ class TrainingRun:
                 "not that run; give the same settings, or start afresh in another --out"
             )
 
-    def describe(self) -> list[str]:
-        """What is about to happen, in lines for a user to read."""
-        settings, manifest = self.settings, self.reader.manifest
-        teacher = manifest.teacher
-        source = f"{manifest.rows:,} rows of {manifest.seq_len} tokens from {teacher.name}"
-        held_out = f"the last {count_rows(self.held_out_rows):,} held out"
-        if len(parts_of(self.reader)) > 1:
-            held_out += ", of each store its share"
-        lines = [
-            f"cache    {self.reader.path}: {source} ({teacher.layers}x{teacher.hidden_size})",
-            f"rows     {count_rows(self.training_rows):,} to train on, {held_out}",
-            f"student  {self.built.description}",
-        ]
-        weights = self.objective.weights
-        for name, description in self.objective.describe().items():
-            details = ", ".join(f"{key.replace('_', ' ')} {_in_words(value)}" for key, value in description.items())
-            lines.append(f"{name:8} weight {weights[name]:g}: {details}")
-        if self.maps_fitted:
-            lines.append("maps     start at the linear regression of the teacher's vectors on the student's")
-        half = next((str(dtype)[6:] for dtype, name in HALF_SECTIONS.items() if self.config[name].get("enabled")), None)
-        lines.append(
-            f"training {self.steps:,} steps of {settings.batch_size} rows ({self.micro_batch} at a time"
-            f"{self._shared()}) on {self.device} in {half or 'float32'}, {self._learning_rate()}"
-        )
-        if self.frozen:
-            lines.append(f"frozen   {len(self.frozen)} parameters that no loss reaches, such as {self.frozen[0]}")
-        return lines
-
-    def _shared(self) -> str:
-        return f" in each of {self.ranks.count} processes" if self.ranks.count > 1 else ""
-
-    def _learning_rate(self) -> str:
-        if "scheduler" in self.config:
-            return f"learning rate by the scheduler in {self.settings.deepspeed!r}"
-        return f"learning rate up to {self.config['optimizer']['params']['lr']:g}"
-
-    def provenance(self) -> dict[str, Any]:
-        """What the exported student carries about where it comes from."""
-        manifest = self.reader.manifest
-        return {
-            **run_provenance(),
-            "cache": {
-                "path": self.reader.path,
-                "identity_sha256": self.reader.identity_sha256,
-                "rows": manifest.rows,
-                "teacher": asdict(manifest.teacher),
-                **self._stores(),
-            },
-            "held_out_rows": {"first": self.held_out_rows[0].start, "count": count_rows(self.held_out_rows)},
-            "student": {"description": self.built.description, "copied": list(self.built.copied)},
-            "objective": self.objective.describe(),
-            "adapted": self.objective.adapted(),
-            "weights": self.objective.weights,
-            "steps": self.steps,
-            "settings": asdict(self.settings),
-            "deepspeed": self.config,
-        }
-
-    def _stores(self) -> dict[str, Any]:
-        """Where the cache is made of several stores: each of them, and how many of its rows, the last, are held out."""
-        parts = parts_of(self.reader)
-        if len(parts) == 1:
-            return {}
-        held_out = share_out(count_rows(self.held_out_rows), [part.rows for part in parts])
-        stores = [
-            {"path": part.path, "identity_sha256": part.identity_sha256, "rows": part.rows, "held_out": count}
-            for part, count in zip(parts, held_out, strict=True)
-        ]
-        return {"stores": stores}
-
-
-def _in_words(value: Any) -> str:
-    """A description's value for a line of text; pairs of layers as student<-teacher."""
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return " ".join(f"{student}<-{teacher}" for student, teacher in value)
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
 
 def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: bool = True) -> TrainingRun:
     """Open the cache, build the student and the objective, and find out what no loss reaches.
@@ -290,8 +210,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
 
 def _open_rows(settings: TrainSettings) -> tuple[CacheSource, Rows, Rows]:
     """The cache, its rows to train on and those held out."""
-    copies = open_copies(settings.local_cache, gib=settings.local_cache_gib)
-    reader = open_caches(settings.cache, copies=copies)
+    reader = open_caches(settings.cache, local_cache=settings.local_cache, local_cache_gib=settings.local_cache_gib)
     part_rows = [part.rows for part in parts_of(reader)]
     held_out_count = held_out_rows(reader.manifest.rows, settings.valid_share)
     return reader, *split_rows(part_rows, share_out(held_out_count, part_rows))

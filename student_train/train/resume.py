@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from student_train.engine.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
+from student_train.run_files import METRICS_NAME
 from student_train.settings import TrainSettings
 from student_train.students.export import UNFINISHED
-from student_train.train.metrics import METRICS_NAME
 from teacher_cache.errors import TrainingError
 
 

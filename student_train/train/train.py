@@ -27,6 +27,7 @@ from student_train.engine.universal import READ_UNIVERSAL, needs_universal, own_
 from student_train.out_folder import clear_write_errors
 from student_train.settings import TrainSettings
 from student_train.train.best import drop_best, match_best, write_student
+from student_train.train.describe import describe_run
 from student_train.train.loop import Progression, Trainer
 from student_train.train.metrics import MetricsLog, Progress
 from student_train.train.prepare import TrainingRun, prepare_run
@@ -107,7 +108,7 @@ def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress
         run = prepare_run(settings, ranks, fresh=checkpoint is None)
         if checkpoint is not None:
             run.check_same(checkpoint)
-    for line in run.describe():
+    for line in describe_run(run):
         progress.say(line)
     return run, checkpoint, progress
 

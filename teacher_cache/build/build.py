@@ -20,23 +20,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from teacher_cache.build.block import compute_block
-from teacher_cache.build.calibrate import ensure_calibrated, load_quantisers
+from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
-from teacher_cache.build.forecast import Sample, count_rows, forecast, refuse_without_room
+from teacher_cache.build.forecast import Sample, forecast, refuse_without_room
 from teacher_cache.build.resolve import make_manifest, plan_targets, resolve_seq_len
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher
-from teacher_cache.build.variances import write_variances
+from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
 from teacher_cache.build.workers import Workers
-from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.manifest import Manifest, count_rows
 from teacher_cache.contract.targets import describe_targets
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.format.protocol import Commit
-from teacher_cache.format.writer import GroupWriter, groups_to_build
+from teacher_cache.format.resume import groups_to_build
+from teacher_cache.format.transforms import load_quantisers
+from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
-from teacher_cache.storage.local import Storage, open_storage
+from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.teacher.teacher import Teacher
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}

@@ -11,28 +11,20 @@ stream in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
-import numpy as np
 import torch
 
-from teacher_cache.build.passes import run_views, stream_values
-from teacher_cache.codecs.nmse import CalibrationSample, Quantiser, Transform, as_array, calibrate
+from teacher_cache.build.passes import run_views
+from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
+from teacher_cache.contract.streams import VectorStream, vector_streams
 from teacher_cache.contract.targets import nmse_target
 from teacher_cache.corpus.corpus import Rows
-from teacher_cache.format.layout import VectorStream, vector_streams
-from teacher_cache.format.small_arrays import write_constant
+from teacher_cache.format.transforms import keep_calibration, stream_projections
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
-from teacher_cache.read.reader import read_transform
-from teacher_cache.storage.local import Storage
+from teacher_cache.teacher.outputs import stream_values
 from teacher_cache.teacher.teacher import Teacher
-
-_FITTED_PER_COMPONENT = 48
-"""Tokens for each component of a covariance: at this number the rotation costs held-out rows about 1% more error."""
-_MEASURED_TOKENS = 8192
-_MOST_ROWS, _ENOUGH_ROWS, _ENOUGH_SHARE = 384, 128, 20
 
 
 def ensure_calibrated(
@@ -52,16 +44,6 @@ def ensure_calibrated(
     if not any(nmse_target(stream.codec) is not None and stream.calibration is None for stream in streams):
         return writer
     return keep_calibration(writer, calibrate_streams(writer.manifest, teacher, rows, batch_rows, projections, note))
-
-
-def keep_calibration(writer: GroupWriter, found: Mapping[str, tuple[Transform, TransformRecord]]) -> GroupWriter:
-    """Write what calibration found of every `nmse` stream; returns the group with a calibrated manifest."""
-    for path, (transform, _) in found.items():
-        write_constant(writer.storage, f"{path}/basis", as_array(transform.basis_DK))
-        write_constant(writer.storage, f"{path}/mean", as_array(transform.mean_D))
-        write_constant(writer.storage, f"{path}/step", np.array(transform.step))
-    records = {path: record for path, (_, record) in found.items()}
-    return writer.write_manifest(replace(writer.manifest, calibration=records))
 
 
 def calibrate_streams(
@@ -84,37 +66,6 @@ def calibrate_streams(
         found[stream.path] = calibrate(samples.pop(stream.path), target, stream_projections(stream, projections))
         note(f"  {stream.path}: NMSE {found[stream.path][1].nmse:.3g} on rows held out")
     return found
-
-
-def load_quantisers(
-    storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]
-) -> dict[str, Quantiser]:
-    """The coding direction of each calibrated stream by path."""
-    return {
-        stream.path: Quantiser(read_transform(storage, stream.path), stream_projections(stream, projections))
-        for stream in vector_streams(manifest)
-        if stream.calibration is not None
-    }
-
-
-def stream_projections(
-    stream: VectorStream, projections: Mapping[int, AttentionProjections]
-) -> AttentionProjections | None:
-    """The maps in whose metric a stream is coded, None where it is coded in its own."""
-    return projections[stream.layer + 1] if stream.projected else None
-
-
-def share_rows(rows: int, seq_len: int, width: int) -> tuple[int, int, int]:
-    """How many of the first rows fit rotations, tune steps and check errors.
-
-    In small stores a twentieth of the rows, or 128 if that is more: a rotation fitted on fewer tokens costs bits, not
-    error, because the step is set on rows that the rotation has not seen.
-    """
-    measured = -(-_MEASURED_TOKENS // seq_len)
-    wanted = -(-_FITTED_PER_COMPONENT * width // seq_len) + 2 * measured
-    available = min(rows, wanted, _MOST_ROWS, max(_ENOUGH_ROWS, rows // _ENOUGH_SHARE))
-    measured = max(1, min(measured * available // wanted, available // 4))
-    return max(1, available - 2 * measured), measured, measured
 
 
 @torch.inference_mode()

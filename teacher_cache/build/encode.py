@@ -8,30 +8,23 @@ as zeros: it is excluded from every loss, and what a teacher computes there woul
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.build.passes import TeacherPass, stream_values
-from teacher_cache.codecs.fixed import make_codec, refuse_infinite
+from teacher_cache.build.passes import TeacherPass
+from teacher_cache.codecs.base import refuse_infinite
+from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.nmse import Quantiser
-from teacher_cache.codecs.packing import pack_codes
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VectorStream, vector_streams
 from teacher_cache.contract.targets import LogitsSpec
-from teacher_cache.errors import TeacherError
-from teacher_cache.format.layout import (
-    VectorStream,
-    block_arrays,
-    draw_paths,
-    ragged_count,
-    sample_codec,
-    topk_codec,
-    vector_streams,
-)
+from teacher_cache.format.layout import block_arrays, draw_paths, ragged_count, sample_codec, topk_codec
+from teacher_cache.format.packed_streams import pack_stream
 from teacher_cache.models.attention import relation_matrices
+from teacher_cache.teacher.outputs import stream_values
 
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 """Logits held at a time (64 MiB and 1 GiB in float32): on the CPU 67 positions of a 250,002-id vocabulary."""
@@ -170,38 +163,3 @@ class BlockTargets:
             distinct_WP[view] = packed.distinct_P
             for name, values in packed.entries.items():
                 self.arrays[paths[name]][view, : len(values)] = values
-
-
-def pack_stream(
-    manifest: Manifest, stream: VectorStream, codes_DN: NDArray[np.int16]
-) -> dict[str, NDArray[np.generic]]:
-    """The arrays of one block of a calibrated stream from its codes, those of each view after those of another.
-
-    Raises:
-        TeacherError: more values are beyond their packing than there is room for.
-    """
-    assert stream.calibration is not None
-    arrays: dict[str, NDArray[Any]] = {
-        spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
-        for spec in block_arrays(manifest)
-        if spec.path.startswith(f"{stream.path}/")
-    }
-    count_W, index_WE, value_WE = (arrays[f"{stream.path}/escapes/{name}"] for name in ("count", "index", "value"))
-    room = index_WE.shape[1]
-    for view, codes in enumerate(np.split(codes_DN, len(count_W), axis=1)):
-        packed = pack_codes(codes, stream.calibration.components)
-        found = len(packed.escape_index)
-        if found > room:
-            raise TeacherError(
-                f"{stream.path} has {found} values in one block beyond what calibration saw, room is for {room}: "
-                "these rows are unlike the first ones of the corpus, and cut-off targets would ruin training; "
-                "raise --max-rows if calibration had few rows, or use --precision int8, in another --out if blocks "
-                "are written already"
-            )
-        for name, values in packed.packed.items():
-            target = arrays[f"{stream.path}/codes/{name}"]
-            target[:, view * values.shape[1] : (view + 1) * values.shape[1]] = values
-        count_W[view] = found
-        index_WE[view, :found] = packed.escape_index
-        value_WE[view, :found] = packed.escape_value
-    return arrays

@@ -11,15 +11,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.manifest import count_rows
 from teacher_cache.contract.targets import describe_targets
 from teacher_cache.errors import SpaceError
 from teacher_cache.format.groups import Group
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 from teacher_cache.wording import format_bytes, format_duration
 
 INPUTS = "inputs"
 """What the token ids, lengths and masks of rows are called among the targets."""
+
+
+_WHAT_TO_DO = {
+    False: "no block has been written; free some space, choose another --out, or keep less: without a block the same "
+    "--out takes other settings, such as a coarser --precision like nmse:1e-1, fewer --layers or, for a new store, "
+    "fewer --max-rows",
+    True: "nothing more has been written; free some space and run the same command again, or build a store that keeps "
+    "less in another --out",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +114,6 @@ def _extrapolate(path: str, rows: int, blocks: int, sample: Sample) -> int:
     return round(blocks * empty + of_rows * rows / max(1, sample.rows))
 
 
-def count_rows(manifest: Manifest, blocks: Iterable[int]) -> int:
-    """Rows in these blocks."""
-    return sum(last - first for first, last in map(manifest.block_range, blocks))
-
-
 def refuse_without_room(storage: Storage, needed: int, *, begun: bool = False) -> None:
     """Stop what cannot be finished before it begins, or before it goes on if blocks are there already.
 
@@ -122,15 +126,6 @@ def refuse_without_room(storage: Storage, needed: int, *, begun: bool = False) -
             f"the build needs about {format_bytes(needed)} more and {storage.location!r} has {format_bytes(free)} "
             f"free: it would stop half-way, so {_WHAT_TO_DO[begun]}, or give --force to build as far as the space goes"
         )
-
-
-_WHAT_TO_DO = {
-    False: "no block has been written; free some space, choose another --out, or keep less: without a block the same "
-    "--out takes other settings, such as a coarser --precision like nmse:1e-1, fewer --layers or, for a new store, "
-    "fewer --max-rows",
-    True: "nothing more has been written; free some space and run the same command again, or build a store that keeps "
-    "less in another --out",
-}
 
 
 def _target_of(path: str) -> str:

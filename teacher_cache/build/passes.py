@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import View
 from teacher_cache.corpus.corpus import RowBlock
 from teacher_cache.corpus.masking import MaskedRows, mask_rows
-from teacher_cache.format.layout import VectorStream
-from teacher_cache.teacher.teacher import Teacher, TeacherOutputs
+from teacher_cache.teacher.outputs import TeacherOutputs
+from teacher_cache.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +66,6 @@ def _run(
         hidden_layers={stream.layer for stream in streams if stream.source == "hidden"},
         attention_layers={stream.layer for stream in streams if stream.source != "hidden"},
     )
-
-
-def stream_values(stream: VectorStream, outputs: TeacherOutputs) -> torch.Tensor:
-    """What a stream keeps of a pass, [B, T, D]."""
-    if stream.source == "hidden":
-        return outputs.hidden[stream.layer]
-    values: torch.Tensor = getattr(outputs.attention[stream.layer], f"{stream.source}_BTD")
-    return values
 
 
 def _mask(manifest: Manifest, teacher: Teacher, rows: RowBlock, masked_view: int) -> MaskedRows:

@@ -16,11 +16,13 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import vector_streams
 from teacher_cache.contract.targets import nmse_target
-from teacher_cache.format.layout import vector_streams
 from teacher_cache.format.protocol import METADATA, has_teacher
-from teacher_cache.format.writer import GroupWriter, groups_to_build
-from teacher_cache.storage.local import LocalStorage, Storage, open_storage
+from teacher_cache.format.resume import groups_to_build
+from teacher_cache.format.writer import GroupWriter
+from teacher_cache.storage.base import Storage, open_storage
+from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.overlay import Draft
 from teacher_cache.teacher.teacher import Teacher
 

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from teacher_cache.build.settings import TARGETS, BuildSettings
+from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.logits import id_planes
 from teacher_cache.contract.layers import default_attention_layer, default_relation_heads, parse_layers
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import (
+    TARGETS,
     AttentionForm,
     AttentionSpec,
     HiddenSpec,
@@ -28,7 +30,7 @@ from teacher_cache.contract.targets import (
 )
 from teacher_cache.corpus.corpus import Rows, tokenizer_fingerprint
 from teacher_cache.errors import SettingsError, TeacherError
-from teacher_cache.models.attention import VECTORS, AttentionProjections
+from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.teacher.teacher import Teacher
 
 _DEFAULT_SEQ_LEN = 512

@@ -25,22 +25,23 @@ import torch
 
 from teacher_cache.build.block import compute_block
 from teacher_cache.build.build import BuildProgress
-from teacher_cache.build.calibrate import keep_calibration, load_quantisers, share_rows, stream_projections
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import Forecast, Sample, forecast
-from teacher_cache.build.passes import run_views, stream_values
+from teacher_cache.build.passes import run_views
 from teacher_cache.build.sidecar import write_projections
-from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate
+from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
+from teacher_cache.contract.streams import VectorStream, vector_streams
 from teacher_cache.contract.targets import nmse_target
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import VectorStream, vector_streams
 from teacher_cache.format.protocol import COMMIT_HASHES, Commit, ObjectDigest, Seal, list_commit_hashes, shard_key
 from teacher_cache.format.small_arrays import write_constant
+from teacher_cache.format.transforms import keep_calibration, load_quantisers, stream_projections
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.overlay import Draft
+from teacher_cache.teacher.outputs import stream_values
 from teacher_cache.teacher.teacher import Teacher
 
 _MOST_ROWS, _LEAST_ROWS = 64, 8

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.fixed import Coded, CodedArraySpec
+from teacher_cache.codecs.base import Coded, CodedArraySpec
 from teacher_cache.contract.targets import MOST_DRAWS
 from teacher_cache.device import to_device
 from teacher_cache.errors import SettingsError, TeacherError

@@ -23,12 +23,19 @@ from numpy.typing import NDArray
 
 from teacher_cache.codecs.packing import LARGEST_CODE, choose_packings
 from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TeacherError
-from teacher_cache.models.attention import VECTORS, AttentionProjections, Projection
+from teacher_cache.models.attention import AttentionProjections, Projection
 
 GROUP = 8
 """Components per packing are multiples of this, so that chunks of several components divide them."""
 _BISECTIONS = 40
+
+
+_FITTED_PER_COMPONENT = 48
+"""Tokens for each component of a covariance: at this number the rotation costs held-out rows about 1% more error."""
+_MEASURED_TOKENS = 8192
+_MOST_ROWS, _ENOUGH_ROWS, _ENOUGH_SHARE = 384, 128, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,3 +208,16 @@ def bisect_step(error_of: Callable[[float], float], error: float, low: float, hi
 def as_array(tensor: torch.Tensor) -> NDArray[np.generic]:
     """A tensor as a numpy array on the host."""
     return np.asarray(tensor.cpu().numpy())
+
+
+def share_rows(rows: int, seq_len: int, width: int) -> tuple[int, int, int]:
+    """How many of the first rows fit rotations, tune steps and check errors.
+
+    In small stores a twentieth of the rows, or 128 if that is more: a rotation fitted on fewer tokens costs bits, not
+    error, because the step is set on rows that the rotation has not seen.
+    """
+    measured = -(-_MEASURED_TOKENS // seq_len)
+    wanted = -(-_FITTED_PER_COMPONENT * width // seq_len) + 2 * measured
+    available = min(rows, wanted, _MOST_ROWS, max(_ENOUGH_ROWS, rows // _ENOUGH_SHARE))
+    measured = max(1, min(measured * available // wanted, available // 4))
+    return max(1, available - 2 * measured), measured, measured

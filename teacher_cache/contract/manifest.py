@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -208,3 +208,8 @@ def merge_manifests(manifests: Sequence[Manifest]) -> Manifest:
             merged, targets=merged.targets.united(one.targets), calibration={**merged.calibration, **one.calibration}
         )
     return merged
+
+
+def count_rows(manifest: Manifest, blocks: Iterable[int]) -> int:
+    """Rows in these blocks."""
+    return sum(last - first for first, last in map(manifest.block_range, blocks))

@@ -26,6 +26,16 @@ _NMSE = "nmse:"
 _NMSE_RANGE = (1e-6, 0.5)
 
 
+_CODEC_ERRORS = {
+    "float16": "relative 2^-11",
+    "int8": "at most 1/254 of the token's largest magnitude",
+    "int4": "at most 1/14 of the largest magnitude among 32 components of the token",
+    "root8": "of a probability at most 1.6% near 1, 2.8% at 0.01, 5.1% at 1e-4, 17% at 1e-8; 0 below 2e-22",
+    "exact": "none in ids and counts; stratified draws, counts / draws are unbiased",
+}
+TARGETS = ("logits", "hidden", "attention")
+
+
 def nmse_target(codec: str) -> float | None:
     """The normalised mean squared error that a codec `nmse:<x>` is calibrated to; None for every other codec."""
     return float(codec.removeprefix(_NMSE)) if codec.startswith(_NMSE) else None
@@ -178,15 +188,6 @@ class TargetSpecs:
         return bool(self.logits or self.hidden or self.attention)
 
 
-_CODEC_ERRORS = {
-    "float16": "relative 2^-11",
-    "int8": "at most 1/254 of the token's largest magnitude",
-    "int4": "at most 1/14 of the largest magnitude among 32 components of the token",
-    "root8": "of a probability at most 1.6% near 1, 2.8% at 0.01, 5.1% at 1e-4, 17% at 1e-8; 0 below 2e-22",
-    "exact": "none in ids and counts; stratified draws, counts / draws are unbiased",
-}
-
-
 def declared_error(codec: str) -> str:
     """How far what a codec gives back may be from what it was given, in words."""
     target = nmse_target(codec)
@@ -212,3 +213,19 @@ def describe_targets(targets: TargetSpecs) -> dict[str, str]:
         mode = attention.mode if attention.heads is None else f"{attention.mode} of {attention.heads} relation heads"
         lines[f"attention {attention.layer}"] = f"{mode}, {attention.view} view, {attention.codec}"
     return lines
+
+
+def target_names_of(text: str) -> tuple[str, ...]:
+    """The targets that `--targets` names, in the order in which they are built.
+
+    Raises:
+        SettingsError: one of them does not exist, or none is named.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or not names:
+        raise SettingsError(
+            f"--targets {text!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be kept; choose "
+            "among " + ", ".join(TARGETS)
+        )
+    return names

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.errors import NO_SPACE, SpaceError
+from teacher_cache.disk import NO_SPACE
+from teacher_cache.errors import SpaceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,22 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from teacher_cache.build.calibrate import keep_calibration
-from teacher_cache.build.settings import DeriveSettings
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import describe_targets
 from teacher_cache.derive.origins import Derivation, plan_derivation
 from teacher_cache.derive.recalibrate import Calibrated, load_coders, recalibrate
 from teacher_cache.derive.recode import BlockDeriver
+from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows
 from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import TEACHER, Commit, has_teacher, read_teacher_files, write_teacher_files
+from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.small_arrays import has_constant, read_constant, write_constant
-from teacher_cache.format.writer import GroupWriter, groups_to_build
+from teacher_cache.format.transforms import keep_calibration
+from teacher_cache.format.writer import GroupWriter
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local import LocalStorage, Storage, open_storage
+from teacher_cache.storage.base import Storage, open_storage
+from teacher_cache.storage.local import LocalStorage
 
 _MOST_THREADS = 4
 

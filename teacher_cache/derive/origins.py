@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Literal
 
-from teacher_cache.build.settings import DeriveSettings
 from teacher_cache.contract.layers import parse_layers
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VectorStream, attention_input_path, vector_streams
 from teacher_cache.contract.targets import (
     FIXED_PRECISIONS,
     AttentionForm,
@@ -35,8 +35,8 @@ from teacher_cache.contract.targets import (
     nmse_target,
     parse_precision,
 )
+from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.errors import SettingsError, TargetsError
-from teacher_cache.format.layout import VectorStream, attention_input_path, vector_streams
 
 
 @dataclass(frozen=True, kw_only=True)

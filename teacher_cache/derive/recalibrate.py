@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.build.calibrate import share_rows
 from teacher_cache.codecs.fixed import make_codec
-from teacher_cache.codecs.nmse import GROUP, CalibrationSample, Quantiser, Transform, bisect_step, calibrate
+from teacher_cache.codecs.nmse import GROUP, CalibrationSample, Quantiser, Transform, bisect_step, calibrate, share_rows
 from teacher_cache.codecs.packing import choose_packings
 from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import nmse_target
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.recode import Coarsening, Coder
 from teacher_cache.derive.rounding import CodedSample
 from teacher_cache.derive.source_rows import Piece, SourceRows, find_rows
 from teacher_cache.errors import SettingsError, StoreError
-from teacher_cache.models.attention import VECTORS, AttentionProjections
-from teacher_cache.read.reader import read_projections, read_transform
-from teacher_cache.storage.local import Storage
+from teacher_cache.format.transforms import read_projections, read_transform
+from teacher_cache.models.attention import AttentionProjections
+from teacher_cache.storage.base import Storage
 
 Calibrated = tuple[Transform, TransformRecord]
 

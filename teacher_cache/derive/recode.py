@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.build.encode import pack_stream
 from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.logits import TopkTargets
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VectorStream, vector_streams
 from teacher_cache.contract.targets import LogitsSpec
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import Piece, SourceRows, find_rows
-from teacher_cache.format.layout import VectorStream, block_arrays, draw_paths, topk_codec, vector_streams
+from teacher_cache.format.layout import block_arrays, draw_paths, topk_codec
+from teacher_cache.format.packed_streams import pack_stream
 from teacher_cache.format.writer import BlockValues
 
 

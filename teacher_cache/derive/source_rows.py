@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.format.layout import VectorStream
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.read.reader import CacheReader
 
 

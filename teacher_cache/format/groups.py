@@ -33,7 +33,7 @@ from teacher_cache.format.protocol import (
     read_manifest,
     shard_key,
 )
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
 
 _MASKS = "masked views"

@@ -15,7 +15,7 @@ from typing import Any
 from teacher_cache.contract.manifest import FORMAT_NAME, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import ArraySpec
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 
 METADATA = "zarr.json"
 COMMITS = "commits"
@@ -30,6 +30,10 @@ TEACHER_FILES = "teacher.json"
 _CHECKSUM = "sha256"
 _NOT_ITS_CHECKSUM = "it does not match its own checksum"
 _HASH_DIGITS = 64
+
+
+NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading an object raises that is not what it should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +114,6 @@ class Seal:
         fields.pop("format")
         fields["objects"] = {key: ObjectDigest(**digest) for key, digest in fields["objects"].items()}
         return cls(**fields)
-
-
-NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading an object raises that is not what it should be."""
 
 
 def commit_key(block: int) -> str:

@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore
 
 from teacher_cache.errors import StoreError
 from teacher_cache.format.protocol import METADATA, NOT_AN_OBJECT
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArrayConfigLike

@@ -30,7 +30,7 @@ from teacher_cache.format.protocol import (
     shard_key,
     wrong_size,
 )
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 from teacher_cache.storage.local_cache import LocalCopies
 
 _COMMITS_KEPT = 16

@@ -12,10 +12,8 @@ import torch
 from torch.nn.functional import linear
 
 from teacher_cache.contract.batch import AttentionVectors
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import SettingsError
-
-VECTORS = ("query", "key", "value")
-"""The three vectors of an attention layer, in the order in which weights are given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,18 +27,17 @@ from teacher_cache.contract.batch import (
     TopkLogits,
 )
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
-from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
-from teacher_cache.format.layout import (
+from teacher_cache.contract.streams import (
+    VECTORS,
     VectorStream,
     attention_folders,
     attention_input_path,
-    draw_paths,
-    sample_codec,
-    topk_codec,
     vector_streams,
 )
-from teacher_cache.models.attention import VECTORS, AttentionProjections, project_hidden
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
+from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
+from teacher_cache.format.layout import draw_paths, sample_codec, topk_codec
+from teacher_cache.models.attention import AttentionProjections, project_hidden
 
 
 @dataclass(frozen=True, kw_only=True)

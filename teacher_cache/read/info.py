@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.contract.manifest import Manifest, merge_manifests
+from teacher_cache.contract.streams import vector_streams
 from teacher_cache.contract.targets import declared_errors, describe_targets
 from teacher_cache.format.groups import Group, read_commits, read_groups, whole_blocks
-from teacher_cache.format.layout import vector_streams
 from teacher_cache.format.protocol import shard_key
-from teacher_cache.storage.local import open_storage
+from teacher_cache.storage.base import open_storage
 
 
 @dataclass(frozen=True, kw_only=True)

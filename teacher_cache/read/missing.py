@@ -7,6 +7,9 @@ views come with the first target that is taken from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from teacher_cache.codecs.nmse import Transform
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs, describe_targets
@@ -92,3 +95,17 @@ def _target_to_mask(lacking: TargetRequest, manifest: Manifest) -> str | None:
         if layer is not None:
             return f"--targets {name} {layer}"
     return None
+
+
+def check_rotated(request: TargetRequest, rotation: Callable[[int], Transform | None], where: str) -> None:
+    """Check that a store, or all of several alike, has a rotation for every layer that is asked for in one.
+
+    Raises:
+        TargetsError: it has none.
+    """
+    for layer in request.rotated_layers:
+        if rotation(layer) is None:
+            raise TargetsError(
+                f"hidden state {layer!r} of {where!r} has no rotated coordinates to be read in: it is not coded in its "
+                "principal components, or each of several stores has others; leave it out of `rotated_layers`"
+            )

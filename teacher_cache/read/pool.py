@@ -28,9 +28,9 @@ from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError
 from teacher_cache.read.decode import CodedBlock
 from teacher_cache.read.merge import merge_parts
-from teacher_cache.read.missing import check_request
-from teacher_cache.read.reader import CacheReader, check_rotated
-from teacher_cache.storage.local_cache import LocalCopies
+from teacher_cache.read.missing import check_request, check_rotated
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.storage.local_cache import open_copies
 
 REMOTE = "://"
 _NAMED = 3
@@ -79,12 +79,18 @@ class CacheSource(Protocol):
     ) -> Batch: ...
 
 
-def open_caches(locations: Sequence[str], *, copies: LocalCopies | None = None) -> CacheReader | CachePool:
-    """Open one store or several: paths, globs of local paths, or remote locations, of which `copies` may be kept.
+def open_caches(
+    locations: Sequence[str], *, local_cache: str | None = None, local_cache_gib: float = 50.0
+) -> CacheReader | CachePool:
+    """Open one store or several: paths, globs of local paths, or remote locations.
+
+    What is read of remote ones is kept in the folder `local_cache`, where one is named, up to `local_cache_gib`.
 
     Raises:
-        StoreError: one of them cannot be opened, a glob matches nothing, or they do not go together.
+        StoreError: one of them cannot be opened, a glob matches nothing, they do not go together, or there can be no
+            such folder.
     """
+    copies = open_copies(local_cache, gib=local_cache_gib)
     readers = [
         CacheReader.open(location, copies=copies if REMOTE in location else None)
         for location in expand_locations(locations)

@@ -9,9 +9,9 @@ that were added later, the names of their commits are listed too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,26 +20,18 @@ from numpy.typing import NDArray
 from teacher_cache.codecs.nmse import Transform, fold_projections, projections_of_projected
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract.manifest import Manifest, merge_manifests, sha256_of_json
+from teacher_cache.contract.streams import attention_input_path
 from teacher_cache.contract.targets import VIEWS, View, describe_targets
 from teacher_cache.errors import StoreError, TargetsError
 from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
-from teacher_cache.format.layout import (
-    ROW_ARRAYS,
-    ArraySpec,
-    attention_folders,
-    attention_input_path,
-    has_rows_first,
-    projection_path,
-    ragged_count,
-)
-from teacher_cache.format.protocol import shard_key
-from teacher_cache.format.shards import decode_shard
 from teacher_cache.format.small_arrays import read_constant
+from teacher_cache.format.transforms import read_projections, read_transform
 from teacher_cache.format.verified import SealedObjects
-from teacher_cache.models.attention import VECTORS, AttentionProjections, Projection
-from teacher_cache.read.decode import CodedBlock, RowDecoder, in_view
-from teacher_cache.read.missing import check_request
-from teacher_cache.storage.local import Storage, open_storage
+from teacher_cache.models.attention import AttentionProjections
+from teacher_cache.read.decode import CodedBlock, RowDecoder
+from teacher_cache.read.load import BlockLoader
+from teacher_cache.read.missing import check_request, check_rotated
+from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local_cache import LocalCopies
 
 
@@ -63,6 +55,7 @@ class CacheReader:
         self._groups = groups
         self._left_out = left_out
         self._objects = SealedObjects(storage, groups, copies)
+        self._loader = BlockLoader(self.manifest, self._objects)
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
 
@@ -158,13 +151,23 @@ class CacheReader:
         Raises:
             StoreError: a shard is missing or not what was committed.
         """
-        arrays: dict[str, NDArray[np.generic]] = {}
-        masked_view = masked_view if view == "masked" else 0
-        if not 0 <= masked_view < self.manifest.views_of(view):
-            raise ValueError(f"masked view {masked_view} is not within 0..{self.manifest.views_of(view)}")
-        for path in self._paths(request, view):
-            arrays[path] = self._load(path, block, view, masked_view, arrays)
-        return CodedBlock(block=block, view=view, request=request, arrays=arrays)
+        return self._loader.load(block, request, view, masked_view)
+
+    def load_array(self, path: str, block: int) -> NDArray[Any]:
+        """A block of one array: read, checked and decompressed. Thread-safe.
+
+        Raises:
+            StoreError: the shard is missing or not what was committed.
+        """
+        return self._loader.load_array(path, block)
+
+    def read_shard(self, path: str, block: int) -> bytes:
+        """The shard of one array and block as it was committed. Thread-safe.
+
+        Raises:
+            StoreError: it is missing or not what was committed.
+        """
+        return self._objects.shard(path, block)
 
     def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
         """Rows start..stop of a block, counted from its first row, as tensors on `device`."""
@@ -219,66 +222,6 @@ class CacheReader:
             batch[view] = concatenate(parts)
         return batch
 
-    def _paths(self, request: TargetRequest, view: View) -> list[str]:
-        """The arrays to load for a request in one view, counts before what they count."""
-        targets = self.manifest.targets
-        folders = [f"hidden/{n}" for n in request.hidden_layers if in_view(targets.find_hidden(n), view)]
-        for layer in request.attention_layers:
-            spec = targets.find_attention(layer)
-            if spec is not None and spec.view == view:
-                folders += attention_folders(spec)
-        if view == "masked":
-            folders.append("masked")
-        if request.logits and in_view(targets.logits, view):
-            folders.append("logits")
-        inside = tuple(f"{folder}/" for folder in folders)
-        return ["input_ids", "length", "row_id", *(path for path in self._objects.arrays if path.startswith(inside))]
-
-    def _load(
-        self, path: str, block: int, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
-    ) -> NDArray[np.generic]:
-        part = self._part(self._objects.arrays[path][1], view, masked_view, loaded)
-        values = self.load_array(path, block, part)
-        return values[0] if ragged_count(path) else values
-
-    def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:
-        """A block of one array, or a range of it along each axis: read, checked and decompressed. Thread-safe.
-
-        Raises:
-            StoreError: the shard is missing or not what was committed.
-        """
-        spec = self._objects.arrays[path][1]
-        try:
-            return decode_shard(spec, self.read_shard(path, block), part)
-        except ValueError as error:
-            raise self._objects.damaged(shard_key(spec, block), f"cannot be decompressed ({error})") from error
-
-    def read_shard(self, path: str, block: int) -> bytes:
-        """The shard of one array and block as it was committed. Thread-safe.
-
-        Raises:
-            StoreError: it is missing or not what was committed.
-        """
-        return self._objects.shard(path, block)
-
-    def _part(
-        self, spec: ArraySpec, view: View, masked_view: int, loaded: dict[str, NDArray[np.generic]]
-    ) -> tuple[slice, ...]:
-        """The range of an array's block that belongs to one view."""
-        whole = [slice(0, length) for length in spec.block_shape]
-        if (count := ragged_count(spec.path)) is not None:
-            held = int(cast("Any", loaded[count]).sum(dtype=np.int64))
-            whole = [slice(masked_view, masked_view + 1), slice(0, held)]
-        elif spec.path.endswith("/escapes/count"):
-            whole[0] = slice(masked_view, masked_view + 1)
-        elif has_rows_first(spec.path):
-            rows = self.manifest.block_rows
-            whole[0] = slice(masked_view * rows, (masked_view + 1) * rows)
-        elif view == "masked" and spec.path not in _PER_ROW:
-            tokens = spec.chunk_shape[-1]
-            whole[-1] = slice(masked_view * tokens, (masked_view + 1) * tokens)
-        return tuple(whole)
-
     def _projections_on(self, layer: int, device: str | torch.device) -> AttentionProjections:
         """What takes the stored input of an attention layer to its q, k, v; read and combined once per device."""
         key = (layer, str(device))
@@ -303,44 +246,9 @@ class CacheReader:
         return self._transforms[key]
 
 
-def check_rotated(request: TargetRequest, rotation: Callable[[int], Transform | None], where: str) -> None:
-    """Check that a store, or all of several alike, has a rotation for every layer that is asked for in one.
-
-    Raises:
-        TargetsError: it has none.
-    """
-    for layer in request.rotated_layers:
-        if rotation(layer) is None:
-            raise TargetsError(
-                f"hidden state {layer!r} of {where!r} has no rotated coordinates to be read in: it is not coded in its "
-                "principal components, or each of several stores has others; leave it out of `rotated_layers`"
-            )
-
-
 def _unfinished(storage: Storage, group: Group) -> StoreError:
     done = len(whole_blocks(group, read_commits(storage, group), storage.list()))
     return StoreError(
         f"{storage.location!r} is unfinished ({done} of {group.manifest.blocks} blocks): what is missing would be read "
         f"as zeros; {group.how_to_finish}"
     )
-
-
-_PER_ROW = {"input_ids", *(name for name, _ in ROW_ARRAYS)}
-
-
-def read_transform(storage: Storage, path: str) -> Transform:
-    """The constants of a calibrated stream of a store: what every run of its build codes with."""
-    basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
-    return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
-
-
-def read_projections(storage: Storage, layer: int) -> AttentionProjections:
-    """The maps of a store from the input of an attention layer to its queries, keys and values."""
-    loaded = {}
-    for name in VECTORS:
-        parts = {
-            part: torch.from_numpy(read_constant(storage, projection_path(layer, name, part)))
-            for part in ("weight", "bias")
-        }
-        loaded[name] = Projection(**parts)
-    return AttentionProjections(**loaded)

@@ -10,96 +10,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from safetensors import SafetensorError
 
-from teacher_cache.errors import NO_SPACE, SpaceError, StoreError, system_error_number
+from teacher_cache.disk import NO_SPACE, flush_to_disk, system_error_number
+from teacher_cache.errors import SpaceError, StoreError
 
 PARTIAL = ".partial"
 """How names of unfinished files end."""
 _PIECE = 2**22
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST}
 _LOCKED = {errno.EACCES, errno.EAGAIN}
-_REMOTE = re.compile(r"([a-z][a-z0-9+]*)://?")
-
-
-class Storage(Protocol):
-    """Objects by key under one root."""
-
-    location: str
-    """The root as the user wrote it."""
-
-    def read(self, key: str) -> bytes:
-        """An object; FileNotFoundError if there is none."""
-
-    def stream(self, key: str) -> Iterator[bytes]:
-        """An object in pieces; FileNotFoundError if there is none."""
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object, None if there is none."""
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write an object; when this returns it is safe, before that it is not there (or still the old one).
-
-        Raises:
-            SpaceError: there is no room left.
-            StoreError: the place may not be written, or cannot be reached.
-        """
-
-    def write_file(self, key: str, source: Path) -> None:
-        """`write` from a file."""
-
-    def delete(self, key: str) -> None:
-        """Delete an object if it is there."""
-
-    def list(self, prefix: str = "") -> dict[str, int]:
-        """Keys that begin with `prefix`, sorted, with sizes. Unfinished and hidden files are left out."""
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the only right to write.
-
-        Raises:
-            StoreError: somebody else has it.
-        """
-
-    def remove_unfinished(self) -> None:
-        """Delete what killed writers left under temporary names. Only while `lock` is held."""
-
-    def scratch(self) -> AbstractContextManager[Path]:
-        """A local folder for large files that are still being made, on the disk where they are to go if it is local.
-
-        Raises:
-            SpaceError: that disk is full.
-        """
-
-    def free_bytes(self) -> int | None:
-        """Room left, None where there is no limit or no telling."""
-
-    def folder(self, prefix: str) -> Path:
-        """The objects below `prefix` as a local folder, which lasts as long as this storage object."""
-
-
-def open_storage(location: str | Path) -> Storage:
-    """The storage that a user's path or address names. Nothing is touched yet.
-
-    Raises:
-        StoreError: the address cannot be used.
-    """
-    found = _REMOTE.match(str(location))
-    if found is None:
-        return LocalStorage(location)
-    from teacher_cache.storage.remote import RemoteStorage
-
-    # a Path has swallowed one of the slashes
-    return RemoteStorage(f"{found.group(1)}://{str(location)[found.end() :].lstrip('/')}")
 
 
 class LocalStorage:
@@ -235,15 +163,6 @@ class LocalStorage:
                     "written; choose another --out or mend its permissions"
                 ) from error
             raise
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 
 
 class Draft:

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from teacher_cache.errors import NO_SPACE, SpaceError
+from teacher_cache.disk import NO_SPACE
+from teacher_cache.errors import SpaceError
 from teacher_cache.storage.bucket import PART, Bucket
 from teacher_cache.storage.lease import LEASE_SECONDS, Lease
 

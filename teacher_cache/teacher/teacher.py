@@ -8,10 +8,7 @@ made: logits come from `head`, at the positions it is given.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -19,24 +16,29 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from teacher_cache.contract.batch import AttentionVectors
 from teacher_cache.contract.manifest import TeacherRecord
-from teacher_cache.errors import SettingsError, TeacherError, first_line
+from teacher_cache.contract.streams import VECTORS
+from teacher_cache.device import choose_device, resolve_dtype
+from teacher_cache.errors import TeacherError
 from teacher_cache.hub import HUB_ERRORS
-from teacher_cache.models.attention import VECTORS, AttentionProjections, Projection
-from teacher_cache.models.attention_tap import MaskedLMHead, enable_tap, record_attention
+from teacher_cache.models.attention import AttentionProjections, Projection
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.models.families import position_limit
+from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.teacher.loading import (
+    cannot_load,
+    check_loaded,
+    check_tokenizer,
+    hash_weights,
+    load_teacher_config,
+    refuse_other_architectures,
+)
+from teacher_cache.teacher.outputs import TeacherOutputs
 
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherOutputs:
-    """What one forward pass gives: hidden states [B, T, D] and attention vectors by layer, and the final states."""
-
-    hidden: dict[int, torch.Tensor]
-    attention: dict[int, AttentionVectors]
-    final_BTD: torch.Tensor
+_UNLIMITED_POSITIONS = 512
+"""The longest row of a teacher that says of none that it would be too long."""
 
 
 class Teacher:
@@ -61,27 +63,27 @@ class Teacher:
             SettingsError: the device does not exist.
         """
         chosen = choose_device(device)
-        config = _load_config(name, revision)
-        _refuse_other_architectures(name, config)
+        config = load_teacher_config(name, revision)
+        refuse_other_architectures(name, config)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
             model, info = AutoModelForMaskedLM.from_pretrained(
                 name, revision=revision, dtype="auto", output_loading_info=True
             )
         except (*HUB_ERRORS, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
-            raise _cannot_load(name, error) from error
-        has_head = _check_loaded(name, model, info["missing_keys"])
-        _check_tokenizer(name, tokenizer, config)
+            raise cannot_load(name, error) from error
+        has_head = check_loaded(name, model, info["missing_keys"])
+        check_tokenizer(name, tokenizer, config)
         record = TeacherRecord(
             name=name,
             revision=revision or getattr(config, "_commit_hash", None),
-            weights_sha256=_hash_weights(model if has_head else model.base_model),
+            weights_sha256=hash_weights(model if has_head else model.base_model),
             model_type=config.model_type,
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             vocab_size=config.vocab_size,
-            max_positions=_max_positions(model),
+            max_positions=position_limit(model) or _UNLIMITED_POSITIONS,
             has_mlm_head=has_head,
         )
         nn.Module.requires_grad_(model, False)
@@ -202,119 +204,3 @@ def _projection(module: nn.Linear, dtype: torch.dtype) -> Projection:
     weight = module.weight.detach().to(dtype).float().cpu()
     bias = torch.zeros(weight.shape[0]) if module.bias is None else module.bias.detach().to(dtype).float().cpu()
     return Projection(weight=weight, bias=bias)
-
-
-def choose_device(device: str) -> torch.device:
-    """The device named, or this process's GPU (the first, or the one of its local rank), or the CPU.
-
-    Raises:
-        SettingsError: there is no such device.
-    """
-    try:
-        chosen = torch.device(_free_device() if device == "auto" else device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"--device {device!r} cannot be used ({error}): give cpu, cuda, cuda:N or auto") from error
-    return chosen
-
-
-def _free_device() -> str:
-    if not torch.cuda.is_available():
-        return "cpu"
-    # a launcher starts one process for each GPU of a machine
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> str:
-    """`auto` is float32 on the CPU, bfloat16 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
-
-
-def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
-    try:
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision))
-    except (*HUB_ERRORS, KeyError) as error:
-        raise _cannot_load(name, error) from error
-
-
-def _cannot_load(name: str, error: Exception) -> TeacherError:
-    kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
-    return TeacherError(
-        f"teacher {name!r} cannot be loaded ({kind}): {first_line(error)}\nThere is nothing to distil from without it; "
-        "check the spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, "
-        "tokenizer)"
-    )
-
-
-def _refuse_other_architectures(name: str, config: PreTrainedConfig) -> None:
-    what = _why_not_an_encoder(config)
-    if what is not None:
-        raise TeacherError(
-            f"teacher {name!r} is of family {config.model_type!r}, {what}: only masked-LM encoders can be distilled "
-            "here; use a teacher such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
-        )
-
-
-def _why_not_an_encoder(config: PreTrainedConfig) -> str | None:
-    family = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        return "an encoder-decoder"
-    if getattr(config, "is_decoder", False):
-        return "a decoder"
-    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return None
-    return "a decoder" if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "without a masked-LM class in Transformers"
-
-
-def _check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> bool:
-    """Whether the checkpoint brought a masked-LM head; refuses one that lacks part of the encoder."""
-    prefix = f"{model.base_model_prefix}."
-    encoder_keys = {f"{prefix}{key}" for key in model.base_model.state_dict()}
-    missing_in_encoder = sorted(set(missing) & encoder_keys)
-    if missing_in_encoder:
-        raise TeacherError(
-            f"the checkpoint of teacher {name!r} lacks {len(missing_in_encoder)} encoder weights (first: "
-            f"{missing_in_encoder[0]!r}): they would be random numbers; give a complete checkpoint of this architecture"
-        )
-    return not set(missing)
-
-
-def _check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> None:
-    ids = set(tokenizer.get_vocab().values())
-    if ids <= set(tokenizer.all_special_ids):
-        raise TeacherError(
-            f"teacher {name!r} comes without a usable tokenizer (it knows {len(ids)} special tokens and no others): "
-            "every word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) "
-            "to it"
-        )
-    if max(ids) >= config.vocab_size:
-        raise TeacherError(
-            f"the tokenizer of teacher {name!r} has ids up to {max(ids)}, its embeddings end at "
-            f"{config.vocab_size - 1}: "
-            "some tokens could not be read; the folder mixes files of different models"
-        )
-    if tokenizer.pad_token_id is None:
-        raise TeacherError(
-            f"the tokenizer of teacher {name!r} has no padding token: short rows could not be filled; set pad_token in "
-            "its tokenizer_config.json"
-        )
-
-
-def _hash_weights(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all weights, whatever files they came in."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _max_positions(model: PreTrainedModel) -> int:
-    """Longest row: RoBERTa-like position tables begin after their padding index."""
-    for path, module in model.base_model.named_modules():
-        if isinstance(module, nn.Embedding) and path.endswith("position_embeddings") and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    return int(getattr(model.config, "max_position_embeddings", 512))

@@ -18,7 +18,7 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.format.groups import Group, is_nameless, readable_groups
 from teacher_cache.format.layout import block_arrays, constant_paths
 from teacher_cache.format.protocol import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 from teacher_cache.verify.survey import Finding, GroupCheck
 from teacher_cache.verify.unfinished import is_calibrated
 from teacher_cache.verify.verify import VerifyProgress, VerifyReport, verify_store

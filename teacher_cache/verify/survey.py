@@ -32,7 +32,7 @@ from teacher_cache.format.protocol import (
     read_teacher_files,
     shard_key,
 )
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
 from teacher_cache.verify.unfinished import check_unsealed
 

@@ -16,7 +16,7 @@ from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import METADATA, ObjectDigest, damage
 from teacher_cache.format.small_arrays import encode_constant, encode_groups, read_constant
 from teacher_cache.format.writer import GroupWriter
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 
 _CALIBRATED = ("basis", "mean", "step")
 

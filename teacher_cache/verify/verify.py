@@ -18,7 +18,7 @@ from typing import Protocol
 
 from teacher_cache.format.groups import extension_numbers, extension_prefix
 from teacher_cache.format.protocol import METADATA, SEAL, damage, read_manifest
-from teacher_cache.storage.local import Storage
+from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
 from teacher_cache.verify.survey import Expected, Finding, GroupCheck, Survey, cannot_be_read
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from cli.kdtrain import main
+from student_train.run_files import read_records
 from student_train.train.loop import Trainer
-from student_train.train.metrics import read_records
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from tests.records import without_times

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cli.kdtrain import main
-from student_train.train.metrics import read_records
+from student_train.run_files import read_records
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 

@@ -22,11 +22,12 @@ from student_train.evaluate.fidelity.fidelity import run_student
 from student_train.evaluate.fidelity.plan import FidelityPlan, plan_fidelity
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student
 from student_train.losses.relations import one_relation_loss
-from student_train.students.pretrained import quiet_transformers
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, TargetBatch, TargetRequest
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TargetsError
-from teacher_cache.models.attention import VECTORS, relation_matrices
+from teacher_cache.models.attention import relation_matrices
 from teacher_cache.models.attention_tap import enable_tap
+from teacher_cache.models.families import quiet_transformers
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
 _SENTENCE_ENDS = frozenset(".!?。！？؟।")

@@ -11,15 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.data.split import Rows, count_rows, held_out_rows, share_out, split_rows
-from student_train.layer_map import WEIGHING_ALL, LayerPairs, parse_mapping
+from student_train.data.split import Rows, count_rows, share_out, split_rows
+from student_train.evaluate.fidelity.own_record import (
+    expected_count,
+    held_out_by_store,
+    layer_pairs_of,
+    own_record_problem,
+)
+from student_train.layer_map import LayerPairs, parse_mapping
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.layers import default_relation_heads
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 
 DEFAULT_MAPPING = "uniform+last"
-DEFAULT_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ def plan_fidelity(
         rows: at most so many of the held-out rows, the last ones.
     """
     notes: list[str] = []
-    problem = _problem(provenance, manifest.teacher.hidden_size, student_layers, student_width)
+    problem = own_record_problem(provenance, manifest.teacher.hidden_size, student_layers, student_width)
     if problem is not None:
         notes.append(
             f"the student's provenance.json is no record of kdtrain for it ({problem}): measured at default layers and "
@@ -103,65 +108,17 @@ def plan_fidelity(
     )
 
 
-def _problem(provenance: Mapping[str, Any], teacher_width: int, layers: int, width: int) -> str | None:
-    """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is."""
-    cache, held_out, objective = (provenance.get(name, {}) for name in ("cache", "held_out_rows", "objective"))
-    if not all(isinstance(section, Mapping) for section in (cache, held_out, objective)):
-        return "cache, held_out_rows or objective is not an object"
-    if cache and not (_is_number(cache.get("rows")) and _is_number(held_out.get("count"), cache["rows"])):
-        return f"held_out_rows has the count {held_out.get('count')!r} of {cache.get('rows')!r} rows"
-    if not _are_stores(cache.get("stores", [])):
-        return f"the stores of its cache are {cache['stores']!r}"
-    mha, hs = objective.get("mha"), objective.get("hs")
-    if mha is not None and not _is_relation(mha, teacher_width, layers, width):
-        return f"mha is {mha!r}"
-    if hs is not None and not _is_mapping(hs, layers):
-        return f"hs is {hs!r}"
-    return None
-
-
-def _are_stores(stores: object) -> bool:
-    return isinstance(stores, list) and all(
-        isinstance(store, Mapping) and _is_number(store.get("held_out"), least=0) for store in stores
-    )
-
-
-def _is_number(value: object, most: int | None = None, *, least: int = 1) -> bool:
-    return isinstance(value, int) and value >= least and (most is None or value <= most)
-
-
-def _is_relation(mha: object, teacher_width: int, layers: int, width: int) -> bool:
-    if not isinstance(mha, Mapping) or not mha.get("pairs") or not _are_pairs(mha["pairs"], layers):
-        return False
-    heads = mha.get("relation_heads")
-    return isinstance(heads, int) and heads >= 1 and teacher_width % heads == 0 and width % heads == 0
-
-
-def _is_mapping(hs: object, layers: int) -> bool:
-    # a mapping that weighs all pairs of layers names none
-    return isinstance(hs, Mapping) and _are_pairs(
-        hs.get("pairs", [] if hs.get("mapping") in WEIGHING_ALL else None), layers
-    )
-
-
-def _are_pairs(pairs: object, layers: int) -> bool:
-    return isinstance(pairs, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0], layers) and _is_number(pair[1])
-        for pair in pairs
-    )
-
-
 def _rows(
     stores: Sequence[tuple[str, int]], provenance: Mapping[str, Any], limit: int | None, notes: list[str]
 ) -> tuple[Rows, bool]:
     """The last rows of each store: those that the training held out, or as many as it would by default."""
     sizes = [rows for _, rows in stores]
-    kept = _held_out_by_store(provenance)
+    kept = held_out_by_store(provenance)
     trained_on = all(identity in kept for identity, _ in stores)
     counts = tuple(min(kept.get(identity, 0), rows) for identity, rows in stores)
     known = trained_on and any(counts)
     if not known:
-        count = _expected_count(provenance, sum(sizes))
+        count = expected_count(provenance, sum(sizes))
         counts = share_out(count, sizes)
         if trained_on:
             notes.append(f"the student's training held out no row of this store: it has seen the {count} measured")
@@ -175,30 +132,13 @@ def _rows(
     return split_rows(sizes, measured)[1], known
 
 
-def _expected_count(provenance: Mapping[str, Any], rows: int) -> int:
-    """How many of the rows are held out in all, as far as their number can tell."""
-    # a store that was built again or got more targets has the same rows in the same order: its last ones are the same
-    if provenance.get("cache", {}).get("rows") == rows:
-        return int(provenance["held_out_rows"]["count"])
-    return held_out_rows(rows, DEFAULT_SHARE) if rows > 1 else rows
-
-
-def _held_out_by_store(provenance: Mapping[str, Any]) -> dict[str, int]:
-    """How many of its last rows the training held out of each store, by the hash of the store's contents."""
-    cache = provenance.get("cache", {})
-    if not cache:
-        return {}
-    stores = cache.get("stores") or [{**cache, "held_out": provenance["held_out_rows"]["count"]}]
-    return {str(store.get("identity_sha256")): int(store["held_out"]) for store in stores}
-
-
 def _relations(
     manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, width: int, notes: list[str]
 ) -> tuple[RelationPair, ...]:
     cached = manifest.targets.attention_layers()
     heads = default_relation_heads(manifest.teacher.hidden_size, width)
     wanted = [(layers, layer) for layer in cached]
-    trained_pairs = _trained_pairs(trained)
+    trained_pairs = layer_pairs_of(trained)
     known = [(student, teacher) for student, teacher in trained_pairs if teacher in cached]
     if trained is not None and known:
         wanted, heads = known, trained["relation_heads"]
@@ -234,7 +174,7 @@ def _hidden(
     if rows < 2:
         notes.append("no hidden NMSE: it takes two rows, one to fit the linear map on and one to measure it on")
         return ()
-    pairs = _trained_pairs(trained)
+    pairs = layer_pairs_of(trained)
     if not pairs:
         pairs = _default_pairs(manifest, layers)
         if trained is not None:
@@ -249,10 +189,6 @@ def _hidden(
     return tuple(
         HiddenPair(student_layer=student, teacher_layer=teacher, view=views[teacher]) for student, teacher in usable
     )
-
-
-def _trained_pairs(trained: Mapping[str, Any] | None) -> LayerPairs:
-    return tuple((student, teacher) for student, teacher in trained.get("pairs", [])) if trained else ()
 
 
 def _default_pairs(manifest: Manifest, layers: int) -> LayerPairs:

@@ -19,7 +19,7 @@ from student_train.methods.base import StudentOutputs
 from student_train.methods.od import flat_targets
 from student_train.ridge import Moments, fit_ridge, normalised_error
 from teacher_cache.contract.batch import TargetBatch
-from teacher_cache.models.attention import VECTORS
+from teacher_cache.contract.streams import VECTORS
 
 
 class RelationSum:

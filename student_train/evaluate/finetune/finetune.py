@@ -18,12 +18,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from student_train.evaluate.finetune.data import TaskData, read_data
-from student_train.evaluate.finetune.finetune_cache import ResultCache, identify
 from student_train.evaluate.finetune.hf_trainer import RECIPE, train_and_predict
 from student_train.evaluate.finetune.inputs import Inputs, encode
 from student_train.evaluate.finetune.metrics import measure, require_libraries
 from student_train.evaluate.finetune.model import check_student, load_for_task, load_tokenizer
-from student_train.evaluate.finetune.records import FinetuneReport, SeedResult
+from student_train.evaluate.finetune.records import FinetuneReport, ResultCache, SeedResult, identify
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.finetune.tasks import TASKS
 from student_train.evaluate.load import weights_fingerprint

@@ -28,8 +28,8 @@ from transformers import (
 from student_train.evaluate.finetune.inputs import Inputs
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.finetune.tasks import Task
-from student_train.students.pretrained import quiet_transformers
 from teacher_cache.errors import StudentError
+from teacher_cache.models.families import quiet_transformers
 
 RECIPE = {"recipe": 1, "warmup": 0.1, "weight_decay": 0.01}
 """What is the same for all runs. The number of the recipe goes up when the same settings come to train differently, so

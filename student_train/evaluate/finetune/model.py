@@ -27,14 +27,9 @@ from transformers import (
 )
 
 from student_train.evaluate.finetune.tasks import Task
-from student_train.students.pretrained import (
-    check_family,
-    encoder_of,
-    load_config,
-    position_limit,
-    quiet_transformers,
-)
+from student_train.students.pretrained import check_family, load_config
 from teacher_cache.errors import StudentError
+from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers
 
 _HEADS = {
     "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),

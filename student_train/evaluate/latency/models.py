@@ -16,9 +16,10 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from student_train.evaluate.latency.records import ModelSize
 from student_train.evaluate.load import WEIGHTS, weight_files, weights_fingerprint
-from student_train.students.pretrained import load_config, load_model, position_limit
+from student_train.students.pretrained import load_config, load_model
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.models.families import position_limit
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from student_train.evaluate.drawing import BLUE, GREEN, GREY, LIGHT, ORANGE, PALETTE, new_figure, style_axes
 from student_train.evaluate.fidelity.records import FidelityReport
-from teacher_cache.models.attention import VECTORS
+from teacher_cache.contract.streams import VECTORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from typing import Any
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, contents, facts, heading_one, page, paragraph, section
 from student_train.evaluate.run_records import RunRecords, read_run
-from student_train.train.metrics import METRICS_NAME, read_records
+from student_train.run_files import METRICS_NAME, read_records
 from teacher_cache.errors import StudentError
 from teacher_cache.wording import format_bytes, format_duration
 

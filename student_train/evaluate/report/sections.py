@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from student_train.evaluate.fidelity.fidelity_table import format_value
+from student_train.evaluate.fidelity.records import format_value
 from student_train.evaluate.latency.records import name_place
 from student_train.evaluate.report.html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
@@ -182,7 +182,7 @@ def provenance(records: RunRecords) -> list[Html]:
         ("software", ", ".join(f"{name} {version}" for name, version in found.get("software", {}).items())),
     ]
     settings = [(_flag(name), _setting(value)) for name, value in records.settings.items() if name not in _NOT_SETTINGS]
-    objective = [(name, _in_words(entry)) for name, entry in found.get("objective", {}).items()]
+    objective = [(name, _method_in_words(entry)) for name, entry in found.get("objective", {}).items()]
     return [
         table(["", ""], [[name, str(value)] for name, value in lines if value], words=2),
         heading("Objective"),
@@ -223,10 +223,12 @@ def _label(name: str) -> str:
     return name.removeprefix("valid_").replace("_", " ")
 
 
-def _in_words(description: object) -> str:
+def _method_in_words(description: object) -> str:
     """What a method compares: `relation heads 24, pairs 3 → 5, view plain`."""
     if isinstance(description, Mapping):
-        return "; ".join(f"{str(name).replace('_', ' ')}: {_in_words(value)}" for name, value in description.items())
+        return "; ".join(
+            f"{str(name).replace('_', ' ')}: {_method_in_words(value)}" for name, value in description.items()
+        )
     if isinstance(description, list):
         pairs = all(isinstance(entry, list) for entry in description)
         return ", ".join(" → ".join(map(str, entry)) if pairs else str(entry) for entry in description)

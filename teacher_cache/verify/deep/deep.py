@@ -18,14 +18,14 @@ from typing import Protocol
 import torch
 
 from teacher_cache.contract.batch import AttentionVectors, TargetBatch, TargetRequest, concatenate
+from teacher_cache.contract.streams import VECTORS, vector_streams
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.format.groups import read_commits, read_groups, whole_blocks
-from teacher_cache.format.layout import vector_streams
-from teacher_cache.models.attention import VECTORS
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local import Storage
-from teacher_cache.teacher.teacher import Teacher, TeacherOutputs
+from teacher_cache.storage.base import Storage
+from teacher_cache.teacher.outputs import TeacherOutputs
+from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.verify.deep.logits import DrawComparison, TopkComparison
 from teacher_cache.verify.deep.rows import Comparison, DeepRow, InputComparison
 from teacher_cache.verify.deep.tolerance import TargetCheck

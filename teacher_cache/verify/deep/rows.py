@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from teacher_cache.contract.batch import TargetBatch
-from teacher_cache.teacher.teacher import TeacherOutputs
+from teacher_cache.teacher.outputs import TeacherOutputs
 from teacher_cache.verify.deep.tolerance import TargetCheck
 
 

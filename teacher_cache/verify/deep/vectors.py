@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import torch
 
-from teacher_cache.build.passes import stream_values
 from teacher_cache.codecs.fixed import Float16Codec, make_codec
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, TargetBatch
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.streams import VECTORS, VectorStream, attention_input_path
 from teacher_cache.contract.targets import AttentionSpec
-from teacher_cache.format.layout import VectorStream, attention_input_path
-from teacher_cache.models.attention import VECTORS, relation_matrices
-from teacher_cache.read.reader import CacheReader, read_projections, read_transform
-from teacher_cache.teacher.teacher import TeacherOutputs
+from teacher_cache.format.transforms import read_projections, read_transform
+from teacher_cache.models.attention import relation_matrices
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.teacher.outputs import TeacherOutputs, stream_values
 from teacher_cache.verify.deep.rows import DeepRow
 from teacher_cache.verify.deep.tolerance import LargestError, TargetCheck, VectorErrors, arithmetic
 

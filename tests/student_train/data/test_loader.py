@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_train.data.loader import READ_AHEAD, CacheLoader, RowOrder
+from student_train.data.loader import READ_AHEAD, CacheLoader
+from student_train.data.order import RowOrder
 from teacher_cache.contract.batch import TargetRequest, concatenate
 from teacher_cache.errors import StoreError
 from teacher_cache.read.pool import open_caches

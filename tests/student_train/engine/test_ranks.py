@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from student_train.engine.checkpoint import checkpoint_path
 from student_train.engine.ranks import Ranks
+from student_train.run_files import read_records
 from student_train.settings import TrainSettings
-from student_train.train.metrics import read_records
 from student_train.train.train import train
 from teacher_cache.errors import TrainingError
 from tests.records import without_times

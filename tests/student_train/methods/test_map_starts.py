@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from student_train.methods.map_starts import fit_maps, rows_to_fit
 from student_train.settings import TrainSettings
+from student_train.train.describe import describe_run
 from student_train.train.prepare import TrainingRun, prepare_run
 
 
@@ -53,7 +54,7 @@ def vectors(run: TrainingRun) -> dict[tuple[str, str], tuple[np.ndarray, np.ndar
 )
 def test_maps_start_at_least_squares(tiny_store: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     run = prepare(tiny_store, tmp_path, **settings)
-    assert run.maps_fitted and any("start at the linear regression" in line for line in run.describe())
+    assert run.maps_fitted and any("start at the linear regression" in line for line in describe_run(run))
     found = vectors(run)
     assert len(found) == 3
     for (name, map_name), (student, teacher) in found.items():
@@ -69,7 +70,7 @@ def test_maps_start_at_least_squares(tiny_store: Path, tmp_path: Path, settings:
 
 def test_copied_layers_start_at_the_identity(tiny_store: Path, tmp_path: Path) -> None:
     run = prepare(tiny_store, tmp_path, method="hs", mapping="uniform+last", student="2x32:4:64", init="auto")
-    assert not run.maps_fitted and not any("regression" in line for line in run.describe())
+    assert not run.maps_fitted and not any("regression" in line for line in describe_run(run))
     for linear in run.objective.projections["hs"].children():
         assert torch.equal(linear.weight, torch.eye(32)) and not linear.bias.any()
 

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from student_train.methods.base import StudentNeeds
-from student_train.methods.mha import AttentionTransfer, VectorTransfer, measure_spreads
+from student_train.methods.direct import VectorTransfer, measure_spreads
+from student_train.methods.mha import AttentionTransfer
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import Objective, make_objective
 from student_train.students.shape import derive_config, parse_shape

@@ -21,17 +21,17 @@ from student_train.losses.vocabulary import projected_losses, recomputed_losses
 from student_train.methods.base import StudentNeeds
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
+from student_train.run_files import read_records
 from student_train.settings import TrainSettings
-from student_train.students.pretrained import encoder_of
 from student_train.students.shape import derive_config, parse_shape
 from student_train.students.student import build_student
-from student_train.train.metrics import read_records
 from student_train.train.prepare import prepare_run
 from student_train.train.train import train
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, TopkLogits
 from teacher_cache.contract.targets import LogitsSpec
 from teacher_cache.errors import SettingsError
+from teacher_cache.models.families import encoder_of
 from teacher_cache.read.pool import open_caches
 
 LENGTHS = (12, 5, 9)

@@ -12,9 +12,9 @@ from transformers import AlbertConfig, AlbertModel, AutoModelForMaskedLM, PreTra
 
 from student_train.students.initialise import find_layers
 from student_train.students.narrowing.sample import TokenSample
-from student_train.students.pretrained import encoder_of
 from student_train.students.student import BuiltStudent, build_student
 from teacher_cache.errors import SettingsError, StudentError
+from teacher_cache.models.families import encoder_of
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 IDS = torch.tensor([[2, 17, 40, 99, 150, 33, 3], [2, 60, 61, 62, 63, 64, 3]])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from student_train.students.pretrained import encoder_of
 from student_train.students.shape import shape_of
 from student_train.students.student import BuiltStudent, build_student
 from teacher_cache.errors import SettingsError, StudentError
+from teacher_cache.models.families import encoder_of
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from student_train.train.metrics import METRICS_NAME, TENSORBOARD_NAME, MetricsLog, Progress, read_records
+from student_train.run_files import METRICS_NAME, read_records
+from student_train.train.metrics import TENSORBOARD_NAME, MetricsLog, Progress
 from student_train.train.weights_and_biases import WeightsAndBiases, check_installed
 from teacher_cache.errors import SettingsError, TrainingError
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from student_train.engine.checkpoint import checkpoint_path, newest_checkpoint
+from student_train.run_files import read_records
 from student_train.settings import TrainSettings
 from student_train.train.loop import Trainer
-from student_train.train.metrics import read_records
 from student_train.train.train import train
 from teacher_cache.errors import StoreError
 from teacher_cache.storage.remote import RemoteStorage

@@ -14,18 +14,19 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from student_train.data.loader import RowOrder
+from student_train.data.order import RowOrder
 from student_train.engine.checkpoint import checkpoint_path, newest_checkpoint
 from student_train.engine.engine import ADAM_BETAS
 from student_train.evaluate.fidelity.fidelity import measure_fidelity
-from student_train.evaluate.fidelity.fidelity_table import fidelity_table
+from student_train.evaluate.fidelity.records import fidelity_table
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
+from student_train.run_files import read_records
 from student_train.settings import TrainSettings
 from student_train.students.student import build_student
 from student_train.train.dry_run import dry_run
 from student_train.train.loop import Progression, StepOutcome, Trainer
-from student_train.train.metrics import MetricsLog, Progress, read_records
+from student_train.train.metrics import MetricsLog, Progress
 from student_train.train.prepare import prepare_run
 from student_train.train.train import train
 from teacher_cache.contract.batch import concatenate

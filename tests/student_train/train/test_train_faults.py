@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from student_train.train.metrics import read_records
+from student_train.run_files import read_records
 from tests.records import without_times
 
 FAULTS = int(os.environ.get("KDCACHE_FAULTS", "3"))

@@ -19,8 +19,8 @@ from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.logits import LogProbabilityCodec
 from teacher_cache.codecs.sparse_logits import sample_points
 from teacher_cache.contract.batch import AttentionRelations, Batch, SampledLogits, TargetRequest
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import SettingsError, StoreError, TeacherError
-from teacher_cache.models.attention import VECTORS
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader

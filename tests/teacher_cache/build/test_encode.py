@@ -17,10 +17,10 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.errors import TeacherError
 from teacher_cache.format.protocol import read_manifest
+from teacher_cache.format.transforms import read_transform
 from teacher_cache.read.decode import CodedBlock, RowDecoder
-from teacher_cache.read.reader import read_transform
 from teacher_cache.storage.local import LocalStorage
-from teacher_cache.teacher.teacher import TeacherOutputs
+from teacher_cache.teacher.outputs import TeacherOutputs
 
 
 def all_escapes(store: Path, block_rows: int) -> tuple[Manifest, Transform, torch.Tensor, BlockTargets]:

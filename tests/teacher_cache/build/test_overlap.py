@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from teacher_cache.build.block import compute_block
+from teacher_cache.build.block import Overlap, compute_block
 from teacher_cache.build.build import Silent, choose_batch_rows, read_inputs
-from teacher_cache.build.overlap import Overlap
 from teacher_cache.build.settings import BuildSettings
 
 Settings = Callable[..., BuildSettings]

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from teacher_cache.build.build import Silent, build_cache
-from teacher_cache.build.calibrate import share_rows
 from teacher_cache.build.plan import BuildPlan, plan_build
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.trial import fitted_rows
+from teacher_cache.codecs.nmse import share_rows
 from teacher_cache.errors import SpaceError, StoreError
 from teacher_cache.format.protocol import read_manifest
 from teacher_cache.read.info import describe_store

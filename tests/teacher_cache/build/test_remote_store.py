@@ -19,7 +19,8 @@ from teacher_cache.format.protocol import METADATA, SEAL
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.pool import open_caches
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local import LocalStorage, Storage, open_storage
+from teacher_cache.storage.base import Storage, open_storage
+from teacher_cache.storage.local import LocalStorage
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server

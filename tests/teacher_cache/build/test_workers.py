@@ -19,7 +19,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.workers import Workers
 from teacher_cache.errors import StoreError
 from teacher_cache.read.info import describe_store
-from teacher_cache.storage.local import open_storage
+from teacher_cache.storage.base import open_storage
 
 Settings = Callable[..., BuildSettings]
 

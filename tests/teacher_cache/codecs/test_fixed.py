@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.codecs.fixed import VectorCodec, make_codec
+from teacher_cache.codecs.base import VectorCodec
+from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.contract.targets import FIXED_PRECISIONS, nmse_target, parse_precision
 from teacher_cache.errors import SettingsError, TeacherError
 

@@ -16,8 +16,9 @@ from teacher_cache.codecs.nmse import (
     rounding_error,
 )
 from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TeacherError
-from teacher_cache.models.attention import VECTORS, AttentionProjections, Projection, project_hidden
+from teacher_cache.models.attention import AttentionProjections, Projection, project_hidden
 
 WIDTH = 24
 

@@ -14,18 +14,20 @@ import torch
 import zarr
 
 from teacher_cache.build.build import build_cache
-from teacher_cache.build.settings import BuildSettings, DeriveSettings
+from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.contract.streams import VECTORS, vector_streams
 from teacher_cache.derive.derive import DeriveReport, derive_into, derive_store
+from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows, find_rows
 from teacher_cache.errors import DistillationError, SettingsError, StoreError, TargetsError
 from teacher_cache.format.groups import read_groups
-from teacher_cache.format.layout import block_arrays, vector_streams
+from teacher_cache.format.layout import block_arrays
 from teacher_cache.format.small_arrays import read_constant
-from teacher_cache.models.attention import VECTORS
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local import LocalStorage, open_storage
+from teacher_cache.storage.base import open_storage
+from teacher_cache.storage.local import LocalStorage
 from teacher_cache.verify.evict import evict_damage
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM, PreTrainedModel
 
 from teacher_cache.errors import TeacherError
-from teacher_cache.models.attention_tap import MaskedLMHead, enable_tap, record_attention
+from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.models.heads import MaskedLMHead
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
 

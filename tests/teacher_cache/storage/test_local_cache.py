@@ -19,7 +19,8 @@ from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.errors import StoreError
 from teacher_cache.read.pool import CacheSource, open_caches
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local import LocalStorage, open_storage
+from teacher_cache.storage.base import open_storage
+from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.local_cache import LocalCopies, open_copies
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def assert_same(reader: CacheSource, store: Path) -> None:
 
 
 def read_through(copies: LocalCopies, location: str, store: Path) -> None:
-    assert_same(open_caches([location], copies=copies), store)
+    assert_same(CacheReader.open(location, copies=copies), store)
 
 
 def test_what_was_read_once_is_not_asked_for_again(
@@ -209,6 +210,6 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_stores_of_this_machine_are_not_copied(small_store: Path, tmp_path: Path) -> None:
-    reader = open_caches([str(small_store)], copies=LocalCopies(tmp_path, PLENTY))
+    reader = open_caches([str(small_store)], local_cache=str(tmp_path))
     reader.read_rows(0, 40, EVERYTHING)
     assert kept(tmp_path) == []

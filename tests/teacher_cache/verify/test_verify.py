@@ -19,7 +19,8 @@ from teacher_cache.errors import StoreError
 from teacher_cache.format.protocol import NOT_AN_OBJECT, Commit, Seal
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local import LocalStorage, open_storage
+from teacher_cache.storage.base import open_storage
+from teacher_cache.storage.local import LocalStorage
 from teacher_cache.verify.evict import evict_damage
 from teacher_cache.verify.verify import VerifyReport, verify_store
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from student_train.evaluate.fidelity.fidelity_table import fidelity_table
 from student_train.evaluate.fidelity.records import (
     DistributionFidelity,
     FidelityReport,
     HiddenFidelity,
     RelationFidelity,
+    fidelity_table,
 )
 from student_train.evaluate.report.training_plot import plot_training
 

@@ -25,8 +25,9 @@ from student_train.train.train import train
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import StudentError, TargetsError, TrainingError
-from teacher_cache.models.attention import VECTORS, relation_matrices
+from teacher_cache.models.attention import relation_matrices
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.read.pool import open_caches
 

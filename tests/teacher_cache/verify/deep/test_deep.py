@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.build.build import Silent, build_cache
-from teacher_cache.build.settings import BuildSettings, DeriveSettings
+from teacher_cache.build.settings import BuildSettings
 from teacher_cache.derive.derive import derive_store
+from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.format.small_arrays import read_constant, write_constant

@@ -1,0 +1,31 @@
+"""What an operating system says of disks: which error it was, and writing that is safe once it returns."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a disk, a quota or a file size that is used up."""
+
+
+_NUMBER_IN_MESSAGE = re.compile(r"os error (\d+)")
+
+
+def system_error_number(error: Exception) -> int:
+    """The operating system's number of an error, 0 if it has none. Libraries written in Rust hand on its text alone."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = _NUMBER_IN_MESSAGE.search(str(error))
+    return int(found.group(1)) if found else 0
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""What calibration found, in a store and back: rotations, steps and the projections that vectors are coded in.
+
+Written once per group before its first block, as small arrays beside the codes; read by whoever codes more blocks or
+decodes any. Which values they must have is the business of `codecs/nmse.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from teacher_cache.codecs.nmse import (
+    Quantiser,
+    Transform,
+    as_array,
+)
+from teacher_cache.contract.manifest import Manifest, TransformRecord
+from teacher_cache.contract.streams import (
+    VECTORS,
+    VectorStream,
+    vector_streams,
+)
+from teacher_cache.format.layout import projection_path
+from teacher_cache.format.small_arrays import read_constant, write_constant
+from teacher_cache.format.writer import GroupWriter
+from teacher_cache.models.attention import AttentionProjections, Projection
+from teacher_cache.storage.base import Storage
+
+
+def keep_calibration(writer: GroupWriter, found: Mapping[str, tuple[Transform, TransformRecord]]) -> GroupWriter:
+    """Write what calibration found of every `nmse` stream; returns the group with a calibrated manifest."""
+    for path, (transform, _) in found.items():
+        write_constant(writer.storage, f"{path}/basis", as_array(transform.basis_DK))
+        write_constant(writer.storage, f"{path}/mean", as_array(transform.mean_D))
+        write_constant(writer.storage, f"{path}/step", np.array(transform.step))
+    records = {path: record for path, (_, record) in found.items()}
+    return writer.write_manifest(replace(writer.manifest, calibration=records))
+
+
+def load_quantisers(
+    storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]
+) -> dict[str, Quantiser]:
+    """The coding direction of each calibrated stream by path."""
+    return {
+        stream.path: Quantiser(read_transform(storage, stream.path), stream_projections(stream, projections))
+        for stream in vector_streams(manifest)
+        if stream.calibration is not None
+    }
+
+
+def stream_projections(
+    stream: VectorStream, projections: Mapping[int, AttentionProjections]
+) -> AttentionProjections | None:
+    """The maps in whose metric a stream is coded, None where it is coded in its own."""
+    return projections[stream.layer + 1] if stream.projected else None
+
+
+def read_transform(storage: Storage, path: str) -> Transform:
+    """The constants of a calibrated stream of a store: what every run of its build codes with."""
+    basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
+    return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
+
+
+def read_projections(storage: Storage, layer: int) -> AttentionProjections:
+    """The maps of a store from the input of an attention layer to its queries, keys and values."""
+    loaded = {}
+    for name in VECTORS:
+        parts = {
+            part: torch.from_numpy(read_constant(storage, projection_path(layer, name, part)))
+            for part in ("weight", "bias")
+        }
+        loaded[name] = Projection(**parts)
+    return AttentionProjections(**loaded)

@@ -1,0 +1,104 @@
+"""Which models can teach: reading a configuration, and refusing by name what lacks weights, a head or a tokenizer.
+
+Transformers fills a missing head with random numbers and warns at most; targets made from those would train nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from teacher_cache.errors import TeacherError, first_line
+from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.models.families import why_not_an_encoder
+
+
+def load_teacher_config(name: str, revision: str | None) -> PreTrainedConfig:
+    """The configuration of a teacher by hub id or folder.
+
+    Raises:
+        TeacherError: there is none, or it cannot be read.
+    """
+    try:
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision))
+    except (*HUB_ERRORS, KeyError) as error:
+        raise cannot_load(name, error) from error
+
+
+def cannot_load(name: str, error: Exception) -> TeacherError:
+    """What to tell of a teacher that Transformers or the hub could not give."""
+    kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
+    return TeacherError(
+        f"teacher {name!r} cannot be loaded ({kind}): {first_line(error)}\nThere is nothing to distil from without it; "
+        "check the spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, "
+        "tokenizer)"
+    )
+
+
+def refuse_other_architectures(name: str, config: PreTrainedConfig) -> None:
+    """Refuse what is no masked-LM encoder.
+
+    Raises:
+        TeacherError: it is something else.
+    """
+    what = why_not_an_encoder(config)
+    if what is not None:
+        raise TeacherError(
+            f"teacher {name!r} is of family {config.model_type!r}, {what}: only masked-LM encoders can be distilled "
+            "here; use a teacher such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
+        )
+
+
+def check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> bool:
+    """Whether the checkpoint brought a masked-LM head; refuses one that lacks part of the encoder."""
+    prefix = f"{model.base_model_prefix}."
+    encoder_keys = {f"{prefix}{key}" for key in model.base_model.state_dict()}
+    missing_in_encoder = sorted(set(missing) & encoder_keys)
+    if missing_in_encoder:
+        raise TeacherError(
+            f"the checkpoint of teacher {name!r} lacks {len(missing_in_encoder)} encoder weights (first: "
+            f"{missing_in_encoder[0]!r}): they would be random numbers; give a complete checkpoint of this architecture"
+        )
+    return not set(missing)
+
+
+def check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> None:
+    """Check that every token of the tokenizer has a row of the embeddings, and that rows can be padded.
+
+    Raises:
+        TeacherError: one has none, or they cannot.
+    """
+    ids = set(tokenizer.get_vocab().values())
+    if ids <= set(tokenizer.all_special_ids):
+        raise TeacherError(
+            f"teacher {name!r} comes without a usable tokenizer (it knows {len(ids)} special tokens and no others): "
+            "every word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) "
+            "to it"
+        )
+    if max(ids) >= config.vocab_size:
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} has ids up to {max(ids)}, its embeddings end at "
+            f"{config.vocab_size - 1}: "
+            "some tokens could not be read; the folder mixes files of different models"
+        )
+    if tokenizer.pad_token_id is None:
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} has no padding token: short rows could not be filled; set pad_token in "
+            "its tokenizer_config.json"
+        )
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all weights, whatever files they came in."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
