@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.eval_shared import choose_device, make_record, print_result, write_record
+from cli.eval_shared import make_record, print_result, write_record
 from cli.options import parse
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from teacher_cache.errors import StudentError
@@ -39,16 +39,17 @@ def fidelity(argv: list[str]) -> int:
 
 def _measure(settings: FidelitySettings) -> FidelityReport:
     # imported late, so that --help need not wait for torch
-    from student_train.engine.memory import clear_memory_errors
+    from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.fidelity.fidelity import measure_fidelity
+    from teacher_cache.device import choose_device_type
 
-    with clear_memory_errors("a smaller --batch-size, or --device cpu"), _progress() as advance:
+    with explain_memory_errors("a smaller --batch-size, or --device cpu"), _progress() as advance:
         return measure_fidelity(
             settings.student,
             settings.cache,
             rows=settings.rows,
             batch_size=settings.batch_size,
-            device=choose_device(settings.device),
+            device=choose_device_type(settings.device),
             advance=advance,
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.eval_shared import choose_device, make_record, print_result, write_record
+from cli.eval_shared import make_record, print_result, write_record
 from cli.options import parse
 from student_train.evaluate.finetune.settings import FinetuneSettings
 
@@ -35,16 +35,17 @@ def finetune(argv: list[str]) -> int:
 
 def _measure(settings: FinetuneSettings) -> FinetuneReport:
     # imported late, so that --help need not wait for torch
-    from student_train.engine.memory import clear_memory_errors
+    from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.finetune.finetune import measure_finetune
+    from teacher_cache.device import choose_device_type
 
     status = StatusLine()
 
     def show(what: str, step: int, steps: int) -> None:
         status.show(f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
 
-    with clear_memory_errors("a smaller --batch-size or --max-length, or --device cpu"):
-        return measure_finetune(settings, device=choose_device(settings.device), show=show)
+    with explain_memory_errors("a smaller --batch-size or --max-length, or --device cpu"):
+        return measure_finetune(settings, device=choose_device_type(settings.device), show=show)
 
 
 def _print_table(report: FinetuneReport) -> None:

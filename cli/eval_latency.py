@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.eval_shared import choose_device, make_record, print_result, write_record
+from cli.eval_shared import make_record, print_result, write_record
 from cli.options import parse
 from student_train.evaluate.latency.settings import LatencySettings
 
@@ -37,13 +37,14 @@ def latency(argv: list[str]) -> int:
 
 def _measure(settings: LatencySettings) -> LatencyReport:
     # imported late, so that --help need not wait for torch
-    from student_train.engine.memory import clear_memory_errors
+    from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.latency.latency import measure_latency
+    from teacher_cache.device import choose_device_type
 
     status = StatusLine()
-    with_gpu = choose_device(settings.device) == "cuda"
+    with_gpu = choose_device_type(settings.device) == "cuda"
     devices = ("cpu", "cuda") if with_gpu and settings.device == "auto" else ("cuda",) if with_gpu else ("cpu",)
-    with clear_memory_errors("smaller --batch-sizes or --lengths, or --device cpu"):
+    with explain_memory_errors("smaller --batch-sizes or --lengths, or --device cpu"):
         report = measure_latency(settings, devices=devices, show=status.show)
     status.show(f"measured {len(report.measurements)} combinations", last=True)
     return report

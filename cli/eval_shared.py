@@ -1,4 +1,4 @@
-"""What the commands of `kdeval` share: the device to run on, results and their records, writing where --out says."""
+"""What the commands of `kdeval` share: results and their records, writing where --out says."""
 
 from __future__ import annotations
 
@@ -12,21 +12,6 @@ from teacher_cache.errors import SettingsError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-
-def choose_device(name: str) -> str:
-    """`cpu` or `cuda`, as `--device` asks for.
-
-    Raises:
-        SettingsError: a GPU was asked for and there is none.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device 'cuda': torch sees no GPU here, so nothing could run on one; give --device cpu")
-    return name
 
 
 def make_record(evaluation: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from student_train.run_files import METRICS_NAME, PROVENANCE, read_records, run_provenance
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError, TrainingError
@@ -126,7 +126,7 @@ def write_summary(summaries: Sequence[RunSummary], out: Path) -> dict[str, Any]:
         "summary.json": json.dumps(record, indent=1, allow_nan=False) + "\n",
         "summary.md": f"{as_table(record['runs'])}\n\n{_LEGEND}\n",
     }
-    with clear_write_errors(out):
+    with explain_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             temporary = out / f"{name}.tmp"

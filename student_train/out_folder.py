@@ -27,7 +27,7 @@ def delete_marked(folder: Path, marker: str) -> None:
 
 
 @contextmanager
-def clear_write_errors(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Around everything that writes `path` or into it.
 
     Raises:

@@ -1,7 +1,7 @@
 """How much of one set of vectors is a linear function of another: ridge regression from accumulated moments.
 
-`Moments` collects counts, sums and products of pairs (x, y) batch by batch in float64, so that rows never have to be
-held: memory is d_x * (d_x + d_y) numbers whatever the amount of text. `fit_ridge` solves the centred normal equations
+`PairMoments` collects counts, sums and products of pairs (x, y) batch by batch in float64, so that rows never have
+to be held: memory is d_x * (d_x + d_y) numbers whatever the amount of text. `fit_ridge` solves the centred equations
 
     W = (C_xx + lambda I)^-1 C_xy,   b = mean_y - W^T mean_x
 
@@ -36,7 +36,7 @@ class Statistics:
     variance_y: Tensor
 
 
-class Moments:
+class PairMoments:
     """Running sums of pairs (x, y) of vectors, in float64."""
 
     def __init__(self, width_x: int, width_y: int, device: torch.device | str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""Arrays of the host to a device that computes meanwhile: through pinned memory, in a stream of its own.
+"""Which device to use, and arrays of the host to one that computes meanwhile.
 
 A copy from ordinary memory stops the thread that launches kernels until all of them have run. `to_device` does not, and
 `Transfer` moves whole blocks ahead of their use without taking a place among the kernels at all. On a CPU nothing is
@@ -79,6 +79,24 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device!r} cannot be used ({error}): give cpu, cuda, cuda:N or auto") from error
     return chosen
+
+
+def choose_device_type(device: str) -> str:
+    """`cpu` or `cuda`, as asked for and present: for whoever takes the current GPU of its process.
+
+    Raises:
+        SettingsError: a GPU was asked for and there is none.
+    """
+    if device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise SettingsError(
+            "--device 'cuda' was asked for and PyTorch sees no CUDA device here: nothing would run on what you chose; "
+            "use --device cpu, or install a CUDA build of PyTorch on a machine with a GPU"
+        )
+    return "cpu"
 
 
 def _free_device() -> str:

@@ -1,8 +1,9 @@
-"""Sizes, times and ranges as messages write them."""
+"""Sizes, times, ranges and long lists as messages write them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def format_bytes(size: float) -> str:
@@ -36,3 +37,14 @@ def format_ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """`a, b, c, d and 3 more`: the first few of them, and how many there are beside."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def or_nothing(value: Any) -> str:
+    """A value as messages about settings write it; None is `nothing`."""
+    return "nothing" if value is None else repr(value)

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from student_train.data.loader import CacheLoader
-from student_train.data.split import Rows, count_rows, share_out
+from student_train.data.split import RowRanges, count_rows, share_out
 from teacher_cache.contract.batch import Batch, TargetRequest, concatenate
 from teacher_cache.errors import DamagedStoreError
 from teacher_cache.read.pool import CacheSource
@@ -25,7 +25,7 @@ class FirstRows:
     """
 
     source: CacheSource
-    rows: Rows
+    rows: RowRanges
     device: str = "cpu"
     skip_damaged: bool = False
 

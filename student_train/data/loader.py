@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from student_train.data.order import ReadingPlan, RowOrder, Segment
-from student_train.data.split import Rows
+from student_train.data.split import RowRanges
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract.targets import View
 from teacher_cache.device import Transfer
@@ -50,7 +50,7 @@ class WaitingEnded(Exception):  # noqa: N818 - nothing is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class LoadedRows:
     """Rows start..stop of a block that is read but not decoded."""
 
     blocks: Mapping[View, CodedBlock]
@@ -75,7 +75,7 @@ class TrainingBatch:
     """
 
     position: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[LoadedRows, ...]
     counts: Mapping[str, int]
     row_ids: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -110,7 +110,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         reader: CacheSource,
         request: TargetRequest,
         *,
-        rows: Rows,
+        rows: RowRanges,
         batch_size: int,
         seed: int | None,
         rank: int = 0,
@@ -148,7 +148,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         if self._stopped.is_set():
             raise StopIteration
         position, segments = next(self._batches)
-        pieces: list[Piece] = []
+        pieces: list[LoadedRows] = []
         facts: list[HostFacts] = []
         damage: list[str] = []
         left_out = 0
@@ -158,7 +158,7 @@ class CacheLoader(Iterator[TrainingBatch]):
                 damage.append(str(blocks))
                 left_out += segment.stop - segment.start
                 continue
-            pieces.append(Piece(blocks=blocks, start=segment.start, stop=segment.stop, decoder=self._decoder))
+            pieces.append(LoadedRows(blocks=blocks, start=segment.start, stop=segment.stop, decoder=self._decoder))
             facts.append(_host_facts(blocks, segment.start, segment.stop))
         return TrainingBatch(
             position=position,

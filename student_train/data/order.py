@@ -13,7 +13,7 @@ from itertools import count, groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from student_train.data.split import Rows, block_pieces, count_rows
+from student_train.data.split import RowRanges, block_pieces, count_rows
 from teacher_cache.random_bits import uniform_bits
 
 
@@ -34,7 +34,7 @@ class RowOrder:
     `bounds` is the first row of each block, and the number of all rows.
     """
 
-    rows: Rows
+    rows: RowRanges
     bounds: NDArray[np.int64]
     seed: int | None
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.errors import SettingsError
 
-Rows = tuple[range, ...]
+RowRanges = tuple[range, ...]
 """Some rows of a cache: ranges that ascend and do not overlap, none of them empty, each within one store."""
 
 
@@ -44,7 +44,7 @@ def share_out(count: int, sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
-def split_rows(part_rows: Sequence[int], held_out: Sequence[int]) -> tuple[Rows, Rows]:
+def split_rows(part_rows: Sequence[int], held_out: Sequence[int]) -> tuple[RowRanges, RowRanges]:
     """The rows to train on and the rows held out of stores of `part_rows` rows, the last `held_out` of each."""
     training, kept, first = [], [], 0
     for rows, count in zip(part_rows, held_out, strict=True):
@@ -55,12 +55,12 @@ def split_rows(part_rows: Sequence[int], held_out: Sequence[int]) -> tuple[Rows,
     return _not_empty(training), _not_empty(kept)
 
 
-def count_rows(rows: Rows) -> int:
+def count_rows(rows: RowRanges) -> int:
     """How many rows these are."""
     return sum(map(len, rows))
 
 
-def abreast(rows: Rows) -> dict[int, int]:
+def abreast(rows: RowRanges) -> dict[int, int]:
     """The place of each row among all, if the runs go side by side, each at the pace that ends all of them together.
 
     So the first half of the places holds the first half of every run. In a single run the places follow the rows.
@@ -69,7 +69,7 @@ def abreast(rows: Rows) -> dict[int, int]:
     return {row: place for place, (_, row) in enumerate(sorted(way))}
 
 
-def block_pieces(bounds: NDArray[np.int64], rows: Rows) -> NDArray[np.int64]:
+def block_pieces(bounds: NDArray[np.int64], rows: RowRanges) -> NDArray[np.int64]:
     """The pieces of blocks that `rows` lie in, in order, as lines (block, first row, one past its last row).
 
     `bounds` is the first row of each block, and the number of all rows.
@@ -83,5 +83,5 @@ def block_pieces(bounds: NDArray[np.int64], rows: Rows) -> NDArray[np.int64]:
     return np.concatenate(pieces)
 
 
-def _not_empty(ranges: Sequence[range]) -> Rows:
+def _not_empty(ranges: Sequence[range]) -> RowRanges:
     return tuple(rows for rows in ranges if rows)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from student_train.engine.ranks import Ranks
-from student_train.out_folder import clear_write_errors, delete_marked
+from student_train.out_folder import delete_marked, explain_write_errors
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import DistillationError, TrainingError
 
@@ -68,13 +68,13 @@ def save_checkpoint(
     path, ranks = checkpoint_path(out, step), ranks or Ranks()
     # the engine keeps what rank 0 hands it
     client_state = {"kdtrain": {**state, "random": ranks.gather(random_state())}}
-    with ranks.together(), clear_write_errors(path):
+    with ranks.together(), explain_write_errors(path):
         if ranks.first and path.exists():  # half-written by a run that was killed
             delete_marked(path, MARKER_NAME)
     try:
-        with ranks.together(), clear_write_errors(path), _failures_at_the_end(engine):
+        with ranks.together(), explain_write_errors(path), _failures_at_the_end(engine):
             engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
-        with ranks.together(), clear_write_errors(path):
+        with ranks.together(), explain_write_errors(path):
             if ranks.first:
                 seal_checkpoint(path, step=step, processes=ranks.count, identity=identity)
     except DistillationError:
@@ -82,7 +82,7 @@ def save_checkpoint(
         if ranks.first:
             shutil.rmtree(path, ignore_errors=True)
         raise
-    with ranks.together(), clear_write_errors(path):
+    with ranks.together(), explain_write_errors(path):
         if ranks.first:
             _drop_old(out, path)
     return path
@@ -247,7 +247,7 @@ def drop_beyond(out: Path, step: int) -> None:
     Raises:
         TrainingError: they cannot be deleted.
     """
-    with clear_write_errors(out / FOLDER_NAME):
+    with explain_write_errors(out / FOLDER_NAME):
         for path in _step_folders(out):
             if int(path.name.removeprefix("step-")) > step or not (path / MARKER_NAME).exists():
                 delete_marked(path, MARKER_NAME)

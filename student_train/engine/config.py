@@ -26,20 +26,6 @@ HALF_SECTIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Section of a DeepSpeed configuration that switches each half-precision type on."""
 
 
-def choose_device(settings: TrainSettings) -> str:
-    """`cpu` or `cuda`, as asked for and present."""
-    if settings.device == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if settings.device == "cuda":
-        raise SettingsError(
-            "--device 'cuda' was asked for and PyTorch sees no CUDA device here: training would not run on what you "
-            "chose; use --device cpu, or install a CUDA build of PyTorch on a machine with a GPU"
-        )
-    return "cpu"
-
-
 def choose_dtype(settings: TrainSettings, device: str) -> torch.dtype:
     """The type of the student's passes: as asked for, or bfloat16 where a GPU computes in it.
 

@@ -17,7 +17,7 @@ OF_TRAINING = (
 
 
 @contextmanager
-def clear_memory_errors(advice: str) -> Iterator[None]:
+def explain_memory_errors(advice: str) -> Iterator[None]:
     """Around everything that is put on a device; `advice` is what to give.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from student_train.engine.engine import DeepSpeedConfig
 from student_train.engine.ranks import Ranks
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from teacher_cache.errors import TrainingError
 
 READ_UNIVERSAL = {"checkpoint": {"load_universal": True}}
@@ -41,7 +41,7 @@ def universal_form(checkpoint: Path, ranks: Ranks) -> Iterator[Path]:
     """
     folder = checkpoint.with_name(f".{checkpoint.name}-universal")
     try:
-        with ranks.together(), clear_write_errors(folder):
+        with ranks.together(), explain_write_errors(folder):
             if ranks.first:
                 shutil.rmtree(folder, ignore_errors=True)
                 _convert(checkpoint, folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +22,13 @@ from student_train.methods.attention_pairs import describe_pairs, needs_of, requ
 from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
 from student_train.methods.projections import make_map, projection_name
 from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
+from teacher_cache.read.pool import CacheSource
 
 VARIANCE_ROWS = 64
 """Rows of the cache, the first ones, that the variance of attention vectors is measured on."""
-
-
-class VectorSource(Protocol):
-    """What is asked of a cache: what it holds, and some of its rows."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +86,7 @@ class VectorTransfer:
 
 
 def make_vector_transfer(
-    source: VectorSource, student: PreTrainedConfig, pairs: LayerPairs, weights: Sequence[float], *, seed: int
+    source: CacheSource, student: PreTrainedConfig, pairs: LayerPairs, weights: Sequence[float], *, seed: int
 ) -> tuple[VectorTransfer, nn.ModuleDict]:
     """`direct` of these pairs, all of which the cache holds, and its linear maps.
 
@@ -141,7 +132,7 @@ class VectorSpreads:
     variances: tuple[float, ...]
 
 
-def measure_spreads(source: VectorSource, layers: Sequence[int]) -> dict[int, VectorSpreads]:
+def measure_spreads(source: CacheSource, layers: Sequence[int]) -> dict[int, VectorSpreads]:
     """Widths and variances of the vectors of these layers, over real positions of the first rows of the cache.
 
     A cache holds the variance of hidden states, not of what is computed from them.

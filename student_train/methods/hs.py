@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,22 +26,10 @@ from student_train.losses.sums import LossSum, add_losses
 from student_train.methods.base import Counted, Method, StudentNeeds, StudentOutputs
 from student_train.methods.projections import FloatLinear, make_projections, projection_name, projection_starts
 from student_train.methods.transport import LayerTransport
-from teacher_cache.codecs.nmse import Transform
 from teacher_cache.contract.batch import Batch, TargetRequest
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
-
-
-class HiddenSource(Protocol):
-    """What is asked of a cache: what it holds, and the variance and coordinates of its hidden states."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def hidden_variance(self, layer: int) -> float: ...
-
-    def rotation(self, layer: int) -> Transform | None: ...
+from teacher_cache.read.pool import CacheSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +173,7 @@ class AttentionOverLayers:
 
 
 def make_hidden_transfer(
-    source: HiddenSource, mapping: LayerMapping, *, student_width: int, seed: int
+    source: CacheSource, mapping: LayerMapping, *, student_width: int, seed: int
 ) -> tuple[Method, nn.ModuleDict]:
     """The method that learns hidden states by this mapping, and its linear maps.
 

@@ -20,7 +20,7 @@ from torch import nn
 from student_train.methods.base import MapsVectors
 from student_train.methods.model import DistillationModel
 from student_train.methods.projections import FloatLinear
-from student_train.ridge import Moments, fit_ridge
+from student_train.ridge import PairMoments, fit_ridge
 from teacher_cache.contract.batch import Batch
 
 FIT_TOKENS = 8_192
@@ -44,7 +44,7 @@ def fit_maps(model: DistillationModel, batches: Iterable[Batch]) -> bool:
     methods = {name: method for name, method in model.objective.methods.items() if isinstance(method, MapsVectors)}
     if not methods:
         return False
-    moments: dict[tuple[str, str], list[Moments]] = {}
+    moments: dict[tuple[str, str], list[PairMoments]] = {}
     training = model.training
     model.eval()
     for place, batch in enumerate(batches):
@@ -52,7 +52,7 @@ def fit_maps(model: DistillationModel, batches: Iterable[Batch]) -> bool:
         for name, method in methods.items():
             for of_map, student_ND, teacher_ND in method.mapped(outputs, batch):
                 widths = student_ND.shape[1], teacher_ND.shape[1]
-                sets = moments.setdefault((name, of_map), [Moments(*widths, student_ND.device) for _ in range(2)])
+                sets = moments.setdefault((name, of_map), [PairMoments(*widths, student_ND.device) for _ in range(2)])
                 sets[place % 2].add(student_ND, teacher_ND)
     model.train(training)
     fitted = [
@@ -61,7 +61,7 @@ def fit_maps(model: DistillationModel, batches: Iterable[Batch]) -> bool:
     return any(fitted)
 
 
-def _fit(linear: nn.Module, sets: list[Moments]) -> bool:
+def _fit(linear: nn.Module, sets: list[PairMoments]) -> bool:
     assert isinstance(linear, FloatLinear)
     if not all(one.count for one in sets):
         return False

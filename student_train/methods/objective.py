@@ -9,7 +9,7 @@ projections train along and never reach the exported student.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -28,28 +28,12 @@ from student_train.methods.od import (
     make_distribution_transfer,
     make_token_prediction,
 )
-from teacher_cache.codecs.nmse import Transform
 from teacher_cache.contract.batch import Batch, TargetRequest
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
+from teacher_cache.read.pool import CacheSource
 
 _READING_ATTENTION = ("mha", "direct")
-
-
-class TargetSource(Protocol):
-    """What an objective asks of a cache when it is set up; `teacher_cache.read.pool.CacheSource` is one."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def require(self, request: TargetRequest) -> None: ...
-
-    def hidden_variance(self, layer: int) -> float: ...
-
-    def rotation(self, layer: int) -> Transform | None: ...
-
-    def read_rows(self, start: int, stop: int, request: TargetRequest) -> Batch: ...
 
 
 class Objective(nn.Module):
@@ -124,7 +108,7 @@ class Objective(nn.Module):
 def make_objective(
     weights: Mapping[str, float],
     *,
-    source: TargetSource,
+    source: CacheSource,
     student: PreTrainedConfig,
     mapping: str = "uniform+last",
     attention_layer: str | None = None,
@@ -184,7 +168,7 @@ def make_objective(
     return Objective(methods, weights, projections)
 
 
-def _require(source: TargetSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:
+def _require(source: CacheSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:
     """Check that the cache holds all of it, and say why where a mapping reads every layer."""
     try:
         source.require(request)

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel
 
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import load_model
 from teacher_cache.errors import StudentError
@@ -45,10 +45,10 @@ def export_student(
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
     tokenizer.model_max_length = seq_len
     try:
-        with clear_write_errors(out):
+        with explain_write_errors(out):
             _write(model, unfinished, tokenizer, provenance)
         _check_reload(model, unfinished)
-        with clear_write_errors(out):
+        with explain_write_errors(out):
             _move(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.engine.engine import full_precision_weights
-from student_train.out_folder import clear_write_errors, delete_marked
+from student_train.out_folder import delete_marked, explain_write_errors
 from student_train.run_files import PROVENANCE
 from student_train.students.export import export_student
 from student_train.students.student import with_weights
@@ -58,7 +58,7 @@ def drop_best(run: TrainingRun) -> None:
         TrainingError: it cannot be deleted.
     """
     if _folder(run).exists():
-        with clear_write_errors(_folder(run)):
+        with explain_write_errors(_folder(run)):
             delete_marked(_folder(run), PROVENANCE)
 
 

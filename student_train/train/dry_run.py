@@ -17,7 +17,7 @@ import torch
 from student_train.data.split import count_rows
 from student_train.engine.checkpoint import KEPT
 from student_train.engine.engine import running_engine
-from student_train.engine.memory import OF_TRAINING, clear_memory_errors, most_memory
+from student_train.engine.memory import OF_TRAINING, explain_memory_errors, most_memory
 from student_train.settings import TrainSettings
 from student_train.train.feed import Feed
 from student_train.train.loop import Progression, Trainer
@@ -54,7 +54,7 @@ class Estimate:
         return asdict(self)
 
 
-@clear_memory_errors(OF_TRAINING)
+@explain_memory_errors(OF_TRAINING)
 def dry_run(settings: TrainSettings) -> Estimate:
     """Prepare the training, say what it would be, and measure its first steps.
 

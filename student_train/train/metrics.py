@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from student_train.run_files import METRICS_NAME, read_records
 from student_train.train.weights_and_biases import WeightsAndBiases, curve_name
 
@@ -34,7 +34,7 @@ class MetricsLog:
         path = out / METRICS_NAME
         self._out = out
         self._further: WeightsAndBiases | None = None
-        with clear_write_errors(out):
+        with explain_write_errors(out):
             truncate_records(path, -1 if last_step is None else last_step)
             self._file = path.open("a", encoding="utf-8")
             purge_step = 0 if last_step is None else last_step + 1
@@ -46,7 +46,7 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record of finite numbers; each of them but the step becomes a TensorBoard curve."""
-        with clear_write_errors(self._out):
+        with explain_write_errors(self._out):
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
             for name, value in record.items():
@@ -59,7 +59,7 @@ class MetricsLog:
         """Flush and close all."""
         if self._further is not None:
             self._further.close()
-        with clear_write_errors(self._out):
+        with explain_write_errors(self._out):
             try:
                 self._file.close()
             finally:

@@ -17,10 +17,9 @@ import torch
 
 from student_train.data.first_rows import FirstRows
 from student_train.data.loader import CacheLoader
-from student_train.data.split import Rows, count_rows, held_out_rows, share_out, split_rows
+from student_train.data.split import RowRanges, count_rows, held_out_rows, share_out, split_rows
 from student_train.engine.checkpoint import read_marker
 from student_train.engine.config import (
-    choose_device,
     choose_dtype,
     choose_micro_batch,
     flatten_config,
@@ -35,6 +34,7 @@ from student_train.settings import TrainSettings
 from student_train.students.narrowing.sample import read_sample
 from student_train.students.student import BuiltStudent, build_student
 from teacher_cache.contract.batch import Batch
+from teacher_cache.device import choose_device_type
 from teacher_cache.errors import TrainingError
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
@@ -54,8 +54,8 @@ class TrainingRun:
     model: DistillationModel
     objective: Objective
     steps: int
-    training_rows: Rows
-    held_out_rows: Rows
+    training_rows: RowRanges
+    held_out_rows: RowRanges
     device: str
     micro_batch: int
     config: DeepSpeedConfig
@@ -147,7 +147,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     """
     reader, training_rows, held_out = _open_rows(settings)
     manifest = reader.manifest
-    device = choose_device(settings)
+    device = choose_device_type(settings.device)
     dtype = choose_dtype(settings, device)
     ranks = ranks or Ranks()
     micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
@@ -208,7 +208,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     )
 
 
-def _open_rows(settings: TrainSettings) -> tuple[CacheSource, Rows, Rows]:
+def _open_rows(settings: TrainSettings) -> tuple[CacheSource, RowRanges, RowRanges]:
     """The cache, its rows to train on and those held out."""
     reader = open_caches(settings.cache, local_cache=settings.local_cache, local_cache_gib=settings.local_cache_gib)
     part_rows = [part.rows for part in parts_of(reader)]

@@ -13,6 +13,7 @@ from student_train.run_files import METRICS_NAME
 from student_train.settings import TrainSettings
 from student_train.students.export import UNFINISHED
 from teacher_cache.errors import TrainingError
+from teacher_cache.wording import some
 
 
 def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -29,7 +30,8 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
     if found and (settings.resume == "never" or not ours):
         advice = "give --resume auto to go on with that run, or choose" if ours else "choose"
         raise TrainingError(
-            f"--out {settings.out!r} already holds {_some(found)}: training would overwrite it; {advice} another --out"
+            f"--out {settings.out!r} already holds {some(list(map(repr, found)))}: training would overwrite it; "
+            f"{advice} another --out"
         )
     if settings.resume in ("never", "auto"):
         return newest_checkpoint(out, say)
@@ -38,11 +40,6 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
     if found and path.resolve().parent != (out / FOLDER_NAME).resolve():
         raise TrainingError(
             f"--resume {settings.resume!r} is a checkpoint of another run, and --out {settings.out!r} already holds "
-            f"{_some(found)}: they would be overwritten and mixed; choose another --out"
+            f"{some(list(map(repr, found)))}: they would be overwritten and mixed; choose another --out"
         )
     return path
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

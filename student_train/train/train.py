@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from student_train.engine.checkpoint import drop_beyond, load_checkpoint, read_marker
-from student_train.engine.config import choose_device
 from student_train.engine.engine import full_precision_weights, running_engine
-from student_train.engine.memory import OF_TRAINING, clear_memory_errors
+from student_train.engine.memory import OF_TRAINING, explain_memory_errors
 from student_train.engine.ranks import join_ranks
 from student_train.engine.universal import READ_UNIVERSAL, needs_universal, own_groups, universal_form
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from student_train.settings import TrainSettings
 from student_train.train.best import drop_best, match_best, write_student
 from student_train.train.describe import describe_run
@@ -33,6 +32,7 @@ from student_train.train.metrics import MetricsLog, Progress
 from student_train.train.prepare import TrainingRun, prepare_run
 from student_train.train.resume import find_start
 from student_train.train.weights_and_biases import WeightsAndBiases, check_installed
+from teacher_cache.device import choose_device_type
 from teacher_cache.errors import TrainingError
 
 
@@ -53,7 +53,7 @@ class TrainResult:
         return asdict(self)
 
 
-@clear_memory_errors(OF_TRAINING)
+@explain_memory_errors(OF_TRAINING)
 def train(settings: TrainSettings) -> TrainResult:
     """Train a student as the settings say and export it.
 
@@ -65,7 +65,7 @@ def train(settings: TrainSettings) -> TrainResult:
     run, checkpoint, progress = prepare(settings)
     ranks = run.ranks
     state, stopped_by, weights = Progression(), None, None
-    with ranks.together(), clear_write_errors(Path(settings.out)):
+    with ranks.together(), explain_write_errors(Path(settings.out)):
         Path(settings.out).mkdir(parents=True, exist_ok=True)
     if run.steps > 0:
         state, stopped_by, weights = _train_with_engine(run, checkpoint, progress)
@@ -92,7 +92,7 @@ def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress
     Raises:
         DistillationError: something asked for cannot be, in this process or another; nothing has been written.
     """
-    ranks = join_ranks(choose_device(settings))
+    ranks = join_ranks(choose_device_type(settings.device))
     progress = Progress(quiet=not ranks.first)
     with ranks.together():
         if settings.wandb is not None:

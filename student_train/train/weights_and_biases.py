@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from teacher_cache.errors import SettingsError, TrainingError
 
 
@@ -80,7 +80,7 @@ class WeightsAndBiases:
 
 def _run_number(file: Path, resumed: bool) -> str:
     """Of the run before, or a new one."""
-    with clear_write_errors(file.parent):
+    with explain_write_errors(file.parent):
         if resumed and file.exists():
             return file.read_text(encoding="utf-8")
         number = secrets.token_hex(8)

@@ -12,36 +12,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from teacher_cache.build.block import compute_block
 from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
-from teacher_cache.build.forecast import Sample, forecast, refuse_without_room
+from teacher_cache.build.forecast import MeasuredSample, forecast, refuse_without_room
 from teacher_cache.build.resolve import make_manifest, plan_targets, resolve_seq_len
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
 from teacher_cache.build.workers import Workers
-from teacher_cache.contract.manifest import Manifest, count_rows
+from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import describe_targets
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import read_groups
-from teacher_cache.format.protocol import Commit
+from teacher_cache.format.protocol import Commit, array_of
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.transforms import load_quantisers
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.threads import in_threads, writer_threads
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
-_MOST_WRITERS = 4
 
 
 class BuildProgress(Protocol):
@@ -245,32 +244,32 @@ class _Job:
         manifest = writer.manifest
         quantisers = load_quantisers(self.storage, manifest, self.projections)
         tally = _Tally(self.workers, self.progress, manifest, missing)
-        waiting: deque[Future[Commit]] = deque()
-        threads = max(1, min(_MOST_WRITERS, (os.cpu_count() or 1) // 4))
-        with ThreadPoolExecutor(threads, thread_name_prefix="writer") as pool:
-            for number, block in enumerate(missing[self.workers.rank :: self.workers.count]):
-                started = time.monotonic()
-                rows = self.rows.read(*manifest.block_range(block))
-                targets = compute_block(manifest, self.teacher, quantisers, rows, batch_rows)
-                if number or not self.workers.first:
-                    waiting.append(pool.submit(_write_block, writer, block, targets))
-                else:
-                    tally.count(self._write_first(writer, block, targets, missing, time.monotonic() - started))
-                while waiting and (waiting[0].done() or len(waiting) > threads + 1):
-                    tally.count(waiting.popleft().result())
-            while waiting:
-                tally.count(waiting.popleft().result())
+        mine = iter(missing[self.workers.rank :: self.workers.count])
+
+        def compute(block: int) -> tuple[int, BlockTargets]:
+            rows = self.rows.read(*manifest.block_range(block))
+            return block, compute_block(manifest, self.teacher, quantisers, rows, batch_rows)
+
+        if self.workers.first and (first := next(mine, None)) is not None:
+            started = time.monotonic()
+            block, targets = compute(first)
+            tally.count(self._write_first(writer, block, targets, missing, time.monotonic() - started))
+        threads = writer_threads()
+        commits = in_threads(partial(_write_block, writer), map(compute, mine), threads=threads, ahead=threads + 1)
+        with closing(commits):  # nothing is written any more once this is left, whatever ended it
+            for commit in commits:
+                tally.count(commit)
 
     def _write_first(
         self, writer: GroupWriter, block: int, targets: BlockTargets, missing: list[int], seconds: float
     ) -> Commit:
         """Say what all missing blocks will take by the first of them, and write it if they fit."""
         started = time.monotonic()
-        shards = {key.partition("/c/")[0]: data for key, data in writer.encode_block(block, targets.finish())}
+        shards = {array_of(key): data for key, data in writer.encode_block(block, targets.finish())}
         # beside the teacher from now on
         seconds += (time.monotonic() - started) / (os.cpu_count() or 1)
-        sample = Sample(
-            rows=count_rows(writer.manifest, [block]),
+        sample = MeasuredSample(
+            rows=writer.manifest.rows_in([block]),
             blocks=1,
             bytes_per_array={path: len(data) for path, data in shards.items()},
             empty_bytes={},
@@ -290,7 +289,7 @@ class _Tally:
         self.workers = workers
         self.progress = progress
         self.total = manifest.rows
-        self.there = manifest.rows - sum(last - first for first, last in map(manifest.block_range, missing))
+        self.there = manifest.rows - manifest.rows_in(missing)
         self.before = workers.add("rows", 0)
         progress.committed(self.there, self.total, 0)
 
@@ -301,5 +300,6 @@ class _Tally:
         self.progress.committed(min(self.total, self.there + rows - self.before), self.total, written)
 
 
-def _write_block(writer: GroupWriter, block: int, targets: BlockTargets) -> Commit:
+def _write_block(writer: GroupWriter, computed: tuple[int, BlockTargets]) -> Commit:
+    block, targets = computed
     return writer.write_block(block, targets.finish())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from teacher_cache.build.passes import run_views
+from teacher_cache.build.passes import run_streams
 from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VectorStream, vector_streams
@@ -23,7 +23,6 @@ from teacher_cache.corpus.corpus import Rows
 from teacher_cache.format.transforms import keep_calibration, stream_projections
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
-from teacher_cache.teacher.outputs import stream_values
 from teacher_cache.teacher.teacher import Teacher
 
 
@@ -74,17 +73,14 @@ def _collect(
 ) -> dict[str, CalibrationSample]:
     fit, tune, check = share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size)
     samples = {stream.path: CalibrationSample() for stream in streams}
-    views = sorted({stream.view for stream in streams})  # not those that only logits are taken from
     start = 0
     for name, count in (("fit", fit), ("tune", tune), ("check", check)):
         # a store of one or two rows has the same rows for everything
         start = min(start, manifest.rows - count)
-        for first in range(start, start + count, batch_rows):
-            part = rows.read(first, min(first + batch_rows, start + count))
-            for one in run_views(manifest, teacher, tuple(streams), part, batch_rows, views):
-                for stream in streams:
-                    if stream.view == one.view:
-                        _add(samples[stream.path], name, stream_values(stream, one.outputs)[one.real_BT])
+        for _, stream, values_BTD, real_BT in run_streams(
+            manifest, teacher, streams, rows, range(start, start + count), batch_rows
+        ):
+            _add(samples[stream.path], name, values_BTD[real_BT])
         start += count
     return samples
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from teacher_cache.contract.manifest import count_rows
 from teacher_cache.contract.targets import describe_targets
 from teacher_cache.errors import SpaceError
 from teacher_cache.format.groups import Group
@@ -32,7 +31,7 @@ _WHAT_TO_DO = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class MeasuredSample:
     """Bytes of the shards of `rows` rows by array, in `blocks` blocks of which each may be filled in part only.
 
     `empty_bytes` are those of one block without rows; empty where that is not worth knowing: the rows then fill their
@@ -92,11 +91,11 @@ class Forecast:
         )
 
 
-def forecast(group: Group, missing: Iterable[int], sample: Sample) -> Forecast:
+def forecast(group: Group, missing: Iterable[int], sample: MeasuredSample) -> Forecast:
     """What the blocks `missing` of a group will take, by a sample of it."""
     manifest = group.manifest
     blocks = list(missing)
-    rows = count_rows(manifest, blocks)
+    rows = manifest.rows_in(blocks)
     return Forecast(
         group=group.name,
         targets=describe_targets(manifest.targets),
@@ -108,7 +107,7 @@ def forecast(group: Group, missing: Iterable[int], sample: Sample) -> Forecast:
     )
 
 
-def _extrapolate(path: str, rows: int, blocks: int, sample: Sample) -> int:
+def _extrapolate(path: str, rows: int, blocks: int, sample: MeasuredSample) -> int:
     empty = sample.empty_bytes.get(path, 0)
     of_rows = sample.bytes_per_array.get(path, 0) - sample.blocks * empty
     return round(blocks * empty + of_rows * rows / max(1, sample.rows))

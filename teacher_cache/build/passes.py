@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import View
-from teacher_cache.corpus.corpus import RowBlock
+from teacher_cache.corpus.corpus import RowBlock, Rows
 from teacher_cache.corpus.masking import MaskedRows, mask_rows
-from teacher_cache.teacher.outputs import TeacherOutputs
+from teacher_cache.teacher.outputs import TeacherOutputs, stream_values
 from teacher_cache.teacher.teacher import Teacher
 
 
@@ -55,6 +55,22 @@ def run_views(
                     masked=masked,
                     outputs=outputs,
                 )
+
+
+def run_streams(
+    manifest: Manifest, teacher: Teacher, streams: Sequence[VectorStream], rows: Rows, wanted: range, batch_rows: int
+) -> Iterator[tuple[int, VectorStream, torch.Tensor, torch.Tensor]]:
+    """What these streams would keep of some rows: the first row, the stream, values [B, T, D], real positions [B, T].
+
+    Only views that one of the streams is taken from are run, not those that only logits need.
+    """
+    views = sorted({stream.view for stream in streams})
+    for first in range(wanted.start, wanted.stop, batch_rows):
+        part = rows.read(first, min(first + batch_rows, wanted.stop))
+        for one in run_views(manifest, teacher, tuple(streams), part, batch_rows, views):
+            for stream in streams:
+                if stream.view == one.view:
+                    yield first, stream, stream_values(stream, one.outputs), one.real_BT
 
 
 def _run(

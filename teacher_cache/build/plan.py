@@ -23,7 +23,7 @@ from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
-from teacher_cache.storage.overlay import Draft
+from teacher_cache.storage.overlay import Overlay
 from teacher_cache.teacher.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -
     progress = progress or Silent()
     teacher, projections, rows, manifest = read_inputs(settings, progress)
     storage = open_storage(settings.out)
-    draft = Draft(storage)
+    draft = Overlay(storage)
     writers = groups_to_build(draft, manifest)
     teacher_bytes = _teacher_bytes(teacher) if writers and not has_teacher(draft) else 0
     batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)

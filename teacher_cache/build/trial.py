@@ -26,8 +26,8 @@ import torch
 from teacher_cache.build.block import compute_block
 from teacher_cache.build.build import BuildProgress
 from teacher_cache.build.encode import BlockTargets
-from teacher_cache.build.forecast import Forecast, Sample, forecast
-from teacher_cache.build.passes import run_views
+from teacher_cache.build.forecast import Forecast, MeasuredSample, forecast
+from teacher_cache.build.passes import run_streams, run_views
 from teacher_cache.build.sidecar import write_projections
 from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
@@ -35,13 +35,20 @@ from teacher_cache.contract.streams import VectorStream, vector_streams
 from teacher_cache.contract.targets import nmse_target
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.format.groups import Group
-from teacher_cache.format.protocol import COMMIT_HASHES, Commit, ObjectDigest, Seal, list_commit_hashes, shard_key
+from teacher_cache.format.protocol import (
+    COMMIT_HASHES,
+    Commit,
+    ObjectDigest,
+    Seal,
+    array_of,
+    list_commit_hashes,
+    shard_key,
+)
 from teacher_cache.format.small_arrays import write_constant
 from teacher_cache.format.transforms import keep_calibration, load_quantisers, stream_projections
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
-from teacher_cache.storage.overlay import Draft
-from teacher_cache.teacher.outputs import stream_values
+from teacher_cache.storage.overlay import Overlay
 from teacher_cache.teacher.teacher import Teacher
 
 _MOST_ROWS, _LEAST_ROWS = 64, 8
@@ -58,7 +65,7 @@ class Trial:
 
     def __init__(
         self,
-        draft: Draft,
+        draft: Overlay,
         teacher: Teacher,
         projections: Mapping[int, AttentionProjections],
         rows: Rows,
@@ -135,20 +142,16 @@ class Trial:
         samples = {stream.path: CalibrationSample() for stream in streams}
         fitted = fitted_rows(manifest, wanted)
         held = max(4, _TUNED_TOKENS // manifest.seq_len)
-        views = sorted({stream.view for stream in streams})
-        for first in range(0, wanted, self.batch_rows):
-            part = self.rows.read(first, min(first + self.batch_rows, wanted))
-            for one in run_views(manifest, self.teacher, tuple(streams), part, self.batch_rows, views):
-                for stream in streams:
-                    if stream.view == one.view:
-                        values_BTD = stream_values(stream, one.outputs)
-                        for row, (values_TD, real_T) in enumerate(zip(values_BTD, one.real_BT, strict=True), first):
-                            _add(samples[stream.path], row, values_TD[real_T], row in fitted, row < held)
+        for first, stream, values_BTD, real_BT in run_streams(
+            manifest, self.teacher, streams, self.rows, range(wanted), self.batch_rows
+        ):
+            for row, (values_TD, real_T) in enumerate(zip(values_BTD, real_BT, strict=True), first):
+                _add(samples[stream.path], row, values_TD[real_T], row in fitted, row < held)
         for sample in samples.values():
             sample.check = sample.check or sample.tune
         return samples
 
-    def _sample(self, writer: GroupWriter, missing: list[int], wanted: int) -> Sample:
+    def _sample(self, writer: GroupWriter, missing: list[int], wanted: int) -> MeasuredSample:
         """The first missing rows, coded as the build codes them; what the build does beside the teacher counts less."""
         quantisers = load_quantisers(self.draft, writer.manifest, self.projections)
         sizes: Counter[str] = Counter()
@@ -166,7 +169,7 @@ class Trial:
                 break
         empty = shard_sizes(writer, 0, BlockTargets(writer.manifest, quantisers)) if missing else {}
         seconds = computing + packing / (os.cpu_count() or 1)
-        return Sample(rows=taken, blocks=blocks, bytes_per_array=sizes, empty_bytes=empty, seconds=seconds)
+        return MeasuredSample(rows=taken, blocks=blocks, bytes_per_array=sizes, empty_bytes=empty, seconds=seconds)
 
 
 def fitted_rows(manifest: Manifest, sample: int) -> set[int]:
@@ -191,7 +194,7 @@ def _add(sample: CalibrationSample, row: int, values_ND: torch.Tensor, fitted: b
 
 def shard_sizes(writer: GroupWriter, block: int, targets: BlockTargets) -> dict[str, int]:
     """Bytes of each array's shard of a block. Nothing is written."""
-    return {key.partition("/c/")[0]: len(data) for key, data in writer.encode_block(block, targets.finish())}
+    return {array_of(key): len(data) for key, data in writer.encode_block(block, targets.finish())}
 
 
 def _protocol_bytes(group: Group, missing: list[int], objects: Iterable[str]) -> int:

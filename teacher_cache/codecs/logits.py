@@ -34,7 +34,7 @@ _PLANES = ("low", "middle", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopkTargets:
+class TopkEntries:
     """[P, K] ids and log-probabilities, most probable first, and the log of the mass outside them [P]."""
 
     ids_PK: torch.Tensor
@@ -43,7 +43,7 @@ class TopkTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleTargets:
+class DrawnEntries:
     """[P, K'] drawn ids and how often each was drawn; where a place has fewer than K' distinct ids, the count is 0."""
 
     ids_PK: torch.Tensor
@@ -121,7 +121,7 @@ class TopkCodec:
             CodedArraySpec(name="log_tail", dtype="float16", components=None),
         )
 
-    def encode(self, topk: TopkTargets) -> Coded:
+    def encode(self, topk: TopkEntries) -> Coded:
         """Code P places.
 
         Raises:
@@ -135,9 +135,9 @@ class TopkCodec:
             "log_tail": topk.log_tail_P.to(torch.float16).cpu().numpy(),
         }
 
-    def decode(self, coded: Mapping[str, torch.Tensor]) -> TopkTargets:
+    def decode(self, coded: Mapping[str, torch.Tensor]) -> TopkEntries:
         """What was coded, from tensors on any device: int64 ids, float32 logarithms."""
-        return TopkTargets(
+        return TopkEntries(
             ids_PK=_join_ids(coded, self.vocab_size).T,
             log_probs_PK=LogProbabilityCodec(self.log_probs).decode(coded["log_probs"]),
             log_tail_P=coded["log_tail"].to(torch.float32),
@@ -198,7 +198,7 @@ class SampleCodec:
         start: int,
         stop: int,
         device: str | torch.device,
-    ) -> SampleTargets:
+    ) -> DrawnEntries:
         """Places start..stop of packed draws: int64 ids [P, N] and int32 counts, N being the draws.
 
         `distinct_P` and `entries` hold the places from 0 on; entries behind the last id may follow. The width is the
@@ -213,7 +213,7 @@ class SampleCodec:
         counts_PN = torch.zeros(held_PN.shape, dtype=torch.int32, device=distinct.device)
         gaps_PN.masked_scatter_(held_PN, _join_ids(part, self.vocab_size))
         counts_PN.masked_scatter_(held_PN, part["counts"].to(torch.int32))
-        return SampleTargets(ids_PK=gaps_PN.cumsum(1), counts_PK=counts_PN)
+        return DrawnEntries(ids_PK=gaps_PN.cumsum(1), counts_PK=counts_PN)
 
 
 def refuse_undefined(log_probs: torch.Tensor) -> None:

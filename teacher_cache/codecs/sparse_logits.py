@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.logits import TopkTargets, refuse_undefined
+from teacher_cache.codecs.logits import TopkEntries, refuse_undefined
 from teacher_cache.random_bits import uniform_bits
 
 _IN_CACHE = 2**18
@@ -31,7 +31,7 @@ _DRAW = 3
 """Coordinate of the hash behind those that masking uses at every position, 0 to 2."""
 
 
-def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: float) -> TopkTargets:
+def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: float) -> TopkEntries:
     """The `entries` largest log-softmax values at this temperature, and the log of the rest of the mass.
 
     The tail is summed over the other ids, not taken as 1 - sum(p): the difference of nearly equal numbers would lose
@@ -41,7 +41,7 @@ def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: f
     if logits_PV.device.type == "cpu" and len(logits_PV) > (rows := max(1, _IN_CACHE // logits_PV.shape[1])):
         # several passes over few rows stay in the processor's cache: more than twice as fast
         parts = [topk_log_probabilities(part_PV, entries, temperature) for part_PV in logits_PV.split(rows)]
-        return TopkTargets(
+        return TopkEntries(
             ids_PK=torch.cat([part.ids_PK for part in parts]),
             log_probs_PK=torch.cat([part.log_probs_PK for part in parts]),
             log_tail_P=torch.cat([part.log_tail_P for part in parts]),
@@ -59,7 +59,7 @@ def topk_log_probabilities(logits_PV: torch.Tensor, entries: int, temperature: f
     if entries < logits_PV.shape[1] and bool(lost_P.any()):
         others_PV = shifted_PV[lost_P].scatter(1, ids_PK[lost_P], float("-inf"))
         log_tail_P[lost_P] = torch.logsumexp(others_PV, dim=1) - total_P1[lost_P, 0]
-    return TopkTargets(ids_PK=ids_PK, log_probs_PK=values_PK - values_PK[:, :1] - total_P1, log_tail_P=log_tail_P)
+    return TopkEntries(ids_PK=ids_PK, log_probs_PK=values_PK - values_PK[:, :1] - total_P1, log_tail_P=log_tail_P)
 
 
 def sample_points(

@@ -119,6 +119,10 @@ class Manifest:
         """First row of `block`, and one past its last row."""
         return block * self.block_rows, min((block + 1) * self.block_rows, self.rows)
 
+    def rows_in(self, blocks: Iterable[int]) -> int:
+        """How many rows some blocks have together."""
+        return sum(last - first for first, last in map(self.block_range, blocks))
+
     @property
     def masked_per_row(self) -> int:
         """M: places kept per row for masked positions, max(1, round(mlm_probability * seq_len))."""
@@ -208,8 +212,3 @@ def merge_manifests(manifests: Sequence[Manifest]) -> Manifest:
             merged, targets=merged.targets.united(one.targets), calibration={**merged.calibration, **one.calibration}
         )
     return merged
-
-
-def count_rows(manifest: Manifest, blocks: Iterable[int]) -> int:
-    """Rows in these blocks."""
-    return sum(last - first for first, last in map(manifest.block_range, blocks))

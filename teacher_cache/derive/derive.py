@@ -9,11 +9,9 @@ to other rows of a block, is decoded and coded again, block by block, a block to
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +34,7 @@ from teacher_cache.format.writer import GroupWriter
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
+from teacher_cache.threads import in_threads, writer_threads
 
 _MOST_THREADS = 4
 
@@ -129,12 +128,13 @@ class _Job:
         for writer in writers:
             writer = self._write_constants(writer, found)
             missing = sorted(set(range(manifest.blocks)) - writer.committed())
-            there = manifest.rows - sum(last - first for first, last in map(manifest.block_range, missing))
+            there = manifest.rows - manifest.rows_in(missing)
             self.progress.committed(there, manifest.rows, 0)
-            for commit in self._write_blocks(writer, missing):
-                rows += commit.rows[1] - commit.rows[0]
-                size += sum(digest.size for digest in commit.shards.values())
-                self.progress.committed(there + rows, manifest.rows, size)
+            with closing(self._write_blocks(writer, missing)) as commits:
+                for commit in commits:
+                    rows += commit.rows[1] - commit.rows[0]
+                    size += sum(digest.size for digest in commit.shards.values())
+                    self.progress.committed(there + rows, manifest.rows, size)
             writer.seal()
         return DeriveReport(
             path=path,
@@ -158,19 +158,16 @@ class _Job:
         writer.write_metadata()
         return writer
 
-    def _write_blocks(self, writer: GroupWriter, missing: list[int]) -> Iterator[Commit]:
+    def _write_blocks(self, writer: GroupWriter, missing: list[int]) -> Generator[Commit]:
         """Derive and commit blocks, a few at a time."""
         coders = load_coders(self.source, self.derivation, self.storage)
         deriver = BlockDeriver(self.source, self.derivation, writer.manifest, coders)
-        threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 4))
-        waiting: deque[Future[Commit]] = deque()
-        with ThreadPoolExecutor(threads, thread_name_prefix="derive") as pool:
-            for block in missing:
-                waiting.append(pool.submit(lambda block: writer.write_block(block, deriver.derive(block)), block))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        threads = writer_threads(_MOST_THREADS)
+
+        def write(block: int) -> Commit:
+            return writer.write_block(block, deriver.derive(block))
+
+        return in_threads(write, missing, threads=threads, ahead=threads)
 
 
 def _copy_teacher(reader: CacheReader, storage: Storage) -> None:

@@ -26,7 +26,7 @@ from teacher_cache.contract.targets import nmse_target
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.recode import Coarsening, Coder
 from teacher_cache.derive.rounding import CodedSample
-from teacher_cache.derive.source_rows import Piece, SourceRows, find_rows
+from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.format.transforms import read_projections, read_transform
 from teacher_cache.models.attention import AttentionProjections
@@ -87,14 +87,14 @@ def _projections(source: SourceRows, origin: StreamOrigin) -> AttentionProjectio
     return read_projections(source.reader.storage, origin.target.layer + 1) if origin.target.projected else None
 
 
-def _sample(derivation: Derivation) -> dict[str, list[Piece]]:
+def _sample(derivation: Derivation) -> dict[str, list[SourcePiece]]:
     """Where the rows lie that a build of these rows would fit, tune and check on."""
     rows, found, start = derivation.manifest.rows, {}, 0
     shares = share_rows(rows, derivation.manifest.seq_len, derivation.manifest.teacher.hidden_size)
     for name, count in zip(("fit", "tune", "check"), shares, strict=True):
         # a store of one or two rows has the same rows for everything
         start = min(start, rows - count)
-        found[name] = find_rows(derivation.source, derivation.first + start, derivation.first + start + count)
+        found[name] = find_pieces(derivation.source, derivation.first + start, derivation.first + start + count)
         start += count
     return found
 

@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.fixed import make_codec
-from teacher_cache.codecs.logits import TopkTargets
+from teacher_cache.codecs.logits import TopkEntries
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VectorStream, vector_streams
 from teacher_cache.contract.targets import LogitsSpec
 from teacher_cache.derive.origins import Derivation, StreamOrigin
-from teacher_cache.derive.source_rows import Piece, SourceRows, find_rows
+from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.format.layout import block_arrays, draw_paths, topk_codec
 from teacher_cache.format.packed_streams import pack_stream
 from teacher_cache.format.writer import BlockValues
@@ -48,10 +48,10 @@ Coder = Coarsening | Quantiser
 """What makes the codes of a calibrated stream, from codes or from vectors."""
 
 
-def cut_topk(topk: TopkTargets, entries: int) -> TopkTargets:
+def cut_topk(topk: TopkEntries, entries: int) -> TopkEntries:
     """The first `entries` ids; the mass of the others joins the tail, by log-sum-exp."""
     dropped_PK = torch.cat([topk.log_tail_P[:, None], topk.log_probs_PK[:, entries:]], dim=1)
-    return TopkTargets(
+    return TopkEntries(
         ids_PK=topk.ids_PK[:, :entries],
         log_probs_PK=topk.log_probs_PK[:, :entries],
         log_tail_P=torch.logsumexp(dropped_PK.double(), dim=1).float(),
@@ -82,7 +82,7 @@ class BlockDeriver:
         """
         first, last = self.manifest.block_range(block)
         start = self.derivation.first
-        pieces = find_rows(self.source.manifest, start + first, start + last)
+        pieces = find_pieces(self.source.manifest, start + first, start + last)
         begin, end = self.source.manifest.block_range(pieces[0].block)
         whole = (pieces[0].start, pieces[0].stop) == (0, end - begin) and len(pieces) == 1
         values: BlockValues = {}
@@ -96,13 +96,13 @@ class BlockDeriver:
     def _paths(self, *folders: str) -> list[str]:
         return [path for path in self.specs if path in folders or path.startswith(tuple(f"{one}/" for one in folders))]
 
-    def _shard(self, path: str, pieces: list[Piece]) -> bytes:
+    def _shard(self, path: str, pieces: list[SourcePiece]) -> bytes:
         return self.source.reader.read_shard(path, pieces[0].block)
 
     def _empty(self, path: str) -> NDArray[Any]:
         return np.zeros(self.specs[path].block_shape, dtype=self.specs[path].dtype)
 
-    def _move_rows(self, path: str, pieces: list[Piece]) -> NDArray[Any]:
+    def _move_rows(self, path: str, pieces: list[SourcePiece]) -> NDArray[Any]:
         """An array whose first axis is [W * R]."""
         target, rows = self._empty(path), self.manifest.block_rows
         shape = (-1, rows, *target.shape[1:])
@@ -111,7 +111,7 @@ class BlockDeriver:
             target.reshape(shape)[:, piece.target] = values[:, piece.start : piece.stop]
         return target
 
-    def _move_columns(self, path: str, source_path: str, per_row: int, pieces: list[Piece]) -> NDArray[Any]:
+    def _move_columns(self, path: str, source_path: str, per_row: int, pieces: list[SourcePiece]) -> NDArray[Any]:
         """An array whose last axis is [W * R * per_row]."""
         target = self._empty(path)
         shape = (*target.shape[:-1], -1, self.manifest.block_rows, per_row)
@@ -120,7 +120,7 @@ class BlockDeriver:
             target.reshape(shape)[..., piece.target, :] = values[..., piece.start : piece.stop, :]
         return target
 
-    def _stream(self, origin: StreamOrigin, pieces: list[Piece], whole: bool) -> BlockValues:
+    def _stream(self, origin: StreamOrigin, pieces: list[SourcePiece], whole: bool) -> BlockValues:
         target, source = origin.target.path, origin.source.path
         # by folder name: attention/3/input may come from hidden/2
         paths = {path: source + path.removeprefix(target) for path in self._paths(target)}
@@ -136,7 +136,7 @@ class BlockDeriver:
             }
         return self._recode(origin.target, origin.source, pieces)
 
-    def _codes(self, origin: StreamOrigin, pieces: list[Piece]) -> NDArray[np.int16]:
+    def _codes(self, origin: StreamOrigin, pieces: list[SourcePiece]) -> NDArray[np.int16]:
         """[D, W * R * T] codes of a calibrated stream."""
         coder, stream, positions = self.coders.get(origin.target.path), origin.target, self.manifest.seq_len
         views = self.manifest.views_of(stream.view)
@@ -156,7 +156,7 @@ class BlockDeriver:
             part_DWRT[...] = codes_DWN.reshape(part_DWRT.shape)
         return codes_DWRT.reshape(stream.width, -1)
 
-    def _recode(self, stream: VectorStream, source: VectorStream, pieces: list[Piece]) -> BlockValues:
+    def _recode(self, stream: VectorStream, source: VectorStream, pieces: list[SourcePiece]) -> BlockValues:
         """A stream in another fixed precision; padding is zeros and stays so."""
         codec, positions = make_codec(stream.codec), self.manifest.seq_len
         coded = {spec.name: self._empty(f"{stream.path}/{spec.name}") for spec in codec.arrays(stream.width)}
@@ -167,7 +167,7 @@ class BlockDeriver:
                     coded[name][..., first : first + len(values_ND)] = values
         return {f"{stream.path}/{name}": values for name, values in coded.items()}
 
-    def _logits(self, pieces: list[Piece], whole: bool) -> BlockValues:
+    def _logits(self, pieces: list[SourcePiece], whole: bool) -> BlockValues:
         spec, before = self.manifest.targets.logits, self.source.manifest.targets.logits
         if spec is None or before is None:
             return {}
@@ -184,7 +184,7 @@ class BlockDeriver:
         }
         return values | {path: self._move_draws(path, pieces) for path in ragged}
 
-    def _move_draws(self, path: str, pieces: list[Piece]) -> NDArray[Any]:
+    def _move_draws(self, path: str, pieces: list[SourcePiece]) -> NDArray[Any]:
         """An array [W, room] of what lies place after place, as many entries each as `distinct` says."""
         target, places = self._empty(path), self.manifest.masked_per_row
         held_W = np.zeros(len(target), dtype=np.int64)
@@ -198,7 +198,7 @@ class BlockDeriver:
                 held_W[view] += size
         return target
 
-    def _cut_logits(self, spec: LogitsSpec, before: LogitsSpec, pieces: list[Piece]) -> BlockValues:
+    def _cut_logits(self, spec: LogitsSpec, before: LogitsSpec, pieces: list[SourcePiece]) -> BlockValues:
         """Fewer ids, or log-probabilities in another codec. Places without a masked position stay zeros."""
         codec, decoder = topk_codec(self.manifest, spec), topk_codec(self.source.manifest, before)
         coded = {one.name: self._empty(f"logits/{one.name}") for one in codec.arrays()}

@@ -23,7 +23,7 @@ from teacher_cache.read.reader import CacheReader
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class SourcePiece:
     """Rows start..stop of a block of the source, which lie from row `to` on where they are going."""
 
     block: int
@@ -37,13 +37,13 @@ class Piece:
         return slice(self.to, self.to + self.stop - self.start)
 
 
-def find_rows(manifest: Manifest, first: int, last: int) -> list[Piece]:
+def find_pieces(manifest: Manifest, first: int, last: int) -> list[SourcePiece]:
     """Where rows first..last of a store lie."""
     found = []
     for block in range(first // manifest.block_rows, -(-last // manifest.block_rows)):
         begin, end = manifest.block_range(block)
         start, stop = max(first, begin), min(last, end)
-        found.append(Piece(block=block, start=start - begin, stop=stop - begin, to=start - first))
+        found.append(SourcePiece(block=block, start=start - begin, stop=stop - begin, to=start - first))
     return found
 
 
@@ -54,13 +54,13 @@ class SourceRows:
         self.reader = reader
         self.manifest = reader.manifest
 
-    def padding(self, piece: Piece) -> NDArray[np.bool_]:
+    def padding(self, piece: SourcePiece) -> NDArray[np.bool_]:
         """[N]: True where a token of these rows is padding."""
         length_R = self.reader.load_array("length", piece.block)[piece.start : piece.stop]
         padding_RT: NDArray[np.bool_] = np.arange(self.manifest.seq_len) >= length_R[:, None]
         return padding_RT.ravel()
 
-    def codes(self, stream: VectorStream, piece: Piece) -> NDArray[np.int16]:
+    def codes(self, stream: VectorStream, piece: SourcePiece) -> NDArray[np.int16]:
         """[D, W, N] codes of a calibrated stream."""
         assert stream.calibration is not None
         positions, views = self.manifest.seq_len, self.manifest.views_of(stream.view)
@@ -81,7 +81,7 @@ class SourceRows:
             codes_DWN[component[here], view, token[here] - start] = value_WE[view, :count][here]
         return codes_DWN
 
-    def values(self, stream: VectorStream, piece: Piece) -> Iterator[torch.Tensor]:
+    def values(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:
         """[N, D] vectors of a stream in a fixed precision, view by view."""
         codec, positions = make_codec(stream.codec), self.manifest.seq_len
         coded = {

@@ -126,6 +126,11 @@ def shard_key(spec: ArraySpec, block: int) -> str:
     return "/".join([spec.path, "c", str(block), *("0" for _ in spec.block_shape)])
 
 
+def array_of(key: str) -> str:
+    """The path of the array whose shard lies under a key."""
+    return key.partition("/c/")[0]
+
+
 def list_commit_hashes(hashes: Sequence[str]) -> bytes:
     """The list of a group's commits by the hash of each."""
     return "".join(f"{digest}  {commit_key(block)}\n" for block, digest in enumerate(hashes)).encode()

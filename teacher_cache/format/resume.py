@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from teacher_cache.contract.manifest import Manifest, merge_manifests
 from teacher_cache.contract.targets import TargetSpecs, describe_targets
@@ -35,6 +34,7 @@ from teacher_cache.format.protocol import (
 )
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.storage.base import Storage
+from teacher_cache.wording import or_nothing
 
 
 def is_empty(storage: Storage, group: Group) -> bool:
@@ -157,7 +157,7 @@ def _refuse_differences(storage: Storage, groups: Iterable[Group], wanted: Manif
     have = merge_manifests([group.manifest for group in groups])
     differences = have.differences(wanted)
     lines = "".join(
-        f"\n  {name}: the store has {_said(mine)}, this command asks for {_said(theirs)}"
+        f"\n  {name}: the store has {or_nothing(mine)}, this command asks for {or_nothing(theirs)}"
         for name, mine, theirs in differences
     )
     names = {name for name, _, _ in differences}
@@ -172,7 +172,3 @@ def _refuse_differences(storage: Storage, groups: Iterable[Group], wanted: Manif
             f"{storage.location!r} is {state} store with other settings:{lines}\nMixing them would train on wrong "
             f"targets; repeat the settings of the store, or choose another --out{hints}"
         )
-
-
-def _said(value: Any) -> str:
-    return "nothing" if value is None else repr(value)

@@ -76,7 +76,7 @@ def decode_shard(spec: ArraySpec, data: bytes, part: tuple[slice, ...] | None = 
     return values
 
 
-class _Piece(NamedTuple):
+class _ChunkSpan(NamedTuple):
     """What the result takes from one inner chunk, the number of which is its place in the index."""
 
     number: int
@@ -101,7 +101,7 @@ def _bounds(spec: ArraySpec, part: tuple[slice, ...] | None) -> list[tuple[int, 
     return bounds
 
 
-def _pieces(spec: ArraySpec, bounds: list[tuple[int, int]]) -> Iterator[_Piece]:
+def _pieces(spec: ArraySpec, bounds: list[tuple[int, int]]) -> Iterator[_ChunkSpan]:
     """The chunks that a part touches, in the order of the index."""
     axes = []
     chunks = 1  # of a step along the axis
@@ -116,7 +116,7 @@ def _pieces(spec: ArraySpec, bounds: list[tuple[int, int]]) -> Iterator[_Piece]:
         chunks *= length // chunk
     for on_axes in itertools.product(*reversed(axes)):
         numbers, targets, sources, wholes = zip(*on_axes, strict=True)
-        yield _Piece(sum(numbers), targets, sources, all(wholes))
+        yield _ChunkSpan(sum(numbers), targets, sources, all(wholes))
 
 
 def _read_index(spec: ArraySpec, data: bytes) -> tuple[list[list[int]], int]:
@@ -132,7 +132,7 @@ def _read_index(spec: ArraySpec, data: bytes) -> tuple[list[list[int]], int]:
     return entries, end
 
 
-def _frame(piece: _Piece, entry: list[int], data: bytes, end: int, chunk_bytes: int) -> bytes:
+def _frame(piece: _ChunkSpan, entry: list[int], data: bytes, end: int, chunk_bytes: int) -> bytes:
     """The zstd frame of a chunk, checked as far as it can be without decompressing it."""
     offset, size = entry
     if offset == _MISSING:
@@ -165,7 +165,7 @@ def _content_bytes(frame: bytes) -> int | None:
     return int.from_bytes(frame[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def _decompress(piece: _Piece, frame: bytes, target: NDArray[Any]) -> None:
+def _decompress(piece: _ChunkSpan, frame: bytes, target: NDArray[Any]) -> None:
     try:
         zstd.decompress(frame, target)
     except RuntimeError as error:

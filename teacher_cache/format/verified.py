@@ -31,15 +31,15 @@ from teacher_cache.format.protocol import (
     wrong_size,
 )
 from teacher_cache.storage.base import Storage
-from teacher_cache.storage.local_cache import LocalCopies
+from teacher_cache.storage.local_cache import LocalCache
 
 _COMMITS_KEPT = 16
 
 
-class SealedObjects:
+class VerifiedObjects:
     """Objects of these groups. With `copies`, shards, commits and their lists are kept and read there."""
 
-    def __init__(self, storage: Storage, groups: Sequence[Group], copies: LocalCopies | None = None) -> None:
+    def __init__(self, storage: Storage, groups: Sequence[Group], copies: LocalCache | None = None) -> None:
         self.storage = storage
         self.arrays: dict[str, tuple[Group, ArraySpec]] = {}
         """Every array by path, and the group that it is read from."""

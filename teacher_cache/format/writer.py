@@ -38,6 +38,7 @@ from teacher_cache.format.protocol import (
     Commit,
     ObjectDigest,
     Seal,
+    array_of,
     commit_key,
     digest_object,
     list_commit_hashes,
@@ -132,7 +133,7 @@ class GroupWriter:
         totals = dict.fromkeys(self.group.arrays, 0)
         for commit in commits.values():
             for key, digest in commit.shards.items():
-                totals[key.partition("/c/")[0]] += digest.size
+                totals[array_of(key)] += digest.size
         listed = list_commit_hashes([ObjectDigest.of(commits[block].to_bytes()).sha256 for block in sorted(commits)])
         objects = self._digest_objects(sizes) | {self.group.prefix + COMMIT_HASHES: ObjectDigest.of(listed)}
         seal = Seal(

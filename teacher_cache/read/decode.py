@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.fixed import make_codec
-from teacher_cache.codecs.logits import SampleTargets
+from teacher_cache.codecs.logits import DrawnEntries
 from teacher_cache.codecs.nmse import Transform
 from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.batch import (
@@ -219,7 +219,7 @@ class RowDecoder:
             log_tail_BM=topk.log_tail_P.reshape(shape),
         )
 
-    def _draws(self, spec: LogitsSpec, start: int, stop: int) -> SampleTargets:
+    def _draws(self, spec: LogitsSpec, start: int, stop: int) -> DrawnEntries:
         """What was drawn at places start..stop of the view."""
         entries = {name: self.coded.on_host(path) for name, path in draw_paths(self.manifest, spec).items()}
         codec = sample_codec(self.manifest, spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def describe_store(path: str | Path) -> StoreInfo:
         for group in groups
         for array, spec in group.arrays.items()
     }
-    rows = {prefix: _rows_of(manifest, blocks) for prefix, blocks in whole.items()}
+    rows = {prefix: manifest.rows_in(blocks) for prefix, blocks in whole.items()}
     return StoreInfo(
         path=str(path),
         manifest=manifest,
@@ -109,10 +108,6 @@ def describe_store(path: str | Path) -> StoreInfo:
         rows_per_array={array: rows[group.prefix] for group in groups for array in group.arrays},
         other_bytes=sum(sizes.values()) - sum(bytes_per_array.values()),
     )
-
-
-def _rows_of(manifest: Manifest, blocks: Iterable[int]) -> int:
-    return sum(last - first for first, last in map(manifest.block_range, blocks))
 
 
 def _describe_group(group: Group, whole: set[int]) -> GroupInfo:

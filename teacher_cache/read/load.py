@@ -18,7 +18,7 @@ from teacher_cache.contract.targets import View
 from teacher_cache.format.layout import ROW_ARRAYS, ArraySpec, has_rows_first, ragged_count
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.shards import decode_shard
-from teacher_cache.format.verified import SealedObjects
+from teacher_cache.format.verified import VerifiedObjects
 from teacher_cache.read.decode import CodedBlock, in_view
 
 _PER_ROW = {"input_ids", *(name for name, _ in ROW_ARRAYS)}
@@ -27,7 +27,7 @@ _PER_ROW = {"input_ids", *(name for name, _ in ROW_ARRAYS)}
 class BlockLoader:
     """Loads blocks of one store. `manifest` is that of all its groups together."""
 
-    def __init__(self, manifest: Manifest, objects: SealedObjects) -> None:
+    def __init__(self, manifest: Manifest, objects: VerifiedObjects) -> None:
         self._manifest = manifest
         self._objects = objects
 

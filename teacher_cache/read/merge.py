@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
-from typing import Any
 
 from teacher_cache.contract.manifest import CorpusRecord, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
+from teacher_cache.wording import or_nothing
 
-Part = tuple[str, Manifest]
+NamedManifest = tuple[str, Manifest]
 """A store's path and its manifest."""
 MAY_DIFFER = frozenset({"corpus", "number of rows (--max-rows)", "first row (--part)", "--block-rows", "--seed"})
 """Entries of a store's identity that need not be the same in every part."""
 
 
-def merge_parts(parts: Sequence[Part]) -> Manifest:
+def merge_parts(parts: Sequence[NamedManifest]) -> Manifest:
     """The first part's manifest with the rows of all and, of several texts, a record of all of them.
 
     Raises:
@@ -35,18 +35,20 @@ def merge_parts(parts: Sequence[Part]) -> Manifest:
     return replace(manifests[0], rows=sum(manifest.rows for manifest in manifests), corpus=_merge_texts(manifests))
 
 
-def _check_match(one: Part, other: Part) -> None:
+def _check_match(one: NamedManifest, other: NamedManifest) -> None:
     differences = [entry for entry in one[1].differences(other[1]) if entry[0] not in MAY_DIFFER]
     if differences:
-        lines = "".join(f"\n  {name}: {_said(mine)} and {_said(theirs)}" for name, mine, theirs in differences)
+        lines = "".join(
+            f"\n  {name}: {or_nothing(mine)} and {or_nothing(theirs)}" for name, mine, theirs in differences
+        )
         raise StoreError(
             f"{one[0]!r} and {other[0]!r} do not match:{lines}\nA student cannot learn from both at once; give stores "
             "that the same teacher and the same settings made"
         )
 
 
-def _check_rows(parts: Sequence[Part]) -> None:
-    def place(part: Part) -> tuple[str, int]:
+def _check_rows(parts: Sequence[NamedManifest]) -> None:
+    def place(part: NamedManifest) -> tuple[str, int]:
         return part[1].corpus.fingerprint, part[1].first_row
 
     for _, group in groupby(sorted(parts, key=place), key=lambda part: part[1].corpus.fingerprint):
@@ -54,7 +56,7 @@ def _check_rows(parts: Sequence[Part]) -> None:
             _check_pair(one, other)
 
 
-def _check_pair(one: Part, other: Part) -> None:
+def _check_pair(one: NamedManifest, other: NamedManifest) -> None:
     """Two parts of one text, of which `other` does not start before `one`."""
     (path, mine), (other_path, theirs) = one, other
     mend = "leave one of them out, or build both with the same --seed and a --part each, such as 1/2 and 2/2"
@@ -82,7 +84,3 @@ def _merge_texts(manifests: Sequence[Manifest]) -> CorpusRecord:
         tokens=sum(text.tokens for text in texts),
         rows=sum(text.rows for text in texts),
     )
-
-
-def _said(value: Any) -> str:
-    return "nothing" if value is None else repr(value)

@@ -9,7 +9,7 @@ that hold the same rows twice, are refused. Cost: opening every store once. Noth
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from glob import glob, has_magic
@@ -30,10 +30,10 @@ from teacher_cache.read.decode import CodedBlock
 from teacher_cache.read.merge import merge_parts
 from teacher_cache.read.missing import check_request, check_rotated
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.storage.local_cache import open_copies
+from teacher_cache.storage.local_cache import open_local_cache
+from teacher_cache.wording import some
 
 REMOTE = "://"
-_NAMED = 3
 
 
 class CacheSource(Protocol):
@@ -90,7 +90,7 @@ def open_caches(
         StoreError: one of them cannot be opened, a glob matches nothing, they do not go together, or there can be no
             such folder.
     """
-    copies = open_copies(local_cache, gib=local_cache_gib)
+    copies = open_local_cache(local_cache, gib=local_cache_gib)
     readers = [
         CacheReader.open(location, copies=copies if REMOTE in location else None)
         for location in expand_locations(locations)
@@ -143,7 +143,7 @@ class CachePool:
         """
         self.manifest = merge_parts([(reader.path, reader.manifest) for reader in readers])
         self.parts: tuple[CacheReader, ...] = tuple(readers)
-        self.path = _name(reader.path for reader in self.parts)
+        self.path = some([reader.path for reader in self.parts], 3)
         self._first_blocks = [0, *accumulate(len(part.block_bounds) - 1 for part in self.parts)]
         self._rotations: dict[int, Transform | None] = {}
         self._first_rows = [0, *accumulate(part.rows for part in self.parts)]
@@ -237,12 +237,6 @@ class CachePool:
         """The part that holds a block of the pool, and the block's number there."""
         place = bisect_right(self._first_blocks, block) - 1
         return self.parts[place], block - self._first_blocks[place]
-
-
-def _name(paths: Iterable[str]) -> str:
-    names = list(paths)
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def _same_coordinates(one: Transform | None, other: Transform | None) -> bool:

@@ -26,13 +26,13 @@ from teacher_cache.errors import StoreError, TargetsError
 from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.format.transforms import read_projections, read_transform
-from teacher_cache.format.verified import SealedObjects
+from teacher_cache.format.verified import VerifiedObjects
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.read.decode import CodedBlock, RowDecoder
 from teacher_cache.read.load import BlockLoader
 from teacher_cache.read.missing import check_request, check_rotated
 from teacher_cache.storage.base import Storage, open_storage
-from teacher_cache.storage.local_cache import LocalCopies
+from teacher_cache.storage.local_cache import LocalCache
 
 
 class CacheReader:
@@ -43,7 +43,7 @@ class CacheReader:
         storage: Storage,
         groups: Sequence[Group],
         left_out: Sequence[Group] = (),
-        copies: LocalCopies | None = None,
+        copies: LocalCache | None = None,
     ) -> None:
         """Read these groups; `left_out` are those of the store that are not to be read, for messages."""
         self.path = storage.location
@@ -54,14 +54,14 @@ class CacheReader:
         )
         self._groups = groups
         self._left_out = left_out
-        self._objects = SealedObjects(storage, groups, copies)
+        self._objects = VerifiedObjects(storage, groups, copies)
         self._loader = BlockLoader(self.manifest, self._objects)
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
 
     @classmethod
     def open(
-        cls, location: str | Path, *, allow_unsealed: bool = False, copies: LocalCopies | None = None
+        cls, location: str | Path, *, allow_unsealed: bool = False, copies: LocalCache | None = None
     ) -> CacheReader:
         """Open a store. Added targets that are not finished are left out, and those that cannot be read without them.
 
@@ -79,7 +79,7 @@ class CacheReader:
         *,
         allow_unsealed: bool = False,
         complete: Collection[str] = (),
-        copies: LocalCopies | None = None,
+        copies: LocalCache | None = None,
     ) -> CacheReader:
         """`open` for a storage that is at hand. `complete` are prefixes of groups that only lack their seal."""
         groups = read_groups(storage)

@@ -61,7 +61,7 @@ class LocalStorage:
     @contextmanager
     def _replacing(self, key: str) -> Iterator[IO[bytes]]:
         target = self._root / key
-        with self._clear_errors():
+        with self._explain_errors():
             # deepest first; their names have to reach the disk like the file's
             new = list(takewhile(lambda folder: not folder.exists(), target.parents))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class LocalStorage:
                 flush_to_disk(folder)
 
     def delete(self, key: str) -> None:
-        with self._clear_errors():
+        with self._explain_errors():
             (self._root / key).unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> dict[str, int]:
@@ -104,7 +104,7 @@ class LocalStorage:
 
         File systems that know no locks are not protected.
         """
-        with self._clear_errors():
+        with self._explain_errors():
             self._root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -121,7 +121,7 @@ class LocalStorage:
             os.close(descriptor)
 
     def remove_unfinished(self) -> None:
-        with self._clear_errors():
+        with self._explain_errors():
             for path in list(self._root.rglob(f"*{PARTIAL}")):
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -131,7 +131,7 @@ class LocalStorage:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         with (
-            self._clear_errors(),
+            self._explain_errors(),
             tempfile.TemporaryDirectory(dir=self._root, suffix=PARTIAL, ignore_cleanup_errors=True) as folder,
         ):
             yield Path(folder)
@@ -146,7 +146,7 @@ class LocalStorage:
         return self._root / prefix
 
     @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         """Say what to do when the disk is full or may not be written."""
         try:
             yield

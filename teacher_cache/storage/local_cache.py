@@ -43,7 +43,7 @@ class _Copy(NamedTuple):
     path: Path
 
 
-class LocalCopies:
+class LocalCache:
     """A folder of copies, at most `limit_bytes` of them. Thread-safe.
 
     Raises:
@@ -147,13 +147,13 @@ class LocalCopies:
         return self._folder / sha256[:2] / sha256
 
 
-def open_copies(folder: str | None, *, gib: float) -> LocalCopies | None:
+def open_local_cache(folder: str | None, *, gib: float) -> LocalCache | None:
     """A folder of copies, None where none is named.
 
     Raises:
         StoreError: there can be no such folder.
     """
-    return None if folder is None else LocalCopies(folder, int(gib * 2**30))
+    return None if folder is None else LocalCache(folder, int(gib * 2**30))
 
 
 def _read_number(file: int) -> int | None:

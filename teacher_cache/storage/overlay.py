@@ -14,7 +14,7 @@ from pathlib import Path
 from teacher_cache.storage.base import Storage
 
 
-class Draft:
+class Overlay:
     """A `Storage` on top of another one, which it never changes."""
 
     def __init__(self, base: Storage) -> None:

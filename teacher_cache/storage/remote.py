@@ -91,7 +91,7 @@ class RemoteStorage:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        with _clear_errors(), tempfile.TemporaryDirectory(prefix="kdcache-", ignore_cleanup_errors=True) as folder:
+        with _explain_errors(), tempfile.TemporaryDirectory(prefix="kdcache-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def free_bytes(self) -> int | None:
@@ -99,7 +99,7 @@ class RemoteStorage:
 
     def folder(self, prefix: str) -> Path:
         below = f"{prefix.rstrip('/')}/" if prefix else ""
-        with _clear_errors():
+        with _explain_errors():
             top = Path(tempfile.mkdtemp(prefix="kdcache-"))
             weakref.finalize(self, shutil.rmtree, top, ignore_errors=True)
             for key in self.list(below):
@@ -116,7 +116,7 @@ def _belongs(key: str) -> bool:
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def _explain_errors() -> Iterator[None]:
     """Say what to do when the local disk is full."""
     try:
         yield

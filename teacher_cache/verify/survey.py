@@ -26,6 +26,7 @@ from teacher_cache.format.protocol import (
     Commit,
     ObjectDigest,
     Seal,
+    array_of,
     commit_key,
     parse_manifest,
     read_commit_hashes,
@@ -36,7 +37,7 @@ from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
 from teacher_cache.verify.unfinished import check_unsealed
 
-Part = Literal["manifest", "seal", "commit", "shard", "metadata", "constant", "teacher"]
+ObjectKind = Literal["manifest", "seal", "commit", "shard", "metadata", "constant", "teacher"]
 """What an object is: `metadata` is the zarr.json of an array or of a group of arrays."""
 
 
@@ -45,7 +46,7 @@ class Finding:
     """One object that is not what it should be. `array` and `block` say what it belongs to, if to one."""
 
     key: str
-    part: Part
+    part: ObjectKind
     group: str
     array: str | None = None
     block: int | None = None
@@ -74,7 +75,7 @@ class Expected:
 
     key: str
     digest: ObjectDigest
-    part: Part
+    part: ObjectKind
     group: str
     array: str | None = None
     block: int | None = None
@@ -122,7 +123,7 @@ class Survey:
         commits = self._read_commits()
         for block, commit in commits.items():
             for key, digest in commit.shards.items():
-                self.expected.append(Expected(key, digest, "shard", self.name, key.partition("/c/")[0], block))
+                self.expected.append(Expected(key, digest, "shard", self.name, array_of(key), block))
         if self.group is not None:
             arrays = self.group.arrays.values()
             self.accounted |= {shard_key(spec, block) for spec in arrays for block in range(self.blocks)}
@@ -143,7 +144,7 @@ class Survey:
         for key, what in found.items():
             self._find(key, self._part_of(key), what)
 
-    def _find(self, key: str, part: Part, what: str, block: int | None = None) -> None:
+    def _find(self, key: str, part: ObjectKind, what: str, block: int | None = None) -> None:
         self.findings.append(Finding(key=key, part=part, group=self.name, block=block, what=what))
 
     def _read_seal(self) -> Seal | None:
@@ -219,7 +220,7 @@ class Survey:
             totals = dict.fromkeys(seal.bytes_per_array, 0)
             for commit in commits.values():
                 for key, digest in commit.shards.items():
-                    array = key.partition("/c/")[0]
+                    array = array_of(key)
                     totals[array] = totals.get(array, 0) + digest.size
             if totals != dict(seal.bytes_per_array):
                 self._find(self.prefix + SEAL, "seal", "counts other bytes than the commits")
@@ -236,7 +237,7 @@ class Survey:
         else:
             self.expected += [Expected(key, digest, "teacher", self.name) for key, digest in files.items()]
 
-    def _part_of(self, key: str) -> Part:
+    def _part_of(self, key: str) -> ObjectKind:
         """What an object is that is neither commit nor shard nor the seal itself."""
         if key == self.prefix + COMMIT_HASHES:
             return "seal"

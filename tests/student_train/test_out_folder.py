@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from student_train.out_folder import clear_write_errors
+from student_train.out_folder import explain_write_errors
 from teacher_cache.errors import SpaceError, TrainingError
 
 FULL = Path("/dev/full")
@@ -16,23 +16,23 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /d
 @needs_full
 def test_a_full_disk_while_writing_a_file():
     told = r"'OUT' \(No space left on device\).*safe; free some space.*--resume auto"
-    with pytest.raises(SpaceError, match=told), clear_write_errors(Path("OUT")), FULL.open("w") as stream:
+    with pytest.raises(SpaceError, match=told), explain_write_errors(Path("OUT")), FULL.open("w") as stream:
         stream.write("text")
 
 
 @needs_full
 def test_a_full_disk_while_torch_writes_though_it_hides_the_number():
-    with pytest.raises(SpaceError, match="free some space"), clear_write_errors(Path("OUT")):
+    with pytest.raises(SpaceError, match="free some space"), explain_write_errors(Path("OUT")):
         torch.save({"weight": torch.zeros(1000)}, FULL)
 
 
 def test_what_safetensors_cannot_write_is_told_by_its_number(tmp_path):
     (tmp_path / "file").touch()
     told = r"cannot write 'OUT' \(Not a directory\).*--out"
-    with pytest.raises(TrainingError, match=told), clear_write_errors(Path("OUT")):
+    with pytest.raises(TrainingError, match=told), explain_write_errors(Path("OUT")):
         save_file({"weight": torch.zeros(1)}, tmp_path / "file" / "model.safetensors")
 
 
 def test_other_errors_keep_their_meaning():
-    with pytest.raises(RuntimeError, match="shapes differ"), clear_write_errors(Path("OUT")):
+    with pytest.raises(RuntimeError, match="shapes differ"), explain_write_errors(Path("OUT")):
         raise RuntimeError("shapes differ")

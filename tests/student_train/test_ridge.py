@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from student_train.ridge import LinearMap, Moments, Statistics, fit_ridge, normalised_error, pool, ridge_errors
+from student_train.ridge import LinearMap, PairMoments, Statistics, fit_ridge, normalised_error, pool, ridge_errors
 from tests.plain_ridge import plain_ridge_error
 
 
@@ -18,7 +18,7 @@ def correlated(count: int, width: int, seed: int) -> torch.Tensor:
 
 
 def statistics_of(x: torch.Tensor, y: torch.Tensor, batch: int = 17) -> Statistics:
-    moments = Moments(x.shape[1], y.shape[1])
+    moments = PairMoments(x.shape[1], y.shape[1])
     for part_x, part_y in zip(x.split(batch), y.split(batch), strict=True):
         moments.add(part_x, part_y)
     return moments.statistics()

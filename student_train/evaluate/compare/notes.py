@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from student_train.evaluate.compare.rows import Row, other_differences
 from student_train.evaluate.run_records import RunRecords, TimingSetup
+from teacher_cache.wording import some
 
 _OF_THE_STUDENT = ("student", "weights", "config", "tokenizer")
-_LISTED = 6
 
 
 def comparison_notes(
@@ -46,23 +46,23 @@ def _missing(
     stale = {name for run in runs for name in run.stale}
     for name in sorted(stale):
         owners = [run.path for run in runs if name in run.stale]
-        yield f"{name} of {_list(owners)} is of other weights than those that lie there now and was left out"
+        yield f"{name} of {some(owners)} is of other weights than those that lie there now and was left out"
     unknown = [run.path for run in runs if not run.provenance]
     if unknown:
-        yield f"no provenance.json in {_list(unknown)}: not trained by kdtrain, so method, mapping and init are unknown"
+        yield f"no provenance.json in {some(unknown)}: not trained by kdtrain, so method, mapping and init are unknown"
     without = [run.path for run in runs if run.fidelity is None and run.provenance]
     if without:
-        yield f"no fidelity of {_list(without)}: run `kdeval fidelity --student RUN --cache CACHE`"
+        yield f"no fidelity of {some(without)}: run `kdeval fidelity --student RUN --cache CACHE`"
     if not tasks:
         yield "no scores of any run: run `kdeval finetune --student RUN --task TASK`"
     for task in tasks:
         without = [run.path for run in runs if task not in run.tasks]
         if without:
-            yield f"no {task} of {_list(without)}: run `kdeval finetune --student RUN --task {task}`"
+            yield f"no {task} of {some(without)}: run `kdeval finetune --student RUN --task {task}`"
     without = [run.path for row in rows for run in row.runs if row.name not in timed]
     if without:
         what = "" if setup is None else f" ({setup})"
-        yield f"no latency{what} of {_list(without)}: run `kdeval latency --student RUN --teacher TEACHER`"
+        yield f"no latency{what} of {some(without)}: run `kdeval latency --student RUN --teacher TEACHER`"
 
 
 def _training(rows: Sequence[Row]) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _training(rows: Sequence[Row]) -> Iterator[str]:
             if run.provenance:
                 caches[str(run.provenance["cache"].get("identity_sha256"))[:12]].append(run.path)
     if len(caches) > 1:
-        yield "trainings read different caches: " + "; ".join(f"{_list(names)} {key}" for key, names in caches.items())
+        yield "trainings read different caches: " + "; ".join(f"{some(names)} {key}" for key, names in caches.items())
 
 
 def _unlike(what: str, runs: Iterable[RunRecords], answer: Callable[[RunRecords], str | None]) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _unlike_values(what: str, values: Mapping[str, str]) -> Iterator[str]:
     for path, value in values.items():
         owners[value].append(path)
     if len(owners) > 1:
-        yield f"{what}: " + "; ".join(f"{_list(names)}: {value}" for value, names in owners.items())
+        yield f"{what}: " + "; ".join(f"{some(names)}: {value}" for value, names in owners.items())
 
 
 def _measured_rows(run: RunRecords) -> str | None:
@@ -147,8 +147,3 @@ def _recipe(run: RunRecords, task: str) -> dict[str, str]:
         for name, value in part.items()
         if kind != " data" or name not in _OF_THE_STUDENT
     }
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

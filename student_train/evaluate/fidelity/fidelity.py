@@ -80,7 +80,7 @@ def measure_fidelity(
             f"student {str(student)!r} can be compared with nothing in {reader.path!r} ({'; '.join(plan.notes)}): "
             "build a cache with --targets that the student can be measured on"
         )
-    measurement = Measurement(plan, loaded, temperature=reader.manifest.temperature)
+    measurement = FidelitySums(plan, loaded, temperature=reader.manifest.temperature)
     with torch.inference_mode():
         done, total = 0, count_rows(plan.rows)
         for block, start, stop in block_pieces(reader.block_bounds, plan.rows).tolist():
@@ -118,7 +118,7 @@ def _fingerprints(reader: CacheSource, folder: Path) -> dict[str, str]:
 
 
 def _add_block(
-    measurement: Measurement, reader: CacheSource, block: int, rows: range, view: View, batch_size: int, device: str
+    measurement: FidelitySums, reader: CacheSource, block: int, rows: range, view: View, batch_size: int, device: str
 ) -> None:
     """Read a block once and decode it in batches."""
     coded = reader.load_block(block, measurement.plan.request, view)
@@ -128,7 +128,7 @@ def _add_block(
         measurement.add(view, reader.decode(coded, first - offset, last - offset, device), first)
 
 
-class Measurement:
+class FidelitySums:
     """The sums behind a report, batch by batch."""
 
     def __init__(self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.data.split import Rows, count_rows, share_out, split_rows
+from student_train.data.split import RowRanges, count_rows, share_out, split_rows
 from student_train.evaluate.fidelity.own_record import (
     expected_count,
     held_out_by_store,
@@ -50,7 +50,7 @@ class HiddenPair:
 class FidelityPlan:
     """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report."""
 
-    rows: Rows
+    rows: RowRanges
     held_out: bool
     relations: tuple[RelationPair, ...]
     hidden: tuple[HiddenPair, ...]
@@ -110,7 +110,7 @@ def plan_fidelity(
 
 def _rows(
     stores: Sequence[tuple[str, int]], provenance: Mapping[str, Any], limit: int | None, notes: list[str]
-) -> tuple[Rows, bool]:
+) -> tuple[RowRanges, bool]:
     """The last rows of each store: those that the training held out, or as many as it would by default."""
     sizes = [rows for _, rows in stores]
     kept = held_out_by_store(provenance)

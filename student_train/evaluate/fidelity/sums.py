@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from student_train.data.split import Rows, abreast
+from student_train.data.split import RowRanges, abreast
 from student_train.evaluate.fidelity.plan import HiddenPair, RelationPair
 from student_train.evaluate.fidelity.records import DistributionFidelity, HiddenFidelity, RelationFidelity
 from student_train.losses.distributions import SampledTargets, Targets, logits_loss
@@ -17,7 +17,7 @@ from student_train.losses.relations import one_relation_loss
 from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.methods.base import StudentOutputs
 from student_train.methods.od import flat_targets
-from student_train.ridge import Moments, fit_ridge, normalised_error
+from student_train.ridge import PairMoments, fit_ridge, normalised_error
 from teacher_cache.contract.batch import TargetBatch
 from teacher_cache.contract.streams import VECTORS
 
@@ -57,17 +57,17 @@ class HiddenSum:
     middle. Of several stores, each gives half of its rows.
     """
 
-    def __init__(self, pair: HiddenPair, rows: Rows) -> None:
+    def __init__(self, pair: HiddenPair, rows: RowRanges) -> None:
         self.pair = pair
         self._places = abreast(rows)
-        self._moments: tuple[Moments, Moments, Moments] | None = None
+        self._moments: tuple[PairMoments, PairMoments, PairMoments] | None = None
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
         """Count the real positions of a batch."""
         student_BTD, teacher_BTD = outputs.hidden[self.pair.student_layer], targets.hidden[self.pair.teacher_layer]
         if self._moments is None:
             widths = student_BTD.shape[-1], teacher_BTD.shape[-1]
-            first, second, third = (Moments(*widths, student_BTD.device) for _ in range(3))
+            first, second, third = (PairMoments(*widths, student_BTD.device) for _ in range(3))
             self._moments = first, second, third
         part_BT = self._part_BT(targets, first_row)
         for part, moments in enumerate(self._moments):

@@ -26,7 +26,7 @@ from student_train.evaluate.latency.benches import Bench, BenchPlan, Pass, list_
 from student_train.evaluate.latency.models import TimedModel, load_timed
 from student_train.evaluate.latency.onnx_export import INSTALL, export_onnx, missing_packages
 from student_train.evaluate.latency.records import LatencyReport, Measurement
-from student_train.evaluate.latency.schedule import LEAST_RUNS, Plan, Size, plan_sizes
+from student_train.evaluate.latency.schedule import LEAST_RUNS, Schedule, Size, plan_sizes
 from student_train.evaluate.latency.settings import BACKENDS, LatencySettings
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.wording import format_duration
@@ -152,7 +152,7 @@ def _measure(
             yield _summarise(bench, size, times)
 
 
-def _plan(benches: Sequence[BenchPlan], sizes: Sequence[Size], seconds: float) -> Plan:
+def _plan(benches: Sequence[BenchPlan], sizes: Sequence[Size], seconds: float) -> Schedule:
     trial = max(benches, key=lambda bench: bench.threads).set_up()
     threads = [bench.threads for bench in benches]
     return plan_sizes(sizes, threads, seconds=seconds, time_pair=lambda size: _time_pair(trial.passes(size)))

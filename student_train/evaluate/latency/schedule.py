@@ -34,7 +34,7 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Schedule:
     """Seconds that each admitted size may take by number of threads; and what the sizes left out would take in all."""
 
     seconds: Mapping[Size, Mapping[int, float]]
@@ -43,7 +43,7 @@ class Plan:
 
 def plan_sizes(
     sizes: Sequence[Size], threads: Sequence[int], *, seconds: float, time_pair: Callable[[Size], float]
-) -> Plan:
+) -> Schedule:
     """Divide `seconds` among the sizes.
 
     Args:
@@ -64,7 +64,7 @@ def plan_sizes(
             admitted.append(size)
             spent += total
     spare = max(0.0, seconds - spent) / (len(admitted) * len(threads))
-    return Plan(
+    return Schedule(
         seconds={size: {count: need + spare for count, need in needed[size].items()} for size in admitted},
         left_out={size: totals[size] for size in totals if size not in admitted},
     )

@@ -40,7 +40,7 @@ class Basis:
         return (self.map_DS.to(scale_D) ** 2).T @ scale_D
 
 
-class Moments:
+class StateMoments:
     """Mean and second moments of states that come in batches."""
 
     def __init__(self, width: int) -> None:
@@ -64,7 +64,7 @@ class Moments:
         return self.second_moments() - torch.outer(mean_D, mean_D)
 
 
-def make_basis(places: Iterable[Moments], width: int, student_width: int) -> Basis:
+def make_basis(places: Iterable[StateMoments], width: int, student_width: int) -> Basis:
     """The components that keep most of the states of all places."""
     if student_width == width:
         return Basis(map_DS=torch.eye(width, dtype=torch.float64), kept=1.0)

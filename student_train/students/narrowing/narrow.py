@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student_train.students.narrowing.basis import Basis, Moments, make_basis
+from student_train.students.narrowing.basis import Basis, StateMoments, make_basis
 from student_train.students.narrowing.layer import LayerFit, trace_layer
 from student_train.students.narrowing.mlm_head import fit_head
 from student_train.students.narrowing.parts import ModelParts
@@ -114,7 +114,7 @@ def narrow(
 
 def _run_teacher(
     teacher: ModelParts, calls: Sequence[LayerCall], layers: Sequence[int], *, wanted: Collection[int]
-) -> tuple[dict[int, list[Tensor]], list[Moments]]:
+) -> tuple[dict[int, list[Tensor]], list[StateMoments]]:
     """Hidden states `wanted` of the teacher, batch by batch, and moments of the places that the student will have."""
     hidden = [call.hidden_BTD for call in calls]
     states, places = {0: hidden}, [_moments(calls, hidden)]
@@ -132,8 +132,8 @@ def _run_teacher(
     return states, places
 
 
-def _moments(calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> Moments:
-    moments = Moments(hidden[0].shape[-1])
+def _moments(calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> StateMoments:
+    moments = StateMoments(hidden[0].shape[-1])
     for call, hidden_BTD in zip(calls, hidden, strict=True):
         moments.add(hidden_BTD[call.real_BT])
     return moments

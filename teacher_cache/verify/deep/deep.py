@@ -27,7 +27,7 @@ from teacher_cache.storage.base import Storage
 from teacher_cache.teacher.outputs import TeacherOutputs
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.verify.deep.logits import DrawComparison, TopkComparison
-from teacher_cache.verify.deep.rows import Comparison, DeepRow, InputComparison
+from teacher_cache.verify.deep.rows import DeepRow, InputComparison, RowComparison
 from teacher_cache.verify.deep.tolerance import TargetCheck
 from teacher_cache.verify.deep.vectors import CarriedComparison, RelationComparison, StreamComparison
 
@@ -71,7 +71,7 @@ def deep_check(
     reader, blocks = _open(storage)
     model = _load_teacher(reader, teacher, device)
     chosen = _spread(reader, blocks, rows)
-    source = _Rows(reader, model)
+    source = _CorpusRows(reader, model)
     views, checks, done = reader.manifest.targets.views(), [], 0
     for view in views:
         comparisons = _make_comparisons(reader, model, view)
@@ -127,10 +127,10 @@ def _spread(reader: CacheReader, blocks: Sequence[int], count: int) -> list[int]
     return [rows[(2 * number + 1) * len(rows) // (2 * count)] for number in range(count)]
 
 
-def _make_comparisons(reader: CacheReader, teacher: Teacher, view: View) -> list[Comparison]:
+def _make_comparisons(reader: CacheReader, teacher: Teacher, view: View) -> list[RowComparison]:
     """Everything that a store has in one view."""
     manifest = reader.manifest
-    comparisons: list[Comparison] = [InputComparison()] if view == "masked" else []
+    comparisons: list[RowComparison] = [InputComparison()] if view == "masked" else []
     for stream in vector_streams(manifest):
         if stream.view == view and stream.relation_heads is not None:
             comparisons.append(RelationComparison(manifest, stream))
@@ -157,7 +157,7 @@ def _request(reader: CacheReader, view: View) -> TargetRequest:
     )
 
 
-class _Rows:
+class _CorpusRows:
     """Rows of a store, decoded and computed."""
 
     def __init__(self, reader: CacheReader, teacher: Teacher) -> None:

@@ -24,7 +24,7 @@ class DeepRow:
     alone: TeacherOutputs
 
 
-class Comparison(Protocol):
+class RowComparison(Protocol):
     """What is compared of each row."""
 
     def add(self, row: DeepRow) -> None:

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from student_train.engine.config import choose_device, choose_dtype, choose_micro_batch, flatten_config, make_config
+from student_train.engine.config import choose_dtype, choose_micro_batch, flatten_config, make_config
 from student_train.engine.engine import ADAM_BETAS
 from student_train.settings import TrainSettings
+from teacher_cache.device import choose_device_type
 from teacher_cache.errors import SettingsError
 
 
@@ -88,7 +89,7 @@ def test_micro_batches_divide_the_batch():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(SettingsError, match="--device 'cuda'"):
-        choose_device(TrainSettings(method="hs", device="cuda"))
+        choose_device_type("cuda")
 
 
 @pytest.mark.parametrize("kind, ours", [("SGD", False), ("adam", True), ("AdamW", True), ("auto", True)])

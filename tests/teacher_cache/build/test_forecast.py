@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.build.forecast import Forecast, Sample, forecast, refuse_without_room
+from teacher_cache.build.forecast import Forecast, MeasuredSample, forecast, refuse_without_room
 from teacher_cache.errors import SpaceError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.storage.local import LocalStorage
@@ -16,7 +16,7 @@ from teacher_cache.storage.local import LocalStorage
 def made_of(small_store: Path, missing: list[int], rows: int, blocks: int, empty: int, per_row: int) -> Forecast:
     """The forecast where each array takes so many bytes for an empty block and each row."""
     (group,) = read_groups(LocalStorage(small_store))
-    sample = Sample(
+    sample = MeasuredSample(
         rows=rows,
         blocks=blocks,
         bytes_per_array=dict.fromkeys(group.arrays, blocks * empty + rows * per_row),
@@ -51,7 +51,7 @@ def test_every_byte_belongs_to_a_target(small_store: Path) -> None:
 
 def test_nothing_missing_is_nothing_to_write(small_store: Path) -> None:
     (group,) = read_groups(LocalStorage(small_store))
-    found = forecast(group, [], Sample(rows=0, blocks=0, bytes_per_array={}, empty_bytes={}, seconds=0.0))
+    found = forecast(group, [], MeasuredSample(rows=0, blocks=0, bytes_per_array={}, empty_bytes={}, seconds=0.0))
     assert (found.total_bytes, found.rows, found.seconds) == (0, 0, 0.0)
 
 

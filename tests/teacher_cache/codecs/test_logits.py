@@ -16,7 +16,7 @@ from teacher_cache.codecs.logits import (
     LogProbabilityCodec,
     SampleCodec,
     TopkCodec,
-    TopkTargets,
+    TopkEntries,
     id_planes,
 )
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
@@ -91,7 +91,7 @@ def test_unknown_codecs_are_refused() -> None:
 # ---- most probable ids ----------------------------------------------------------------------------------------------
 
 
-def topk_round_trip(codec: TopkCodec, topk: TopkTargets) -> TopkTargets:
+def topk_round_trip(codec: TopkCodec, topk: TopkEntries) -> TopkEntries:
     coded = codec.encode(topk)
     specs = {spec.name: spec for spec in codec.arrays()}
     assert coded.keys() == specs.keys()
@@ -125,7 +125,7 @@ def test_a_tail_without_mass_stays_without(name: str) -> None:
 
 
 def test_an_undefined_tail_is_refused() -> None:
-    topk = TopkTargets(
+    topk = TopkEntries(
         ids_PK=torch.zeros(1, 2, dtype=torch.int64),
         log_probs_PK=torch.zeros(1, 2),
         log_tail_P=torch.tensor([float("nan")]),
@@ -139,7 +139,7 @@ def test_an_undefined_tail_is_refused() -> None:
 def test_ids_come_back_exactly(vocab_size: int, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, vocab_size - 1), min_size=6, max_size=6))
     ids_PK = torch.tensor([*ids, 0, vocab_size - 1, vocab_size // 2]).reshape(3, 3)
-    topk = TopkTargets(ids_PK=ids_PK, log_probs_PK=torch.zeros(3, 3), log_tail_P=torch.zeros(3))
+    topk = TopkEntries(ids_PK=ids_PK, log_probs_PK=torch.zeros(3, 3), log_tail_P=torch.zeros(3))
     have = topk_round_trip(TopkCodec(entries=3, vocab_size=vocab_size, log_probs="root8"), topk)
     assert torch.equal(have.ids_PK, ids_PK)
 
@@ -158,7 +158,7 @@ def test_64_of_250002_ids_in_less_than_220_bytes() -> None:
     ids_PK = torch.from_numpy(generator.integers(0, 250_002, (4928, 64)))
     falls_PK = torch.from_numpy(generator.exponential(0.15, (4928, 64))).float()
     log_probs_PK = -falls_PK.cumsum(1) - torch.from_numpy(generator.exponential(2, (4928, 1))).float()
-    topk = TopkTargets(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=torch.randn(4928) - 5)
+    topk = TopkEntries(ids_PK=ids_PK, log_probs_PK=log_probs_PK, log_tail_P=torch.randn(4928) - 5)
     coded = TopkCodec(entries=64, vocab_size=250_002, log_probs="root8").encode(topk)
     assert size_on_disk(*coded.values()) / 4928 < 185
 

@@ -19,7 +19,7 @@ from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetReque
 from teacher_cache.contract.streams import VECTORS, vector_streams
 from teacher_cache.derive.derive import DeriveReport, derive_into, derive_store
 from teacher_cache.derive.settings import DeriveSettings
-from teacher_cache.derive.source_rows import SourceRows, find_rows
+from teacher_cache.derive.source_rows import SourceRows, find_pieces
 from teacher_cache.errors import DistillationError, SettingsError, StoreError, TargetsError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.format.layout import block_arrays
@@ -71,7 +71,7 @@ def codes(reader: CacheReader, path: str, first: int, last: int) -> np.ndarray[A
     """The codes [D, W, N] of some rows of a calibrated stream."""
     stream = next(stream for stream in vector_streams(reader.manifest) if stream.path == path)
     rows = SourceRows(reader)
-    return np.concatenate([rows.codes(stream, piece) for piece in find_rows(reader.manifest, first, last)], axis=2)
+    return np.concatenate([rows.codes(stream, piece) for piece in find_pieces(reader.manifest, first, last)], axis=2)
 
 
 def assert_equal_rows(have: TargetBatch, want: TargetBatch) -> None:
@@ -294,7 +294,7 @@ def test_padding_stays_nothing(sample_store: Path, tmp_path: Path) -> None:
     assert streams == {"hidden/2", "hidden/4", *(f"attention/3/{vector}" for vector in VECTORS)}
     rows = SourceRows(reader)
     for path in streams:
-        padding_N = np.concatenate([rows.padding(piece) for piece in find_rows(reader.manifest, 0, reader.rows)])
+        padding_N = np.concatenate([rows.padding(piece) for piece in find_pieces(reader.manifest, 0, reader.rows)])
         codes_DWN = codes(reader, path, 0, reader.rows)
         assert padding_N.any() and not codes_DWN[:, :, padding_N].any() and codes_DWN[:, :, ~padding_N].any()
     (targets,) = reader.read_rows(0, reader.rows, EVERYTHING, masked_view=1).values()

@@ -21,7 +21,7 @@ from teacher_cache.read.pool import CacheSource, open_caches
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import open_storage
 from teacher_cache.storage.local import LocalStorage
-from teacher_cache.storage.local_cache import LocalCopies, open_copies
+from teacher_cache.storage.local_cache import LocalCache, open_local_cache
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
@@ -33,9 +33,9 @@ SHARERS = """
 import hashlib, random, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from teacher_cache.storage.local_cache import LocalCopies
+from teacher_cache.storage.local_cache import LocalCache
 objects = [random.Random(number).randbytes(1000) for number in range(40)]
-copies = LocalCopies(sys.argv[1], 12_000)
+copies = LocalCache(sys.argv[1], 12_000)
 def use(seed):
     for number in random.Random(f"{sys.argv[2]} {seed}").choices(range(40), k=300):
         name = hashlib.sha256(objects[number]).hexdigest()
@@ -91,7 +91,7 @@ def assert_same(reader: CacheSource, store: Path) -> None:
         assert torch.equal(got["plain"].attention[3].value_BTD, wanted["plain"].attention[3].value_BTD)
 
 
-def read_through(copies: LocalCopies, location: str, store: Path) -> None:
+def read_through(copies: LocalCache, location: str, store: Path) -> None:
     assert_same(CacheReader.open(location, copies=copies), store)
 
 
@@ -99,19 +99,19 @@ def test_what_was_read_once_is_not_asked_for_again(
     location: str, small_store: Path, faulty_s3: FaultyServer, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copies"
-    read_through(LocalCopies(folder, PLENTY), location, small_store)
+    read_through(LocalCache(folder, PLENTY), location, small_store)
     first = asked_for(faulty_s3)
     assert len(first) == len(set(first)) > 3, "each object once, though rows 17 to 21 were read twice"
     assert {"hidden/4/codes/c/1/0/0", "commits/00000001.json", "commits.sha256"} < set(first)
     # another run
-    read_through(LocalCopies(folder, PLENTY), location, small_store)
+    read_through(LocalCache(folder, PLENTY), location, small_store)
     assert asked_for(faulty_s3) == []
 
 
 def test_a_damaged_copy_is_fetched_again_once(
     location: str, small_store: Path, faulty_s3: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copies = LocalCopies(tmp_path, PLENTY)
+    copies = LocalCache(tmp_path, PLENTY)
     read_through(copies, location, small_store)
     for key in ("hidden/4/codes/c/1/0/0", "commits/00000001.json"):
         data = (small_store / key).read_bytes()
@@ -128,7 +128,7 @@ def test_an_object_that_was_replaced_is_not_read_from_its_old_copy(
     small_store: Path, nmse_store: Path, tmp_path: Path
 ) -> None:
     """Whatever lies at an address counts: copies know no addresses. A folder stands for the bucket."""
-    copies, place = LocalCopies(tmp_path / "copies", PLENTY), tmp_path / "cache.zarr"
+    copies, place = LocalCache(tmp_path / "copies", PLENTY), tmp_path / "cache.zarr"
     for store in (small_store, nmse_store):
         place.unlink(missing_ok=True)
         place.symlink_to(store)
@@ -138,7 +138,7 @@ def test_an_object_that_was_replaced_is_not_read_from_its_old_copy(
 
 def test_the_bound_is_kept_and_what_was_read_longest_ago_goes_first(tmp_path: Path) -> None:
     objects = [random.Random(number).randbytes(100) for number in range(11)]
-    copies = LocalCopies(tmp_path, 1000)
+    copies = LocalCache(tmp_path, 1000)
     (tmp_path / "notes.txt").write_bytes(b"mine" * 1000)
     for data in objects[:10]:
         copies.keep(of(data), data)
@@ -152,7 +152,7 @@ def test_the_bound_is_kept_and_what_was_read_longest_ago_goes_first(tmp_path: Pa
     # a smaller bound counts from the start, and what a killed process left does not stay
     (tmp_path / "ab").mkdir(exist_ok=True)
     (tmp_path / "ab" / f"{'ab' * 32}.partial").write_bytes(b"half")
-    LocalCopies(tmp_path, 350)
+    LocalCache(tmp_path, 350)
     assert held(tmp_path) == 300
     assert (tmp_path / "notes.txt").exists()
 
@@ -180,7 +180,7 @@ def test_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_threads_read_a_store_that_is_larger_than_the_bound(small_store: Path, tmp_path: Path) -> None:
-    copies = LocalCopies(tmp_path, 20_000)
+    copies = LocalCache(tmp_path, 20_000)
 
     def read(_: int) -> None:
         assert_same(CacheReader.open(small_store, copies=copies), small_store)
@@ -193,7 +193,7 @@ def test_threads_read_a_store_that_is_larger_than_the_bound(small_store: Path, t
 def test_what_cannot_be_kept_is_read_all_the_same(
     small_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copies = LocalCopies(tmp_path, PLENTY)
+    copies = LocalCache(tmp_path, PLENTY)
     for number in range(256):
         (tmp_path / f"{number:02x}").touch()  # a file where a folder would have to be
     assert_same(CacheReader.open(small_store, copies=copies), small_store)
@@ -205,8 +205,8 @@ def test_what_cannot_be_kept_is_read_all_the_same(
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"no copies of the store can be kept in '.*file/copies'.*every epoch"):
-        open_copies(str(tmp_path / "file" / "copies"), gib=1)
-    assert open_copies(None, gib=1) is None
+        open_local_cache(str(tmp_path / "file" / "copies"), gib=1)
+    assert open_local_cache(None, gib=1) is None
 
 
 def test_stores_of_this_machine_are_not_copied(small_store: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from teacher_cache.storage.local import LocalStorage
-from teacher_cache.storage.overlay import Draft
+from teacher_cache.storage.overlay import Overlay
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def base(tmp_path: Path) -> LocalStorage:
 
 def test_writes_and_deletions_are_seen_in_the_draft_alone(base: LocalStorage, tmp_path: Path) -> None:
     before = base.list()
-    draft = Draft(base)
+    draft = Overlay(base)
     (tmp_path / "file").write_bytes(b"from a file")
     draft.write("a/three", b"3")
     draft.write("b", b"another")
@@ -42,7 +42,7 @@ def test_writes_and_deletions_are_seen_in_the_draft_alone(base: LocalStorage, tm
 
 
 def test_what_is_deleted_can_be_written_again(base: LocalStorage) -> None:
-    draft = Draft(base)
+    draft = Overlay(base)
     draft.delete("b")
     draft.write("b", b"new")
     assert draft.read("b") == b"new" and draft.list("b") == {"b": 3}
@@ -51,7 +51,7 @@ def test_what_is_deleted_can_be_written_again(base: LocalStorage) -> None:
 
 
 def test_a_draft_of_nothing_is_not_created(tmp_path: Path) -> None:
-    draft = Draft(LocalStorage(tmp_path / "none"))
+    draft = Overlay(LocalStorage(tmp_path / "none"))
     assert draft.list() == {}
     draft.write("a", b"1")
     assert not (tmp_path / "none").exists()
@@ -60,7 +60,7 @@ def test_a_draft_of_nothing_is_not_created(tmp_path: Path) -> None:
 
 def test_what_was_not_changed_is_streamed_in_pieces(base: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher's weights of a finished store are gigabytes."""
-    draft = Draft(base)
+    draft = Overlay(base)
     draft.write("b", b"new")
     with monkeypatch.context() as patched:
         patched.setattr(base, "read", None)

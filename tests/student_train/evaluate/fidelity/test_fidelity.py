@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM
 
-from student_train.evaluate.fidelity.fidelity import Measurement, measure_fidelity, run_student
+from student_train.evaluate.fidelity.fidelity import FidelitySums, measure_fidelity, run_student
 from student_train.evaluate.fidelity.plan import FidelityPlan, HiddenPair, RelationPair, plan_fidelity
 from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student
@@ -75,7 +75,7 @@ def make_plan() -> FidelityPlan:
 def measure(
     student: LoadedStudent, targets: TargetBatch, *, batch: int, plan: FidelityPlan, temperature: float
 ) -> FidelityReport:
-    measurement = Measurement(plan, student, temperature=temperature)
+    measurement = FidelitySums(plan, student, temperature=temperature)
     with torch.no_grad():
         for first in range(0, ROWS, batch):
             measurement.add("plain", targets.rows(first, first + batch), 100 + first)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from student_train.students.narrowing.basis import Moments, make_basis
+from student_train.students.narrowing.basis import StateMoments, make_basis
 
 
-def moments_of(states: torch.Tensor) -> Moments:
-    moments = Moments(states.shape[1])
+def moments_of(states: torch.Tensor) -> StateMoments:
+    moments = StateMoments(states.shape[1])
     for batch in states.split(64):
         moments.add(batch)
     return moments

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from student_train.students.narrowing.basis import Moments, make_basis
+from student_train.students.narrowing.basis import StateMoments, make_basis
 from student_train.students.narrowing.mlm_head import fit_head
 from student_train.students.narrowing.parts import HeadParts
 
@@ -25,7 +25,7 @@ def logits(head: HeadParts, hidden: Tensor) -> Tensor:
 def test_logits_follow_the_teacher_through_a_projected_decoder() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(3000, 24) @ torch.randn(24, 24) * 0.8 ** torch.arange(24)
-    moments = Moments(24)
+    moments = StateMoments(24)
     moments.add(hidden)
     basis = make_basis([moments], 24, 12)
     teacher, student = make_head(24), make_head(12)
