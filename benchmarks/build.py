@@ -1,9 +1,10 @@
 """How fast a build runs compared with the bare teacher on the same rows.
 
-Bare means the same passes and nothing else: one forward per view of every batch, the masked-LM head at the masked
-positions only, outputs thrown away. The build is `build_cache` from the first forward pass to the sealed store: coding,
-hashing and writing count, loading the teacher and packing the text do not, in neither. Rounds alternate which of the
-two goes first, so that a machine that warms up or is shared favours neither, and the median ratio counts.
+The bare teacher does the same passes and nothing else: one forward pass for each view of every batch, the masked-LM
+head at the masked positions only, outputs thrown away. The build is `build_cache` from the first forward pass to the
+sealed store, with coding, hashing and writing. Loading the teacher and packing the text are not timed on either side.
+Rounds take turns in which of the two goes first, so that a machine that warms up or is shared favours neither; the
+median of the ratios is reported.
 
     python benchmarks/build.py --teacher DIR --corpus FILE
     python benchmarks/build.py --teacher DIR --shape 24x1024 --seq-len 512 --batch-size 64 --corpus FILE

@@ -1,22 +1,22 @@
-"""How much cache is enough: as many steps on fewer rows, more often, and masked views of the same rows.
+"""How much cache is enough: the same number of steps on fewer rows, read more often, and on more masked views.
 
-mha and hs train for a fixed number of steps on all rows, and on a fourth and a sixteenth of them; od on all rows with
-one masked view, and on a fourth of them with 1, 2 and 4, of which training takes another one each epoch. Fidelity is
-measured on rows that none of the stores trains on, the same for all: relation KL for mha, hidden NMSE for hs, output KL
-for od, there in the first masked view.
+`mha` and `hs` train for a fixed number of steps on all rows, on a fourth of them and on a sixteenth; `od` on all rows
+with one masked view, and on a fourth of them with 1, 2 and 4 views, of which training takes another one each epoch.
+Fidelity is measured on rows that none of the stores trains on, the same rows for all: relation KL for `mha`, hidden
+NMSE for `hs`, output KL (in the first masked view) for `od`.
 
-Seeds decide the order of the blocks that a training reads; rows of a block stay together. In blocks of 64 rows the
-seeds of a large store would train on the same batches in another order, and those of a store of one block would not
-differ at all; so blocks are small here (--block-rows), for about 5% more bytes. The standard deviation is that of the
-order alone: copied layers are the same for every seed, and so are the rows that are cached and those measured on.
+How the stores share their rows: the order of a corpus's rows does not depend on how many are kept. One store for each
+method and number of views is built of --rows + --held-out rows; a store of fewer rows is derived from it as its last
+ones (`kdcache derive --row-range`). So all stores end in the same rows, with the same codes, and `kdtrain
+--valid-share` holds out the same rows everywhere. The script checks this, and that no training row is among them. As
+in all packed text, a held-out row may go on with a document that a training row began.
 
-The rows of a corpus lie in an order that does not depend on how many are kept. One store for each method and number of
-views is built of --rows + --held-out rows; a store of fewer rows is derived from it (`kdcache derive --row-range`) as
-its last ones. So every store ends in the same rows, with the same codes, and holding out the last --held-out of them
-(`kdtrain --valid-share`) holds out the same rows everywhere. That they are, and that no training row is among them, is
-checked. Like all packed rows, they may go on with a text that a training row began.
+What the seeds vary: only the order in which a training reads the blocks, because copied layers are the same for every
+seed. Rows of a block stay together, so in large blocks the seeds would see the same batches in another order, and with
+one block no difference at all. Blocks are therefore small here (--block-rows), for about 5% more bytes. The standard
+deviation is that of this order alone.
 
-Bytes are those of the rows trained on: bytes a token of the arrays times tokens.
+Bytes are those of the rows trained on: bytes a token of the arrays, times tokens.
 
     python benchmarks/cache_size.py --teacher DIR --corpus FILE --out size
 

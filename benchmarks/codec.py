@@ -3,17 +3,17 @@
 The teacher reads the rows once; what it gave is then coded, written, read and decoded on one core, each precision in a
 store of its own, by the code that builds and reads stores (`coders.py`). `fp8` is no precision of the store: it is what
 torch makes of float8 (e4m3) with a scale per token, in the same arrays as `int8`. Lines `→ qkv` are hidden states
-kept for the queries, keys and values of the next layer alone, in their metric. Bits are those on disk (codes, scales,
-escapes) per hidden-state component; the constants of a stream are apart, they do not grow with the corpus. `quality.py`
-says what NMSE, KL, entropy and bound are.
+kept only to compute the queries, keys and values of the next layer, and coded so that the error of these counts. Bits
+are those on disk (codes, scales, escapes) per component of the hidden state. The constants of a stream are counted
+separately: they do not grow with the corpus. `quality.py` says what NMSE, KL, entropy and bound are.
 
     python benchmarks/codec.py --teacher DIR --corpus FILE --plot FILE.png
 
 Rates are values per second, medians over rounds: `encode` rotates, rounds and packs, `write` compresses, hashes and
 flushes, `load` reads from the page cache, checks SHA-256 and CRC and decompresses, `unpack` gives rotated coordinates
 in float32, `decode` (of what is loaded) the hidden states themselves, or queries, keys and values. `load+unpack` is
-what training needs of hidden states. `of zstd` is its rate as a share of that at which numcodecs does nothing but
-decompress the same bytes, measured in between: a busy machine changes it less than the rates.
+what training needs of hidden states. `of zstd` compares it with numcodecs that only decompresses the same bytes,
+measured in between: a busy machine changes this share less than it changes the rates.
 """
 
 from __future__ import annotations

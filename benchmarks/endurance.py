@@ -1,4 +1,4 @@
-"""Whether the memory of a process stays flat while the training loader runs on and on in it."""
+"""Does the memory of a process stay flat while the training loader runs in it for minutes? Used by `loader.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write and read rates, size and files of this store against what one would otherwise do with hidden states.
+"""Size, number of files, write and read rates of this store against the usual ways to keep hidden states on disk.
 
 The teacher reads the rows once; what it gave is then kept in every format of `formats.py`, one after another, for a few
 rounds, of which the median counts. Everything runs on one core. Formats get the same float32 values block by block, and

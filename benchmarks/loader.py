@@ -7,19 +7,22 @@
 
 Without `--cache` a store of `--rows` rows is built first, from `--teacher` and `--corpus`.
 
-Rates are hidden-state components per second, of padded rows, over one epoch from the page cache, medians over rounds;
-`--threads` says on how many cores, of which torch may use all and on which the loader's own thread runs too. `limit` is
-what no loader of these bytes can pass on one core: numcodecs decompressing the frames of a block from memory, without a
-look at a checksum, then the codes unpacked to rotated coordinates. `read` is what the loader's thread does instead of
-decompressing alone, on one core: files, SHA-256, CRC, decompressing. `coordinates` is the loader up to those, which is
-where a CPU's work ends where learned maps or an accelerator follow, and `share` its rate per core against the limit.
-`hidden states` adds the rotation back, a matrix product, on the same cores.
+Rates are hidden-state components per second, of padded rows, over one epoch from the page cache, medians over rounds.
+`--threads` says how many cores torch may use; the loader's own thread runs on the same cores. The columns:
 
-`--minutes` runs the loader on and on and samples the memory of the process once a second: slope and max/min of what
-comes after the first minute (of shorter runs, after a fifth). `--open` times opening stores of so many rows that have
-everything but the data, and the order of an epoch of as many rows. `--mixing` counts, for the store's order and for a
-true shuffle of its rows, the documents in a batch, the pairs of rows of one document in it, and the pairs that meet
-again in the next epoch; a row counts for the document that it begins in.
+- `limit`: what no loader of these bytes can exceed on one core. numcodecs decompresses the chunks of a block from
+  memory without checking anything, then the codes are unpacked to rotated coordinates;
+- `read`: what the loader's thread does on one core: read files, check SHA-256 and CRC, decompress;
+- `coordinates`: the loader up to rotated coordinates, where a CPU's work ends if learned maps or an accelerator
+  follow;
+- `share`: the rate of `coordinates` per core, as a share of the limit;
+- `hidden states`: with the rotation back, a matrix product, on the same cores.
+
+`--minutes` runs the loader for so long and samples the memory of the process once a second: slope and max/min after
+the first minute (of shorter runs, after a fifth). `--open` times how long it takes to open stores of so many rows,
+which have all files but the data, and to make the order of an epoch of as many rows. `--mixing` compares the order of
+reading with a true shuffle of the rows: it counts the documents in a batch, the pairs of rows of one document in it,
+and the pairs that meet again in the next epoch. A row counts for the document that it begins in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well the order in which a store is read mixes documents, against a true shuffle of its rows."""
+"""How well does the order in which a store is read mix documents, compared with a true shuffle of its rows?"""
 
 from __future__ import annotations
 

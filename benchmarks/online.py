@@ -1,7 +1,7 @@
-"""Distillation as it is done without a cache: the teacher computes its targets in every step.
+"""Distillation without a cache, to compare with: the teacher computes its targets in every step.
 
-Same student, same batches in the same order, same engine and losses as `kdtrain`; of the store only the token ids are
-read, and rows that maps are fitted on where the student holds no layers of the teacher. For methods that learn hidden
+Student, batches, their order, engine and losses are those of `kdtrain`. Of the store only the token ids are read (and,
+where the student has no layers of the teacher, the rows that its maps are fitted on). For the methods that learn hidden
 states or attention of unmasked rows: mha, direct and hs.
 """
 

@@ -1,4 +1,4 @@
-"""Stores of any number of rows that have everything but the data, to time opening them."""
+"""Make stores of any number of rows with all files but the data, to time how long opening them takes."""
 
 from __future__ import annotations
 

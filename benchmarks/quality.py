@@ -1,4 +1,4 @@
-"""How much of a hidden state a codec loses, and how few bits would do: what `codec.py` reports beside bits and rates.
+"""How much of a hidden state does a codec lose, and how few bits would do? For `codec.py`, beside bits and rates.
 
 Of one layer, on rows that calibration has not seen, at real positions only:
 

@@ -1,16 +1,16 @@
-r"""A whole comparison by one command: few caches, many students, every measurement, one table. It can be resumed.
+r"""A whole comparison by one command: few stores, many students, every measurement, one table. It can be resumed.
 
-A recipe (`benchmarks/recipes/*.yaml`) names what is compared: flags of `kdcache build`, flags that all students share,
-a sweep (`runs:` or `grid:`, as `kdtrain --config` takes it) and the tasks to fine-tune on; and below `scales:` what
-differs between the scale of the paper and one that fits two CPU cores. Flags of this script override the cache's.
-With `stores:`, flags of several stores by name, runs say which one they learn from (`store: NAME`, else the first), and
-fidelity is measured against the first.
+A recipe (`benchmarks/recipes/*.yaml`) says what is compared: flags of `kdcache build`, flags that all students share, a
+sweep (`runs:` or `grid:`, as `kdtrain --config` takes it) and the tasks to fine-tune on. Below `scales:` it says what
+differs between the scale of the paper and one that fits two CPU cores. --teacher and --corpus of this script override
+those of the recipe. With `stores:` (flags of several stores by name) each run may say which one it learns from
+(`store: NAME`, else the first); fidelity is always measured against the first.
 
     python benchmarks/recipe.py benchmarks/recipes/methods.yaml --scale small --teacher DIR --corpus FILE \
         --task-files sst2=GLUE/SST-2/train.tsv,GLUE/SST-2/dev.tsv --out comparison
 
-What is run are the real commands, printed as they would be typed. What a command finds done it does not do again:
-a finished store, trained students, fine-tuning results; fidelity and latency are measured once per student.
+The script runs the real commands and prints each as it would be typed. What is done already is not done again: a
+finished store, trained students, fine-tuning results. Fidelity and latency are measured once per student.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What benchmarks share: one core to run on, and a JSON line at the end: machine, versions, command and figures."""
+"""Shared by the benchmarks: keep to one core, and print the JSON line with machine, versions, command and figures."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a teacher gave for some rows, given again: everything that is compared stores the same numbers.
+"""Play back what a teacher gave for some rows, so that all formats under comparison store the same numbers.
 
     recording = RecordedTeacher(teacher, rows, layers=(2, 4), seq_len=256, folder=Path("scratch"))
 
 The teacher reads every row once. Its hidden states go to one float32 file per layer, which is mapped into memory, so
-that the size of the corpus is bounded by the disk alone. `run` finds rows by their token ids and answers as the teacher
-did; it gives hidden states only.
+that only the disk limits the size of the corpus. `run` finds rows by their token ids and answers as the teacher did,
+with hidden states only.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ One step is the forward and backward pass of one relation, from the vectors to t
 - `materialised`: as MiniLMv2 is mostly written: the matrices of both sides, their softmax, and PyTorch's KL divergence;
 - `compiled`: the same under torch.compile (GPU only);
 - `chunked` and `triton`: the two backends of `student_train.kernels.relation_kl` that training uses;
-- `limit_6` and `limit_4` (GPU only): nothing but so many exponentials for every pair of positions, on registers: no
-  kernel that computes six, or four, of them per pair can take less.
+- `limit_6` and `limit_4` (GPU only): six or four exponentials for every pair of positions, in registers, and nothing
+  else. No kernel that computes as many exponentials per pair can take less time.
 
-With each length the number of tokens stays that of the first shape, so that memory in O(T) shows as a constant. Rounds
-go through all variants in turn, so that a machine that is busy with something else slows all of them; medians count.
+At every length the number of tokens is that of the first shape, so that memory in O(T) shows as a constant. Rounds go
+through all variants in turn, so that a machine that is busy with something else slows all of them; medians count.
 Extra memory is the highest resident size in a process of its own, or on a GPU the most memory allocated, beyond what
 there was before the first step. `gradient_error` is |g - g64| / |g64|, g64 being the gradient of the plain formula in
 float64 on the same rounded vectors.

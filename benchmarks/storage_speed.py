@@ -1,7 +1,7 @@
-"""What a cache may cost and what is lost with it: bytes a token against what students become, and against speed.
+"""What does each way to store targets cost in bytes and speed, and how good are the students trained from it?
 
-For every way to store the targets of a method (precision, relation mode, form of the distribution, layers) a store of
-the method's targets alone is built, read and trained from, and its student measured:
+For every way to store the targets of a method (precision, relation mode, form of the distribution, layers) a store with
+the targets of that method alone is built, read and trained from, and the student is measured:
 
 - bytes: of all arrays, per token of padded rows, in total and by target; constants and the teacher's copy do not count;
 - build: tokens a second from the first pass of the teacher to the finished store, calibration included, which a large
@@ -9,12 +9,12 @@ the method's targets alone is built, read and trained from, and its student meas
 - read: tokens a second of the training loader over the whole store, all its targets decoded, the median of three passes
   from the page cache;
 - train: tokens a second of the median step of `kdtrain`, the first ones left out;
-- fidelity: of the trained student against one reference store of float16, all layers and 512 ids a position, on the
-  rows held out of every training alike: relation KL for mha, hidden NMSE for hs, output KL for od;
+- fidelity: of the trained student against one reference store of float16, all layers and 512 ids a position, on rows
+  that all trainings hold out: relation KL for mha, hidden NMSE for hs, output KL for od;
 - with --finetune-train and --finetune-dev, the score of the student fine-tuned by `kdeval finetune`.
 
-Beside them stands what needs no cache: mha and hs with the teacher in the loop, on the same batches. `matrix` relations
-in float16 are what one would store without a thought.
+For comparison, mha and hs are also trained with the teacher in the loop, on the same batches. `matrix` relations in
+float16 are the naive way to store attention.
 
     python benchmarks/storage_speed.py --teacher DIR --corpus FILE --out storage
 
@@ -22,9 +22,9 @@ Every student is trained once, from the same start on the same batches, so that 
 (a `--student` narrower than the teacher starts from maps fitted to each variant's own targets).
 How much of a difference another order of the rows would make is not measured here.
 
-A variant whose result is in --out is not computed again; its store is deleted once it is measured. Pictures go
-to --out too. Flags that this script does not know go to kdtrain. Variants follow one another, so their speeds are only
-those of one machine that does nothing else; `train.py` compares online with cached training in turns.
+A variant whose result is in --out is not computed again; its store is deleted once it is measured. Pictures go to --out
+too. Flags that this script does not know go to kdtrain. Variants run one after another, so their speeds can be compared
+only if the machine does nothing else; `train.py` compares online with cached training in turns.
 
 On two CPU cores the default takes about an hour and 4 GB of disk, with --steps 40 25 minutes;
 fine-tuning 20 to 40 more.

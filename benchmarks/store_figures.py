@@ -1,4 +1,4 @@
-"""What a store takes by target, and how fast it is built and read."""
+"""How many bytes each target takes in a store, and how fast the store is built and read."""
 
 from __future__ import annotations
 

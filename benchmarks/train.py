@@ -1,18 +1,18 @@
 """What a training step costs: targets streamed from the store, already on the device, or from a teacher in the loop.
 
-Six ways of making the same steps of the same student, step by step in turns within one process, so that their ratios
-mean something on a machine that others use too (`--ways` chooses some):
+The same steps of the same student are made in six ways, which take turns step by step within one process, so that
+their ratios mean something on a machine that others use too (`--ways` chooses some):
 
-- streaming: as `kdtrain` trains. The clock runs until as many blocks are read ahead as before.
-- resident: the same engine and loss, decoded hidden states on the device before the clock starts; queries, keys and
-  values are computed from them in each step, as in streaming.
-- online: the teacher computes them in each step, written with the same engine as a user would write it.
-- student: the engine and the student's own passes with a trivial loss, no targets: the ceiling of anything cached.
-- bare: resident targets in a plain PyTorch loop, no engine; what `resident` costs more is the engine's.
+- streaming: as `kdtrain` trains. The clock runs until as many blocks are read ahead as before the step.
+- resident: the same engine and loss, with decoded hidden states on the device before the clock starts; queries, keys
+  and values are computed from them in each step, as in streaming.
+- online: the teacher computes the targets in each step, with the same engine.
+- student: the engine and the student's own passes with a trivial loss and no targets: no cache can be faster.
+- bare: resident targets in a plain PyTorch loop without the engine; the difference to `resident` is the engine's cost.
 - teacher: the teacher's passes alone, which is what a build costs.
 
-From these follow how much faster each student is trained than online, the ceiling of that, and after how many epochs
-over the rows, by one student or by many together, the cache has paid for itself; `--plot` draws it.
+From these times follows how much faster training is than online, how much faster it could be at most, and after how
+many epochs over the rows, by one student or by many together, the cache has paid for itself; `--plot` draws it.
 
     kdcache build --teacher DIR --corpus FILE --seq-len 256 --max-rows 1000 --layers all --precision nmse:1e-2
     python benchmarks/train.py --cache cache.zarr --methods mha,hs --student 3x384

@@ -1,7 +1,7 @@
-"""What benchmarks made of many trainings share: one student trained and measured, and results that are kept.
+"""Shared by benchmarks that train many students: train and measure one, and keep its result.
 
-A result is one JSON file in a folder of its own, with the settings that it belongs to. It is not computed again; a
-folder without one is what a run left that was stopped, and is started afresh.
+A result is one JSON file in a folder of its own, with the settings that it belongs to. It is not computed again. A
+folder without a result was left by a run that was stopped, and is started afresh.
 """
 
 from __future__ import annotations

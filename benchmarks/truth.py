@@ -1,4 +1,4 @@
-"""What every format of `layout.py` is given and must give back. A format that does not ends the run."""
+"""The values that `layout.py` hands to every format, to compare with what it gives back; a difference ends the run."""
 
 from __future__ import annotations
 

@@ -82,7 +82,9 @@ def test_no_leftovers_in_the_tree() -> None:
     forbidden = re.compile(
         "|".join([r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bXX" + r"X\b", r"/ho" + r"me/", r"/wo" + r"rk/"])
     )
-    texts = [*SOURCES, *ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
+    pages = [page for folder in (*PACKAGES, "tests", "benchmarks") for page in sorted((ROOT / folder).rglob("*.md"))]
+    others = [ROOT / name for name in ("Makefile", "pyproject.toml", "CITATION.cff", ".ci/run")]
+    texts = [*SOURCES, *ROOT.glob("*.md"), *pages, *others]
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in texts

@@ -1,12 +1,15 @@
-"""The store as the README documents it: plain zarr and numpy give the reader's numbers for every kind of target.
+"""The store as `teacher_cache/format/README.md` specifies it: plain zarr and numpy give the reader's numbers.
 
-Nothing of ours but the reader that it is compared with: what stands here is what the README says, formula by formula.
-Two masked views, documents with padding, and a last block that is short.
+Nothing of ours but the reader that it is compared with: what stands here is what that page says, formula by formula,
+for every kind of target. Two masked views, documents with padding, and a last block that is short. The page's own
+examples are run on stores of one plain view.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ STORES: dict[str, dict[str, Any]] = {
     "int4": {"precision": "int4", "relations": "matrix", "relation_heads": 4},
     "float16": {"precision": "float16", "targets": "logits"},
 }
+PAGE = Path(__file__).resolve().parents[1] / "teacher_cache" / "format" / "README.md"
+EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 Array = NDArray[Any]
 
@@ -53,6 +58,53 @@ def stores(tiny_teacher: Callable[..., Path], tiny_corpus: Path, tmp_path_factor
             )
         )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="module")
+def example_stores(
+    tiny_teacher: Callable[..., Path], tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Stores as the examples find them: hidden state 4 in one plain view, by precision."""
+    folder = tmp_path_factory.mktemp("examples")
+    for precision in ("float16", "nmse:1e-2"):
+        build_cache(
+            BuildSettings(
+                teacher=str(tiny_teacher()), corpus=(str(tiny_corpus),), out=str(folder / precision / "cache.zarr"),
+                seq_len=T, max_rows=ROWS, block_rows=R, targets="hidden", layers="4", precision=precision,
+            )
+        )  # fmt: skip
+    return folder
+
+
+def hidden_4(folder: Path, rows: slice) -> Array:
+    """Hidden state 4 as the reader gives it."""
+    reader = CacheReader.open(folder / "cache.zarr")
+    batch = reader.read_rows(rows.start, rows.stop, TargetRequest(hidden_layers=(4,)))["plain"]
+    return np.asarray(batch.hidden[4].numpy())
+
+
+def test_the_example_of_plain_zarr(example_stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(example_stores / "float16")
+    names: dict[str, Any] = {}
+    exec(EXAMPLES[0][1], names)
+    assert (names["vectors"] == hidden_4(Path(), slice(17, 18))[0]).all()
+
+
+def test_the_example_of_nmse(example_stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(example_stores / "nmse:1e-2")
+    names: dict[str, Any] = {}
+    exec(EXAMPLES[1][1], names)
+    of_reader = hidden_4(Path(), slice(2 * R, ROWS))
+    assert np.abs(names["vectors"][: ROWS - 2 * R] - of_reader).max() < 1e-5 * np.abs(of_reader).max()
+
+
+def test_the_example_of_commit_hashes(example_stores: Path) -> None:
+    store = example_stores / "float16" / "cache.zarr"
+    language, command = EXAMPLES[2]
+    assert language == "sh" and len(EXAMPLES) == 3, "every example of the page is run here"
+    subprocess.run(command, shell=True, cwd=store, check=True)
+    (store / "commits" / "00000001.json").write_text("{}")
+    assert subprocess.run(command, shell=True, cwd=store, check=False, capture_output=True).returncode != 0
 
 
 def ours(store: Path) -> TargetBatch:
