@@ -43,7 +43,7 @@ def export_student(
     """
     unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = seq_len
     try:
         with explain_write_errors(out):
