@@ -16,6 +16,7 @@ from typing import Any
 from teacher_cache.contract.manifest import FORMAT_NAME, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import ArraySpec
+from teacher_cache.format.schema import CommitSchema, SealSchema, TeacherFilesSchema, check_fields, check_manifest
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.keys import is_safe_key
 
@@ -98,6 +99,7 @@ class Commit:
     def from_bytes(cls, data: bytes) -> Commit:
         """Read a commit object; one of NOT_AN_OBJECT if it is not what was written."""
         fields = read_checked(data)
+        check_fields(CommitSchema, fields)
         shards = _read_digests(fields["shards"])
         return cls(block=int(fields["block"]), rows=(fields["rows"][0], fields["rows"][1]), shards=shards)
 
@@ -120,6 +122,7 @@ class Seal:
     def from_bytes(cls, data: bytes) -> Seal:
         """Read a seal object; one of NOT_AN_OBJECT if it is not what was written."""
         fields = read_checked(data)
+        check_fields(SealSchema, fields)
         fields.pop("format")
         fields["objects"] = _read_digests(fields["objects"])
         return cls(**fields)
@@ -178,6 +181,8 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     attributes = json.loads(data)["attributes"]
     fields = {key: value for key, value in attributes.items() if key != _CHECKSUM}
+    Manifest.check_version(fields)
+    check_manifest(fields)
     manifest = Manifest.from_json(fields)
     # the whole object, not only what of it makes the manifest
     if attributes[_CHECKSUM] != sha256_of_json(fields) or _group_metadata(attributes) != data:
@@ -196,12 +201,9 @@ def write_teacher_files(storage: Storage, files: Mapping[str, ObjectDigest]) -> 
 
 def read_teacher_files(storage: Storage) -> dict[str, ObjectDigest]:
     """The files of the teacher by key; FileNotFoundError or one of NOT_AN_OBJECT if there is no list of them."""
-    files = _read_digests(read_checked(storage.read(TEACHER_FILES))["files"])
-    for key in files:
-        folder, _, name = key.partition("/")
-        if folder != TEACHER or not name or "/" in name:
-            raise ValueError(f"it lists {key!r}, which is no file of the folder {TEACHER}/")
-    return files
+    fields = read_checked(storage.read(TEACHER_FILES))
+    check_fields(TeacherFilesSchema, fields)
+    return _read_digests(fields["files"])
 
 
 def _read_digests(listed: Mapping[str, Any]) -> dict[str, ObjectDigest]:

@@ -19,22 +19,20 @@ from teacher_cache.storage.base import Storage
 
 def impossible_contents(storage: Storage, manifest: Manifest, seal: Seal) -> Iterator[tuple[str, str]]:
     """Keys of sealed objects whose bytes are as they were sealed and whose contents cannot be, and what is wrong."""
-    for key, what in _read_all(storage, manifest, seal):
+
+    def is_as_sealed(*keys: str) -> bool:
         # a changed byte is found by its hash, and said once
-        if key in seal.objects and damage(storage, key, seal.objects[key]) is None:
-            yield key, what
+        return all(damage(storage, key, seal.objects[key]) is None for key in keys)
 
-
-def _read_all(storage: Storage, manifest: Manifest, seal: Seal) -> Iterator[tuple[str, str]]:
-    if TEACHER_FILES in seal.objects:
+    if TEACHER_FILES in seal.objects and is_as_sealed(TEACHER_FILES):
         try:
             read_teacher_files(storage)
         except (OSError, *NOT_AN_OBJECT) as error:
             yield TEACHER_FILES, f"was sealed with contents that cannot be read ({error})"
     for path in constant_paths(manifest):
-        key = f"{path}/{METADATA}"
-        if key in seal.objects:
-            try:
-                read_constant(storage, path)
-            except StoreError as error:
-                yield key, f"was sealed as what no build writes ({error.__cause__})"
+        keys = [key for key in seal.objects if key.startswith(f"{path}/")]
+        try:
+            read_constant(storage, path)
+        except StoreError as error:
+            if keys and is_as_sealed(*keys):
+                yield f"{path}/{METADATA}", f"was sealed as what no build writes ({error.__cause__})"
