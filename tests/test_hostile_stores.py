@@ -113,7 +113,7 @@ def test_commits_name_objects_by_hashes(store: Path, sha256: object) -> None:
     # the chain above it is made right, the shard's own digest stays forged
     spoiled = (store / "commits" / "00000000.json").read_bytes()
     reseal_keeping(store, spoiled)
-    with pytest.raises(StoreError, match="SHA-256"):
+    with pytest.raises(StoreError, match=r"sha256. is (None|3|.\.\./|..:|.0)"):
         open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
 
 
