@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import load_model
+from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, quiet_transformers
 
@@ -42,7 +43,7 @@ def export_student(
     """
     unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = seq_len
     try:
         with explain_write_errors(out):
@@ -56,9 +57,17 @@ def export_student(
 
 def _move(unfinished: Path, out: Path) -> None:
     (out / PROVENANCE).unlink(missing_ok=True)
+    for file in unfinished.iterdir():
+        # contents before names: after a crash a name must not lead to an empty file
+        flush_to_disk(file)
+    flush_to_disk(out)
     # False sorts before True: everything else first, the record last
     for file in sorted(unfinished.iterdir(), key=lambda file: file.name == PROVENANCE):
+        if file.name == PROVENANCE:
+            flush_to_disk(out)
         file.replace(out / file.name)
+    flush_to_disk(out)
+    flush_to_disk(out.absolute().parent)
 
 
 def _write(model: PreTrainedModel, folder: Path, tokenizer: Any, provenance: Mapping[str, Any]) -> None:

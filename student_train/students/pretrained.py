@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from teacher_cache.errors import StudentError
+from teacher_cache.hub import why_unreadable
 from teacher_cache.models.families import encoder_of, pooler_option, quiet_transformers
 
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
@@ -52,7 +53,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
         StudentError: there is none that can be read.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
     return config
@@ -69,7 +70,12 @@ def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
     try:
         with quiet_transformers():
             model, report = loader.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
             )
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
@@ -118,7 +124,9 @@ def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:
 def _load_vocabulary(folder: Path) -> Mapping[str, int]:
     try:
         with quiet_transformers():
-            vocabulary: Mapping[str, int] = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+            vocabulary: Mapping[str, int] = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            ).get_vocab()
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise StudentError(
@@ -131,6 +139,6 @@ def _load_vocabulary(folder: Path) -> Mapping[str, int]:
 
 def _unreadable(folder: Path, error: Exception) -> StudentError:
     return StudentError(
-        f"{str(folder)!r} is no Hugging Face model folder that can be read ({error}): there is no model to take; give "
-        "a folder with config.json and model.safetensors"
+        f"{str(folder)!r} is no Hugging Face model folder that can be read ({why_unreadable(error)}): there is no "
+        "model to take; give a folder with config.json and model.safetensors"
     )

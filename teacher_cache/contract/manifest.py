@@ -136,12 +136,12 @@ class Manifest:
         """A JSON object that `from_json` reads back."""
         return {"format": FORMAT_NAME, **asdict(self)}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote.
+    @staticmethod
+    def check_version(data: Mapping[str, Any]) -> None:
+        """Check that this is a manifest of the format version that this program reads.
 
         Raises:
-            StoreError: the object is not a manifest, or its format version is not the one this program reads.
+            StoreError: it is not.
         """
         if data.get("format") != FORMAT_NAME:
             raise StoreError(
@@ -154,6 +154,15 @@ class Manifest:
                 f"the store has format version {version!r}, this program reads version {FORMAT_VERSION}: its arrays "
                 "would be misread; install the kdcache release that wrote it, or build the store again"
             )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StoreError: see `check_version`.
+        """
+        cls.check_version(data)
         fields = {key: value for key, value in data.items() if key != "format"}
         targets = fields["targets"]
         logits = targets["logits"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from teacher_cache.contract.manifest import FORMAT_NAME, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import ArraySpec
+from teacher_cache.format.schema import CommitSchema, SealSchema, TeacherFilesSchema, check_fields, check_manifest
 from teacher_cache.storage.base import Storage
+from teacher_cache.storage.keys import is_safe_key
 
 METADATA = "zarr.json"
 COMMITS = "commits"
@@ -30,10 +33,11 @@ TEACHER_FILES = "teacher.json"
 _CHECKSUM = "sha256"
 _NOT_ITS_CHECKSUM = "it does not match its own checksum"
 _HASH_DIGITS = 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading an object raises that is not what it should be."""
+NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading an object raises that is not what it should be; the last of JSON that is nested without end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,12 @@ class ObjectDigest:
 
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 0:
+            raise ValueError(f"the size of an object is {self.size!r}, which is no number of bytes")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"{self.sha256!r} is no SHA-256 in 64 hexadecimal digits")
 
     @classmethod
     def of(cls, data: bytes) -> ObjectDigest:
@@ -89,7 +99,8 @@ class Commit:
     def from_bytes(cls, data: bytes) -> Commit:
         """Read a commit object; one of NOT_AN_OBJECT if it is not what was written."""
         fields = read_checked(data)
-        shards = {key: ObjectDigest(**digest) for key, digest in fields["shards"].items()}
+        check_fields(CommitSchema, fields)
+        shards = _read_digests(fields["shards"])
         return cls(block=int(fields["block"]), rows=(fields["rows"][0], fields["rows"][1]), shards=shards)
 
 
@@ -111,8 +122,9 @@ class Seal:
     def from_bytes(cls, data: bytes) -> Seal:
         """Read a seal object; one of NOT_AN_OBJECT if it is not what was written."""
         fields = read_checked(data)
+        check_fields(SealSchema, fields)
         fields.pop("format")
-        fields["objects"] = {key: ObjectDigest(**digest) for key, digest in fields["objects"].items()}
+        fields["objects"] = _read_digests(fields["objects"])
         return cls(**fields)
 
 
@@ -169,6 +181,8 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     attributes = json.loads(data)["attributes"]
     fields = {key: value for key, value in attributes.items() if key != _CHECKSUM}
+    Manifest.check_version(fields)
+    check_manifest(fields)
     manifest = Manifest.from_json(fields)
     # the whole object, not only what of it makes the manifest
     if attributes[_CHECKSUM] != sha256_of_json(fields) or _group_metadata(attributes) != data:
@@ -187,8 +201,17 @@ def write_teacher_files(storage: Storage, files: Mapping[str, ObjectDigest]) -> 
 
 def read_teacher_files(storage: Storage) -> dict[str, ObjectDigest]:
     """The files of the teacher by key; FileNotFoundError or one of NOT_AN_OBJECT if there is no list of them."""
-    files = read_checked(storage.read(TEACHER_FILES))["files"]
-    return {key: ObjectDigest(**digest) for key, digest in files.items()}
+    fields = read_checked(storage.read(TEACHER_FILES))
+    check_fields(TeacherFilesSchema, fields)
+    return _read_digests(fields["files"])
+
+
+def _read_digests(listed: Mapping[str, Any]) -> dict[str, ObjectDigest]:
+    """Objects by key, each key inside the store; ValueError or TypeError if something else stands there."""
+    for key in listed:
+        if not is_safe_key(key):
+            raise ValueError(f"it lists {key!r}, which does not lie inside the store")
+    return {key: ObjectDigest(**digest) for key, digest in listed.items()}
 
 
 def has_teacher(storage: Storage) -> bool:

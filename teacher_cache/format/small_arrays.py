@@ -1,19 +1,21 @@
 """Small arrays of a store that are not cut into blocks, such as projections: one raw chunk each, as zarr reads it.
 
-zarr encodes and decodes them in memory; only whole objects go to and from the storage.
+zarr encodes them in memory, and only whole objects go to and from the storage. Decoding is our own: what zarr makes of
+bytes depends on metadata that came with them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from teacher_cache.errors import StoreError
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 
 EVERY_CHUNK: ArrayConfigLike = {"write_empty_chunks": True}
 """zarr leaves out chunks of zeros otherwise, and reads every chunk that is missing as zeros."""
+_TYPES = ("float16", "float32", "float64")
+_CRC_BYTES = 4
+_AS_WRITTEN: Mapping[str, Any] = {
+    "zarr_format": 3,
+    "node_type": "array",
+    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    "storage_transformers": [],
+}
 
 
 def encode_constant(path: str, value: NDArray[np.generic]) -> dict[str, bytes]:
@@ -84,17 +95,42 @@ def has_constant(storage: Storage, path: str) -> bool:
 def read_constant(storage: Storage, path: str) -> NDArray[Any]:
     """What `write_constant` wrote.
 
+    It is decoded here: zarr would follow whatever its metadata says, and some filters run code. Memory is that of the
+    chunk on the disk, since nothing in it is compressed.
+
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: it is missing, damaged, or not what `write_constant` writes.
     """
-    prototype = default_buffer_prototype()
     try:
-        objects = {key: prototype.buffer.from_bytes(storage.read(key)) for key in storage.list(f"{path}/")}
-        if len(objects) < 2:
-            raise FileNotFoundError(f"{len(objects)} of 2 objects are there")
-        return np.asarray(zarr.open_array(MemoryStore(objects), path=path, mode="r")[...])
+        dtype, shape = _parse_metadata(json.loads(storage.read(f"{path}/{METADATA}")))
+        key = "/".join([path, "c", *("0" for _ in shape)])
+        expected = prod(shape) * dtype.itemsize + _CRC_BYTES
+        if (size := storage.size(key)) != expected:
+            raise ValueError(f"{key!r} has {size} bytes, {shape} of {dtype} take {expected}")
+        data = storage.read(key)
+        if google_crc32c.value(data[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+            raise ValueError(f"{key!r} does not match its own checksum")
+        return np.frombuffer(data[:-_CRC_BYTES], dtype=dtype).reshape(shape).copy()
     except (OSError, *NOT_AN_OBJECT) as error:
         raise StoreError(
             f"{storage.location!r} is damaged: {path!r} cannot be read ({error}). Its numbers are needed to code and "
             "decode; restore it from a copy, or delete the store and build it again"
         ) from error
+
+
+def _parse_metadata(metadata: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of a small array from its zarr.json; ValueError if it is no such array.
+
+    Everything that decides how bytes become numbers must be what `encode_constant` writes.
+    """
+    shape, name = metadata["shape"], metadata["data_type"]
+    if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
+        raise ValueError(f"its shape is {shape!r}")
+    if name not in _TYPES:
+        raise ValueError(f"its type is {name!r}, which is none of {', '.join(_TYPES)}")
+    said = {key: metadata.get(key) for key in (*_AS_WRITTEN, "chunk_grid")}
+    grid = {"name": "regular", "configuration": {"chunk_shape": shape}}
+    for key, value in {**_AS_WRITTEN, "chunk_grid": grid}.items():
+        if said[key] != value and not (key == "storage_transformers" and said[key] is None):
+            raise ValueError(f"its {key} is {said[key]!r} instead of {value!r}")
+    return np.dtype(name).newbyteorder("<"), tuple(shape)

@@ -23,6 +23,7 @@ from teacher_cache.contract.streams import (
     VectorStream,
     vector_streams,
 )
+from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import projection_path
 from teacher_cache.format.small_arrays import read_constant, write_constant
 from teacher_cache.format.writer import GroupWriter
@@ -59,8 +60,17 @@ def stream_projections(
 
 
 def read_transform(storage: Storage, path: str) -> Transform:
-    """The constants of a calibrated stream of a store: what every run of its build codes with."""
+    """The constants of a calibrated stream of a store: what every run of its build codes with.
+
+    Raises:
+        StoreError: they are missing, damaged, or do not go together.
+    """
     basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
+    shapes = f"basis {basis.shape}, mean {mean.shape}, step {step.shape}"
+    if basis.ndim != 2 or mean.shape != basis.shape[:1] or step.shape:
+        raise _impossible(storage, path, f"have shapes that do not go together: {shapes}")
+    if not (np.isfinite(basis).all() and np.isfinite(mean).all() and 0 < float(step) < np.inf):
+        raise _impossible(storage, path, f"are no finite numbers, or the step {float(step)!r} is not above 0")
     return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
 
 
@@ -74,3 +84,10 @@ def read_projections(storage: Storage, layer: int) -> AttentionProjections:
         }
         loaded[name] = Projection(**parts)
     return AttentionProjections(**loaded)
+
+
+def _impossible(storage: Storage, path: str, what: str) -> StoreError:
+    return StoreError(
+        f"{storage.location!r} is damaged: the constants of {path!r} {what}. Everything that is decoded with them "
+        "would be wrong; restore the store from a copy, or build it again"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from teacher_cache.errors import DamagedStoreError, StoreError
 from teacher_cache.format.groups import Group, damaged_objects, mismatch
@@ -30,6 +31,7 @@ from teacher_cache.format.protocol import (
     shard_key,
     wrong_size,
 )
+from teacher_cache.format.teacher_folder import check_teacher_folder, only_listed
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.local_cache import LocalCache
 
@@ -50,6 +52,7 @@ class VerifiedObjects:
             for path, spec in group.arrays.items():
                 self.arrays.setdefault(path, (group, spec))
         self._hashes: dict[str, list[str]] = {}
+        self._listed: list[TemporaryDirectory[str]] = []
         self._commit = lru_cache(maxsize=_COMMITS_KEPT)(self._read_commit)
 
     def check_metadata(self) -> None:
@@ -78,7 +81,13 @@ class VerifiedObjects:
             if (what := damage(self.storage, key, digest)) is not None:
                 raise self.damaged(key, what)
         self._check(lambda key: key == TEACHER_FILES)
-        return self.storage.folder(TEACHER)
+        names = [key.removeprefix(f"{TEACHER}/") for key in files]
+        folder = self.storage.folder(TEACHER)
+        check_teacher_folder(folder, names, self.storage.location)
+        if (listed := only_listed(folder, names)) is None:
+            return folder
+        self._listed.append(listed)
+        return Path(listed.name)
 
     def shard(self, path: str, block: int) -> bytes:
         """The shard of one array and block as it was committed. Thread-safe.

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 
 from teacher_cache.disk import NO_SPACE, flush_to_disk, system_error_number
 from teacher_cache.errors import SpaceError, StoreError
+from teacher_cache.storage.keys import check_key, check_prefix
 
 PARTIAL = ".partial"
 """How names of unfinished files end."""
@@ -38,17 +40,44 @@ class LocalStorage:
         self._root = Path(location)
 
     def read(self, key: str) -> bytes:
-        with _read_errors(self._root / key):
-            return (self._root / key).read_bytes()
+        file = self._file(key)
+        with _read_errors(file):
+            return file.read_bytes()
 
     def stream(self, key: str) -> Iterator[bytes]:
-        with _read_errors(self._root / key), (self._root / key).open("rb") as file:
+        path = self._file(key)
+        with _read_errors(path), path.open("rb") as file:
             while piece := file.read(_PIECE):
                 yield piece
 
     def size(self, key: str) -> int | None:
-        file = self._root / key
+        file = self._file(key)
         return file.stat().st_size if file.is_file() else None
+
+    def _file(self, key: str) -> Path:
+        """Where an object lies, which is inside the store and nowhere else.
+
+        Raises:
+            StoreError: the key or a link leads out of it, or something else than a file lies there.
+        """
+        check_key(key, self.location)
+        path = self._root
+        for part in key.split("/"):
+            path /= part
+            try:
+                mode = path.lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return self._root / key
+            except OSError as error:
+                raise _cannot_read(path, error) from error
+            if stat.S_ISLNK(mode):
+                raise _leads_elsewhere(path)
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StoreError(
+                f"{str(path)!r} is no file (a pipe, a socket or a device): a store has files only, and reading this "
+                "might never end; delete it, or restore the store from a copy"
+            )
+        return path
 
     def write(self, key: str, data: bytes) -> None:
         with self._replacing(key) as file:
@@ -60,7 +89,7 @@ class LocalStorage:
 
     @contextmanager
     def _replacing(self, key: str) -> Iterator[IO[bytes]]:
-        target = self._root / key
+        target = self._file(key)
         with self._explain_errors():
             # deepest first; their names have to reach the disk like the file's
             new = list(takewhile(lambda folder: not folder.exists(), target.parents))
@@ -81,10 +110,10 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         with self._explain_errors():
-            (self._root / key).unlink(missing_ok=True)
+            self._file(key).unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        top = self._root / prefix.rpartition("/")[0]
+        top = self._root / check_prefix(prefix, self.location).rpartition("/")[0]
         found = {}
         for folder, folders, files in os.walk(top):
             folders[:] = [name for name in folders if not name.startswith(".") and not name.endswith(PARTIAL)]
@@ -94,8 +123,14 @@ class LocalStorage:
                     continue
                 file = Path(folder) / name
                 key = file.relative_to(self._root).as_posix()
-                if key.startswith(prefix):
-                    found[key] = file.stat().st_size
+                status = file.lstat()
+                if stat.S_ISLNK(status.st_mode):
+                    raise _leads_elsewhere(file)
+                if key.startswith(prefix) and stat.S_ISREG(status.st_mode):
+                    found[key] = status.st_size
+            for name in folders:
+                if (Path(folder) / name).is_symlink():
+                    raise _leads_elsewhere(Path(folder) / name)
         return dict(sorted(found.items()))
 
     @contextmanager
@@ -105,7 +140,10 @@ class LocalStorage:
         File systems that know no locks are not protected.
         """
         with self._explain_errors():
+            new = [folder for folder in (self._root, *self._root.absolute().parents) if not folder.exists()]
             self._root.mkdir(parents=True, exist_ok=True)
+            for made in new:
+                flush_to_disk(made.parent)  # its name must survive a crash like what is in it
             descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
@@ -123,7 +161,7 @@ class LocalStorage:
     def remove_unfinished(self) -> None:
         with self._explain_errors():
             for path in list(self._root.rglob(f"*{PARTIAL}")):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
@@ -143,7 +181,7 @@ class LocalStorage:
         return shutil.disk_usage(folder).free
 
     def folder(self, prefix: str) -> Path:
-        return self._root / prefix
+        return self._file(prefix.rstrip("/")) if prefix else self._root
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -175,7 +213,18 @@ def _read_errors(path: Path) -> Iterator[None]:
     except (NotADirectoryError, IsADirectoryError) as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(error.filename)) from error
     except OSError as error:
-        raise StoreError(
-            f"cannot read {str(path)!r} ({error.strerror or error}): nothing can be said of what is in it; mend its "
-            "permissions or the disk, or restore the store from a copy"
-        ) from error
+        raise _cannot_read(path, error) from error
+
+
+def _leads_elsewhere(path: Path) -> StoreError:
+    return StoreError(
+        f"{str(path)!r} is a link: what a store reads, writes and deletes lies inside its own folder, and this one "
+        "leads elsewhere; replace it by what it leads to"
+    )
+
+
+def _cannot_read(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot read {str(path)!r} ({error.strerror or error}): nothing can be said of what is in it; mend its "
+        "permissions or the disk, or restore the store from a copy"
+    )

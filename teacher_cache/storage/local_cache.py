@@ -144,6 +144,11 @@ class LocalCache:
             os.close(lock)
 
     def _path(self, sha256: str) -> Path:
+        if not _SHA256.fullmatch(sha256):
+            raise StoreError(
+                f"{sha256!r} is no SHA-256: a store that names its objects so was damaged, or made to have files "
+                "beside the copies read or deleted; do not use it"
+            )
         return self._folder / sha256[:2] / sha256
 
 

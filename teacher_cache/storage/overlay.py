@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from teacher_cache.storage.base import Storage
+from teacher_cache.storage.keys import check_key
 
 
 class Overlay:
@@ -48,7 +49,7 @@ class Overlay:
         return None if key in self._deleted else self._base.size(key)
 
     def write(self, key: str, data: bytes) -> None:
-        self.written[key] = data
+        self.written[check_key(key, self.location)] = data
 
     def write_file(self, key: str, source: Path) -> None:
         self.write(key, source.read_bytes())

@@ -22,6 +22,7 @@ from pathlib import Path
 from teacher_cache.disk import NO_SPACE
 from teacher_cache.errors import SpaceError
 from teacher_cache.storage.bucket import PART, Bucket
+from teacher_cache.storage.keys import check_key, check_prefix
 from teacher_cache.storage.lease import LEASE_SECONDS, Lease
 
 LOCK = "build.lock"
@@ -43,10 +44,10 @@ class RemoteStorage:
         self._lease: Lease | None = None
 
     def read(self, key: str) -> bytes:
-        return self._bucket.read(key)
+        return self._bucket.read(self._checked(key))
 
     def stream(self, key: str) -> Iterator[bytes]:
-        found = self._bucket.measure(key)
+        found = self._bucket.measure(self._checked(key))
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.location}/{key}")
         size, version = found
@@ -54,23 +55,23 @@ class RemoteStorage:
             yield self._bucket.read_part(key, start, min(start + PART, size), version)
 
     def size(self, key: str) -> int | None:
-        found = self._bucket.measure(key)
+        found = self._bucket.measure(self._checked(key))
         return None if found is None else found[0]
 
     def write(self, key: str, data: bytes) -> None:
         self._ensure_right()
-        self._bucket.write(key, data)
+        self._bucket.write(self._checked(key), data)
 
     def write_file(self, key: str, source: Path) -> None:
         self._ensure_right()
-        self._bucket.write(key, source)
+        self._bucket.write(self._checked(key), source)
 
     def delete(self, key: str) -> None:
         self._ensure_right()
-        self._bucket.delete(key)
+        self._bucket.delete(self._checked(key))
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        found = self._bucket.list(prefix.rpartition("/")[0])
+        found = self._bucket.list(check_prefix(prefix, self.location).rpartition("/")[0])
         return {key: found[key] for key in sorted(found) if key.startswith(prefix) and _belongs(key)}
 
     @contextmanager
@@ -81,6 +82,9 @@ class RemoteStorage:
                 yield
             finally:
                 self._lease = None
+
+    def _checked(self, key: str) -> str:
+        return check_key(key, self.location)
 
     def _ensure_right(self) -> None:
         if (lease := self._lease) is not None:
@@ -103,7 +107,7 @@ class RemoteStorage:
             top = Path(tempfile.mkdtemp(prefix="kdcache-"))
             weakref.finalize(self, shutil.rmtree, top, ignore_errors=True)
             for key in self.list(below):
-                target = top / key.removeprefix(below)
+                target = top / self._checked(key).removeprefix(below)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as file:
                     file.writelines(self.stream(key))

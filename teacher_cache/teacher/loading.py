@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from teacher_cache.errors import TeacherError, first_line
-from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.errors import TeacherError
+from teacher_cache.hub import HUB_ERRORS, why_unreadable
 from teacher_cache.models.families import why_not_an_encoder
 
 
@@ -26,7 +26,7 @@ def load_teacher_config(name: str, revision: str | None) -> PreTrainedConfig:
         TeacherError: there is none, or it cannot be read.
     """
     try:
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision))
+        return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
     except (*HUB_ERRORS, KeyError) as error:
         raise cannot_load(name, error) from error
 
@@ -35,9 +35,9 @@ def cannot_load(name: str, error: Exception) -> TeacherError:
     """What to tell of a teacher that Transformers or the hub could not give."""
     kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
     return TeacherError(
-        f"teacher {name!r} cannot be loaded ({kind}): {first_line(error)}\nThere is nothing to distil from without it; "
-        "check the spelling and the network, or give the folder of a downloaded model (config.json, model.safetensors, "
-        "tokenizer)"
+        f"teacher {name!r} cannot be loaded ({kind}): {why_unreadable(error)}\nThere is nothing to distil from without "
+        "it; check the spelling and the network, or give the folder of a downloaded model (config.json, "
+        "model.safetensors, tokenizer)"
     )
 
 

@@ -66,9 +66,9 @@ class Teacher:
         config = load_teacher_config(name, revision)
         refuse_other_architectures(name, config)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
             model, info = AutoModelForMaskedLM.from_pretrained(
-                name, revision=revision, dtype="auto", output_loading_info=True
+                name, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
             )
         except (*HUB_ERRORS, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
             raise cannot_load(name, error) from error

@@ -35,6 +35,7 @@ from teacher_cache.format.protocol import (
 )
 from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
+from teacher_cache.verify.contents import impossible_contents
 from teacher_cache.verify.unfinished import check_unsealed
 
 ObjectKind = Literal["manifest", "seal", "commit", "shard", "metadata", "constant", "teacher"]
@@ -132,6 +133,9 @@ class Survey:
                 Expected(key, digest, self._part_of(key), self.name) for key, digest in self.seal.objects.items()
             ]
             self._check_totals(self.seal, commits)
+            if self.group is not None:
+                for key, what in impossible_contents(self.storage, self.group.manifest, self.seal):
+                    self._find(key, self._part_of(key), what)
 
     def run_unsealed(self, vouched: set[str]) -> None:
         """Compare what no seal vouches for with what the manifest implies."""

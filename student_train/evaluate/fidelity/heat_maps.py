@@ -107,7 +107,9 @@ def _find_sentence(reader: CacheSource, plan: FidelityPlan, layer: int) -> tuple
     """A held-out row, its targets, a sentence in it and all its tokens; the beginning of the first row at worst."""
     request = TargetRequest(attention_layers=(layer,))
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(reader.teacher_folder(), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            reader.teacher_folder(), local_files_only=True, trust_remote_code=False
+        )
     found = []
     for row in [row for rows in plan.rows for row in rows][:_ROWS_TRIED]:
         (targets,) = reader.read_rows(row, row + 1, request).values()

@@ -70,7 +70,9 @@ def load_tokenizer(folder: Path, task: Task) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise _no_tokenizer(folder, f"it cannot be read ({type(error).__name__}: {error})") from error
@@ -110,6 +112,7 @@ def load_for_task(folder: Path, task: Task, labels: Sequence[str], seed: int) ->
             config = AutoConfig.from_pretrained(
                 folder,
                 local_files_only=True,
+                trust_remote_code=False,
                 num_labels=len(names),
                 id2label=dict(enumerate(names)),
                 label2id={name: number for number, name in enumerate(names)},
@@ -121,6 +124,7 @@ def load_for_task(folder: Path, task: Task, labels: Sequence[str], seed: int) ->
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )

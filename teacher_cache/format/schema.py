@@ -1,0 +1,259 @@
+"""What the JSON objects of a store must be before anything is made of them: types, bounds, and what goes together.
+
+A store may come from another program, another version, or somebody who means harm. Its manifest decides how much memory
+is taken and what numbers mean, so every field is checked here first, and then the fields against each other. Bounds are
+far beyond any model or corpus that there is; they keep a forged number from being allocated or looped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from teacher_cache.codecs.packing import PACKINGS, ZERO
+from teacher_cache.contract.targets import FIXED_PRECISIONS, MOST_DRAWS, nmse_target, parse_precision
+from teacher_cache.errors import SettingsError
+from teacher_cache.storage.keys import is_safe_key
+
+_MOST_LAYERS = 4096
+_MOST_IDS = 2**24
+"""Ids are exact in three bytes."""
+_SHOWN = 60
+
+Layer = Annotated[int, Field(ge=0, le=_MOST_LAYERS)]
+Count = Annotated[int, Field(ge=0, le=2**48)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+Text = Annotated[str, Field(max_length=2**20)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ViewName = Literal["plain", "masked"]
+
+
+class _Strict(BaseModel):
+    """No field is converted, left out or added, and no number is infinite or none at all."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TeacherSchema(_Strict):
+    """`manifest.TeacherRecord`."""
+
+    name: Text
+    revision: Text | None
+    weights_sha256: Sha256
+    model_type: Annotated[str, Field(max_length=200)]
+    layers: Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
+    hidden_size: Annotated[int, Field(ge=1, le=2**20)]
+    heads: Annotated[int, Field(ge=1, le=2**16)]
+    vocab_size: Annotated[int, Field(ge=1, le=_MOST_IDS)]
+    max_positions: Annotated[int, Field(ge=1, le=2**32)]
+    has_mlm_head: bool
+
+
+class CorpusSchema(_Strict):
+    """`manifest.CorpusRecord`."""
+
+    specs: Annotated[list[Text], Field(max_length=2**16)]
+    fingerprint: Text
+    documents: Count
+    tokens: Count
+    rows: Count
+
+
+class TransformSchema(_Strict):
+    """`manifest.TransformRecord`."""
+
+    step: Annotated[float, Field(gt=0)]
+    nmse: Annotated[float, Field(ge=0)]
+    components: dict[Annotated[str, Field(max_length=40)], Annotated[int, Field(ge=0, le=2**22)]]
+    earlier_steps: Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=1000)]
+
+
+class LogitsSchema(_Strict):
+    """`targets.LogitsSpec`."""
+
+    entries: Annotated[int, Field(ge=1, le=_MOST_IDS)]
+    codec: Literal["float16", "root8", "exact"]
+    form: Literal["topk", "sample"]
+    view: ViewName
+
+
+class HiddenSchema(_Strict):
+    """`targets.HiddenSpec`."""
+
+    layer: Layer
+    codec: Annotated[str, Field(max_length=40)]
+    view: ViewName
+
+
+class AttentionSchema(_Strict):
+    """`targets.AttentionSpec`."""
+
+    layer: Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
+    form: Literal["shared", "input", "projected", "vectors", "matrix"]
+    codec: Annotated[str, Field(max_length=40)]
+    view: ViewName
+    heads: Annotated[int, Field(ge=1, le=2**16)] | None
+
+
+class TargetsSchema(_Strict):
+    """`targets.TargetSpecs`."""
+
+    logits: LogitsSchema | None
+    hidden: Annotated[list[HiddenSchema], Field(max_length=_MOST_LAYERS + 1)]
+    attention: Annotated[list[AttentionSchema], Field(max_length=_MOST_LAYERS)]
+
+
+class ManifestSchema(_Strict):
+    """`manifest.Manifest` as it stands in the attributes of a group, without its own checksum."""
+
+    format: Literal["kdcache"]
+    format_version: Annotated[int, Field(ge=1, le=1)]
+    teacher: TeacherSchema
+    tokenizer_sha256: Text
+    corpus: CorpusSchema
+    seq_len: Annotated[int, Field(ge=1, le=2**24)]
+    row_mode: Literal["packed", "document"]
+    rows: Annotated[int, Field(ge=1, le=2**48)]
+    block_rows: Annotated[int, Field(ge=1, le=2**32)]
+    seed: Number
+    views: Annotated[int, Field(ge=1, le=2**16)]
+    mlm_probability: Annotated[float, Field(gt=0, le=1)]
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    targets: TargetsSchema
+    first_row: Count
+    inputs_held: Annotated[list[ViewName], Field(max_length=2)]
+    calibration: dict[Annotated[str, Field(max_length=200)], TransformSchema]
+    software: dict[Text, Text]
+    command: Text
+    created: Text
+
+
+class DigestSchema(_Strict):
+    """`protocol.ObjectDigest`."""
+
+    size: Count
+    sha256: Sha256
+
+
+class CommitSchema(_Strict):
+    """`protocol.Commit`."""
+
+    block: Count
+    rows: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    shards: dict[str, DigestSchema]
+
+
+class SealSchema(_Strict):
+    """`protocol.Seal`."""
+
+    format: Literal["kdcache"]
+    format_version: Annotated[int, Field(ge=1, le=1)]
+    rows: Annotated[int, Field(ge=1, le=2**48)]
+    blocks: Annotated[int, Field(ge=1, le=2**48)]
+    bytes_per_array: dict[str, Count]
+    objects: dict[str, DigestSchema]
+
+
+def _in_teacher_folder(key: str) -> str:
+    folder, _, name = key.partition("/")
+    if folder != "teacher" or "/" in name or not is_safe_key(key):
+        raise ValueError(f"{key!r} is no file of the folder teacher/")
+    return key
+
+
+class TeacherFilesSchema(_Strict):
+    """The list of the teacher's files."""
+
+    files: dict[Annotated[str, AfterValidator(_in_teacher_folder)], DigestSchema]
+
+
+def check_fields(schema: type[_Strict], fields: Mapping[str, Any]) -> None:
+    """Check types and bounds of every field.
+
+    Raises:
+        ValueError: one is not what it must be; the message names the field, its value, and what it must be.
+    """
+    try:
+        schema.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        said = "is missing" if first["type"] == "missing" else f"is {_short(first['input'])}"
+        raise ValueError(f"the field {place!r} {said}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def check_manifest(fields: Mapping[str, Any]) -> None:
+    """Check a manifest's fields, and that they go together.
+
+    Raises:
+        ValueError: see `check_fields`.
+    """
+    check_fields(ManifestSchema, fields)
+    teacher, targets = fields["teacher"], fields["targets"]
+    _check_layers(teacher["layers"], targets)
+    for name in ("hidden", "attention"):
+        for number, spec in enumerate(targets[name]):
+            _check_codec(f"targets.{name}.{number}.codec", spec["codec"])
+    if (logits := targets["logits"]) is not None:
+        _check_logits(logits, teacher["vocab_size"])
+    if fields["seq_len"] > teacher["max_positions"]:
+        raise ValueError(f"the field 'seq_len' is {fields['seq_len']}: the teacher reads {teacher['max_positions']}")
+    _check_calibration(fields["calibration"], teacher["hidden_size"], targets)
+
+
+def _check_layers(layers: int, targets: Mapping[str, Any]) -> None:
+    for name in ("hidden", "attention"):
+        named = [spec["layer"] for spec in targets[name]]
+        beyond = [layer for layer in named if layer > layers]
+        if beyond:
+            raise ValueError(f"the field 'targets.{name}' has layer {beyond[0]}: the teacher has {layers}")
+        if len(set(named)) < len(named):
+            raise ValueError(f"the field 'targets.{name}' has the layers {named}: one of them twice")
+
+
+def _check_codec(place: str, codec: str) -> None:
+    try:
+        known = parse_precision(codec) == codec
+    except SettingsError:
+        known = False
+    if not known:
+        raise ValueError(f"the field {place!r} is {codec!r}: it must be one of {', '.join(FIXED_PRECISIONS)} or nmse:X")
+
+
+def _check_logits(logits: Mapping[str, Any], vocabulary: int) -> None:
+    entries, sampled = logits["entries"], logits["form"] == "sample"
+    most = MOST_DRAWS if sampled else vocabulary
+    if entries > most:
+        raise ValueError(f"the field 'targets.logits.entries' is {entries}: there can be {most} at most")
+    if sampled != (logits["codec"] == "exact"):
+        raise ValueError(f"the field 'targets.logits.codec' is {logits['codec']!r}: not of the form {logits['form']!r}")
+    if logits["view"] != "masked":
+        raise ValueError(f"the field 'targets.logits.view' is {logits['view']!r}: distributions are of masked places")
+
+
+def _check_calibration(calibration: Mapping[str, Any], width: int, targets: Mapping[str, Any]) -> None:
+    calibrated = {f"hidden/{spec['layer']}": width for spec in targets["hidden"] if _is_calibrated(spec)}
+    for spec in filter(_is_calibrated, targets["attention"]):
+        names: Sequence[str] = {"shared": [], "vectors": ["query", "key", "value"]}.get(spec["form"], [spec["form"]])
+        calibrated |= {f"attention/{spec['layer']}/{name}": width for name in names}
+    for path, record in calibration.items():
+        if path not in calibrated:
+            raise ValueError(f"the field 'calibration' has {path!r}: no target is coded there in an nmse codec")
+        components, packings = record["components"], {packing.name for packing in PACKINGS}
+        if components.keys() - {ZERO} != packings or sum(components.values()) != calibrated[path]:
+            raise ValueError(
+                f"the field 'calibration.{path}.components' is {_short(components)}: it must have a count for each of "
+                f"{', '.join(sorted(packings))}, {calibrated[path]} together"
+            )
+
+
+def _is_calibrated(spec: Mapping[str, Any]) -> bool:
+    return nmse_target(spec["codec"]) is not None

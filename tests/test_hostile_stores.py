@@ -1,0 +1,286 @@
+"""Stores that somebody made to do harm, with a right hash chain: nothing outside their own folder is read, written or
+deleted, and nothing in them runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teacher_cache.build.build import Silent, build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.derive.derive import derive_store
+from teacher_cache.derive.settings import DeriveSettings
+from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.read.pool import open_caches
+from teacher_cache.storage.local import LocalStorage
+from teacher_cache.verify.evict import evict_damage
+from teacher_cache.verify.verify import verify_store
+from tests.forged import edit_checked, edit_manifest, reseal
+
+SENTINEL = b"somebody else's"
+
+
+@pytest.fixture(scope="session")
+def whole_store(
+    tiny_teacher: Callable[..., Path], tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, BuildSettings]:
+    out = tmp_path_factory.mktemp("whole") / "cache.zarr"
+    settings = BuildSettings(
+        teacher=str(tiny_teacher()), corpus=(str(tiny_corpus),), out=str(out), seq_len=24, max_rows=24, block_rows=8,
+        k=8, layers="2,4", attention_layer=3, precision="nmse:1e-1",
+    )  # fmt: skip
+    build_cache(settings)
+    return out, settings
+
+
+@pytest.fixture
+def store(whole_store: tuple[Path, BuildSettings], tmp_path: Path) -> Iterator[Path]:
+    """A copy to be spoiled, in a folder with a file of somebody else's that must stay as it is."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(SENTINEL)
+    yield Path(shutil.copytree(whole_store[0], tmp_path / "stores" / "cache.zarr"))
+    assert victim.read_bytes() == SENTINEL
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("derived", "stores")) == ["victim"]
+
+
+def rename_teacher_file(store: Path, name: str) -> None:
+    def edit(fields: dict[str, Any]) -> None:
+        fields["files"][name] = fields["files"].pop("teacher/tokenizer.json")
+
+    edit_checked(store / "teacher.json", edit)
+    reseal(store)
+
+
+def names_leading_out(tmp_path: Path) -> list[str]:
+    return [
+        "teacher/../../../victim",
+        f"teacher/{tmp_path}/victim",
+        f"{tmp_path}/victim",
+        "teacher/",
+        "teacher/..",
+        "zarr.json",
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_teacher_that_lists_files_elsewhere_is_refused(store: Path, tmp_path: Path, number: int) -> None:
+    name = names_leading_out(tmp_path)[number]
+    rename_teacher_file(store, name)
+    with pytest.raises(StoreError, match="no file of the folder teacher/|does not lie inside the store"):
+        open_caches([str(store)]).teacher_folder()
+    with pytest.raises(DistillationError):
+        derive_store(
+            DeriveSettings(src=str(store), dst=str(tmp_path / "derived"), targets="hidden", layers="2"), Silent()
+        )
+    report = verify_store(LocalStorage(store))
+    assert any(finding.key == "teacher.json" for finding in report.findings)
+    evict_damage(LocalStorage(store))
+
+
+@pytest.mark.parametrize("name", ["../../victim", "teacher/../../../victim", "/etc/hostname"])
+def test_objects_that_a_seal_lists_elsewhere_are_never_deleted(store: Path, name: str) -> None:
+    edit_checked(store / "seal.json", lambda fields: fields["objects"].update({name: {"size": 1, "sha256": "0" * 64}}))
+    with pytest.raises(StoreError, match="does not lie inside the store"):
+        open_caches([str(store)])
+    with suppress(StoreError):
+        verify_store(LocalStorage(store))
+    with suppress(StoreError):
+        evict_damage(LocalStorage(store))
+
+
+def test_an_unsealed_store_lists_nothing_elsewhere_either(store: Path, tmp_path: Path) -> None:
+    rename_teacher_file(store, f"{tmp_path}/victim")
+    (store / "seal.json").unlink()
+    evict_damage(LocalStorage(store))
+
+
+@pytest.mark.parametrize("sha256", ["../../../victim", "", "0" * 63, None, 3])
+def test_commits_name_objects_by_hashes(store: Path, sha256: object) -> None:
+    def edit(fields: dict[str, Any]) -> None:
+        next(iter(fields["shards"].values()))["sha256"] = sha256
+
+    edit_checked(store / "commits" / "00000000.json", edit)
+    # the chain above it is made right, the shard's own digest stays forged
+    spoiled = (store / "commits" / "00000000.json").read_bytes()
+    reseal_keeping(store, spoiled)
+    with pytest.raises(StoreError, match=r"sha256. is (None|3|.\.\./|..:|.0)"):
+        open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
+
+
+def reseal_keeping(store: Path, commit: bytes) -> None:
+    """`reseal`, but the first commit stays as it was spoiled."""
+    import hashlib
+
+    reseal(store)
+    (store / "commits" / "00000000.json").write_bytes(commit)
+    hashes = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  commits/{path.name}\n"
+        for path in sorted((store / "commits").iterdir())
+    ]
+    (store / "commits.sha256").write_text("".join(hashes))
+    data = (store / "commits.sha256").read_bytes()
+    digest = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_checked(store / "seal.json", lambda fields: fields["objects"].update({"commits.sha256": digest}))
+
+
+def test_a_link_in_place_of_an_array_is_refused_and_nothing_is_unsealed(
+    store: Path, whole_store: tuple[Path, BuildSettings], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    shutil.move(store / "hidden" / "2", tmp_path / "stores" / "elsewhere")
+    (store / "hidden" / "2").symlink_to(tmp_path / "stores" / "elsewhere")
+    before = (store / "seal.json").read_bytes()
+    with pytest.raises(StoreError, match="is a link"):
+        build_cache(replace(whole_store[1], out=str(store)))
+    assert (store / "seal.json").read_bytes() == before
+    with pytest.raises(StoreError, match="is a link"):
+        open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
+
+
+def test_a_pipe_in_place_of_the_seal_is_not_waited_for(store: Path) -> None:
+    (store / "seal.json").unlink()
+    os.mkfifo(store / "seal.json")
+    with pytest.raises(StoreError, match="is no file"):
+        open_caches([str(store)])
+
+
+def test_files_that_no_list_names_do_not_reach_the_tokenizer(store: Path) -> None:
+    listed = {key.removeprefix("teacher/") for key in json.loads((store / "teacher.json").read_text())["files"]}
+    (store / "teacher" / "special_tokens_map.json").write_text('{"mask_token": "[UNK]"}')
+    (store / "teacher" / "added_tokens.json").write_text('{"ba": 3}')
+    reader = open_caches([str(store)])
+    folder = reader.teacher_folder()
+    assert {path.name for path in folder.iterdir()} == listed
+    assert (folder / "config.json").read_bytes() == (store / "teacher" / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name, fields, what",
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}}, "auto_map"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, "auto_map"),
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+        ("config.json", {"attn_implementation": "someone/kernel"}, "someone/kernel"),
+        ("config.json", {"_attn_implementation": "someone/kernel"}, "someone/kernel"),
+    ],
+)
+def test_a_teacher_that_names_code_is_refused(store: Path, name: str, fields: dict[str, Any], what: str) -> None:
+    path = store / "teacher" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    reseal(store)
+    with pytest.raises(StoreError, match="never decides what code runs") as caught:
+        open_caches([str(store)]).teacher_folder()
+    assert what in str(caught.value)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_evil.py", "weights.pkl", "tf_model.h5"])
+def test_pickles_and_code_beside_the_teacher_are_refused(store: Path, name: str) -> None:
+    (store / "teacher" / name).write_bytes(pickle.dumps(Evil()))
+    edit_checked(
+        store / "teacher.json",
+        lambda fields: fields["files"].update({f"teacher/{name}": {"size": 1, "sha256": "0" * 64}}),
+    )
+    reseal(store)
+    with pytest.raises(StoreError, match=f"teacher/{name}"):
+        open_caches([str(store)]).teacher_folder()
+
+
+def spoil_metadata(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def spoil(store: Path) -> None:
+        path = store / "hidden" / "2" / "basis" / "zarr.json"
+        metadata = json.loads(path.read_text())
+        change(metadata)
+        path.write_text(json.dumps(metadata))
+
+    return spoil
+
+
+def as_format_two(store: Path) -> None:
+    """What made zarr unpickle: an array of objects of format 2 with a filter that runs code."""
+    folder = store / "hidden" / "2" / "basis"
+    metadata = {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "compressor": None, "fill_value": None,
+                "order": "C", "filters": [{"id": "pickle", "protocol": 5}]}  # fmt: skip
+    (folder / "zarr.json").write_text(json.dumps(metadata))
+    (folder / ".zarray").write_text(json.dumps(metadata))
+    (folder / "0").write_bytes(pickle.dumps([Evil()]))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        as_format_two,
+        spoil_metadata(lambda metadata: metadata.update(data_type="object")),
+        spoil_metadata(lambda metadata: metadata.update(data_type="complex128")),
+        spoil_metadata(lambda metadata: metadata.update(shape=[50_000, 50_000])),
+        spoil_metadata(lambda metadata: metadata.update(shape=[-1, 32])),
+        spoil_metadata(lambda metadata: metadata.update(shape="32")),
+        spoil_metadata(lambda metadata: metadata["codecs"].append({"name": "numcodecs.pickle"})),
+        spoil_metadata(lambda metadata: metadata.update(codecs=[{"name": "gzip"}])),
+        spoil_metadata(lambda metadata: metadata.update(storage_transformers=[{"name": "other"}])),
+        spoil_metadata(lambda metadata: metadata.clear()),
+    ],
+)
+def test_constants_are_decoded_as_they_are_written_and_in_no_other_way(
+    store: Path, spoil: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store)
+    spoil(store)
+    reseal(store)
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
+    findings = verify_store(LocalStorage(store)).findings
+    assert [finding.key for finding in findings] == ["hidden/2/basis/zarr.json"]
+    assert not (store / "pwned").exists()
+
+
+def test_constants_that_do_not_go_together_are_refused(store: Path) -> None:
+    import numpy as np
+
+    from teacher_cache.format.small_arrays import write_constant
+
+    for name, value in (("mean", np.zeros(7, np.float32)), ("step", np.array(-1.0)), ("step", np.array(np.nan))):
+        storage = LocalStorage(store)
+        before = {path: path.read_bytes() for path in (store / "hidden" / "2" / name).rglob("*") if path.is_file()}
+        write_constant(storage, f"hidden/2/{name}", value)
+        reseal(store)
+        with pytest.raises(StoreError, match="constants of 'hidden/2'"):
+            open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
+        for path, data in before.items():
+            path.write_bytes(data)
+        reseal(store)
+    open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
+
+
+def test_json_nested_without_end_is_a_message(store: Path) -> None:
+    for name in ("seal.json", "zarr.json"):
+        data = (store / name).read_bytes()
+        (store / name).write_bytes(b"[" * 200_000 + b"]" * 200_000)
+        with pytest.raises(StoreError):
+            open_caches([str(store)])
+        (store / name).write_bytes(data)
+
+
+def test_a_forged_store_that_is_right_is_read(store: Path) -> None:
+    """The forging itself is no reason to refuse: all tests above would pass otherwise."""
+    edit_manifest(store, lambda fields: fields.update(command="somebody else's"))
+    reseal(store)
+    reader = open_caches([str(store)])
+    assert reader.manifest.command == "somebody else's"
+    reader.read_rows(0, 24, TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True))
+    reader.teacher_folder()
