@@ -16,6 +16,7 @@ import tyro
 
 from cli.eval_shared import make_record, print_result, writes_to
 from cli.options import parse
+from teacher_cache.disk import write_whole
 from teacher_cache.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def _write(comparison: Comparison, record: dict[str, Any], folder: Path) -> None
     from student_train.evaluate.compare.table import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / TABLE_NAME).write_text(markdown(comparison), encoding="utf-8")
+    write_whole(folder / RECORD_NAME, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / TABLE_NAME, markdown(comparison))
     plots = plot_comparison(comparison, folder)
     names = [RECORD_NAME, TABLE_NAME, *(plot.name for plot in plots)]
     print(f"written to {folder}: {', '.join(names)}", file=sys.stderr)

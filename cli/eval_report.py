@@ -11,6 +11,7 @@ import tyro
 
 from cli.eval_shared import writes_to
 from cli.options import parse
+from teacher_cache.disk import write_whole
 
 REPORT_NAME = "report.html"
 
@@ -42,6 +43,6 @@ def report(argv: list[str]) -> int:
     out = out / REPORT_NAME if settings.out is None else out
     text = make_report(settings.run, settings.cache)
     with writes_to(str(out)):
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, text)
     print(f"written to {out} ({len(text.encode()) / 1e3:,.0f} kB)", file=sys.stderr)
     return 0

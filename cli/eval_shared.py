@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacher_cache.errors import SettingsError
+from teacher_cache.disk import NO_SPACE, system_error_number, write_whole
+from teacher_cache.errors import SettingsError, SpaceError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,14 +33,21 @@ def print_result(tables: Iterable[RenderableType], notes: Iterable[str], *, widt
 
 
 def write_record(record: str, path: Path) -> None:
-    """Leave a record beside the model that was measured; replaces the one before it whole."""
+    """Leave a record beside the model that was measured; replaces the one before it whole.
+
+    Raises:
+        SpaceError: the disk is full.
+        SettingsError: the folder cannot be written.
+    """
     try:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(record + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, record + "\n")
     except OSError as error:
-        # the measurement is on the screen already: a directory that cannot be written to is no reason to fail
-        print(f"kdeval: the record was not written to {str(path)!r} ({error.strerror})", file=sys.stderr)
+        kind = SpaceError if system_error_number(error) in NO_SPACE else SettingsError
+        raise kind(
+            f"the record was not written to {str(path)!r} ({error.strerror}): what was measured stands on standard "
+            "output alone, and `kdeval compare` and `kdeval report` will not find it; make room or mend the folder "
+            "and run the same command again"
+        ) from error
 
 
 @contextmanager

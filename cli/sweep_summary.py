@@ -15,6 +15,7 @@ from typing import Any
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import METRICS_NAME, PROVENANCE, read_records, run_provenance
 from student_train.settings import TrainSettings
+from teacher_cache.disk import write_whole
 from teacher_cache.errors import SettingsError, TrainingError
 from teacher_cache.wording import format_duration
 
@@ -129,9 +130,7 @@ def write_summary(summaries: Sequence[RunSummary], out: Path) -> dict[str, Any]:
     with explain_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            temporary = out / f"{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(out / name)
+            write_whole(out / name, text)
     return record
 
 

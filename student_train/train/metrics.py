@@ -19,6 +19,7 @@ from typing import Any
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import METRICS_NAME, read_records
 from student_train.train.weights_and_biases import WeightsAndBiases, curve_name
+from teacher_cache.disk import write_whole
 
 TENSORBOARD_NAME = "tensorboard"
 _PLAIN_LINE_SECONDS = 10.0
@@ -71,9 +72,7 @@ def truncate_records(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= last_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
 
 class Progress:

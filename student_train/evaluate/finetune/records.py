@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from teacher_cache.disk import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,11 +151,9 @@ class ResultCache:
     def keep(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Remember a result; says once on the log where that is not possible."""
         file = self._file(key)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"key": key, "result": result}, indent=2), encoding="utf-8")
-            temporary.replace(file)
+            write_whole(file, json.dumps({"key": key, "result": result}, indent=2))
         except OSError as error:
             if self.writable:
                 log.warning(
