@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from student_train.evaluate.load import check_fit, load_student
+from student_train.evaluate.load import check_fit, load_student, weight_files, weights_fingerprint
 from teacher_cache.errors import StudentError
 from tests.student_train.evaluate.manifests import make_manifest
 
@@ -51,3 +51,32 @@ def test_too_few_positions_are_refused(tiny_teacher: Any, family: str) -> None:
     check_fit(load_student(folder), make_manifest(seq_len=64), folder)
     with pytest.raises(StudentError, match="at most 64 positions"):
         check_fit(load_student(folder), make_manifest(seq_len=65), folder)
+
+
+def test_a_student_is_ready_to_be_measured(tiny_teacher_copy: Any) -> None:
+    folder = tiny_teacher_copy("bert")
+    (folder / "provenance.json").write_text('{"steps": 3}')
+    student = load_student(str(folder))
+    assert student.folder == folder and student.provenance == {"steps": 3}
+    assert not student.encoder.training and student.config.num_hidden_layers == 4
+    (folder / "provenance.json").write_text("[3]")
+    with pytest.raises(StudentError, match=r"provenance.json' holds \[3\] where a JSON object is expected"):
+        load_student(folder)
+    (folder / "provenance.json").unlink()
+    assert load_student(folder).provenance == {}
+
+
+def test_fingerprints_are_of_the_weights_that_are_loaded(tmp_path: Path) -> None:
+    assert weight_files(tmp_path) == []
+    (tmp_path / "pytorch_model.bin").write_bytes(b"old")
+    old = weights_fingerprint(tmp_path)
+    # safetensors are preferred, and what lies beside them counts for nothing
+    for name in ("model-00002-of-00002", "model-00001-of-00002"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    assert [file.name[:11] for file in weight_files(tmp_path)] == ["model-00001", "model-00002"]
+    new = weights_fingerprint(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / "training_args.bin").write_bytes(b"of a Trainer")
+    assert weights_fingerprint(tmp_path) == new != old
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"changed")
+    assert weights_fingerprint(tmp_path) != new

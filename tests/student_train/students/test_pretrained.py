@@ -24,12 +24,10 @@ def test_a_whole_model_lacks_nothing(family: str, tiny_teacher: Any) -> None:
     assert masked.missing == base.missing == frozenset() == masked.unexpected
     assert masked.has_trained_head and not base.has_trained_head
     assert encoder_of(base.model) is base.model is not encoder_of(masked.model)
-    stored = load_file(folder / "model.safetensors")
+    stored = load_file(folder / "model.safetensors").values()
     encoder = encoder_of(masked.model).state_dict()
     assert all(torch.equal(value, encoder[name]) for name, value in base.model.state_dict().items())
-    assert sum(any(torch.equal(value, other) for other in stored.values()) for value in encoder.values()) == len(
-        encoder
-    )
+    assert all(any(torch.equal(value, other) for other in stored) for value in encoder.values())
 
 
 def test_the_head_that_a_base_model_has_not_got_is_named(tiny_teacher: Any) -> None:
@@ -78,9 +76,7 @@ def test_families_without_a_masked_language_model_are_refused(tiny_teacher: Any,
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)).save_pretrained(tmp_path / "gpt2")
     T5Config().save_pretrained(tmp_path / "t5")
     for family in ("gpt2", "t5"):
-        with pytest.raises(
-            StudentError, match=f"is of family '{family}', which is no encoder.*choose a family such as"
-        ):
+        with pytest.raises(StudentError, match=f"family '{family}', which is no encoder.*choose a family such as"):
             check_family(tmp_path / family)
 
 

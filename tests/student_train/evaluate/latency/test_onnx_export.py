@@ -8,8 +8,15 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from student_train.evaluate.latency import onnx_export
 from student_train.evaluate.latency.models import load_timed
-from student_train.evaluate.latency.onnx_export import check_export, export_onnx, open_session, run_session
+from student_train.evaluate.latency.onnx_export import (
+    check_export,
+    export_onnx,
+    missing_packages,
+    open_session,
+    run_session,
+)
 from teacher_cache.errors import StudentError
 
 
@@ -32,3 +39,17 @@ def test_an_export_computes_what_pytorch_computes(tiny_teacher, tmp_path: Path) 
         model.encoder.get_input_embeddings().weight[:, 3] += 1
     with pytest.raises(StudentError, match="something else in ONNX Runtime than in PyTorch"):
         check_export(model, file)
+
+
+def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_packages() == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
+    assert missing_packages() == ["onnxscript"]
+
+
+def test_examples_have_padding_and_fit_the_model(tiny_teacher) -> None:
+    model = load_timed(str(tiny_teacher("roberta", num_hidden_layers=1)), "student")
+    ids, mask = onnx_export._padded(model, 3, 128)
+    # no longer than it reads, and all rows but the first half empty
+    assert ids.shape == mask.shape == (3, 64) and mask.sum(1).tolist() == [64, 32, 32]
+    assert (ids[mask == 0] == model.encoder.config.pad_token_id).all() and (ids[mask == 1] > 2).all()
