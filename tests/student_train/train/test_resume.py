@@ -121,3 +121,22 @@ def test_a_directory_that_holds_something_is_refused(run_training, finished, tmp
         run_training(tmp_path / "thesis.tex")
     with pytest.raises(TrainingError, match="no complete checkpoint"):
         run_training(tmp_path / "new", resume=str(tmp_path / "nowhere"))
+
+
+def test_another_setting_is_refused_by_name(run_training, interrupted, tmp_path):
+    with pytest.raises(TrainingError, match=r"--lr was 0\.002 and is 0\.001"):
+        run_training(interrupted, resume="auto", lr=1e-3)
+    with pytest.raises(TrainingError, match="number of steps was 12 and is 13"):
+        run_training(interrupted, resume="auto", steps=13)
+    with pytest.raises(TrainingError, match="number of steps was 12 and is 0"):
+        run_training(interrupted, resume="auto", steps=0)
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"optimizer": {"params": {"eps": 0.5}}, "gradient_clipping": 0.01}))
+    differing = (
+        r"\(DeepSpeed's gradient_clipping was 1\.0 and is 0\.01; DeepSpeed's optimizer\.params\.eps was None and is"
+    )
+    with pytest.raises(TrainingError, match=differing):
+        run_training(interrupted, resume="auto", deepspeed=str(file))
+    with pytest.raises(TrainingError, match="--lr was"):
+        run_training(tmp_path / "new", resume=str(checkpoint_path(interrupted, 8)), lr=1e-3)
+    assert not (tmp_path / "new").exists()

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM
 
 from student_train.data.order import RowOrder
 from student_train.engine.engine import ADAM_BETAS
 from student_train.evaluate.fidelity.fidelity import measure_fidelity
 from student_train.evaluate.fidelity.records import fidelity_table
+from student_train.students.student import build_student
 from student_train.train.loop import Trainer
 from teacher_cache.errors import DeviceMemoryError, TrainingError
 from teacher_cache.read.pool import open_caches
@@ -273,3 +274,17 @@ def test_a_refused_run_leaves_nothing_behind(run_training, tmp_path):
         with pytest.raises(DistillationError):
             run_training(tmp_path / "student", **wrong)
         assert not (tmp_path / "student").exists()
+
+
+def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path):
+    """Attention transfer ends at the last layer's queries, keys and values: nothing may decay what follows."""
+    run_training(tmp_path / "student", method="mha", weights=None, init="random", steps=3)
+    trained = AutoModel.from_pretrained(tmp_path / "student").state_dict()
+    reader = CacheReader.open(tiny_store)
+    before = build_student(
+        None, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=24
+    ).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], trained[name])}
+    assert "encoder.layer.1.attention.self.query.weight" in changed
+    assert "encoder.layer.0.output.dense.weight" in changed
+    assert not {name for name in changed if name.startswith(("encoder.layer.1.output", "encoder.layer.1.intermediate"))}

@@ -1,4 +1,4 @@
-"""The same training under other engines: ZeRO stages, number types, activation checkpointing."""
+"""The same training under other engines: ZeRO stages, number types, activation checkpointing, compiled students."""
 
 import json
 import math
@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from student_train.engine.checkpoint import checkpoint_path
+from student_train.settings import TrainSettings
+from student_train.train.prepare import prepare_run
 from tests.student_train.train.trainings import STEPS, steps_of, validations_of
 
 
@@ -83,3 +85,33 @@ def test_float16_follows_float32_and_leaves_out_steps_that_overflow(run_training
     assert weights.dtype == torch.float32
     vectors = weights.base_model.encoder.layer[0].output.dense.weight
     assert not torch.equal(vectors, vectors.half().float())
+
+
+def test_activations_are_computed_again(tiny_store):
+    """The flag does what it says: the backward pass runs each layer once more."""
+    settings = {"method": "mha", "cache": (str(tiny_store),), "steps": 1, "device": "cpu"}
+    calls = []
+    for checkpointing in (False, True):
+        run = prepare_run(TrainSettings(**settings, activation_checkpointing=checkpointing))
+        seen = []
+        run.built.model.encoder.layer[0].attention.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        losses = run.model.train()(run.stand_in)
+        losses["mha"].total.backward()
+        calls.append(len(seen))
+    assert calls == [1, 2]
+
+
+def test_compiling_changes_rounding_alone(tiny_store):
+    """Through the recorded attention vectors too, and with every gradient."""
+    settings = {"method": "mha", "cache": (str(tiny_store),), "student": "1x32", "steps": 1, "device": "cpu"}
+    found = []
+    for compiled in (False, True):
+        run = prepare_run(TrainSettings(**settings, compile=compiled))
+        loss = run.model.train()(run.stand_in)["mha"].total
+        loss.backward()
+        found.append((loss.item(), {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}))
+    (plain, plain_gradients), (fast, gradients) = found
+    assert fast == pytest.approx(plain, rel=1e-5)
+    assert gradients.keys() == plain_gradients.keys() and len(gradients) > 8
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
