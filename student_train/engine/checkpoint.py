@@ -4,8 +4,8 @@
 keep: random generators, position in the data, best validation. `complete.json` beside them lists every file with its
 size and SHA-256 and is renamed into place after all of them have reached the disk; DeepSpeed's own `latest` file is
 written in place and is not used. A folder whose marker is missing or does not match is never loaded. The newest `KEPT`
-checkpoints stay, and none from beyond the step that a run goes on from. Cost: the files are read once more to hash
-them.
+checkpoints stay; a run that goes on from an earlier step deletes those of later ones. Cost: the files are read once
+more to hash them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 In: a model and the configuration. Out: an engine with the optimizer that it names, without decay of biases and norms,
 and a schedule of linear warm-up and decay unless it holds another. In one process or several, which have met before
 (`ranks.join_ranks`), each on a CPU or on a GPU of its own. Starting costs the import of DeepSpeed, 2-3 seconds; nothing
-is compiled. What was seen of DeepSpeed 0.19 and is handled here, each
-with a test:
+is compiled. What DeepSpeed 0.19 does and is handled here, each with a test:
 
 - its CPU start compiles a C++ op for a minute that nothing here uses;
 - without a launcher it looks for MPI, and it wants LOCAL_RANK in the environment;

@@ -1,9 +1,9 @@
 """What a model's directory holds about it: the records of its training and of every measurement, read and checked.
 
-In: a directory that `kdtrain` wrote, or any Hugging Face model in which `kdeval` left records. Out: a `RunRecords`.
-Nothing is required: what lacks is None or empty, and for the reader to name. A record of other weights than those that
-lie there now says nothing about them: it counts as lacking and is named in `stale`. Cost: the weight files are hashed
-once, about a second per gigabyte; no model is loaded.
+In: a directory that `kdtrain` wrote, or any Hugging Face model in which `kdeval` left records. Out: a `RunRecords`. No
+record is required: what is missing is None or empty, and callers say so. A record of other weights than those that lie
+there now says nothing about them: it counts as missing and is named in `stale`. Cost: the weight files are hashed once,
+about a second per gigabyte; no model is loaded.
 """
 
 from __future__ import annotations

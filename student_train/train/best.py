@@ -1,8 +1,8 @@
 """The student of the lowest validation loss so far, kept in OUT/best as a Hugging Face directory.
 
-It is there while the student in training, or the last one, is worse on the held-out rows; where the last step turns out
-best, OUT itself is that student and OUT/best goes. Cost: the student's weights are written at every validation that
-improves on all before.
+OUT/best exists as long as it is better on the held-out rows than the student in training, and at the end than the last
+one. Where the last step turns out best, OUT itself holds that student and OUT/best is deleted. Cost: the student's
+weights are written at every validation that is better than all before.
 """
 
 from __future__ import annotations

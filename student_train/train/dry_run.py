@@ -1,7 +1,7 @@
 """What a training would take, from its first steps: nothing is written, and the student is thrown away.
 
-In: the settings of a training. Out: an `Estimate`. Everything is prepared and checked as the training itself would, so
-what a training refuses is refused here. Costs the start, and `STEPS` steps on the first batches.
+In: the settings of a training. Out: an `Estimate`. Everything is prepared and checked as for the training itself, so
+what a training refuses is refused here. Cost: the preparation, and `STEPS` steps on the first batches.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Trainer:
         losses, norm = self.backward(share)
         state, tokens = self.state, share.counts["positions"]
         state.step += 1
-        state.position = share.end
+        state.position = share.batch.position + self.run.settings.batch_size
         state.tokens += tokens
         state.rows += share.counts["rows"]
         state.skipped_rows += share.left_out

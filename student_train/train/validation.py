@@ -6,22 +6,19 @@ process, and how many rows of damaged blocks were left out. Cost: a forward pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
 import torch
 
-from student_train.data.loader import CacheLoader, TrainingBatch
 from student_train.data.split import count_rows
 from student_train.losses.sums import LossSum
+from student_train.train.feed import TellSkipped, next_share
 from student_train.train.prepare import TrainingRun
-from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.errors import StoreError
 
 
-def validation_losses(
-    run: TrainingRun, engine: Any, tell_skipped: Callable[[Sequence[str]], None]
-) -> tuple[dict[str, float], int]:
+def validation_losses(run: TrainingRun, engine: Any, tell_skipped: TellSkipped) -> tuple[dict[str, float], int]:
     """Losses by method, as they are now, and how many rows were left out; `tell_skipped` is told of damaged blocks.
 
     Raises:
@@ -32,14 +29,12 @@ def validation_losses(
     engine.eval()
     with torch.no_grad(), closing(run.validation_batches()) as batches:
         # pass by pass: engines that cut up the weights need every process in it
-        while (found := _next_together(run, batches)) is not None:
-            batch, damage, rows_gone = found
-            tell_skipped(damage)
-            left_out += rows_gone
-            if not batch.row_ids:
+        while (share := next_share(run.ranks, batches, tell_skipped, received=[])) is not None:
+            left_out += share.left_out
+            if not share.batch.row_ids:
                 engine(run.stand_in)
                 continue
-            for name, part in engine(batch.views).items():
+            for name, part in engine(share.batch.views).items():
                 sums.setdefault(name, []).append(part)
     engine.train()
     if left_out == count_rows(run.held_out_rows):
@@ -49,21 +44,6 @@ def validation_losses(
             "rows with --valid-share in another --out"
         )
     return {name: _mean(run, sums.get(name, [])) for name in run.objective.methods}, left_out
-
-
-def _next_together(run: TrainingRun, batches: CacheLoader) -> tuple[TrainingBatch, list[str], int] | None:
-    """This process's share of the next batch; what is damaged in those of all, and how many rows that takes."""
-    batch, failure = None, None
-    try:
-        batch = next(batches, None)
-    except DistillationError as error:
-        failure = error
-    own = (None if failure is None else str(failure), batch and (batch.damage, batch.left_out))
-    messages, found = zip(*run.ranks.gather(own), strict=True)
-    run.ranks.end_if_failed(failure, messages)
-    if batch is None:
-        return None
-    return batch, [message for damage, _ in found for message in damage], sum(rows for _, rows in found)
 
 
 def _mean(run: TrainingRun, parts: list[LossSum]) -> float:

@@ -1,4 +1,4 @@
-"""Whether one row of a comparison is better than another: differences paired over seeds, with what they can say.
+"""Whether one row of a comparison is better than another: differences paired over seeds, and how certain they are.
 
 In: scores by training seed and fine-tuning seed. Out: the mean difference with its 95% confidence interval and p-value
 (paired t-test), the number of units and what a unit is. Where students were trained several times, a training is the

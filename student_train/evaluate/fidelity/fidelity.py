@@ -65,15 +65,7 @@ def measure_fidelity(
     reader = open_caches(caches)
     loaded = load_student(student, device)
     check_fit(loaded, reader.manifest, reader.teacher_folder())
-    plan = plan_fidelity(
-        reader.manifest,
-        stores=[(part.identity_sha256, part.rows) for part in parts_of(reader)],
-        student_layers=loaded.config.num_hidden_layers,
-        student_width=loaded.config.hidden_size,
-        has_head=loaded.head is not None,
-        provenance=loaded.provenance,
-        rows=rows,
-    )
+    plan = plan_for(reader, loaded, rows=rows)
     plan = _without_untappable(plan, loaded)
     if plan.request == TargetRequest():
         raise StudentError(
@@ -91,6 +83,19 @@ def measure_fidelity(
                 advance(done, total)
         report = measurement.report(str(student), reader.path)
     return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
+
+
+def plan_for(reader: CacheSource, student: LoadedStudent, *, rows: int | None = None) -> FidelityPlan:
+    """What to measure of a student on a cache; at most so many of the held-out rows."""
+    return plan_fidelity(
+        reader.manifest,
+        stores=[(part.identity_sha256, part.rows) for part in parts_of(reader)],
+        student_layers=student.config.num_hidden_layers,
+        student_width=student.config.hidden_size,
+        has_head=student.head is not None,
+        provenance=student.provenance,
+        rows=rows,
+    )
 
 
 def _without_untappable(plan: FidelityPlan, student: LoadedStudent) -> FidelityPlan:

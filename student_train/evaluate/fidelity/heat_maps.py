@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from student_train.evaluate.fidelity.fidelity import run_student
-from student_train.evaluate.fidelity.plan import FidelityPlan, plan_fidelity
-from student_train.evaluate.load import LoadedStudent, check_fit, load_student
+from student_train.evaluate.fidelity.fidelity import plan_for, run_student
+from student_train.evaluate.fidelity.plan import FidelityPlan
+from student_train.evaluate.load import check_fit, load_student
 from student_train.losses.relations import one_relation_loss
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, TargetBatch, TargetRequest
 from teacher_cache.contract.streams import VECTORS
@@ -28,7 +28,7 @@ from teacher_cache.errors import TargetsError
 from teacher_cache.models.attention import relation_matrices
 from teacher_cache.models.attention_tap import enable_tap
 from teacher_cache.models.families import quiet_transformers
-from teacher_cache.read.pool import CacheSource, open_caches, parts_of
+from teacher_cache.read.pool import CacheSource, open_caches
 
 _SENTENCE_ENDS = frozenset(".!?。！？؟।")
 _SHORTEST, _LONGEST = 12, 24
@@ -62,7 +62,7 @@ def relation_maps(student: str | Path, caches: Sequence[str]) -> RelationMaps:
     reader = open_caches(caches)
     loaded = load_student(student)
     check_fit(loaded, reader.manifest, reader.teacher_folder())
-    plan = _plan(reader, loaded)
+    plan = plan_for(reader, loaded)
     if not plan.relations:
         raise TargetsError(
             f"{reader.path!r} holds no attention that the student can be compared with ({'; '.join(plan.notes)}): "
@@ -90,17 +90,6 @@ def relation_maps(student: str | Path, caches: Sequence[str]) -> RelationMaps:
                 for name in VECTORS
             },
         )
-
-
-def _plan(reader: CacheSource, student: LoadedStudent) -> FidelityPlan:
-    return plan_fidelity(
-        reader.manifest,
-        stores=[(part.identity_sha256, part.rows) for part in parts_of(reader)],
-        student_layers=student.config.num_hidden_layers,
-        student_width=student.config.hidden_size,
-        has_head=student.head is not None,
-        provenance=student.provenance,
-    )
 
 
 def _find_sentence(reader: CacheSource, plan: FidelityPlan, layer: int) -> tuple[int, TargetBatch, slice, list[str]]:

@@ -1,7 +1,7 @@
 """What a student's own provenance says of its training: which rows it held out, which layers it learned from.
 
-The record was written by `kdtrain`, but it lies in a folder that anyone may have edited: what cannot be so is said, and
-then not used.
+The record was written by `kdtrain`, but it lies in a folder that anyone may have edited. `own_record_problem` says what
+in it cannot be true; such a record is then not used at all.
 """
 
 from __future__ import annotations

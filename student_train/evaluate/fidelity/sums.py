@@ -1,4 +1,4 @@
-"""The sums behind a fidelity report: one record per measure that counts batches and gives a result at the end.
+"""The sums behind a fidelity report: one class for each measure, which adds up batches and gives its result at the end.
 
 In: what the student computed on a batch (`StudentOutputs`) and the decoded targets of the same rows. Padding and unused
 places for masked positions are left out. Memory does not depend on the number of rows.

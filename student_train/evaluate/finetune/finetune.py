@@ -2,8 +2,8 @@
 
 In: a Hugging Face encoder directory, settings, examples from local files or the hub. Out: a `FinetuneReport`. Every
 seed draws a fresh head, the order of the examples and dropout; with several learning rates each seed is trained with
-each, and the one that is best on the dev set counts, ties going to the one named first. Costs one training per seed and
-learning rate, unless its result is kept from before. The trained models are not kept.
+each, and the one that is best on the dev set counts, ties going to the one named first. Cost: one training per seed and
+learning rate, unless an earlier run has kept its result. The trained models are not kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One fine-tuning run through the Hugging Face Trainer: a model with a fresh head, examples in, predictions out.
 
-AdamW, linear warm-up and decay, no checkpoints, no reports to tracking services. The model after the last step is what
-predicts. One GPU is used even where there are more: the number of examples per update must not depend on the machine.
+AdamW, linear warm-up and decay, no checkpoints, no reports to tracking services. The model after the last step makes
+the predictions. One GPU is used even where there are more: the number of examples per update must not depend on the
+machine.
 """
 
 from __future__ import annotations

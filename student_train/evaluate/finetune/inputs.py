@@ -3,7 +3,7 @@
 A word is labelled and predicted at its first token. The words of a sentence are joined by spaces and tokenised as the
 text they are, and tokens are found again by their place in it: that needs no switch per tokenizer family. What
 --max-length cuts off is counted; a word that was cut, or that has no token, is predicted as 'O', so that what the model
-could not read counts against it instead of leaving the sum.
+could not read counts as a mistake instead of being left out of the score.
 """
 
 from __future__ import annotations

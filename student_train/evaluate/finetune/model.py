@@ -1,8 +1,8 @@
 """A student's encoder with a fresh head for one task, and its tokenizer, from any Hugging Face directory.
 
 The encoder's weights must all be there; the head is drawn anew from the seed, also where the directory holds one of an
-earlier fine-tuning. What belongs to the encoder's family is left as Transformers has it (BERT's pooler, the prediction
-head that ModernBERT shares with its masked-LM class).
+earlier fine-tuning. Parts beside the encoder that a family's own classes share (BERT's pooler, ModernBERT's prediction
+head) are loaded as Transformers loads them: from the directory, if it has them.
 """
 
 from __future__ import annotations

@@ -104,15 +104,16 @@ def finetune_table(name: str, report: FinetuneReport) -> Table:
         table.add_column(f"seed {result.seed}", justify="right")
     table.add_column("mean ± sd" if len(report.seeds) > 1 else "mean", justify="right", style="bold")
     for each in ("dev", *report.tests):
-        table.add_row(f"{each} ({report.examples[each]:,})", *_cells(report.scores_on(each)))
+        table.add_row(f"{each} ({report.examples[each]:,})", *score_cells(report.scores_on(each)))
     if len(report.tests) > 1:
-        table.add_row("mean of the tests", *_cells(report.scores), style="bold")
+        table.add_row("mean of the tests", *score_cells(report.scores), style="bold")
     if len(report.settings["learning_rates"]) > 1:
         table.add_row("best --lr on dev", *(f"{result.learning_rate:g}" for result in report.seeds), "")
     return table
 
 
-def _cells(scores: Sequence[float]) -> list[str]:
+def score_cells(scores: Sequence[float]) -> list[str]:
+    """Each score and then their mean ± standard deviation, in hundredths; a single score has none."""
     summary = _summarise(scores)
     spread = "" if summary["sd"] is None else f" ± {100 * summary['sd']:.2f}"
     return [*(f"{100 * score:.2f}" for score in scores), f"{100 * summary['mean']:.2f}{spread}"]

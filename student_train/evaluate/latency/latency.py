@@ -5,7 +5,7 @@ program that waits for each answer; on a GPU until the device is idle again. Stu
 after a warm-up, so that whatever else the machine does hits both, and the speed-up is the ratio of their medians.
 Inputs are random ids without padding: time does not depend on which ids, and padding is time wasted in any model.
 
-Costs about `seconds` per device (see latency_plan.py), and loading and exporting before that: seconds for a base model.
+Costs about `seconds` per device (see schedule.py), and loading and exporting before that: seconds for a base model.
 Throughput under parallel requests, tokenizers, heads and other precisions of ONNX Runtime are not measured.
 """
 

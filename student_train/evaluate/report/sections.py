@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from student_train.evaluate.fidelity.records import format_value
+from student_train.evaluate.finetune.records import score_cells
 from student_train.evaluate.latency.records import name_place
 from student_train.evaluate.report.html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
@@ -103,8 +104,8 @@ def tasks(records: RunRecords) -> list[Html]:
 def _task(found: TaskScores) -> list[Html]:
     record = found.record
     by_test = record.get("by_test") if isinstance(record.get("by_test"), Mapping) else None
-    lines = [[name, *_scores(entry.get("scores", []))] for name, entry in (by_test or {}).items()]
-    lines.append(["mean of the sets" if by_test else "score", *_scores(list(found.scores.values()))])
+    lines = [[name, *score_cells(entry.get("scores", []))] for name, entry in (by_test or {}).items()]
+    lines.append(["mean of the sets" if by_test else "score", *score_cells(list(found.scores.values()))])
     columns = [f"{found.metric} × 100", *(f"seed {seed}" for seed in found.scores), "mean ± sd"]
     examples = record.get("examples")
     sizes = ", ".join(f"{count:,} {name}" for name, count in examples.items()) if isinstance(examples, Mapping) else ""
@@ -113,15 +114,6 @@ def _task(found: TaskScores) -> list[Html]:
         part for part in (sizes and f"Examples: {sizes}", rates and f"Learning rate by seed: {rates}") if part
     )
     return [heading(found.task), table(columns, lines), *([paragraph(f"{how}.", "note")] if how else [])]
-
-
-def _scores(scores: Sequence[float]) -> list[str]:
-    mean = sum(scores) / len(scores)
-    cells = [f"{100 * score:.2f}" for score in scores]
-    if len(scores) < 2:
-        return [*cells, f"{100 * mean:.2f}"]
-    deviation = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)) ** 0.5
-    return [*cells, f"{100 * mean:.2f} ± {100 * deviation:.2f}"]
 
 
 def latency(records: RunRecords) -> list[Html]:

@@ -1,8 +1,9 @@
 """Which attention heads a student takes over, and what becomes of them where its heads are smaller.
 
-A student of fewer heads keeps those that write most into its stream; one of more gets some several times, each with
-values of its own. Where a head has fewer components, queries and keys keep what matters most to their products, values
-what varies most. Where it has more, queries of the further components are 0, and the function stays the same.
+A student of fewer heads keeps those that write most into its stream. A student of more heads gets some of the teacher's
+several times, each copy with values of its own. Where a student's head has fewer components, its queries and keys keep
+what matters most to their products, and its values keep what varies most. Where it has more components, the queries of
+the further ones are 0, so that the head computes the same.
 Shapes: N positions, d components of a teacher head, e of a student head.
 """
 

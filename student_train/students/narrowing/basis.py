@@ -1,9 +1,10 @@
 """Which components of the teacher's hidden states a narrower student keeps.
 
 The principal components of the residual stream over all places that the student has (the embedding output, and what
-both norms of its layers put out), every place counting the same. They are the same at every place, because the stream
-passes the blocks of a layer unchanged. Layer norms take the mean over the components away; so the components are laid
-into the student's mean-free subspace, and S - 1 of them fit. At equal width the stream stays as it is.
+both norms of its layers put out); each place counts the same. One set of components serves all places, because the
+blocks of a layer only add to the stream. Layer norms subtract the mean over the components, so the components are laid
+into those directions of the student's stream whose mean is 0, of which there are S - 1. At equal width the stream stays
+as it is.
 Shapes: D components of the teacher, S of the student, N positions.
 """
 

@@ -1,8 +1,8 @@
 """One layer of a narrower student, fitted to one of the teacher's, part by part in the order of computation.
 
-Every part is fitted on what the student's parts before it really give: what those got wrong, the next ones that write
-to the stream are asked to put right, as far as they can see it. The prior of each map is the teacher's own in the new
-coordinates. With the student's input at the teacher's width, all its heads and units, that is the teacher's layer.
+Every part is fitted on what the student's own parts before it compute, so a part that writes to the stream also makes
+up for their errors, as far as its input shows them. Each map is drawn towards the teacher's own map in the new
+coordinates. A student layer of the teacher's width, with all its heads and units, comes out as the teacher's layer.
 Shapes: N real positions, D and S components of the teacher's and the student's stream, F feed-forward units.
 """
 

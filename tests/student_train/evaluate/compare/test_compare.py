@@ -4,165 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from student_train.evaluate.compare.compare import compare_runs
-from student_train.evaluate.compare.significance import (
-    PairedDifference,
-    Scores,
-    average_tasks,
-    correct_holm,
-    paired_difference,
-    summarise,
-)
 from student_train.evaluate.compare.table import comparison_grids, markdown
 from teacher_cache.errors import StudentError
-
-# ---- statistics -----------------------------------------------------------------------------------------------------
-
-
-def draws(trainings: int, seeds: int, level: float, seed: int) -> Scores:
-    draw = np.random.default_rng(seed)
-    return {t: {s: level + float(draw.normal(0, 0.02)) for s in range(seeds)} for t in range(trainings)}
-
-
-def test_several_trainings_are_the_unit() -> None:
-    """Against the textbook: a paired t-test of the trainings' means, whatever number of fine-tunings is behind them."""
-    row, base = draws(4, 3, 0.7, 0), draws(4, 3, 0.68, 1)
-    found = paired_difference(row, base)
-    means = [[statistics.fmean(scores[t].values()) for t in range(4)] for scores in (row, base)]
-    expected = stats.ttest_rel(*means)
-    assert found is not None and found.unit == "training seed" and found.units == (0, 1, 2, 3) and not found.fixed
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    assert found.mean == pytest.approx(statistics.fmean(means[0]) - statistics.fmean(means[1]))
-
-
-def test_one_training_is_tested_over_its_fine_tuning_seeds() -> None:
-    row, base = {0: {0: 0.7, 1: 0.72, 2: 0.75}}, {0: {1: 0.7, 2: 0.71, 3: 0.1}}
-    found = paired_difference(row, base)
-    assert found is not None and (found.unit, found.units) == ("fine-tuning seed", (1, 2))
-    assert found.mean == pytest.approx(0.03) and found.p == pytest.approx(stats.ttest_1samp([0.02, 0.04], 0).pvalue)
-
-
-def test_only_what_both_have_is_paired() -> None:
-    row, base = draws(4, 2, 0.7, 0), draws(4, 2, 0.6, 1)
-    assert paired_difference({t: row[t] for t in (0, 1, 3)}, {t: base[t] for t in (1, 2, 3)}).units == (1, 3)
-    assert paired_difference({0: row[0], 1: row[1]}, {2: base[2], 3: base[3]}) is None
-    assert paired_difference({0: {0: 0.5}}, {0: {1: 0.5}}) is None
-
-
-def test_a_single_teacher_stands_against_every_training() -> None:
-    row, teacher = draws(3, 2, 0.7, 0), {None: {0: 0.8, 1: 0.82}}
-    found = paired_difference(row, teacher)
-    assert found is not None and found.fixed and (found.unit, found.units) == ("training seed", (0, 1, 2))
-    assert found.p == pytest.approx(
-        stats.ttest_1samp([statistics.fmean(row[t].values()) - 0.81 for t in row], 0).pvalue
-    )
-    assert paired_difference(teacher, row).mean == pytest.approx(-found.mean)
-
-
-@pytest.mark.parametrize("scores", [{0: {0: 0.7}}, {0: {0: 0.6 + 0.1, 1: 0.8, 2: 0.9}}])
-def test_without_spread_nothing_is_tested(scores: Scores) -> None:
-    """One unit; or differences that are the same but for rounding, of which a t-test would make certainty."""
-    base = {0: {seed: score - 0.1 for seed, score in scores[0].items()}}
-    found = paired_difference(scores, base)
-    assert found is not None and found.mean == pytest.approx(0.1)
-    assert found.p is None and found.low is None
-
-
-def test_holm() -> None:
-    """The example of the method: 0.01, 0.04, 0.03, 0.005 -> 0.03, 0.06, 0.06, 0.02."""
-    given = [PairedDifference(unit="", units=(0, 1), mean=0, p=p) for p in (0.01, 0.04, 0.03, 0.005)]
-    untested = PairedDifference(unit="", units=(0,), mean=0)
-    corrected = correct_holm([given[0], None, *given[1:], untested])
-    assert corrected[1] is None and corrected[-1] == untested
-    assert [each.holm for each in corrected if each and each.p] == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-def test_summaries() -> None:
-    trainings = {0: {0: 0.5, 1: 0.7}, 1: {0: 0.8, 1: 0.8}}
-    found = summarise(trainings)
-    assert (found.n, found.unit) == (2, "training seed")
-    assert (found.mean, found.sd) == pytest.approx((0.7, statistics.stdev([0.6, 0.8])))
-    assert summarise({0: {0: 0.5}}).sd is None
-    assert average_tasks([trainings, {1: {1: 0.2, 5: 0.9}}]) == {1: {1: pytest.approx(0.5)}}
-
-
-# ---- runs -----------------------------------------------------------------------------------------------------------
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record))
-
-
-def finetuned(run: Path, task: str, scores: list[float], **changes: Any) -> None:
-    record = {
-        "evaluation": "finetune", "student": str(run), "task": task, "metric": "accuracy", "scores": scores,
-        "seeds": list(range(len(scores))), "settings": {"epochs": 3}, "examples": {"train": 10, "dev": 5},
-    }  # fmt: skip
-    write(run / f"finetune-{task}.json", {**record, **changes})
-
-
-def timed(run: Path, milliseconds: float, **changes: Any) -> None:
-    setup = {"backend": "pytorch", "device": "cpu", "dtype": "float32", "threads": 1, "seq_len": 128}
-    times = {
-        "median_ms": milliseconds,
-        "p90_ms": 9.0,
-        "p99_ms": 9.0,
-        "runs": 5,
-        "teacher_median_ms": 24.0,
-        "speedup": 0,
-    }
-    record = {
-        "evaluation": "latency", "student": str(run), "teacher": "teacher", "parameters": 7_000_000,
-        "teacher_parameters": 22_000_000, "onnx_max_error": None, "hardware": {"cpu": "one"},
-        "measurements": [{**setup, **times, "batch_size": size, "median_ms": milliseconds * size} for size in (8, 1)],
-    }  # fmt: skip
-    write(run / "latency.json", {**record, **changes})
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> Any:
-    """`make_run(name, seed=0, scores=[...], **settings)`: a directory with records of a training and no weights."""
-
-    def make(name: str, *, scores: list[float] | None = None, contents: str = "c", **settings: Any) -> Path:
-        run = tmp_path / name
-        run.mkdir()
-        given = {"method": "mha", "cache": ["cache.zarr"], "out": name, "seed": 0, "steps": 10, "init": "auto"}
-        cache = {"path": "cache.zarr", "identity_sha256": contents}
-        write(run / "provenance.json", {"settings": {**given, **settings}, "cache": cache, "steps": 10})
-        if scores is not None:
-            finetuned(run, "sst2", scores)
-        return run
-
-    return make
+from tests.student_train.evaluate.left_records import finetuned, timed, write
 
 
 def compare(*runs: Path, **options: Any) -> Any:
     return compare_runs([str(run) for run in runs], **options)
-
-
-def test_trainings_that_differ_in_their_seed_are_one_row(make_run: Any) -> None:
-    runs = [
-        make_run("mha-0"),
-        make_run("mha-1", seed=1, valid_every=3, device="cpu"),
-        make_run("mha-lr", seed=2, lr=0.5),
-        make_run("other-cache", seed=3, contents="d"),
-        make_run("again", seed=1),
-    ]
-    found = compare(*runs)
-    assert [row.name for row in found.rows] == ["mha-{0,1}", "mha-lr", "other-cache", "again"]
-    assert found.rows[0].row.seeds == (0, 1)
-    notes = "\n".join(found.notes)
-    assert "trainings differ in --lr: " in notes and "mha-lr 0.5" in notes and "different caches" in notes
-    assert "mha-0" in notes and "--valid-every" not in notes and "--seed" not in notes
 
 
 def test_scores_and_differences(make_run: Any) -> None:
@@ -246,39 +100,6 @@ def test_a_student_that_teaches_another_keeps_its_own_speedup(make_run: Any, tin
     assert compare(middle, student).rows[0].latency_ms == 12.0
 
 
-def test_records_of_other_weights_do_not_count(make_run: Any, tiny_teacher_copy: Any) -> None:
-    student = tiny_teacher_copy("bert")
-    finetuned(student, "sst2", [0.9], fingerprints={"weights": "of the student that was here before"})
-    found = compare(student)
-    assert not found.tasks and "other weights" in found.notes[0]
-
-
-@pytest.mark.parametrize(
-    "name, text, named",
-    [
-        ("finetune-sst2.json", "{", "cannot be read as JSON"),
-        ("finetune-sst2.json", "[1]", "an object is expected"),
-        ("finetune-sst2.json", '{"evaluation": "fidelity"}', "'evaluation' is 'fidelity'"),
-        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0]}', "no entry 'scores'"),
-        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0], "scores": [NaN]}', "'scores' holds nan"),
-        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0, 0], "scores": [0.1, 0.2]}', "'seeds' [0, 0]"),
-        ("latency.json", '{"evaluation": "latency", "measurements": [{"backend": 3}]}', "'backend' holds 3"),
-        ("latency.json", '{"evaluation": "latency", "measurements": []}', "no entry 'parameters'"),
-        ("fidelity.json", '{"evaluation": "fidelity", "relations": []}', "KeyError: 'hidden'"),
-        ("provenance.json", '{"settings": {}}', "no entry 'cache'"),
-        ("provenance.json", '{"settings": {"method": "mha"}, "cache": {}}', "'seed'"),
-        ("provenance.json", '{"settings": {}, "cache": {}, "objective": []}', "'objective' holds []"),
-        ("provenance.json", '{"settings": {"method": "nonsense", "seed": 0}, "cache": {}}', "'nonsense'"),
-    ],
-)
-def test_what_is_no_record_is_refused_by_file_and_entry(make_run: Any, name: str, text: str, named: str) -> None:
-    run = make_run("run")
-    (run / name).write_text(text)
-    with pytest.raises(StudentError) as refusal:
-        compare(run)
-    assert str(run / name) in str(refusal.value) and named in str(refusal.value)
-
-
 def test_scores_of_different_metrics_are_not_compared(make_run: Any) -> None:
     one, other = make_run("one", scores=[0.5]), make_run("other", seed=1)
     finetuned(other, "sst2", [0.5], metric="f1")
@@ -287,13 +108,6 @@ def test_scores_of_different_metrics_are_not_compared(make_run: Any) -> None:
     finetuned(other, "sst2", [0.5], settings={"epochs": 5}, fingerprints={"weights": "w", "dev": "d"})
     notes = "\n".join(compare(one, other).notes)
     assert "different epochs" in notes and "different dev data" in notes and "weights data" not in notes
-
-
-def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="no run directory"):
-        compare(tmp_path / "nowhere")
-    with pytest.raises(StudentError, match="neither a model nor a record"):
-        compare(tmp_path)
 
 
 def test_json_is_finite(make_run: Any) -> None:

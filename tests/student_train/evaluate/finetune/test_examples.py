@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from student_train.evaluate.finetune.data import read_data
 from student_train.evaluate.finetune.examples import Examples, check_examples, read_source, to_examples
-from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.finetune.tasks import TASKS, Task
-from teacher_cache.errors import SettingsError, TaskError
+from teacher_cache.errors import TaskError
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -120,19 +118,6 @@ def test_of_a_file_in_several_languages_one_is_read(tmp_path: Path) -> None:
     assert len(examples_of(path, replace(TASKS["mnli"], label=("gold_label",)))) == 4, "another task has no languages"
     alone = write(tmp_path, "xnli.ar.tsv", "\n".join(lines[:3]))
     assert len(examples_of(alone, TASKS["xnli"])) == 2
-    lines += [line.replace("neutral", "entailment") for line in lines[1:]]
-    whole = write(tmp_path, "xnli.test.tsv", "\n".join(lines))
-    tests = tuple(f"{language}={whole}" for language in ("en", "ar"))
-    plain = write(tmp_path, "plain.tsv", "\n".join(line.partition("\t")[2] for line in lines))
-    with pytest.raises(SettingsError, match="--language 'ar' chooses by a column 'language'"):
-        read_data(FinetuneSettings(task="xnli", language="ar", train_file=plain, dev_file=plain))
-    data = read_data(FinetuneSettings(task="xnli", language="ar", train_file=whole, dev_file=whole, test_files=tests))
-    assert [(name, each.inputs[0][0]) for name, each in data.all().items()] == [
-        ("train", "ar 0"),
-        ("dev", "ar 0"),
-        ("en", "en 0"),
-        ("ar", "ar 0"),
-    ]
 
 
 def test_no_such_file_and_no_hub(tmp_path: Path) -> None:

@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
 
 from student_train.evaluate.finetune.finetune import measure_finetune
-from student_train.evaluate.finetune.model import load_for_task
 from student_train.evaluate.finetune.records import FinetuneReport
 from student_train.evaluate.finetune.settings import FinetuneSettings
-from student_train.evaluate.finetune.tasks import TASKS
-from teacher_cache.errors import SettingsError, StudentError, TaskError
+from teacher_cache.errors import StudentError, TaskError
 
 WORDS = "bada bafe bagi baha dabo deda defe degi".split()
+
+
 Finetune = Callable[..., tuple[FinetuneReport, int]]
 
 
@@ -143,33 +142,6 @@ def test_a_run_that_learned_nothing_is_told_apart(finetune: Finetune) -> None:
     assert finetune("sst2", lr="1", epochs=1)[0].notes == report.notes
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"])
-@pytest.mark.parametrize("task", ["rte", "ner"])
-def test_encoder_of_the_directory_and_head_of_the_seed(family: str, task: str, tiny_teacher: Any) -> None:
-    folder = tiny_teacher(family)
-    names = ("entailment", "not_entailment")
-    states = [load_for_task(folder, TASKS[task], names, seed).state_dict() for seed in (0, 0, 1)]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    differing = {name for name, value in states[0].items() if not torch.equal(value, states[2][name])}
-    assert any("classifier" in name and name.endswith("weight") for name in differing)
-    assert all("classifier" in name or "pooler" in name for name in differing)
-    stored = load_file(folder / "model.safetensors")
-    shared = [name for name in states[0] if name in stored]
-    assert len(shared) > 20 and all(torch.equal(states[0][name], stored[name]) for name in shared)
-
-
-def test_head_of_an_earlier_finetuning_is_not_used(tiny_teacher: Any, tmp_path: Path) -> None:
-    for classes in (2, 3):
-        model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher("bert"), num_labels=classes)
-        torch.nn.init.constant_(model.classifier.weight, 7.0)
-        model.save_pretrained(tmp_path / "tuned")
-        loaded = load_for_task(tmp_path / "tuned", TASKS["sst2"], TASKS["sst2"].labels, 0)
-        assert loaded.classifier.weight.shape[0] == 2
-        assert loaded.classifier.weight.abs().max() < 2
-        assert torch.equal(loaded.base_model.embeddings.word_embeddings.weight,
-                           model.base_model.embeddings.word_embeddings.weight)  # fmt: skip
-
-
 def test_directories_that_cannot_be_finetuned(finetune: Finetune, tiny_teacher_copy: Any, tmp_path: Path) -> None:
     folder = tiny_teacher_copy("bert")
     weights = load_file(folder / "model.safetensors")
@@ -205,24 +177,3 @@ def test_tags_of_another_kind(finetune: Finetune, tmp_path: Path) -> None:
     other.write_text("dabo\tB-PER\nbada\tB-LOC\n")
     report, _ = finetune("ner", epochs=1, dev_file=str(other))
     assert report.notes == ("entities that training has no example of count as missed: LOC",)
-
-
-@pytest.mark.parametrize(
-    "options, said",
-    [
-        ({"seeds": 0}, "--seeds 0"),
-        ({"lr": "5e-5,fast"}, "--lr '5e-5,fast'"),
-        ({"lr": "5e-5,5e-5"}, "different ones"),
-        ({"epochs": float("nan")}, "--epochs nan"),
-        ({"dev_file": None}, "--train-file is given without --dev-file"),
-        ({"test_files": ("x.tsv",)}, "no name"),
-        ({"test_files": ("a=x", "a=y")}, "'a'"),
-        ({"test_files": ("dev=x",)}, "'dev'"),
-        ({"language": "de"}, "--language de"),
-        ({"train_file": None, "dev_file": None, "test_languages": "de"}, "--test-languages de"),
-        ({"task": "xnli", "test_languages": "de"}, "--test-languages de.*hub"),
-    ],
-)
-def test_settings_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
-        FinetuneSettings(**{"task": "sst2", "train_file": "a", "dev_file": "b", **options})

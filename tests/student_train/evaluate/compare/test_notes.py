@@ -1,0 +1,102 @@
+"""What a reader of a comparison is told: what is missing, with its command, and what makes rows hard to compare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from student_train.evaluate.compare.notes import comparison_notes
+from student_train.evaluate.compare.rows import make_rows
+from student_train.evaluate.run_records import TimingSetup, read_run
+from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.reports import make_report
+
+SETUP = TimingSetup(backend="pytorch", device="cpu", dtype="float32", threads=1, batch_size=1, seq_len=128)
+
+
+def notes_on(*runs: Path, tasks: tuple[str, ...] = ("sst2",), timed: tuple[str, ...] = ()) -> list[str]:
+    rows = make_rows([read_run(str(run)) for run in runs])
+    return list(comparison_notes(rows, dict.fromkeys(tasks, "accuracy"), SETUP, timed=timed))
+
+
+def measured(run: Path, **changes: Any) -> None:
+    record = replace(make_report(), **changes).to_json()
+    write(run / "fidelity.json", {"evaluation": "fidelity", **record})
+
+
+def test_nothing_is_said_where_all_is_there_and_alike(make_run: Any) -> None:
+    runs = [make_run(name, method=name, scores=[0.5]) for name in ("mha", "hs")]
+    for run in runs:
+        timed(run, 3.0)
+        measured(run)
+    assert notes_on(*runs, timed=("mha", "hs")) == []
+
+
+def test_what_is_missing_is_named_with_its_command(make_run: Any) -> None:
+    one, other = make_run("one", scores=[0.5]), make_run("other", method="hs")
+    fidelity, task, latency = notes_on(one, other, timed=("one",))
+    assert fidelity.startswith("no fidelity of ") and str(one) in fidelity and str(other) in fidelity
+    assert fidelity.endswith(": run `kdeval fidelity --student RUN --cache CACHE`")
+    assert task == f"no sst2 of {other}: run `kdeval finetune --student RUN --task sst2`"
+    assert latency == f"no latency ({SETUP}) of {other}: run `kdeval latency --student RUN --teacher TEACHER`"
+    assert "no scores of any run: run `kdeval finetune --student RUN --task TASK`" in notes_on(one, tasks=())
+
+
+def test_records_of_other_weights_and_models_from_elsewhere(tiny_teacher_copy: Any) -> None:
+    student = tiny_teacher_copy("bert")
+    finetuned(student, "sst2", [0.9], fingerprints={"weights": "of others"})
+    notes = notes_on(student, tasks=())
+    assert (
+        notes[0]
+        == f"finetune-sst2.json of {student} is of other weights than those that lie there now and was left out"
+    )
+    assert notes[1].startswith(f"no provenance.json in {student}: not trained by kdtrain")
+    # its fidelity is not asked for: nobody says that it has a cache
+    assert not any(note.startswith("no fidelity") for note in notes)
+
+
+def test_differences_between_trainings(make_run: Any) -> None:
+    notes = notes_on(make_run("a", lr=0.5), make_run("b", method="hs"), make_run("c", method="od", contents="d"))
+    (lr,) = [note for note in notes if note.startswith("trainings differ in --lr: ")]
+    assert "a 0.5" in lr
+    (caches,) = [note for note in notes if note.startswith("trainings read different caches: ")]
+    assert caches.endswith(" d") and " c; " in caches
+
+
+def test_the_same_weights_twice(tiny_teacher_copy: Any, tmp_path: Path) -> None:
+    one = tiny_teacher_copy("bert")
+    other = Path(shutil.copytree(one, tmp_path / "other"))
+    assert f"{other} has the same weights as {one}: it is the same model twice" in notes_on(one, other)
+
+
+def test_measurements_that_are_not_alike(make_run: Any) -> None:
+    one, other = make_run("one", scores=[0.5]), make_run("other", method="hs")
+    measured(one)
+    measured(other, first_row=900, hidden=make_report().hidden[:1], relations=())
+    timed(one, 3.0, fingerprints={"teacher": "large"})
+    timed(other, 3.0, fingerprints={"teacher": "small"}, hardware={"cpu": "another"})
+    finetuned(other, "sst2", [0.5], settings={"epochs": 5}, examples={"train": 10, "dev": 6})
+    notes = "\n".join(notes_on(one, other, timed=("one", "other")))
+    for said in (
+        f"fidelity was measured on different rows: {one}: 980 to 999 of cache.zarr; {other}: 900 to 999 of cache.zarr",
+        f"hidden NMSE is a mean over different teacher layers: {one}: 2, 6; {other}: 2",
+        f"latency was measured on different hardware: {one}: one; {other}: another",
+        f"speed-ups are over different teachers: {one}: weights large; {other}: weights small",
+        f"sst2 was fine-tuned with different epochs: {one}: 3; {other}: 5",
+        f"sst2 was fine-tuned with different dev examples: {one}: 5; {other}: 6",
+    ):
+        assert said in notes
+    # who has no relations says nothing about their layers
+    assert "relation KL" not in notes
+
+
+def test_fingerprints_of_the_data_count_and_those_of_the_student_do_not(make_run: Any) -> None:
+    one, other = make_run("one"), make_run("other", method="hs")
+    finetuned(one, "sst2", [0.5], fingerprints={"weights": "a", "config": "a", "dev": "a" * 64})
+    finetuned(other, "sst2", [0.5], fingerprints={"weights": "b", "config": "b", "dev": "b" * 64})
+    text = "\n".join(notes_on(one, other))
+    assert "sst2 was fine-tuned with different dev data" in text
+    assert "weights data" not in text and "config data" not in text and json.dumps("a" * 41) not in text

@@ -1,0 +1,66 @@
+"""Quality against cost: which plots there are, and what they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from student_train.evaluate.compare import plots
+from student_train.evaluate.compare.compare import compare_runs
+from student_train.evaluate.compare.plots import LATENCY_PLOT, PARAMETERS_PLOT, plot_comparison
+from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.reports import make_report
+
+BLUE, ORANGE = (0x1F, 0x5F, 0xA8), (0xD9, 0x66, 0x1F)
+
+
+def drawn(path: Path) -> np.ndarray[Any, Any]:
+    """The pixels; nothing of the picture is cut off at its edges."""
+    pixels = imread(path)[:, :, :3]
+    inked = (pixels < 0.9).any(axis=2)
+    assert inked.mean() > 0.01
+    for edge in (inked[:2], inked[-2:], inked[:, :2], inked[:, -2:]):
+        assert not edge.any()
+    return pixels * 255
+
+
+def test_two_plots_with_a_colour_for_each_method(make_run: Any, tmp_path: Path) -> None:
+    for name, method, milliseconds in (("a", "mha", 3.0), ("b", "hs", 30.0)):
+        run = make_run(name, method=method, scores=[0.5, 0.6])
+        timed(run, milliseconds)
+        finetuned(run, "rte", [0.7, 0.8])
+    paths = plot_comparison(compare_runs([str(tmp_path / "a"), str(tmp_path / "b")]), tmp_path)
+    assert paths == [tmp_path / LATENCY_PLOT, tmp_path / PARAMETERS_PLOT]
+    for path in paths:
+        pixels = drawn(path)
+        for color in (BLUE, ORANGE):
+            assert (np.abs(pixels - color).max(axis=2) < 8).any(), color
+
+
+def test_quality_is_the_average_or_else_the_distance_to_the_teacher(make_run: Any) -> None:
+    run = make_run("a")
+    bare = compare_runs([str(run)])
+    assert plots._quality(bare) is None
+    write(run / "fidelity.json", {"evaluation": "fidelity", **make_report().to_json()})
+    found = plots._quality(compare_runs([str(run)]))
+    assert found is not None and found.lower_is_better and found.label.startswith("relation KL")
+    assert found.values == {"a": (pytest.approx(2.0), None)}
+    finetuned(run, "sst2", [0.5, 0.7])
+    found = plots._quality(compare_runs([str(run)]))
+    assert found is not None and (found.label, found.lower_is_better) == ("sst2, × 100", False)
+    assert found.values["a"] == (pytest.approx(60), pytest.approx(20 / 2**0.5))
+    finetuned(run, "rte", [0.2, 0.2])
+    found = plots._quality(compare_runs([str(run)]))
+    assert found is not None and found.label == "average of rte, sst2, × 100"
+    assert found.values["a"][0] == pytest.approx(40)
+
+
+def test_what_has_no_numbers_is_not_drawn(make_run: Any, tmp_path: Path) -> None:
+    assert plot_comparison(compare_runs([str(make_run("a"))]), tmp_path) == []
+    # scored, but neither timed nor of a known size
+    assert plot_comparison(compare_runs([str(make_run("b", scores=[0.5]))]), tmp_path) == []
+    assert not list(tmp_path.glob("*.png"))

@@ -1,0 +1,126 @@
+"""The sections of a report one by one, from records written by hand: what is shown, and what is said to be missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student_train.evaluate.report import sections
+from student_train.evaluate.report.html import Html, page, section
+from student_train.evaluate.run_records import RunRecords, read_run
+from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.report.pages import Page
+from tests.student_train.evaluate.reports import make_report
+
+
+def read(parts: list[Html]) -> str:
+    """The words of a section; whatever it says is well-formed."""
+    return Page(page("title", [section("it", "It", parts)])).text["it"]
+
+
+@pytest.fixture
+def records(make_run: Any) -> RunRecords:
+    return read_run(str(make_run("run")))
+
+
+def test_training() -> None:
+    step = {"loss": 1.0, "mha": 1.0, "lr": 0.1, "tokens": 100, "seconds": 0.5, "wait": 0.0, "skipped_rows": 8}
+    metrics = [{"step": 0, "valid_loss": 2.5, "valid_mha": 2.5}, {"step": 1, **step}, {"step": 1, "valid_loss": 1.25}]
+    text = read(sections.training(metrics))
+    assert "8 rows of damaged blocks were left out." in text
+    # every measure that some validation has is a column
+    assert "steplossmha" in text and "02.52.5" in text and "11.25–" in text
+    assert "There is no metrics.jsonl" in read(sections.training([]))
+
+
+def test_fidelity(make_run: Any) -> None:
+    run = make_run("run", cache=["my cache.zarr"])
+    missing = read(sections.fidelity(read_run(str(run))))
+    assert "was not measured" in missing and f"kdeval fidelity --student {run} --cache 'my cache.zarr'" in missing
+    report = replace(make_report(), notes=("a note",))
+    write(run / "fidelity.json", {"evaluation": "fidelity", **report.to_json()})
+    text = read(sections.fidelity(read_run(str(run))))
+    assert "On 20 held-out rows of cache.zarr, 2,560 tokens." in text
+    assert "relation KL, sum3 → 5, 24 heads2" in text and "top-1 agreement380 positions50.0%" in text
+    assert "a note" in text
+    write(run / "fidelity.json", {"evaluation": "fidelity", **replace(report, held_out=False).to_json()})
+    assert "On 20 rows, not known to be held out, of" in read(sections.fidelity(read_run(str(run))))
+
+
+def test_relations_need_a_cache(records: RunRecords) -> None:
+    text = read(sections.relations(records, []))
+    assert "which was not given" in text and f"kdeval report {records.path} --cache cache.zarr" in text
+
+
+def test_tasks(make_run: Any) -> None:
+    run = make_run("run")
+    assert "fine-tuned on no task" in read(sections.tasks(read_run(str(run))))
+    by_test = {"de": {"scores": [0.5, 0.6]}, "sw": {"scores": [0.3, 0.4]}}
+    finetuned(run, "xnli", [0.4, 0.5], by_test=by_test, learning_rates=[1e-4, 3e-5])
+    finetuned(run, "sst2", [0.75], settings={}, examples=None)
+    text = read(sections.tasks(read_run(str(run))))
+    assert "de50.0060.0055.00 ± 7.07" in text and "mean of the sets40.0050.0045.00 ± 7.07" in text
+    assert "Examples: 10 train, 5 dev. Learning rate by seed: 0.0001, 3e-05." in text
+    assert "score75.0075.00" in text and "kdeval finetune" not in text
+
+
+def test_tasks_of_other_weights_are_said(records: RunRecords) -> None:
+    text = read(sections.tasks(replace(records, stale=("finetune-rte.json", "finetune-cola.json"))))
+    assert "finetune-rte.json, finetune-cola.json is of other weights" in text and "kdeval finetune" in text
+
+
+def test_latency(make_run: Any) -> None:
+    run = make_run("run")
+    assert "--teacher TEACHER" in read(sections.latency(read_run(str(run))))
+    timed(run, 3.0, onnx_max_error=1.5e-6, hardware={"cpu": "one", "cuda": "other"})
+    text = read(sections.latency(read_run(str(run))))
+    assert "pytorchCPU (1 thread)float3211283.009.009.0024.008.00×" in text
+    assert "student 7.00M parameters, teacher 22.00M. Measured on one, other." in text
+    assert "differs from PyTorch by at most 1.5e-06." in text
+
+
+def test_provenance(make_run: Any) -> None:
+    run = make_run("run", mapping="last", weights=None, json=True)
+    path = run / "provenance.json"
+    record = json.loads(path.read_text())
+    record["cache"] |= {"rows": 1000, "teacher": {"name": "the teacher"}}
+    record |= {
+        "objective": {"hs": {"pairs": [[1, 2], [2, 4]], "relation_heads": 8}},
+        "held_out_rows": {"count": 20},
+        "software": {"torch": "2.13"},
+    }
+    write(path, record)
+    text = read(sections.provenance(read_run(str(run))))
+    for said in ("the teacher", "1,000, of which 20 were held out", "torch 2.13", "its contentsc"):
+        assert said in text
+    assert "hspairs: 1 → 2, 2 → 4; relation heads: 8" in text
+    assert "--mappinglast" in text and "--weights–" in text and "--cachecache.zarr" in text
+    # how it printed is no setting of a training
+    assert "--json" not in text
+
+
+def test_a_model_from_elsewhere_has_none(tiny_teacher: Any) -> None:
+    records = read_run(str(tiny_teacher("bert")))
+    assert "was not trained by kdtrain" in read(sections.provenance(records))
+    assert "No record names a command." in read(sections.reproduce(records))
+
+
+def test_commands_stand_as_they_were_typed(records: RunRecords) -> None:
+    commands = ("kdtrain --out '<x> & y'", "kdeval fidelity")
+    known = replace(records, commands=commands, provenance={**records.provenance, "git_revision": "abc"})
+    text = read(sections.reproduce(known))
+    assert "At revision abc, in the directory" in text and "kdtrain --out '<x> & y'\nkdeval fidelity" in text
+
+
+def test_words_for_what_a_method_compares() -> None:
+    assert sections._method_in_words({"a_b": [1, 2], "pairs": [[1, 2]]}) == "a b: 1, 2; pairs: 1 → 2"
+    assert sections._method_in_words([]) == "" and sections._method_in_words(0.5) == "0.5"
+
+
+def test_a_path_is_quoted_where_it_has_to_be(records: RunRecords, tmp_path: Path) -> None:
+    named = replace(records, path="<student> & co")
+    assert "--student '<student> & co' --cache" in read(sections.fidelity(named))

@@ -1,0 +1,91 @@
+"""What is read of a directory, and what is refused by the names of file and entry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student_train.evaluate.load import weights_fingerprint
+from student_train.evaluate.run_records import TimingSetup, read_run
+from teacher_cache.errors import StudentError
+from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.reports import make_report
+
+
+def test_every_record_of_a_directory_is_read(make_run: Any) -> None:
+    run = make_run("run", scores=[0.5, 0.75], method="hs")
+    timed(run, 3.0, fingerprints={"teacher": "t"})
+    command = "kdeval fidelity --json"
+    write(run / "fidelity.json", {"evaluation": "fidelity", **make_report().to_json(), "command": command})
+    found = read_run(str(run))
+    assert (found.path, found.folder, found.weights, found.shape) == (str(run), run, None, None)
+    assert found.settings["method"] == "hs" and found.commands == (command,) and found.stale == ()
+    assert found.fidelity == make_report()
+    assert found.tasks["sst2"].scores == {0: 0.5, 1: 0.75} and found.tasks["sst2"].metric == "accuracy"
+    assert found.latency is not None
+    assert (found.latency.parameters, found.latency.teacher_parameters) == (7_000_000, 22_000_000)
+    assert found.latency.teacher_weights == "t"
+    setup = TimingSetup(backend="pytorch", device="cpu", dtype="float32", threads=1, batch_size=8, seq_len=128)
+    assert found.latency.timings[setup].median_ms == 24.0
+    assert str(setup) == "pytorch on CPU (1 thread), float32, batch 8 of 128 tokens"
+
+
+def test_a_model_without_records(tiny_teacher: Any) -> None:
+    """Parameters are those that latency counts: no pooler, no masked-LM head."""
+    folder = tiny_teacher("bert")
+    found = read_run(str(folder))
+    assert found.shape is not None and str(found.shape) == "4x32:4:64" and found.shape.family == "bert"
+    layer = 4 * 33 * 32 + 33 * 64 + 65 * 32 + 4 * 32
+    assert found.shape.parameters == (200 + 64 + 2) * 32 + 2 * 32 + 4 * layer
+    assert found.weights == weights_fingerprint(folder) and found.fidelity is None and not found.tasks
+    assert found.settings == {} == found.provenance and found.commands == ()
+
+
+def test_records_of_other_weights_do_not_count(tiny_teacher_copy: Any) -> None:
+    student = tiny_teacher_copy("bert")
+    finetuned(student, "sst2", [0.9], fingerprints={"weights": "of the student that was here before"})
+    finetuned(student, "rte", [0.8], fingerprints={"weights": weights_fingerprint(student)})
+    # older records do not say whose they are
+    finetuned(student, "cola", [0.7])
+    found = read_run(str(student))
+    assert found.tasks.keys() == {"cola", "rte"} and found.stale == ("finetune-sst2.json",)
+
+
+@pytest.mark.parametrize(
+    "name, text, named",
+    [
+        ("finetune-sst2.json", "{", "cannot be read as JSON"),
+        ("finetune-sst2.json", "[1]", "an object is expected"),
+        ("finetune-sst2.json", '{"evaluation": "fidelity"}', "'evaluation' is 'fidelity'"),
+        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0]}', "no entry 'scores'"),
+        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0], "scores": [NaN]}', "'scores' holds nan"),
+        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0, 0], "scores": [0.1, 0.2]}', "'seeds' [0, 0]"),
+        ("latency.json", '{"evaluation": "latency", "measurements": [{"backend": 3}]}', "'backend' holds 3"),
+        ("latency.json", '{"evaluation": "latency", "measurements": []}', "no entry 'parameters'"),
+        ("fidelity.json", '{"evaluation": "fidelity", "relations": []}', "KeyError: 'hidden'"),
+        ("provenance.json", '{"settings": {}}', "no entry 'cache'"),
+        ("provenance.json", '{"settings": {}, "cache": {}, "objective": []}', "'objective' holds []"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_file_and_entry(make_run: Any, name: str, text: str, named: str) -> None:
+    run = make_run("run")
+    (run / name).write_text(text)
+    with pytest.raises(StudentError) as refusal:
+        read_run(str(run))
+    assert str(run / name) in str(refusal.value) and named in str(refusal.value)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match="no run directory"):
+        read_run(str(tmp_path / "nowhere"))
+    with pytest.raises(StudentError, match="neither a model nor a record"):
+        read_run(str(tmp_path))
+    # a directory with a record of other weights alone holds something that can be said
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "latency.json").write_text(
+        json.dumps({"evaluation": "latency", "fingerprints": {"student": "of others"}})
+    )
+    assert read_run(str(tmp_path)).stale == ("latency.json",)
