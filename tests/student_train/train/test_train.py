@@ -23,7 +23,7 @@ from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
 from student_train.run_files import read_records
 from student_train.settings import TrainSettings
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from student_train.train.dry_run import dry_run
 from student_train.train.loop import Progression, StepOutcome, Trainer
 from student_train.train.metrics import MetricsLog, Progress
@@ -83,12 +83,14 @@ def validations_of(records):
 def make_model(store, methods=("mha", "hs", "od"), weights=(1.0, 0.1, 2.0)):
     reader = CacheReader.open(store)
     built = build_student(
-        None,
-        teacher_folder=reader.teacher_folder(),
-        init="auto",
-        with_mlm_head="od" in methods,
+        plan_student(
+            None,
+            teacher_folder=reader.teacher_folder(),
+            init="auto",
+            with_mlm_head="od" in methods,
+            seq_len=reader.manifest.seq_len,
+        ),
         seed=0,
-        seq_len=reader.manifest.seq_len,
     )
     objective = make_objective(dict(zip(methods, weights, strict=True)), source=reader, student=built.model.config)
     return reader, DistillationModel(built.model, objective), objective
@@ -285,7 +287,8 @@ def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path
     trained = AutoModel.from_pretrained(tmp_path / "student").state_dict()
     reader = CacheReader.open(tiny_store)
     before = build_student(
-        None, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=24
+        plan_student(None, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seq_len=24),
+        seed=0,
     ).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], trained[name])}
     assert "encoder.layer.1.attention.self.query.weight" in changed
