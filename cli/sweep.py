@@ -30,12 +30,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.sweep_file import LAUNCHER, PROG, SweepRun, expand
 from cli.sweep_summary import as_table, completed, summarise, write_summary
 from student_train.train.signals import noted_signals
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import DistillationError, SettingsError
+
+if TYPE_CHECKING:
+    from teacher_cache.read.pool import CacheSource
 
 _SIGNALLED = 128
 _POLL_SECONDS = 0.2
@@ -65,6 +68,7 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
         )
     states = dict.fromkeys(completed({run.name: run.settings for run in runs}), "complete")
     if settings.dry_run:
+        _check_against_caches([run for run in runs if run.name not in states], path)
         _list(runs, settings.json)
         return 0
     with noted_signals() as received:
@@ -79,6 +83,24 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
         names = ", ".join(map(repr, failed))
         _say(f"{len(failed)} of {len(runs)} runs failed, see above: {names}; the same command tries them again")
     return int(bool(failed))
+
+
+def _check_against_caches(runs: Sequence[SweepRun], path: Path) -> None:
+    """Refuse the first run that its cache, or this machine, rules out. Opens each cache once."""
+    from student_train.train.prepare import (
+        check_run,
+        open_cache,
+    )  # torch, which a list of wrong flags need not wait for
+
+    readers: dict[tuple[str, ...], CacheSource] = {}
+    for run in runs:
+        cache = run.settings.cache
+        try:
+            if cache not in readers:
+                readers[cache] = open_cache(run.settings)
+            check_run(run.settings, readers[cache])
+        except DistillationError as error:
+            raise SettingsError(f"{str(path)!r}, run {run.name!r}: {error}") from error
 
 
 def _train_all(
