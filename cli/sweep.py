@@ -11,11 +11,12 @@
       seed: [0, 1]
 
 Flags at the top are common to all runs; each of `runs` is taken with every combination of `grid`, here eight students
-in `students/mha-3x384-seed0` and so on. Flags that are typed win over the file in every run. All runs are checked
-before the first one starts. Each is a process of its own; `launcher: torchrun --nproc-per-node 8` puts another command
-in front. A run that is complete is not made again and one that was stopped goes on, so that the same command resumes a
-sweep. One that fails does not stop the others; then the exit code is 1. The summary lies in `out`: summary.json and
-summary.md, renewed after each run.
+in `students/mha-3x384-seed0` and so on. Flags that are typed win over the file in every run. The settings of all runs
+are made, and so checked, before the first one starts; `--dry-run` also opens their caches and refuses what these cannot
+give. Each training is a process of its own; `launcher: torchrun --nproc-per-node 8` puts another command in front.
+The same command resumes a sweep: complete runs are left alone, and the one that was stopped goes on. A run that fails
+does not stop the others; the exit code is 1 then. The summary lies in `out`: summary.json and summary.md, renewed after
+each run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What came of the trainings of a sweep: one line each, from what they left in their folders.
+"""The results of a sweep: one line for each training, from the files in its folder.
 
 In: folders of `kdtrain`, with `metrics.jsonl` and, where one is complete, `provenance.json`. Out: a table, and
 `summary.json` and `summary.md` beside the folders. Nothing is loaded or measured.

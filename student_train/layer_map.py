@@ -1,9 +1,9 @@
 """Which teacher layers each student layer learns from, and in which form.
 
-In: the text of `--mapping`, later the depths of both models. Out: first a `MappingPlan`, which is all that the text
-says, then a `LayerMapping`, whose pairs (student layer i, teacher layer j) are numbered from 1. `--attention-layer`,
-whose pairs are written in the same way, is read here too (`AttentionPlan`). Text and numbers only: whether the cache
-holds a layer is not known here. Standard library only, so that the settings can check both texts when they are made.
+The text of `--mapping` becomes a `MappingPlan`, which needs no model. With the depths of both models that becomes a
+`LayerMapping`, whose pairs (student layer i, teacher layer j) are numbered from 1. `--attention-layer`, whose pairs are
+written in the same way, is read here too and becomes an `AttentionPlan`. Whether the cache holds a layer is not known
+here. Standard library only, so that settings can check both texts when they are made.
 
 With S student layers, T teacher layers and k = T / S, which need not be whole:
 

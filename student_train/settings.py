@@ -1,8 +1,8 @@
 """The flags of `kdtrain`, checked when a record of them is made. Standard library only, so that `--help` is instant.
 
-Each value is checked by itself and beside the others, by the function that reads it later too. What only the cache, the
-teacher or the device can tell (whether the teacher has a layer, how many steps an epoch has) is checked where they are
-known.
+Each value is checked alone and together with the others. A text such as --mapping is checked by the same function that
+reads it later, so that there is one grammar for it. What only the cache, the teacher or the device can tell (whether
+the teacher has a layer, how many steps an epoch has) is checked where they are known.
 """
 
 from __future__ import annotations
