@@ -1,4 +1,4 @@
-"""`kdcache verify`: is everything in a store what was written, and what the teacher gives?"""
+"""`kdcache verify`: compare a store with its checksums and, with --deep, with what the teacher computes."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 
 Every step is the command that it prints, run in this process so that torch is loaded once. The default teacher comes as
 a Python package and the default text from the Python installation, so that nothing is fetched. Everything is written to
-one folder; a second run goes on with the store if teacher, text and rows are the same, and trains anew. What else was
-trained there, as it suggests at its end, stays.
+one folder. A second run uses the store again if teacher, text and rows are the same, and trains its student anew; other
+students in that folder, such as those that its last lines suggest to train, are left alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What stands around every command: errors become one message, interrupts become exit codes, logging is set up.
+"""Runs a command: an error becomes one message, an interrupt becomes an exit code, and logging is set up.
 
 Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted, 143 terminated, 141 where nobody reads
-standard output any more (`kdcache info | head`). Anything that is not a `DistillationError` is a defect of ours and
-keeps its traceback.
+standard output any more (`kdcache info | head`). An error that is not a `DistillationError` is a defect of this program
+and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands of `kdeval` share: results and their records, writing where --out says."""
+"""What the commands of `kdeval` share: printing results, keeping records of them, and errors in writing --out."""
 
 from __future__ import annotations
 

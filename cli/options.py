@@ -1,9 +1,9 @@
-"""The only place that reads flags and configuration files: argv -> a settings record.
+"""The only place that reads flags and configuration files, and makes a settings record of them.
 
 Settings are frozen dataclasses that live beside what they configure; their field docstrings are the help texts. A
 `--config FILE` is YAML whose keys are flags (`seq_len` or `seq-len`); it is turned into flags that stand before the
-user's own, so that what is typed always wins. Values of the file are taken as they are written, without YAML's own
-ideas of types, under which `mapping: 1:4` would read 64. Nothing here imports torch: `--help` answers at once.
+user's own, so that what is typed always wins. Values of the file are kept as text, because YAML by itself would read
+`mapping: 1:4` as the number 64. Nothing here imports torch: `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@
       seed: [0, 1]
 
 Flags at the top are common to all runs; each of `runs` is taken with every combination of `grid`, here eight students
-in `students/mha-3x384-seed0` and so on. Flags that are typed win over the file in every run. All runs are checked
-before the first one starts. Each is a process of its own; `launcher: torchrun --nproc-per-node 8` puts another command
-in front. A run that is complete is not made again and one that was stopped goes on, so that the same command resumes a
-sweep. One that fails does not stop the others; then the exit code is 1. The summary lies in `out`: summary.json and
-summary.md, renewed after each run.
+in `students/mha-3x384-seed0` and so on. Flags that are typed win over the file in every run. The settings of all runs
+are made, and so checked, before the first one starts; `--dry-run` also opens their caches and refuses what these cannot
+give. Each training is a process of its own; `launcher: torchrun --nproc-per-node 8` puts another command in front.
+The same command resumes a sweep: complete runs are left alone, and the one that was stopped goes on. A run that fails
+does not stop the others; the exit code is 1 then. The summary lies in `out`: summary.json and summary.md, renewed after
+each run.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.sweep_file import LAUNCHER, PROG, SweepRun, expand
 from cli.sweep_summary import as_table, completed, summarise, write_summary
 from student_train.train.signals import noted_signals
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import DistillationError, SettingsError
+
+if TYPE_CHECKING:
+    from teacher_cache.read.pool import CacheSource
 
 _SIGNALLED = 128
 _POLL_SECONDS = 0.2
@@ -65,6 +69,7 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
         )
     states = dict.fromkeys(completed({run.name: run.settings for run in runs}), "complete")
     if settings.dry_run:
+        _check_against_caches([run for run in runs if run.name not in states], path)
         _list(runs, settings.json)
         return 0
     with noted_signals() as received:
@@ -79,6 +84,24 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
         names = ", ".join(map(repr, failed))
         _say(f"{len(failed)} of {len(runs)} runs failed, see above: {names}; the same command tries them again")
     return int(bool(failed))
+
+
+def _check_against_caches(runs: Sequence[SweepRun], path: Path) -> None:
+    """Refuse the first run that its cache, or this machine, rules out. Opens each cache once."""
+    from student_train.train.prepare import (
+        check_run,
+        open_cache,
+    )  # torch, which a list of wrong flags need not wait for
+
+    readers: dict[tuple[str, ...], CacheSource] = {}
+    for run in runs:
+        cache = run.settings.cache
+        try:
+            if cache not in readers:
+                readers[cache] = open_cache(run.settings)
+            check_run(run.settings, readers[cache])
+        except DistillationError as error:
+            raise SettingsError(f"{str(path)!r}, run {run.name!r}: {error}") from error
 
 
 def _train_all(

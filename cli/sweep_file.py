@@ -1,6 +1,7 @@
-"""What a sweep's file asks for: `runs:` and `grid:` -> one training each, with a name and all of its flags.
+"""The file of a sweep: from `runs:` and `grid:` to the trainings they ask for, each with a name and all of its flags.
 
-Every training is parsed and checked here, before the first one starts. Nothing is read but the file.
+The settings of every training are made here, so that whatever is wrong with one is found before any starts. Nothing is
+read but the file.
 """
 
 from __future__ import annotations

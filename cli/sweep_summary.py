@@ -1,4 +1,4 @@
-"""What came of the trainings of a sweep: one line each, from what they left in their folders.
+"""The results of a sweep: one line for each training, from the files in its folder.
 
 In: folders of `kdtrain`, with `metrics.jsonl` and, where one is complete, `provenance.json`. Out: a table, and
 `summary.json` and `summary.md` beside the folders. Nothing is loaded or measured.
@@ -14,7 +14,7 @@ from typing import Any
 
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import METRICS_NAME, PROVENANCE, read_records, run_provenance
-from student_train.settings import TrainSettings
+from student_train.settings import TrainSettings, recorded_identity
 from teacher_cache.disk import write_whole
 from teacher_cache.errors import SettingsError, TrainingError
 from teacher_cache.wording import format_duration
@@ -59,15 +59,16 @@ def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
             continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            before, cache = TrainSettings(**record["settings"]), record["cache"]["identity_sha256"]
-        except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
+            settings_before = record["settings"]
+            before, cache = recorded_identity(settings_before), record["cache"]["identity_sha256"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:
             raise SettingsError(
                 f"run {name!r}: {str(path)!r} cannot be read ({type(error).__name__}: {error}), so whether that "
                 "student is the one asked for cannot be told; delete the folder or choose another --out"
             ) from error
         if settings.cache not in contents:
             contents[settings.cache] = _contents(settings.cache)
-        old = {**before.identity(), "--deepspeed": before.deepspeed, "cache contents": cache}
+        old = {**before, "--deepspeed": settings_before.get("deepspeed"), "cache contents": cache}
         new = {**settings.identity(), "--deepspeed": settings.deepspeed, "cache contents": contents[settings.cache]}
         differing = [flag for flag in new if old[flag] != new[flag]]
         if differing:

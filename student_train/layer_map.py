@@ -1,7 +1,9 @@
 """Which teacher layers each student layer learns from, and in which form.
 
-In: the text of `--mapping` and the depths of both models. Out: a `LayerMapping`, whose pairs (student layer i, teacher
-layer j) are numbered from 1. Pure numbers; where the layers' hidden states are stored is the cache's business.
+The text of `--mapping` becomes a `MappingPlan`, which needs no model. With the depths of both models that becomes a
+`LayerMapping`, whose pairs (student layer i, teacher layer j) are numbered from 1. `--attention-layer`, whose pairs are
+written in the same way, is read here too and becomes an `AttentionPlan`. Whether the cache holds a layer is not known
+here. Standard library only, so that settings can check both texts when they are made.
 
 With S student layers, T teacher layers and k = T / S, which need not be whole:
 
@@ -26,13 +28,13 @@ The mappings that match every position of given layers add up: `last1+uniform-co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 from teacher_cache.contract.layers import last_layers, uniform_layers
 from teacher_cache.errors import SettingsError
+from teacher_cache.wording import did_you_mean
 
 LayerPairs = tuple[tuple[int, int], ...]
 Form = Literal["pairs", "skip", "emd", "alp"]
@@ -102,18 +104,94 @@ _SUMMANDS: dict[str, _Formula] = {
     "uniform-cons": _consecutive,
 }
 _ALONE: dict[Form, _Formula] = {"skip": _all_but_last, "emd": _every_pair, "alp": _every_pair}
+_FORMULAS: dict[str, _Formula] = _SUMMANDS | {str(form): formula for form, formula in _ALONE.items()}
 _FOR_ANY_DEPTH = ("last1", *WEIGHING_ALL)
 
 MAPPINGS: tuple[str, ...] = (*_SUMMANDS, "uniform+last", *_ALONE)
 """Every mapping that has a name. Sums of the first four are mappings too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MappingPlan:
+    """What `--mapping` says by itself: summands that have a name (`formulas`), and pairs that are written out.
+
+    `text` is what was given, without spaces.
+    """
+
+    text: str
+    form: Form
+    formulas: tuple[str, ...] = ()
+    pairs: LayerPairs = ()
+
+    def check_student(self, student_layers: int) -> None:
+        """Check what the student's depth alone decides.
+
+        Raises:
+            SettingsError: the mapping names a layer that the student does not have, or leaves out its only one.
+        """
+        if self.form == "skip" and student_layers == 1:
+            raise SettingsError(
+                f"--mapping {self.text!r} leaves out the student's last layer, and this student has only that one: "
+                "nothing would be learned; choose a --student of 2 layers or more, or --mapping last1"
+            )
+        _check_student_layers((layer for layer, _ in self.pairs), student_layers, f"--mapping {self.text!r}")
+
+    def for_depths(self, teacher_layers: int, student_layers: int) -> LayerMapping:
+        """The mapping for two models. See `parse_mapping`.
+
+        Raises:
+            SettingsError: it names a layer that does not exist, or cannot be for these depths.
+        """
+        self.check_student(student_layers)
+        pairs = set(self.pairs)
+        for name in self.formulas:
+            if student_layers > teacher_layers and name not in _FOR_ANY_DEPTH:
+                raise self._too_deep(name, teacher_layers, student_layers)
+            pairs.update(_FORMULAS[name](teacher_layers, student_layers))
+        _check_teacher_layers((layer for _, layer in pairs), teacher_layers, f"--mapping {self.text!r}")
+        return LayerMapping(text=self.text, form=self.form, pairs=tuple(sorted(pairs)))
+
+    def _too_deep(self, name: str, teacher_layers: int, student_layers: int) -> SettingsError:
+        return SettingsError(
+            f"--mapping {self.text!r}: the student has {student_layers} layers, the teacher {teacher_layers}, and "
+            f"{name} gives every student layer a teacher layer of its own: choose a --student of at most "
+            f"{teacher_layers} layers, or --mapping {', '.join(_FOR_ANY_DEPTH)} or pairs such as "
+            f"{student_layers}:{teacher_layers}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """What `--attention-layer` says by itself: pairs (student layer, teacher layer), None being the student's last."""
+
+    text: str
+    pairs: tuple[tuple[int | None, int], ...]
+
+    def check_student(self, student_layers: int) -> None:
+        """Check what the student's depth alone decides.
+
+        Raises:
+            SettingsError: a pair names a layer that the student does not have.
+        """
+        named = (layer for layer, _ in self.pairs if layer is not None)
+        _check_student_layers(named, student_layers, f"--attention-layer {self.text!r}")
+
+    def for_depths(self, teacher_layers: int, student_layers: int) -> LayerPairs:
+        """The pairs for two models, ascending and each once.
+
+        Raises:
+            SettingsError: one names a layer that does not exist.
+        """
+        self.check_student(student_layers)
+        _check_teacher_layers((layer for _, layer in self.pairs), teacher_layers, f"--attention-layer {self.text!r}")
+        return tuple(sorted({(student_layers if layer is None else layer, taught) for layer, taught in self.pairs}))
+
+
 def parse_mapping(text: str, teacher_layers: int, student_layers: int) -> LayerMapping:
     """The mapping that a text names, for two models.
 
     Args:
-        text: one of `MAPPINGS`, a sum of those that may stand in one such as `uniform+last`, or explicit pairs
-            `student:teacher` such as `1:4,2:8,3:12`, which may stand in a sum too.
+        text: see `read_mapping`.
         teacher_layers: the teacher's depth.
         student_layers: the student's depth. Formulas that give each of its layers a teacher layer of its own need a
             student that is not the deeper model.
@@ -121,41 +199,49 @@ def parse_mapping(text: str, teacher_layers: int, student_layers: int) -> LayerM
     Raises:
         SettingsError: the text cannot be read, names a layer that does not exist, or cannot be for these depths.
     """
-    parts = text.replace(" ", "").split("+")
-    for form, formula in _ALONE.items():
-        if form in parts:
-            _check_alone(form, parts, text)
-            _check_depth(form, text, teacher_layers, student_layers)
-            return LayerMapping(text=form, form=form, pairs=formula(teacher_layers, student_layers))
-    pairs: set[tuple[int, int]] = set()
-    for part in parts:
-        if part in _SUMMANDS:
-            _check_depth(part, text, teacher_layers, student_layers)
-            pairs.update(_SUMMANDS[part](teacher_layers, student_layers))
-        else:
-            pairs.update(_read_pair(pair, text) for pair in part.split(","))
-    _check_layers(pairs, f"--mapping {text!r}", teacher_layers, student_layers)
-    return LayerMapping(text="+".join(parts), form="pairs", pairs=tuple(sorted(pairs)))
+    return read_mapping(text).for_depths(teacher_layers, student_layers)
 
 
-def parse_pairs(text: str, teacher_layers: int, student_layers: int, *, given: str) -> LayerPairs:
-    """Explicit pairs `student:teacher` such as `2:4,3:5`, ascending and each once; `given` is the flag as it was given.
+def read_mapping(text: str) -> MappingPlan:
+    """What `--mapping` says: one of `MAPPINGS`, a sum of those that may stand in one, or pairs `student:teacher`.
+
+    Such a sum is `uniform+last`, such pairs are `1:4,2:8,3:12`, and pairs may stand in a sum too.
 
     Raises:
-        SettingsError: the text cannot be read, or names a layer that does not exist.
+        SettingsError: the text cannot be read, or can be for no models.
     """
-    pairs = set()
-    for part in text.split(","):
+    parts = text.replace(" ", "").split("+")
+    for form in _ALONE:
+        if form in parts:
+            _check_alone(form, parts, text)
+            return MappingPlan(text=form, form=form, formulas=(form,))
+    named = tuple(part for part in parts if part in _SUMMANDS)
+    pairs = [_read_pair(pair, text) for part in parts if part not in _SUMMANDS for pair in part.split(",")]
+    _check_numbering(pairs, f"--mapping {text!r}")
+    return MappingPlan(text="+".join(parts), form="pairs", formulas=named, pairs=tuple(pairs))
+
+
+def read_attention_layers(text: str) -> AttentionPlan:
+    """What `--attention-layer` says: a layer of the teacher such as `5`, or pairs `student:teacher` such as `2:4,3:5`.
+
+    Raises:
+        SettingsError: the text cannot be read, or names a layer 0.
+    """
+    given, written = f"--attention-layer {text!r}", text.replace(" ", "")
+    if written.isdecimal():
+        _check_numbering([(None, int(written))], given)
+        return AttentionPlan(text=text, pairs=((None, int(written)),))
+    pairs = []
+    for part in written.split(","):
         pair = _as_pair(part)
         if pair is None:
             raise SettingsError(
-                f"{given} cannot be read at {part!r}: give a layer of the teacher such as "
-                f"{max(1, teacher_layers - 1)}, which the student's last layer learns, or pairs student:teacher such "
-                f"as {student_layers}:{teacher_layers}"
+                f"{given} cannot be read at {part!r}: give a layer of the teacher such as 5, which the student's last "
+                "layer learns, or pairs student:teacher such as 2:4,3:5"
             )
-        pairs.add(pair)
-    _check_layers(pairs, given, teacher_layers, student_layers)
-    return tuple(sorted(pairs))
+        pairs.append(pair)
+    _check_numbering(pairs, given)
+    return AttentionPlan(text=text, pairs=tuple(pairs))
 
 
 def _check_alone(form: Form, parts: list[str], text: str) -> None:
@@ -166,28 +252,13 @@ def _check_alone(form: Form, parts: list[str], text: str) -> None:
         )
 
 
-def _check_depth(name: str, text: str, teacher_layers: int, student_layers: int) -> None:
-    if name == "skip" and student_layers == 1:
-        raise SettingsError(
-            f"--mapping {text!r} leaves out the student's last layer, and this student has only that one: nothing "
-            "would be learned; choose a --student of 2 layers or more, or --mapping last1"
-        )
-    if student_layers > teacher_layers and name not in _FOR_ANY_DEPTH:
-        raise SettingsError(
-            f"--mapping {text!r}: the student has {student_layers} layers, the teacher {teacher_layers}, and {name} "
-            f"gives every student layer a teacher layer of its own: choose a --student of at most {teacher_layers} "
-            f"layers, or --mapping {', '.join(_FOR_ANY_DEPTH)} or pairs such as {student_layers}:{teacher_layers}"
-        )
-
-
 def _read_pair(pair: str, text: str) -> tuple[int, int]:
     found = _as_pair(pair)
     if found is None:
-        close = get_close_matches(pair, MAPPINGS, n=2)
-        meant = f"did you mean {' or '.join(close)}? Give" if close else "give"
         raise SettingsError(
-            f"--mapping {text!r} cannot be read at {pair!r}: {meant} one of {', '.join(MAPPINGS)}, another sum of "
-            f"{', '.join(_SUMMANDS)}, or pairs student:teacher such as 1:4,2:8,3:12"
+            f"--mapping {text!r} cannot be read at {pair!r}: {did_you_mean(pair, MAPPINGS)} one of "
+            f"{', '.join(MAPPINGS)}, another sum of {', '.join(_SUMMANDS)}, or pairs student:teacher such as "
+            "1:4,2:8,3:12"
         )
     return found
 
@@ -199,16 +270,29 @@ def _as_pair(text: str) -> tuple[int, int] | None:
     return int(student_layer), int(teacher_layer)
 
 
-def _check_layers(pairs: set[tuple[int, int]], given: str, teacher_layers: int, student_layers: int) -> None:
-    for student_layer, teacher_layer in sorted(pairs):
-        _check_layer("student", student_layer, student_layers, given)
-        _check_layer("teacher", teacher_layer, teacher_layers, given)
+def _check_numbering(pairs: Iterable[tuple[int | None, int]], given: str) -> None:
+    for pair in pairs:
+        for owner, layer in zip(("student", "teacher"), pair, strict=True):
+            if layer == 0:
+                raise SettingsError(
+                    f"{given} names layer 0 of the {owner}: layers are numbered from 1, so there is no such layer to "
+                    "match; name layers that exist"
+                )
 
 
-def _check_layer(owner: str, layer: int, layers: int, given: str) -> None:
-    if not 1 <= layer <= layers:
-        advice = f"choose a --student of {layer} layers or more, or " if owner == "student" and layer > layers else ""
-        raise SettingsError(
-            f"{given} names layer {layer} of the {owner}, which has layers 1 to {layers}: there is no such layer to "
-            f"match; {advice}name layers that exist"
-        )
+def _check_student_layers(named: Iterable[int], layers: int, given: str) -> None:
+    for layer in sorted(named):
+        if layer > layers:
+            raise SettingsError(
+                f"{given} names layer {layer} of the student, which has layers 1 to {layers}: there is no such layer "
+                f"to match; choose a --student of {layer} layers or more, or name layers that exist"
+            )
+
+
+def _check_teacher_layers(named: Iterable[int], layers: int, given: str) -> None:
+    for layer in sorted(named):
+        if layer > layers:
+            raise SettingsError(
+                f"{given} names layer {layer} of the teacher, which has layers 1 to {layers}: there is no such layer "
+                "to match; name layers that exist"
+            )

@@ -1,6 +1,7 @@
-"""Writing into OUT: what the operating system refuses becomes a message that says what is safe and how to go on.
+"""Writing into OUT: an error of the operating system becomes a message that says what is safe and how to go on.
 
-Costs nothing where all goes well. What reads files stays outside, so that its errors keep their own meaning.
+Put it around code that writes, and around nothing else: an error in reading a file means something different. It costs
+nothing where all goes well.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ which leaves the intercept free of the penalty, and `normalised_error` evaluates
 *other* rows, so that no second pass over the text is needed.
 
 The strength is chosen by cross-validation between two sets of rows, from a grid of 1e-6 to 100 times the mean variance
-of x: a thousand tokens then need no other setting than a million. Whole rows are held against each other because tokens
-of one row resemble each other, which rules that assume independence (generalised cross-validation) mistake for
-evidence: they overfit to the point of doing worse than guessing the mean.
+of x, so that the same setting serves a thousand tokens and a million. The two sets consist of whole rows because tokens
+of one row resemble each other. Rules that take all tokens for independent (generalised cross-validation) choose too
+small a strength and overfit, until the map does worse than guessing the mean.
 """
 
 from __future__ import annotations

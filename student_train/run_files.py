@@ -1,7 +1,9 @@
-"""Where an artifact comes from: software versions, the revision of this code, the command line, and when.
+"""Two files of a run's folder: what goes into `provenance.json`, and reading `metrics.jsonl`.
 
-Costs a few milliseconds and two calls of git where the code lies in a working copy. Imports none of the packages whose
-versions it reports. What was trained on what is for the caller to add.
+`run_provenance` says where any result comes from: software versions, the revision of this code, the command line, and
+the time. The caller adds what was trained on what. It costs a few milliseconds, and two calls of git in a working copy;
+it imports none of the packages whose versions it reports. `read_records` reads the records of a training's steps and
+validations.
 """
 
 from __future__ import annotations

@@ -1,18 +1,27 @@
-"""The flags of `kdtrain`. Standard library only, so that `--help` is instant.
+"""The flags of `kdtrain`, checked when a record of them is made. Standard library only, so that `--help` is instant.
 
-What only the cache, the teacher or the device can tell (whether a layer exists, how many steps an epoch has) is checked
-where they are known; here each value is checked by itself.
+Each value is checked alone and together with the others. A text such as --mapping is checked by the same function that
+reads it later, so that there is one grammar for it. What only the cache, the teacher or the device can tell (whether
+the teacher has a layer, how many steps an epoch has) is checked where they are known.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from student_train.init_plan import read_init
+from student_train.layer_map import read_attention_layers, read_mapping
+from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError
+from teacher_cache.wording import did_you_mean
 
 METHODS = ("mha", "direct", "hs", "od", "mlm")
+READING_ATTENTION = ("mha", "direct")
+"""The methods that `--attention-layer` is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +155,29 @@ class TrainSettings:
     """Print the result as one JSON record on standard output."""
 
     def __post_init__(self) -> None:
+        self._check_methods()
+        self.method_weights()
+        self.relation_weight_values()
+        self._check_numbers()
+        self._check_student()
+        if "://" in self.out:
+            raise SettingsError(
+                f"--out {self.out!r} is an address: only stores may lie in object storage, a student is written to a "
+                "folder; give one, and copy it once it is done"
+            )
+
+    def _check_methods(self) -> None:
         methods = self.methods()
         unknown = [name for name in methods if name not in METHODS]
         if unknown or len(set(methods)) < len(methods):
+            wrong = (unknown or methods)[-1]
             raise SettingsError(
-                f"--method {self.method!r} cannot be read at {(unknown or methods)[-1]!r}: give each of "
-                f"{', '.join(METHODS)} at most once, several joined by + such as mha+hs"
+                f"--method {self.method!r} cannot be read at {wrong!r}: "
+                f"{did_you_mean(wrong, METHODS) if unknown else 'give'} each of {', '.join(METHODS)} at most once, "
+                "several joined by + such as mha+hs"
             )
-        self.method_weights()
-        self.relation_weight_values()
+
+    def _check_numbers(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise SettingsError(
                 f"--steps {self.steps!r} and --epochs {self.epochs!r} both say how long to train: give one of them"
@@ -169,16 +192,26 @@ class TrainSettings:
                 f"--seed {self.seed!r} cannot be: the random generators take no such number; give one from 0 to below "
                 "2**63"
             )
-        if "://" in self.out:
-            raise SettingsError(
-                f"--out {self.out!r} is an address: only stores may lie in object storage, a student is written to a "
-                "folder; give one, and copy it once it is done"
-            )
         for name in ("valid_share", "dropout"):
             if not getattr(self, name) < 1:
                 raise SettingsError(
                     f"{_flag(name)} {getattr(self, name)!r} is a share: give a number from 0 to below 1"
                 )
+
+    def _check_student(self) -> None:
+        """Everything that names layers: each text by itself, and beside the student's depth where that is given."""
+        student = read_student(self.student)
+        init = read_init(self.init, from_folder=student if isinstance(student, Path) else None)
+        mapping = read_mapping(self.mapping)
+        attention = None if self.attention_layer is None else read_attention_layers(self.attention_layer)
+        if student is None or isinstance(student, Path):
+            return
+        init.check_student(student.layers)
+        # a sweep may give all its runs a mapping that only some of them read
+        if "hs" in self.methods():
+            mapping.check_student(student.layers)
+        if attention is not None and not set(READING_ATTENTION).isdisjoint(self.methods()):
+            attention.check_student(student.layers)
 
     def methods(self) -> tuple[str, ...]:
         """The methods by name, in the order given."""
@@ -220,6 +253,20 @@ class TrainSettings:
         batch is cut into passes.
         """
         return {_flag(name): value for name, value in asdict(self).items() if name not in _FREE}
+
+
+def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity` of the settings that a student's record holds. Flags that it lacks are newer, and had their default.
+
+    The folders that `--student` and `--init` named may be gone by now, so these two are taken as they are.
+
+    Raises:
+        SettingsError: a value cannot be.
+        TypeError: a flag is unknown, or --method is lacking.
+    """
+    folders = {name: recorded[name] for name in ("student", "init") if name in recorded}
+    settings = TrainSettings(**{name: value for name, value in recorded.items() if name not in folders})
+    return {**settings.identity(), **{_flag(name): value for name, value in folders.items()}}
 
 
 _FREE = frozenset(

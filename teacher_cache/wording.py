@@ -1,8 +1,9 @@
-"""Sizes, times, ranges and long lists as messages write them."""
+"""Sizes, times, ranges, long lists and names that are close to a misspelt one, as messages write them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -43,6 +44,12 @@ def some(names: Sequence[str], most: int = 4) -> str:
     """`a, b, c, d and 3 more`: the first few of them, and how many there are beside."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """`did you mean last or last1? Give` where names are close to what was given, else `give`: a list follows it."""
+    close = get_close_matches(given, list(names), n=2)
+    return f"did you mean {' or '.join(close)}? Give" if close else "give"
 
 
 def or_nothing(value: Any) -> str:

@@ -20,7 +20,7 @@ from student_train.engine.engine import ADAM_BETAS
 from student_train.methods.objective import make_objective
 from student_train.run_files import read_records
 from student_train.settings import TrainSettings
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from student_train.train.train import train
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
@@ -57,7 +57,8 @@ class Online:
         self.method = method
         self.teacher = AutoModelForMaskedLM.from_pretrained(teacher_folder).eval()
         self.student: PreTrainedModel = build_student(
-            None, teacher_folder=teacher_folder, init="auto", with_mlm_head=method == "od", seed=0, seq_len=32
+            plan_student(None, teacher_folder=teacher_folder, init="auto", with_mlm_head=method == "od", seq_len=32),
+            seed=0,
         ).model
         self.student.eval()  # no dropout, as in distillation from a cache
         for model in (self.teacher, self.student):

@@ -16,7 +16,7 @@ from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
 from student_train.settings import TrainSettings
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from student_train.train.train import train
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
@@ -102,7 +102,8 @@ def test_positions_cost_few_bytes(store: tuple[Path, int]) -> None:
 def test_od_trains_in_bounded_memory_and_learns(store: tuple[Path, int], tmp_path: Path) -> None:
     reader = CacheReader.open(store[0])
     built = build_student(
-        None, teacher_folder=reader.teacher_folder(), init="auto", with_mlm_head=True, seed=0, seq_len=SEQ_LEN
+        plan_student(None, teacher_folder=reader.teacher_folder(), init="auto", with_mlm_head=True, seq_len=SEQ_LEN),
+        seed=0,
     )
     objective = make_objective({"od": 1.0, "mlm": 0.5}, source=reader, student=built.model.config)
     model = DistillationModel(built.model, objective)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from student_train.layer_map import LayerPairs, parse_pairs
+from student_train.layer_map import LayerPairs, read_attention_layers
 from student_train.methods.base import StudentNeeds
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.layers import default_attention_layer
@@ -29,9 +29,7 @@ def attention_pairs(manifest: Manifest, student: PreTrainedConfig, asked: str | 
     teacher_layers, student_layers = manifest.teacher.layers, student.num_hidden_layers
     if asked is None:
         return ((student_layers, cached_layer(manifest)),)
-    text = asked.replace(" ", "")
-    pairs = f"{student_layers}:{text}" if text.isdecimal() else text
-    return parse_pairs(pairs, teacher_layers, student_layers, given=f"--attention-layer {asked!r}")
+    return read_attention_layers(asked).for_depths(teacher_layers, student_layers)
 
 
 def spec_of(manifest: Manifest, layer: int) -> AttentionSpec:

@@ -22,6 +22,7 @@ from student_train.methods.attention_pairs import describe_pairs, needs_of, requ
 from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
 from student_train.methods.projections import make_map, projection_name
 from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
+from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
@@ -91,23 +92,12 @@ def make_vector_transfer(
     """`direct` of these pairs, all of which the cache holds, and its linear maps.
 
     Args:
-        source: the cache; some of its rows are read, for the variance of the vectors.
+        source: the cache, after `check_vectors`; some of its rows are read, for the variance of the vectors.
         student: the student's configuration.
         pairs: see `attention_pairs`.
         weights: of queries, keys and values.
         seed: of maps between different widths.
-
-    Raises:
-        TargetsError: the cache holds relations as matrices.
     """
-    manifest = source.manifest
-    for _, layer in pairs:
-        if spec_of(manifest, layer).form == "matrix":
-            raise TargetsError(
-                f"--method direct learns queries, keys and values, and the cache holds attention {layer} as matrices "
-                "of their relations: vectors cannot be had from those; use --method mha, or build a cache with "
-                "--relations hidden or qkv"
-            )
     layers = tuple(sorted({layer for _, layer in pairs}))
     spreads = measure_spreads(source, layers)
     generator = torch.Generator().manual_seed(seed)
@@ -119,9 +109,24 @@ def make_vector_transfer(
     }
     variances = {layer: spread.variances for layer, spread in spreads.items()}
     method = VectorTransfer(
-        pairs=pairs, views=views_of_pairs(manifest, pairs), variances=variances, weights=tuple(weights)
+        pairs=pairs, views=views_of_pairs(source.manifest, pairs), variances=variances, weights=tuple(weights)
     )
     return method, nn.ModuleDict(maps)
+
+
+def check_vectors(manifest: Manifest, pairs: LayerPairs) -> None:
+    """Check that the cache, which holds these pairs, holds their queries, keys and values themselves.
+
+    Raises:
+        TargetsError: it holds relations as matrices.
+    """
+    for _, layer in pairs:
+        if spec_of(manifest, layer).form == "matrix":
+            raise TargetsError(
+                f"--method direct learns queries, keys and values, and the cache holds attention {layer} as matrices "
+                "of their relations: vectors cannot be had from those; use --method mha, or build a cache with "
+                "--relations hidden or qkv"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from student_train.methods.base import Counted, Method, StudentNeeds, StudentOut
 from student_train.methods.projections import FloatLinear, make_projections, projection_name, projection_starts
 from student_train.methods.transport import LayerTransport
 from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
 from teacher_cache.read.pool import CacheSource
@@ -178,19 +179,16 @@ def make_hidden_transfer(
     """The method that learns hidden states by this mapping, and its linear maps.
 
     Args:
-        source: a cache that holds the layers of the mapping.
+        source: a cache that holds the layers of the mapping, after `check_views`.
         mapping: what learns from what.
         student_width: the student's hidden width.
         seed: of maps between different widths.
-
-    Raises:
-        TargetsError: the mapping compares layers that the cache holds of different inputs.
     """
     layers, width = mapping.teacher_layers, source.manifest.teacher.hidden_size
     variance = {layer: source.hidden_variance(layer) for layer in layers}
     deviations = {layer: deviation(variance[layer], width) for layer in layers}
     starts = projection_starts(mapping, student_width, width, deviations)
-    views = {spec.layer: spec.view for spec in source.manifest.targets.hidden if spec.layer in layers}
+    views = _views_of_layers(source.manifest, mapping)
     maps = make_projections(starts, student_width, width, seed)
     method: Method
     if mapping.form == "pairs":
@@ -204,25 +202,33 @@ def make_hidden_transfer(
     elif mapping.form == "skip":
         method = FirstTokenTransfer(mapping=mapping, views=views)
     elif mapping.form == "alp":
-        view = _one_view(mapping, views)
-        method = AttentionOverLayers(mapping=mapping, view=view, deviations=tuple(deviations.values()))
+        method = AttentionOverLayers(mapping=mapping, view=views[layers[0]], deviations=tuple(deviations.values()))
     else:
-        view, transport = _one_view(mapping, views), LayerTransport(len(mapping.student_layers), len(layers))
+        transport = LayerTransport(len(mapping.student_layers), len(layers))
         method = TransportTransfer(
-            mapping=mapping, view=view, deviations=tuple(deviations.values()), transport=transport
+            mapping=mapping, view=views[layers[0]], deviations=tuple(deviations.values()), transport=transport
         )
     return method, maps
 
 
-def _one_view(mapping: LayerMapping, views: Mapping[int, View]) -> View:
-    if len(set(views.values())) > 1:
+def check_views(manifest: Manifest, mapping: LayerMapping) -> None:
+    """Check that a mapping that weighs all layers finds them of one view in a cache, which holds them.
+
+    Raises:
+        TargetsError: the cache holds them of different inputs.
+    """
+    views = _views_of_layers(manifest, mapping)
+    if mapping.weighs_all and len(set(views.values())) > 1:
         by_view = {view: [layer for layer in views if views[layer] == view] for view in sorted(set(views.values()))}
         held = " and ".join(f"{view} for {', '.join(map(str, layers))}" for view, layers in by_view.items())
         raise TargetsError(
             f"--mapping {mapping.text!r} compares all teacher layers of one input, and the cache holds hidden states "
             f"of different ones ({held}): build a cache with --layers all and one --hs-view"
         )
-    return next(iter(views.values()))
+
+
+def _views_of_layers(manifest: Manifest, mapping: LayerMapping) -> dict[int, View]:
+    return {spec.layer: spec.view for spec in manifest.targets.hidden if spec.layer in mapping.teacher_layers}
 
 
 def _describe_all(mapping: LayerMapping) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """What a student is trained on: the methods asked for with their weights, layers, heads and trainable projections.
 
 In: settings, the cache's manifest and the student's configuration. Out: an `Objective`, which names the targets it
-needs and gives one `LossSum` per method on a batch. Anything that does not fit the cache or the student is refused
-here, before the first step. The weighting of the methods and the division by the global batch are the trainer's; the
-projections train along and never reach the exported student.
+needs and gives one `LossSum` per method on a batch. Anything that does not fit the cache or the student is refused by
+`plan_objective`, before a row is read. The weighting of the methods and the division by the global batch are the
+trainer's; the projections train along and never reach the exported student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -18,8 +19,8 @@ from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
 from student_train.losses.sums import LossSum
 from student_train.methods.attention_pairs import attention_pairs
 from student_train.methods.base import Method, StudentNeeds, StudentOutputs
-from student_train.methods.direct import make_vector_transfer
-from student_train.methods.hs import TransportTransfer, make_hidden_transfer
+from student_train.methods.direct import check_vectors, make_vector_transfer
+from student_train.methods.hs import TransportTransfer, check_views, make_hidden_transfer
 from student_train.methods.mha import make_attention_transfer
 from student_train.methods.od import (
     LogitsMethod,
@@ -28,12 +29,11 @@ from student_train.methods.od import (
     make_distribution_transfer,
     make_token_prediction,
 )
+from student_train.settings import READING_ATTENTION
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
 from teacher_cache.read.pool import CacheSource
-
-_READING_ATTENTION = ("mha", "direct")
 
 
 class Objective(nn.Module):
@@ -105,6 +105,64 @@ class Objective(nn.Module):
         return {name: part.describe() for name, part in self.adapting.items()}  # type: ignore[operator]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectivePlan:
+    """The methods asked for, checked against cache and student; those that read nothing but the manifest are made."""
+
+    made: Mapping[str, Method | LogitsMethod]
+    attention: LayerPairs
+    mapping: LayerMapping | None
+
+
+def plan_objective(
+    weights: Mapping[str, float],
+    *,
+    source: CacheSource,
+    student: PreTrainedConfig,
+    mapping: str = "uniform+last",
+    attention_layer: str | None = None,
+    relation_heads: int | None = None,
+    relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
+    topk_loss: TopkLoss = "tail",
+) -> ObjectivePlan:
+    """What `make_objective` is going to make. Asks the manifest alone: no row is read and no map is made.
+
+    Args: those of `make_objective`.
+
+    Raises:
+        SettingsError: heads, layers or a vocabulary that do not fit.
+        TargetsError: the cache lacks what the methods read.
+    """
+    manifest = source.manifest
+    pairs: LayerPairs = ()
+    if not set(READING_ATTENTION).isdisjoint(weights):
+        pairs = attention_pairs(manifest, student, attention_layer)
+    layer_map = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else None
+    # of all methods at once: whoever has to build another store should learn everything that it must hold
+    request = TargetRequest(
+        hidden_layers=layer_map.teacher_layers if layer_map else (),
+        attention_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
+        logits="od" in weights,
+        masked="mlm" in weights,
+    )
+    _require(source, request, layer_map)
+    made: dict[str, Method | LogitsMethod] = {}
+    for name in weights:
+        if name == "mha":
+            made[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
+        elif name == "direct":
+            check_vectors(manifest, pairs)
+        elif name == "hs" and layer_map is not None:
+            check_views(manifest, layer_map)
+        elif name == "od":
+            made[name] = make_distribution_transfer(manifest, student, topk_loss)
+        elif name == "mlm":
+            made[name] = make_token_prediction(manifest, student)
+        else:
+            raise ValueError(f"unknown method {name!r}")
+    return ObjectivePlan(made=made, attention=pairs, mapping=layer_map)
+
+
 def make_objective(
     weights: Mapping[str, float],
     *,
@@ -121,9 +179,10 @@ def make_objective(
 
     Args:
         weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`.
-        source: the cache; asked for its manifest, whether it holds the targets, and the variance of hidden states.
+        source: the cache; asked for its manifest, whether it holds the targets, the variance of hidden states, and for
+            `direct` for some rows, once everything is checked.
         student: the student's configuration.
-        mapping: layers of `hs`, see `parse_mapping`.
+        mapping: layers of `hs`, see `read_mapping`.
         attention_layer: layers of `mha` and `direct`, see `attention_pairs`; None for the teacher's last but one, or
             what the cache has where it lacks that.
         relation_heads: heads of `mha`; None for the largest common divisor of both widths up to teacher width / 16.
@@ -135,36 +194,30 @@ def make_objective(
         SettingsError: heads, layers or a vocabulary that do not fit.
         TargetsError: the cache lacks what the methods read.
     """
-    manifest = source.manifest
-    pairs: LayerPairs = ()
-    if any(name in weights for name in _READING_ATTENTION):
-        pairs = attention_pairs(manifest, student, attention_layer)
-    layer_map = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else None
-    # of all methods at once: whoever has to build another store should learn everything that it must hold
-    request = TargetRequest(
-        hidden_layers=layer_map.teacher_layers if layer_map else (),
-        attention_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
-        logits="od" in weights,
-        masked="mlm" in weights,
+    plan = plan_objective(
+        weights,
+        source=source,
+        student=student,
+        mapping=mapping,
+        attention_layer=attention_layer,
+        relation_heads=relation_heads,
+        relation_weights=relation_weights,
+        topk_loss=topk_loss,
     )
-    _require(source, request, layer_map)
     methods: dict[str, Method | LogitsMethod] = {}
     projections: dict[str, nn.ModuleDict] = {}
     for name in weights:
-        if name == "mha":
-            methods[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
+        if name in plan.made:
+            methods[name] = plan.made[name]
         elif name == "direct":
-            methods[name], projections[name] = make_vector_transfer(source, student, pairs, relation_weights, seed=seed)
-        elif name == "hs" and layer_map is not None:
-            methods[name], projections[name] = make_hidden_transfer(
-                source, layer_map, student_width=student.hidden_size, seed=seed
+            methods[name], projections[name] = make_vector_transfer(
+                source, student, plan.attention, relation_weights, seed=seed
             )
-        elif name == "od":
-            methods[name] = make_distribution_transfer(manifest, student, topk_loss)
-        elif name == "mlm":
-            methods[name] = make_token_prediction(manifest, student)
         else:
-            raise ValueError(f"unknown method {name!r}")
+            assert plan.mapping is not None
+            methods[name], projections[name] = make_hidden_transfer(
+                source, plan.mapping, student_width=student.hidden_size, seed=seed
+            )
     return Objective(methods, weights, projections)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from student_train.students.init_plan import InitPlan
+from student_train.init_plan import InitPlan
 from student_train.students.narrowing.narrow import narrow, why_not
 from student_train.students.narrowing.parts import find_parts
 from student_train.students.narrowing.sample import TokenSample
@@ -62,9 +62,11 @@ def copy_teacher(
         return TakenOver(parts=(), description="random weights")
     loaded = load_model(teacher_folder, with_mlm_head=encoder_of(student) is not student)
     teacher = loaded.model
+    if plan.insists:
+        check_takeover(student, teacher, plan, has_rows=read_sample is not None)
     differing = _differing_sizes(student, teacher)
     if differing and plan.kind != "embeddings":
-        obstacle = _obstacle(student, teacher, read_sample)
+        obstacle = _obstacle(student, teacher, has_rows=read_sample is not None)
         if obstacle is None and read_sample is not None:
             return _slice(student, loaded, layers, read_sample())
         differing = f"{differing}, and {obstacle}"
@@ -72,10 +74,6 @@ def copy_teacher(
     whole_layers = plan.kind != "embeddings" and not differing
     if _copy_embeddings(student, teacher):
         copied.append("embeddings")
-    elif plan.kind == "embeddings":
-        raise _does_not_fit(plan, "embeddings", differing)
-    if differing and plan.kind == "teacher":
-        raise _does_not_fit(plan, "layers", differing)
     if plan.kind != "embeddings":
         if whole_layers:
             copied.extend(_copy_layers(student, teacher, layers))
@@ -83,6 +81,25 @@ def copy_teacher(
             copied.append("masked-LM head")
     description = _describe(copied, layers, differing if plan.kind == "auto" else "")
     return TakenOver(parts=tuple(copied), description=description, whole_layers=whole_layers)
+
+
+def check_takeover(
+    student: PreTrainedModel, teacher: PreTrainedModel, plan: InitPlan, *, has_rows: bool = True
+) -> None:
+    """Refuse a plan that insists on parts of the teacher whose sizes differ. Looks at sizes, not at weights.
+
+    `has_rows` says whether there are rows to fit a student of other sizes on.
+
+    Raises:
+        SettingsError: it does.
+    """
+    differing = _differing_sizes(student, teacher)
+    if plan.kind == "embeddings" and not _same_words(student, teacher):
+        raise _does_not_fit(plan, "embeddings", differing)
+    if plan.kind == "teacher" and differing:
+        obstacle = _obstacle(student, teacher, has_rows=has_rows)
+        if obstacle is not None:
+            raise _does_not_fit(plan, "layers", f"{differing}, and {obstacle}")
 
 
 def copy_whole(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
@@ -155,9 +172,14 @@ def _copy_all(target: Parameters, source: Parameters) -> bool:
     return fits
 
 
+def _same_words(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
+    """Whether both have word embeddings of one size."""
+    shapes = {model.get_input_embeddings().weight.shape for model in (student, teacher)}
+    return len(shapes) == 1
+
+
 def _copy_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
-    words = [model.get_input_embeddings().weight.shape for model in (student, teacher)]
-    if words[0] != words[1]:
+    if not _same_words(student, teacher):
         return False
     # not all or nothing: with factorised embeddings the map to the hidden width may differ, the embeddings do not
     _copy_fitting(_around_layers(student), _around_layers(teacher))
@@ -180,9 +202,9 @@ def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
     return _copy_all(_head(student), _head(teacher))
 
 
-def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, read_sample: ReadSample | None) -> str | None:
+def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, *, has_rows: bool) -> str | None:
     """Why layers of other sizes cannot be sliced from the teacher's; None if they can."""
-    if read_sample is None:
+    if not has_rows:
         return "there are no rows to fit sliced ones on"
     ours, theirs = find_parts(student), find_parts(teacher)
     if ours is None or theirs is None:

@@ -1,9 +1,10 @@
-"""Students: a model of the asked shape with its first weights.
+"""Students: a model of the asked shape with its first weights, in two steps.
 
-In: a shape such as `3x384` or a Hugging Face folder, and the teacher's folder inside the cache. Out: a plain
-Transformers model of the teacher's family, or of the folder's. Folders that do not fit the cache are refused: another
-vocabulary would read other words, too few positions would not read the rows at all. Train-only parts are added
-elsewhere and never enter this model.
+`plan_student` takes what was asked for (a shape such as `3x384` or a Hugging Face folder) and the teacher's folder
+inside the cache, and says what the student will be. It refuses what cannot be: another vocabulary would read other
+words, too few positions would not read the rows at all. It reads configurations and tokenizers, and makes no weight.
+`build_student` then makes a plain Transformers model with its first weights. Parts that are there only for the
+training are added elsewhere and never enter this model.
 """
 
 from __future__ import annotations
@@ -16,12 +17,24 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
-from student_train.students.init_plan import parse_init
-from student_train.students.initialise import ReadSample, TakenOver, copy_teacher, copy_whole
+from student_train.init_plan import InitPlan, read_init
+from student_train.student_shape import read_student
+from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
 from student_train.students.pretrained import check_family, load_config, vocabulary_difference
-from student_train.students.shape import SHAPE, derive_config, shape_of, student_shape
+from student_train.students.shape import derive_config, shape_of, student_shape
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, pooler_option, position_limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentPlan:
+    """What a student will be. `layers` are the teacher layers behind its own; none for a student from a folder."""
+
+    config: PreTrainedConfig
+    init: InitPlan
+    layers: tuple[int, ...]
+    teacher_folder: Path
+    with_mlm_head: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,69 +50,75 @@ class BuiltStudent:
     whole_layers: bool
 
 
-def build_student(
-    spec: str | None,
-    *,
-    teacher_folder: Path,
-    init: str,
-    with_mlm_head: bool,
-    seed: int,
-    seq_len: int,
-    read_sample: ReadSample | None = None,
-) -> BuiltStudent:
-    """Make the student and give it its first weights.
+def plan_student(
+    spec: str | None, *, teacher_folder: Path, init: str, with_mlm_head: bool, seq_len: int
+) -> StudentPlan:
+    """What the student will be.
 
     Args:
-        spec: None for the teacher's default student, a shape (see `parse_shape`), or a Hugging Face folder.
+        spec: None for the teacher's default student, a shape (see `read_shape`), or a Hugging Face folder.
         teacher_folder: Hugging Face folder of the teacher inside the cache.
         init: `auto`, `random`, `embeddings`, `teacher:2,4,6`, `teacher:last` or a folder; with a folder as `spec`,
             `auto` takes that folder's weights.
         with_mlm_head: whether the student needs a masked-LM head (to learn the output distribution).
-        seed: of every random weight.
         seq_len: positions that the student must be able to read.
+
+    Raises:
+        SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
+        StudentError: a folder cannot be read, has another vocabulary, or has too few positions.
+    """
+    teacher_config = load_config(teacher_folder)
+    asked = read_student(spec)
+    folder = asked if isinstance(asked, Path) else None
+    plan = read_init(init, from_folder=folder)
+    layers: tuple[int, ...] = ()
+    if isinstance(asked, Path):
+        config = load_config(asked)
+    else:
+        shape = student_shape(asked, teacher_config)
+        layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
+        config = derive_config(teacher_config, shape, layers)
+    for place in {place for place in (folder, plan.folder) if place is not None}:
+        check_family(place)
+        _check_vocabulary(place, teacher_folder)
+    with torch.device("meta"):
+        student = _make_model(config, with_mlm_head)
+        _check_positions(student, seq_len, str(spec))
+        if plan.insists:
+            check_takeover(student, _make_model(teacher_config, with_mlm_head), plan)
+    return StudentPlan(
+        config=config, init=plan, layers=layers, teacher_folder=teacher_folder, with_mlm_head=with_mlm_head
+    )
+
+
+def build_student(plan: StudentPlan, *, seed: int, read_sample: ReadSample | None = None) -> BuiltStudent:
+    """Make the student and give it its first weights.
+
+    Args:
+        plan: see `plan_student`.
+        seed: of every random weight.
         read_sample: gives the rows on which a student of other sizes than the teacher's is fitted to it. Without them
             its layers stay random.
 
     Raises:
-        SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
-        StudentError: a folder cannot be loaded, has another vocabulary, or has too few positions.
+        SettingsError: the initialisation does not fit the teacher.
+        StudentError: the weights of a folder cannot be loaded.
     """
-    teacher_config = load_config(teacher_folder)
-    folder = _folder_of(spec)
-    plan = parse_init(init, from_folder=folder, teacher_layers=teacher_config.num_hidden_layers)
-    if folder is None:
-        shape = student_shape(spec, teacher_config)
-        layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
-        config = derive_config(teacher_config, shape, layers)
-    else:
-        config, layers = load_config(folder), ()
-    for place in {place for place in (folder, plan.folder) if place is not None}:
-        check_family(place)
-        _check_vocabulary(place, teacher_folder)
-    model = _random_model(config, with_mlm_head, seed)
-    _check_positions(model, seq_len, str(spec))
-    if plan.folder is not None:
-        copied = copy_whole(model, plan.folder)
-        origin = f"weights of {str(plan.folder)!r}"
-        if with_mlm_head and "masked-LM head" not in copied:
+    model = _random_model(plan.config, plan.with_mlm_head, seed)
+    if plan.init.folder is not None:
+        copied = copy_whole(model, plan.init.folder)
+        origin = f"weights of {str(plan.init.folder)!r}"
+        if plan.with_mlm_head and "masked-LM head" not in copied:
             origin += ", which has no masked-LM head that fits: that one is random"
         taken = TakenOver(parts=copied, description=origin)
     else:
-        taken = copy_teacher(model, teacher_folder, plan, layers, read_sample)
+        taken = copy_teacher(model, plan.teacher_folder, plan.init, plan.layers, read_sample)
     return BuiltStudent(
         model=model,
-        description=f"{config.model_type} {shape_of(config)}: {taken.description}",
+        description=f"{plan.config.model_type} {shape_of(plan.config)}: {taken.description}",
         copied=taken.parts,
         whole_layers=taken.whole_layers,
     )
-
-
-def _folder_of(spec: str | None) -> Path | None:
-    """The folder that `spec` names; what reads as a shape is one, even if a folder is called like it."""
-    if not spec or SHAPE.fullmatch(spec):
-        return None
-    folder = Path(spec).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:

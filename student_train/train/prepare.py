@@ -1,8 +1,9 @@
-"""Everything that a training needs, made and checked before the first file is written.
+"""Everything that a training needs, checked, then made, before the first file is written.
 
 In: the settings. Out: a `TrainingRun`: the open cache, of one store or several, the student in its distillation
 wrapper, the objective, the rows to train and to validate on, the engine's configuration, and what has to be recorded of
-them. A run that cannot work is refused here, with nothing left behind. Cost: the student's weights are made or read,
+them. A run that cannot work is refused here, with nothing left behind, and what settings and manifest can tell is told
+before a row is read or a weight is made: `check_run` asks for that alone. Cost: the student's weights are made or read,
 one pass over two rows, and over some thousand positions where maps are fitted.
 """
 
@@ -29,10 +30,10 @@ from student_train.engine.engine import DeepSpeedConfig
 from student_train.engine.ranks import Ranks
 from student_train.methods.map_starts import fit_maps, rows_to_fit
 from student_train.methods.model import DistillationModel, compile_student, freeze_unused
-from student_train.methods.objective import Objective, make_objective
+from student_train.methods.objective import Objective, make_objective, plan_objective
 from student_train.settings import TrainSettings
 from student_train.students.narrowing.sample import read_sample
-from student_train.students.student import BuiltStudent, build_student
+from student_train.students.student import BuiltStudent, StudentPlan, build_student, plan_student
 from teacher_cache.contract.batch import Batch
 from teacher_cache.device import choose_device_type
 from teacher_cache.errors import TrainingError
@@ -145,47 +146,33 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     Raises:
         DistillationError: something asked for cannot be; nothing has been written.
     """
-    reader, training_rows, held_out = _open_rows(settings)
-    manifest = reader.manifest
-    device = choose_device_type(settings.device)
-    dtype = choose_dtype(settings, device)
-    ranks = ranks or Ranks()
-    micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
-    config = make_config(settings, dtype=dtype, micro_batch=micro_batch, processes=ranks.count)
+    reader, ranks = open_cache(settings), ranks or Ranks()
+    plan = _plan(settings, reader, ranks)
     torch.manual_seed(settings.seed)
-    first_rows = FirstRows(
-        source=reader, rows=training_rows, device=device, skip_damaged=settings.on_bad_block == "skip"
-    )
-    with_mlm_head = not {"od", "mlm"}.isdisjoint(settings.methods())
-    built = build_student(
-        settings.student,
-        teacher_folder=reader.teacher_folder(),
-        init=settings.init,
-        with_mlm_head=with_mlm_head,
-        seed=settings.seed,
-        seq_len=manifest.seq_len,
-        read_sample=partial(read_sample, first_rows, with_mlm_head=with_mlm_head),
-    )
     objective = make_objective(
         settings.method_weights(),
         source=reader,
-        student=built.model.config,
-        mapping=settings.mapping,
-        attention_layer=settings.attention_layer,
-        relation_heads=settings.relation_heads,
-        relation_weights=settings.relation_weight_values(),
-        topk_loss=settings.topk_loss,
+        student=plan.student.config,
         seed=settings.seed,
+        **_objective_settings(settings),
+    )
+    first_rows = FirstRows(
+        source=reader, rows=plan.training_rows, device=plan.device, skip_damaged=settings.on_bad_block == "skip"
+    )
+    built = build_student(
+        plan.student,
+        seed=settings.seed,
+        read_sample=partial(read_sample, first_rows, with_mlm_head=plan.student.with_mlm_head),
     )
     model = DistillationModel(
         built.model,
         objective,
         dropout=settings.dropout,
         checkpointing=settings.activation_checkpointing,
-    ).to(device)
+    ).to(plan.device)
     stand_in = first_rows.read(objective.request, 2)
     frozen = freeze_unused(model, stand_in)
-    steps = settings.total_steps(count_rows(training_rows))
+    steps = settings.total_steps(count_rows(plan.training_rows))
     fitted = fresh and steps > 0 and _start_maps(model, built, first_rows)
     if settings.compile:
         compile_student(model)
@@ -197,23 +184,80 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         model=model,
         objective=objective,
         steps=steps,
-        training_rows=training_rows,
-        held_out_rows=held_out,
-        device=device,
-        micro_batch=micro_batch,
-        config=config,
+        training_rows=plan.training_rows,
+        held_out_rows=plan.held_out_rows,
+        device=plan.device,
+        micro_batch=plan.micro_batch,
+        config=plan.config,
         frozen=frozen,
         maps_fitted=fitted,
         stand_in=stand_in,
     )
 
 
-def _open_rows(settings: TrainSettings) -> tuple[CacheSource, RowRanges, RowRanges]:
-    """The cache, its rows to train on and those held out."""
-    reader = open_caches(settings.cache, local_cache=settings.local_cache, local_cache_gib=settings.local_cache_gib)
+def open_cache(settings: TrainSettings) -> CacheSource:
+    """The cache to train from.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    return open_caches(settings.cache, local_cache=settings.local_cache, local_cache_gib=settings.local_cache_gib)
+
+
+def check_run(settings: TrainSettings, reader: CacheSource) -> None:
+    """Refuse what settings and cache rule out, as `prepare_run` would. Reads no row and makes no weight.
+
+    Raises:
+        DistillationError: something asked for cannot be.
+    """
+    student = _plan(settings, reader, Ranks()).student.config
+    plan_objective(settings.method_weights(), source=reader, student=student, **_objective_settings(settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is known of a run before anything is made."""
+
+    training_rows: RowRanges
+    held_out_rows: RowRanges
+    device: str
+    micro_batch: int
+    config: DeepSpeedConfig
+    student: StudentPlan
+
+
+def _plan(settings: TrainSettings, reader: CacheSource, ranks: Ranks) -> _Plan:
+    manifest = reader.manifest
     part_rows = [part.rows for part in parts_of(reader)]
-    held_out_count = held_out_rows(reader.manifest.rows, settings.valid_share)
-    return reader, *split_rows(part_rows, share_out(held_out_count, part_rows))
+    held_out_count = held_out_rows(manifest.rows, settings.valid_share)
+    training_rows, held_out = split_rows(part_rows, share_out(held_out_count, part_rows))
+    device = choose_device_type(settings.device)
+    dtype = choose_dtype(settings, device)
+    micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
+    return _Plan(
+        training_rows=training_rows,
+        held_out_rows=held_out,
+        device=device,
+        micro_batch=micro_batch,
+        config=make_config(settings, dtype=dtype, micro_batch=micro_batch, processes=ranks.count),
+        student=plan_student(
+            settings.student,
+            teacher_folder=reader.teacher_folder(),
+            init=settings.init,
+            with_mlm_head=not {"od", "mlm"}.isdisjoint(settings.methods()),
+            seq_len=manifest.seq_len,
+        ),
+    )
+
+
+def _objective_settings(settings: TrainSettings) -> dict[str, Any]:
+    return {
+        "mapping": settings.mapping,
+        "attention_layer": settings.attention_layer,
+        "relation_heads": settings.relation_heads,
+        "relation_weights": settings.relation_weight_values(),
+        "topk_loss": settings.topk_loss,
+    }
 
 
 def _start_maps(model: DistillationModel, built: BuiltStudent, first_rows: FirstRows) -> bool:

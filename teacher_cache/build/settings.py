@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from teacher_cache.contract.layers import read_layers
 from teacher_cache.contract.manifest import RowMode
 from teacher_cache.contract.targets import MOST_DRAWS, LogitsForm, RelationMode, View, parse_precision, target_names_of
 from teacher_cache.errors import SettingsError
@@ -93,6 +94,7 @@ class BuildSettings:
             ("block_rows", 1),
             ("batch_size", 1),
             ("seq_len", 3),
+            ("attention_layer", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -123,6 +125,7 @@ class BuildSettings:
         if self.seed < 0:
             raise SettingsError(f"--seed {self.seed!r} is negative: give a whole number from 0")
         parse_precision(self.precision)
+        read_layers(self.layers)
         self.target_names()
         self.part_numbers()
 

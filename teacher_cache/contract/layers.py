@@ -6,7 +6,10 @@ numbered from 1. Formulas: Udagawa et al., EMNLP 2023 Industry (arXiv 2310.08797
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from teacher_cache.errors import SettingsError
+from teacher_cache.wording import did_you_mean
 
 
 def uniform_layers(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
@@ -32,33 +35,41 @@ def default_student_layers(teacher_layers: int) -> int:
     return 6 if teacher_layers >= 12 else max(1, teacher_layers // 2)
 
 
-def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
-    """Layers named by `2,4,6`, `all`, `uniform:N`, `last:N`, or a sum of them such as `uniform:6+last`.
+@dataclass(frozen=True, kw_only=True)
+class LayersPart:
+    """A summand of `--layers`: a name with the depth that is given for it, if one is, or numbers of layers."""
 
-    A name without `:N` takes N from the name before it, or from the default student. Returns ascending layers, each
-    once.
+    name: str = ""
+    depth: int | None = None
+    layers: tuple[int, ...] = ()
+
+
+def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
+    """The layers that a text names, for a teacher. Returns ascending layers, each once.
+
+    Args:
+        text: see `read_layers`. A name without `:N` takes N from the name before it, or from the default student.
+        teacher_layers: the teacher's depth.
 
     Raises:
         SettingsError: the text cannot be read, or names a layer outside 1..teacher_layers.
     """
     named: set[int] = set()
     depth = default_student_layers(teacher_layers)
-    for part in text.replace(" ", "").split("+"):
-        name, _, count = part.partition(":")
-        if count:
-            depth = _whole_number(count, text)
-        if name == "all":
+    for part in read_layers(text):
+        depth = part.depth or depth
+        if part.name == "all":
             named.update(range(1, teacher_layers + 1))
-        elif name in ("uniform", "last"):
-            if not 1 <= depth <= teacher_layers:
+        elif part.name:
+            if depth > teacher_layers:
                 raise SettingsError(
                     f"--layers {text!r} asks for a student of {depth} layers, the teacher has {teacher_layers}: "
                     f"give a number from 1 to {teacher_layers}"
                 )
-            named.update((uniform_layers if name == "uniform" else last_layers)(teacher_layers, depth))
+            named.update(_FORMULAS[part.name](teacher_layers, depth))
         else:
-            named.update(_whole_number(number, text) for number in part.split(","))
-    beyond = sorted(layer for layer in named if not 0 <= layer <= teacher_layers)
+            named.update(part.layers)
+    beyond = sorted(layer for layer in named if layer > teacher_layers)
     if beyond:
         raise SettingsError(
             f"--layers {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers} (0 is the "
@@ -67,14 +78,43 @@ def parse_layers(text: str, teacher_layers: int) -> tuple[int, ...]:
     return tuple(sorted(named))
 
 
+def read_layers(text: str) -> tuple[LayersPart, ...]:
+    """What `--layers` says by itself: `2,4,6`, `all`, `uniform:N`, `last:N`, or a sum of them such as `uniform:6+last`.
+
+    Raises:
+        SettingsError: the text cannot be read, or can be for no teacher.
+    """
+    return tuple(_read_part(part, text) for part in text.replace(" ", "").split("+"))
+
+
+def _read_part(part: str, text: str) -> LayersPart:
+    name, _, count = part.partition(":")
+    depth = _whole_number(count, text) if count else None
+    if depth is not None and depth < 1:
+        raise SettingsError(f"--layers {text!r} asks for a student of {depth} layers: give 1 or more")
+    if name == "all" or name in _FORMULAS:
+        return LayersPart(name=name, depth=depth)
+    layers = tuple(_whole_number(number, text) for number in part.split(","))
+    if min(layers) < 0:
+        raise SettingsError(
+            f"--layers {text!r} names layer {min(layers)}: layers are numbered from 1, and 0 is the embedding output; "
+            "name layers that exist"
+        )
+    return LayersPart(layers=layers)
+
+
 def _whole_number(text: str, whole: str) -> int:
     try:
         return int(text)
     except ValueError:
+        names = did_you_mean(text.partition(":")[0], ("all", *_FORMULAS))
         raise SettingsError(
-            f"--layers {whole!r} cannot be read at {text!r}: give numbers such as 2,4,6, or all, uniform:6, last:6, "
+            f"--layers {whole!r} cannot be read at {text!r}: {names} numbers such as 2,4,6, or all, uniform:6, last:6, "
             "uniform:6+last"
         ) from None
+
+
+_FORMULAS = {"uniform": uniform_layers, "last": last_layers}
 
 
 def default_relation_heads(teacher_width: int, student_width: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from teacher_cache.errors import SettingsError
+from teacher_cache.wording import did_you_mean
 
 View = Literal["plain", "masked"]
 RelationMode = Literal["hidden", "qkv", "matrix"]
@@ -56,9 +57,9 @@ def parse_precision(text: str) -> str:
         target = None
     if target is None or not least <= target <= most:
         raise SettingsError(
-            f"--precision {text!r} is unknown: targets could be neither written nor read; choose "
-            f"{', '.join(FIXED_PRECISIONS)} or nmse:X, X being the share of the variance that may be lost, from "
-            f"{least:g} to {most:g}"
+            f"--precision {text!r} is unknown: targets could be neither written nor read; "
+            f"{did_you_mean(text, FIXED_PRECISIONS)} {', '.join(FIXED_PRECISIONS)} or nmse:X, X being the share of the "
+            f"variance that may be lost, from {least:g} to {most:g}"
         )
     return f"{_NMSE}{target:g}"
 
@@ -225,7 +226,7 @@ def target_names_of(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in TARGETS]
     if unknown or not names:
         raise SettingsError(
-            f"--targets {text!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be kept; choose "
-            "among " + ", ".join(TARGETS)
+            f"--targets {text!r} names {(unknown or [''])[0]!r}: no such target, so nothing could be kept; "
+            f"{did_you_mean((unknown or [''])[0], TARGETS)} one or more of {', '.join(TARGETS)}"
         )
     return names

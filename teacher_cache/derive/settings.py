@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from teacher_cache.contract.layers import read_layers
 from teacher_cache.contract.targets import parse_precision, target_names_of
 from teacher_cache.errors import SettingsError
 
@@ -34,12 +35,14 @@ class DeriveSettings:
     """Keep so many of the first rows."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "max_rows"):
+        for name in ("k", "max_rows", "attention_layer"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"--{name.replace('_', '-')} {value!r} is too small: it must be at least 1")
         if self.precision is not None:
             parse_precision(self.precision)
+        if self.layers is not None:
+            read_layers(self.layers)
         if self.row_range is not None and self.max_rows is not None:
             raise SettingsError(
                 f"--row-range {self.row_range} and --max-rows {self.max_rows} both say which rows to keep: give one"
@@ -67,5 +70,10 @@ class DeriveSettings:
         if not colon or not all(text == "" or text.isdecimal() for text in (first, last)):
             raise SettingsError(
                 f"--row-range {self.row_range!r} cannot be read: give A:B, such as 0:1000, A: or :B, counted from 0"
+            )
+        if last and int(last) <= int(first or 0):
+            raise SettingsError(
+                f"--row-range {self.row_range!r} holds no row: rows from A up to B are kept, B is left out; give A:B "
+                "with A < B"
             )
         return int(first or 0), int(last) if last else None

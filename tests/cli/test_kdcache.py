@@ -1,91 +1,10 @@
-"""The command as a user meets it: exit codes, messages, results on standard output."""
+"""`kdcache` without a command that it knows, or with flags that its command does not."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from cli import kdcache
-
-
-@pytest.fixture(scope="module")
-def arguments(tiny_teacher: Callable[..., Path], tiny_corpus: Path) -> list[str]:
-    return ["--teacher", str(tiny_teacher("bert")), "--corpus", str(tiny_corpus), "--seq-len", "16", "--max-rows", "20"]
-
-
-def test_build_then_info(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "cache.zarr")
-    assert kdcache.main(["build", *arguments, "--out", out]) == 0
-    printed = capsys.readouterr()
-    assert "20 rows, complete" in printed.out
-    assert "attention 3: hidden, plain view, nmse:0.01" in printed.err
-    assert "calibrating 3 streams on the first 20 rows" in printed.err
-    assert kdcache.main(["info", out]) == 0
-    text = capsys.readouterr().out
-    assert "complete" in text
-    assert "hidden/4/codes" in text
-    assert "bits/value" in text
-    assert kdcache.main(["info", out, "--json"]) == 0
-    info = json.loads(capsys.readouterr().out)
-    assert info["sealed"] is True
-    assert info["manifest"]["rows"] == 20
-    assert "5.1% at 1e-4" in info["declared_errors"]["logits"]
-    assert info["total_bytes"] > 0
-    assert kdcache.main(["build", *arguments, "--out", out]) == 0
-    assert "complete already" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "changes, parts",
-    [
-        (["--teacher", "no/such-model"], ["'no/such-model' cannot be loaded"]),
-        (["--corpus", "no-such-file.txt"], ["no-such-file.txt"]),
-        (["--seq-len", "1000"], ["--seq-len 1000", "give at most 64"]),
-        (["--layers", "2,77"], ["layer 77"]),
-        (["--targets", "logits,smell"], ["'smell'", "logits, hidden, attention"]),
-        (["--mlm-probability", "1.5"], ["1.5", "between 0 and 1"]),
-        (["--precision", "nmse:2"], ["--precision 'nmse:2'", "nmse:X", "from 1e-06 to 0.5"]),
-        (["--relations", "qkv", "--attention-layer", "9"], ["--attention-layer 9"]),
-    ],
-)
-def test_bad_input_is_one_message_and_exit_code_1(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], parts: list[str]
-) -> None:
-    flags = dict(zip(arguments[::2], arguments[1::2], strict=True)) | dict(
-        zip(changes[::2], changes[1::2], strict=True)
-    )
-    out = tmp_path / "cache.zarr"
-    assert kdcache.main(["build", *(word for pair in flags.items() for word in pair), "--out", str(out)]) == 1
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err
-    for part in parts:
-        assert part in printed.err
-    assert printed.out == ""
-    assert not out.exists()
-
-
-def test_corpora_that_cannot_be_read(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Through the command, each with the store not begun."""
-    files = {
-        "empty.txt": (b"", "empty"),
-        "blank.txt": (b"\n \n", "empty"),
-        "binary.txt": (bytes(range(256)) * 40, "binary.txt"),
-        "columns.jsonl": (b'{"left": "a", "right": "b"}\n', "left"),
-        "numbers.csv": (b"a,b\n1,2\n", "numbers.csv"),
-    }
-    for name, (data, part) in files.items():
-        (tmp_path / name).write_bytes(data)
-        flags = dict(zip(arguments[::2], arguments[1::2], strict=True)) | {"--corpus": str(tmp_path / name)}
-        out = tmp_path / f"{name}.zarr"
-        words = [word for pair in flags.items() for word in pair]
-        assert kdcache.main(["build", *words, "--out", str(out)]) == 1, name
-        printed = capsys.readouterr().err
-        assert part in printed
-        assert "Traceback" not in printed
-        assert not out.exists()
 
 
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,11 +16,3 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stopped:
             kdcache.main(words)
         assert stopped.value.code == 2
-
-
-def test_info_of_what_is_not_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kdcache.main(["info", str(tmp_path / "nowhere.zarr")]) == 1
-    assert "no store at" in capsys.readouterr().err
-    (tmp_path / "notes.txt").write_text("something else")
-    assert kdcache.main(["info", str(tmp_path)]) == 1
-    assert "is not a store" in capsys.readouterr().err

@@ -16,10 +16,14 @@ from typing import Any
 import pytest
 
 from cli.kdtrain import main
+from cli.options import read_config
+from cli.sweep_file import expand
 from student_train.run_files import read_records
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.read.pool import open_caches
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = "student: 2x32\nbatch_size: 8\nvalid_every: 100\nsave_every: 5\nseed: 3\ndevice: cpu\n"
 
 
@@ -63,7 +67,7 @@ def test_a_dry_run_lists_every_run_with_all_its_flags(store: Path, tmp_path: Pat
         ("runs: {a: {method: mha}, b: {method: hx}}", "run 'b': --method 'hx' cannot be read"),
         ("runs: [mha, hs]", "'runs' is ['mha', 'hs'], where a mapping"),
         ("method: mha\ngrid: {seed: 1}", "grid 'seed' is '1', where a list"),
-        ("method: mha\ngrid: {init: [a/b, a_b]}", "two runs are called 'a_b'"),
+        ("method: mha\ngrid: {lr: [1.0, 1.0]}", "two runs are called 'lr1.0'"),
         ("method: mha\nruns: {a: {seed: 1}, b: {lr: 1}, a: {seed: 2}}", "'a' is given twice"),
         ("method: mha\nruns: {a: {}, b: {init: auto}}", "runs 'a' and 'b' have the same settings"),
         ("method: mha\nruns: {../a: {lr: 1}}", "a run cannot be called '../a'"),
@@ -83,6 +87,101 @@ def test_what_cannot_be_is_found_before_the_first_run(
     assert not (tmp_path / "students").exists()
 
 
+# of a run among others that can be: what is refused of its text, when all settings are made
+MISSPELT = [
+    ({"mapping": "unifrom+lsat"}, "--mapping 'unifrom+lsat' cannot be read at 'unifrom': did you mean uniform"),
+    ({"mapping": "skip+last"}, "--mapping 'skip+last' adds skip to something else"),
+    ({"student": "3xx384"}, "--student '3xx384' is neither a shape nor a folder that exists"),
+    ({"student": "3x384:5"}, "--student '3x384:5': 5 attention heads do not divide the width 384"),
+    ({"init": "teacherr"}, "--init 'teacherr' cannot be read, and there is no such folder: did you mean teacher:last"),
+    ({"init": "teacher:1"}, "--init 'teacher:1' names 1 teacher layers for a student of 2"),
+    ({"mapping": "3:4"}, "--mapping '3:4' names layer 3 of the student, which has layers 1 to 2"),
+    ({"attention_layer": "lst"}, "--attention-layer 'lst' cannot be read at 'lst'"),
+    ({"method": "mha", "attention_layer": "3:4"}, "--attention-layer '3:4' names layer 3 of the student"),
+    ({"relation_heads": "0"}, "--relation-heads 0 cannot be: give a number of at least 1"),
+    ({"weights": "1,2"}, "--weights '1,2' cannot be used: give 1 non-negative numbers"),
+    ({"relation_weights": "1,2"}, "--relation-weights '1,2' cannot be used: give 3"),
+    (
+        {"mapping": "unifrom+lsat", "student": "3xx384", "init": "teacherr"},
+        "is neither a shape nor a folder that exists",
+    ),
+]
+# and what is refused when it is held against the cache, or this machine
+UNFIT = [
+    ({"mapping": "1:3"}, "lacks hidden 3"),
+    ({"mapping": "1:9"}, "--mapping '1:9' names layer 9 of the teacher, which has layers 1 to 4"),
+    ({"mapping": "emd"}, "`--layers all` names them"),
+    ({"student": "9x32"}, "--student '9x32' has 9 layers, the teacher 4"),
+    ({"init": "teacher:1,9"}, "--init 'teacher:1,9' names layer 9, the teacher has layers 1 to 4"),
+    ({"student": "2x64", "init": "teacher:last"}, "a wider student than the teacher cannot be sliced from it"),
+    ({"student": "2x64", "init": "embeddings"}, "the teacher's embeddings do not fit it"),
+    ({"method": "mha", "attention_layer": "1"}, "--targets attention --attention-layer 1`"),
+    ({"method": "mha", "attention_layer": "9"}, "--attention-layer '9' names layer 9 of the teacher"),
+    ({"method": "mha", "relation_heads": "5"}, "--relation-heads 5 does not divide both the teacher's width 32"),
+    ({"cache": "nothing.zarr"}, "no store at 'nothing.zarr'"),
+    ({"valid_share": "0.999"}, "no row is left to train on"),
+    ({"micro_batch_size": "3"}, "--micro-batch-size 3 does not divide --batch-size 8"),
+    ({"dtype": "bfloat16"}, "--dtype 'bfloat16' on a CPU"),
+    ({"deepspeed": "nothing.json"}, "--deepspeed 'nothing.json' cannot be read as JSON"),
+]
+
+
+def bad_among_good(wrong: dict[str, str]) -> str:
+    bad = json.dumps({"method": "hs", "mapping": "1:2", **wrong})
+    return f"steps: 1\nruns:\n  good: {{method: mha}}\n  bad: {bad}\n"
+
+
+@pytest.mark.parametrize("dry", [True, False], ids=["dry-run", "sweep"])
+@pytest.mark.parametrize("wrong, told", MISSPELT)
+def test_a_misspelt_value_is_found_before_anything_is_opened(
+    tmp_path: Path, capsys: Any, wrong: dict[str, str], told: str, dry: bool
+) -> None:
+    """There is no cache here: only the texts can have been looked at."""
+    path = sweep_file(tmp_path, tmp_path / "no.zarr", bad_among_good(wrong))
+    assert main(["--config", str(path), *(["--dry-run"] if dry else [])]) == 1
+    captured = capsys.readouterr()
+    assert f"{str(path)!r}, run 'bad': --" in captured.err and told in captured.err
+    assert captured.out == "" and not (tmp_path / "students").exists()
+
+
+@pytest.mark.parametrize("wrong, told", UNFIT)
+def test_a_dry_run_holds_every_run_against_its_cache_in_the_words_of_a_single_run(
+    store: Path, tmp_path: Path, capsys: Any, wrong: dict[str, str], told: str
+) -> None:
+    path = sweep_file(tmp_path, store, bad_among_good(wrong))
+    assert main(["--config", str(path), "--dry-run"]) == 1
+    captured = capsys.readouterr()
+    prefix = f"kdtrain: {str(path)!r}, run 'bad': "
+    assert captured.err.startswith(prefix) and told in captured.err
+    assert captured.out == "" and not (tmp_path / "students").exists()
+    single = expand(read_config(path), path, [])[1].flags
+    assert main([*single]) == 1
+    assert capsys.readouterr().err.removeprefix("kdtrain: ") == captured.err.removeprefix(prefix)
+
+
+def test_a_dry_run_opens_each_cache_once_and_leaves_out_students_that_are_there(
+    store: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, ...]] = []
+
+    def noting(locations: tuple[str, ...], **options: Any) -> Any:
+        opened.append(locations)
+        return open_caches(locations, **options)
+
+    monkeypatch.setattr("student_train.train.prepare.open_caches", noting)
+    (tmp_path / "other.zarr").symlink_to(store)
+    runs = "  a: {method: mha}\n  b: {method: od}\n  c: {method: mlm, cache: OTHER}\n"
+    path = sweep_file(tmp_path, store, f"steps: 0\nruns:\n{runs}".replace("OTHER", str(tmp_path / "other.zarr")))
+    assert main(["--config", str(path), "--dry-run"]) == 0
+    assert opened == [(str(store),), (str(tmp_path / "other.zarr"),)]
+    assert main([*expand(read_config(path), path, [])[2].flags]) == 0
+    capsys.readouterr()
+    opened.clear()
+    assert main(["--config", str(path), "--dry-run"]) == 0
+    assert opened == [(str(store),)]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_students_are_not_written_to_an_address(store: Path, tmp_path: Path, capsys: Any, typed: bool) -> None:
     path, address = sweep_file(tmp_path, store, "method: mha\nsteps: 1\nruns: {a: {}}\n"), "s3://bucket/students"
@@ -91,30 +190,6 @@ def test_students_are_not_written_to_an_address(store: Path, tmp_path: Path, cap
         path.write_text("\n".join(f"out: {address}" if line.startswith("out:") else line for line in lines))
     assert main(["--config", str(path), "--dry-run", *(["--out", address] if typed else [])]) == 1
     assert f"--out '{address}{'' if typed else '/a'}' is an address" in capsys.readouterr().err
-
-
-def test_what_is_typed_takes_the_place_of_what_is_written(store: Path, tmp_path: Path, capsys: Any) -> None:
-    """Flags of several values may come but once, and a name must not tell another value than the run has."""
-    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\ngrid: {cache: [a.zarr, [b.zarr, c.zarr]]}\n")
-    assert main(["--config", str(path), "--dry-run"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert (
-        "--cache a.zarr --student" in first and "--cache b.zarr c.zarr --student" in second and str(store) not in first
-    )
-    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\ngrid: {lr: [1, 2]}\n")
-    assert main(["--config", str(path), "--dry-run", "--cache", "d.zarr", "--out", "elsewhere"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].endswith("--cache d.zarr --out elsewhere --out elsewhere/lr1")
-    assert main(["--config", str(path), "--dry-run", "--lr", "3"]) == 1
-    assert "--lr is typed and the grid varies it" in capsys.readouterr().err
-
-
-def test_a_typed_value_that_is_spelt_like_a_flag_is_no_flag(store: Path, tmp_path: Path, capsys: Any) -> None:
-    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\nruns: {a: {lr: 1}, b: {lr: 2}}\n")
-    assert main(["--config", str(path), "--dry-run", "--out", "student", "--local-cache", "lr"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [("--student=2x32" in line, f"--lr={rate}" in line) for rate, line in enumerate(lines, 1)] == [
-        (True, True)
-    ] * 2
 
 
 def test_the_home_folder_of_a_file_is_the_users(
@@ -163,16 +238,23 @@ def send_once(started: Path, number: int) -> None:
 
 def test_a_training_does_not_outlive_a_killed_sweep(tmp_path: Path) -> None:
     """It would write into the same folder as the sweep that resumes."""
-    code = "from cli.sweep import start\nprint(start(['sleep', '60']).pid, flush=True)\nimport time; time.sleep(60)"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    training = int(parent.stdout.readline())
-    parent.kill()
-    parent.communicate()
-    deadline = time.monotonic() + 10
-    while (state := process_state(training)) not in (None, "Z"):
-        assert time.monotonic() < deadline, state
-        time.sleep(0.02)
+    end = tmp_path / "end"
+    endless = ["sh", "-c", f"while ! test -e '{end}'; do sleep 0.1; done"]
+    code = f"import sys; from cli.sweep import start; print(start({endless!r}).pid, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            training = int(parent.stdout.readline())
+            assert process_state(training) not in (None, "Z")
+            parent.kill()
+            parent.wait()
+            while process_state(training) not in (None, "Z"):
+                time.sleep(0.02)
+        finally:
+            end.touch()
+            parent.kill()
 
 
 def process_state(pid: int) -> str | None:
@@ -188,46 +270,65 @@ def test_one_process_of_several_is_refused(store: Path, tmp_path: Path, capsys: 
     assert "launcher: torchrun" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(300)
+# a launcher whose training asks the sweep that started it to stop, once, when step 8 is written, and goes on when asked
+# to stop itself
+ASKING = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {repository!r})
+from student_train.train.metrics import MetricsLog
+from cli.kdtrain import main
+from cli.options import read_config
+from cli.sweep_file import expand
+write, asked = MetricsLog.write, Path({asked!r})
+def write_and_ask(log, record):
+    write(log, record)
+    if record["step"] == 8 and "loss" in record and not asked.exists():
+        asked.touch()
+        noted, told = signal.getsignal(signal.SIGTERM), []
+        def tell(number, frame):
+            told.append(number)
+            noted(number, frame)
+        signal.signal(signal.SIGTERM, tell)
+        os.kill(os.getppid(), signal.SIGTERM)
+        while not told:
+            time.sleep(0.01)
+MetricsLog.write = write_and_ask
+sys.exit(main(sys.argv[3:]))
+"""
+
+
 def test_a_stopped_sweep_goes_on_and_a_run_that_fails_does_not_stop_it(
     store: Path, tmp_path: Path, capsys: Any
 ) -> None:
+    steps, launcher, out = 12, tmp_path / "launcher.py", tmp_path / "students"
+    launcher.write_text(ASKING.format(repository=str(REPOSITORY), asked=str(tmp_path / "asked")))
     runs = "  one: {method: mha}\n  impossible: {method: hs, mapping: '1:3'}\n  last: {method: mha, steps: 2}\n"
-    text = f"steps: 400\nruns:\n{runs}"
-    path, out = sweep_file(tmp_path, store, text), tmp_path / "students"
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from cli.kdtrain import main; sys.exit(main())",
-        "--config",
-        str(path),
-    ]
-    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(read_records(out / "one" / "metrics.jsonl")) < 8:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert "stopped" in output and "not started" in output
+    text = f"steps: {steps}\nlauncher: {sys.executable} {launcher}\nruns:\n{runs}"
+    path = sweep_file(tmp_path, store, text)
+    assert main(["--config", str(path), "--json"]) == 143
+    captured = capsys.readouterr()
+    assert {run["name"]: run["state"] for run in json.loads(captured.out)["runs"]} == {
+        "one": "stopped", "impossible": "not started", "last": "not started",
+    }  # fmt: skip
+    assert "stopped; the same command goes on from here" in captured.err
     done = max(record["step"] for record in read_records(out / "one" / "metrics.jsonl"))
-    assert done < 400 and not (out / "last").exists()
+    assert 8 <= done < steps and not (out / "last").exists()
 
     assert main(["--config", str(path), "--json"]) == 1
     captured = capsys.readouterr()
-    runs = {run["name"]: run for run in json.loads(captured.out)["runs"]}
-    assert {name: run["state"] for name, run in runs.items()} == {
+    found = {run["name"]: run for run in json.loads(captured.out)["runs"]}
+    assert {name: run["state"] for name, run in found.items()} == {
         "one": "complete", "impossible": "failed (1)", "last": "complete",
     }  # fmt: skip
-    assert runs["one"]["steps"] == 400 and runs["last"]["differs"] == {"method": "mha", "steps": "2"}
+    assert found["one"]["steps"] == steps and found["last"]["differs"] == {"method": "mha", "steps": "2"}
     assert [record["step"] for record in read_records(out / "one" / "metrics.jsonl") if "loss" in record] == [
-        *range(1, 401)
+        *range(1, steps + 1)
     ]
     assert json.loads((out / "summary.json").read_text()) == json.loads(captured.out)
     assert "method hs, mapping 1:3" in (out / "summary.md").read_text()
-    assert runs["one"]["last"].keys() == {"step", "loss", "mha"} == runs["one"]["best"].keys()
-    assert runs["one"]["last"]["step"] == 400 and runs["one"]["best"]["loss"] <= runs["one"]["last"]["loss"]
+    assert found["one"]["last"].keys() == {"step", "loss", "mha"} == found["one"]["best"].keys()
+    assert found["one"]["last"]["step"] == steps and found["one"]["best"]["loss"] <= found["one"]["last"]["loss"]
 
     # other settings in a folder that holds a finished student
     path.write_text(path.read_text().replace("seed: 3", "seed: 4"))

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from student_train.layer_map import MAPPINGS, parse_mapping
+from student_train.layer_map import MAPPINGS, parse_mapping, read_attention_layers, read_mapping
 from teacher_cache.errors import SettingsError
 
 # (teacher layers, student layers) -> mapping -> teacher layers of student layer 1 | 2 | ..., "-" for none
@@ -162,3 +162,50 @@ def test_what_has_a_loss_of_its_own_stands_alone(text: str) -> None:
 def test_a_student_of_one_layer_has_nothing_to_skip_to() -> None:
     with pytest.raises(SettingsError, match="only that one: .*--student of 2 layers or more, or --mapping last1"):
         parse_mapping("skip", 12, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("unifrom+lsat", "cannot be read at 'unifrom': did you mean uniform"),
+        ("0:1", "layer 0 of the student: layers are numbered from 1"),
+        ("uniform+1:0", "layer 0 of the teacher: layers are numbered from 1"),
+        ("skip+last", "stands alone"),
+    ],
+)
+def test_what_can_be_for_no_models_is_refused_as_text(text: str, what: str) -> None:
+    with pytest.raises(SettingsError, match=what):
+        read_mapping(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "depth", "what"),
+    [("1:4,3:2", 2, "layer 3 of the student, which has layers 1 to 2"), ("skip", 1, "has only that one")],
+)
+def test_what_the_student_alone_rules_out_needs_no_teacher(text: str, depth: int, what: str) -> None:
+    plan = read_mapping(text)
+    plan.check_student(depth + 1)
+    with pytest.raises(SettingsError, match=what):
+        plan.check_student(depth)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"), [("5", ((3, 5),)), (" 2:4, 3:5", ((2, 4), (3, 5))), ("3:5,1:2,1:2", ((1, 2), (3, 5)))]
+)
+def test_attention_layers(text: str, pairs: tuple[tuple[int, int], ...]) -> None:
+    assert read_attention_layers(text).for_depths(6, 3) == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "cannot be read at ''"),
+        ("last", "cannot be read at 'last'"),
+        ("5,2:4", "cannot be read at '5'"),
+        ("0", "layer 0 of the teacher"),
+        ("0:5", "layer 0 of the student"),
+    ],
+)
+def test_attention_layers_that_can_be_of_no_models(text: str, what: str) -> None:
+    with pytest.raises(SettingsError, match=f"--attention-layer {text!r} .*{what}"):
+        read_attention_layers(text)

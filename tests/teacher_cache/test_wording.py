@@ -1,10 +1,10 @@
-"""Sizes and times as messages write them."""
+"""Sizes, times and close names as messages write them."""
 
 from __future__ import annotations
 
 import pytest
 
-from teacher_cache.wording import format_bytes, format_duration
+from teacher_cache.wording import did_you_mean, format_bytes, format_duration
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,16 @@ def test_bytes(size: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ("lsat", "did you mean last? Give"),
+        ("unifrom", "did you mean uniform? Give"),
+        ("xyz", "give"),
+        ("", "give"),
+    ],
+)
+def test_names_that_are_close_to_what_was_given_are_offered(given: str, text: str) -> None:
+    assert did_you_mean(given, ["last", "uniform", "skip"]) == text

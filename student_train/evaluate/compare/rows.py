@@ -18,7 +18,7 @@ from typing import Any
 
 from student_train.evaluate.compare.significance import Scores
 from student_train.evaluate.run_records import ModelShape, RunRecords, Timing, TimingSetup
-from student_train.settings import TrainSettings
+from student_train.settings import TrainSettings, recorded_identity
 from teacher_cache.errors import SettingsError, StudentError
 
 _FLAGS = frozenset(field.name for field in fields(TrainSettings))
@@ -159,14 +159,14 @@ def _settings(run: RunRecords) -> dict[str, Any]:
     """The flags that decide the result but for the seed. What an older version did not know had its default."""
     known = {name: value for name, value in run.settings.items() if name in _FLAGS}
     try:
-        settings = TrainSettings(**{**known, "cache": tuple(known.get("cache", ())), "seed": 0})
+        identity = recorded_identity({**known, "seed": 0})
     except (TypeError, AttributeError, ValueError, SettingsError) as error:
         raise StudentError(
             f"{str(run.folder / 'provenance.json')!r} is no record of kdtrain: its 'settings' cannot be ({error}); "
             "restore the file, or delete it to compare the model as one from elsewhere"
         ) from error
     unknown = {name: value for name, value in run.settings.items() if name not in _FLAGS}
-    return {**settings.identity(), **unknown}
+    return {**identity, **unknown}
 
 
 def _names(groups: Sequence[Sequence[RunRecords]]) -> list[str]:

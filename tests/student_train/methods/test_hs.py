@@ -21,8 +21,9 @@ from student_train.methods.hs import (
 )
 from student_train.methods.model import DistillationModel, freeze_unused
 from student_train.methods.objective import Objective, make_objective
-from student_train.students.shape import derive_config, parse_shape
-from student_train.students.student import build_student
+from student_train.student_shape import read_shape
+from student_train.students.shape import derive_config
+from student_train.students.student import build_student, plan_student
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.errors import TargetsError
 from teacher_cache.read.reader import CacheReader
@@ -32,12 +33,14 @@ ALL = (1, 2, 3, 4)
 
 
 def objective_for(cache: Any, mapping: str, shape: str = "2x24:4") -> Objective:
-    config = derive_config(AutoConfig.from_pretrained(cache.folder), parse_shape(shape), (2, 4))
+    config = derive_config(AutoConfig.from_pretrained(cache.folder), read_shape(shape).completed(), (2, 4))
     return make_objective({"hs": 1.0}, source=cache, student=config, mapping=mapping)
 
 
 def distil(cache: Any, mapping: str, shape: str = "2x24:4", init: str = "random") -> DistillationModel:
-    built = build_student(shape, teacher_folder=cache.folder, init=init, with_mlm_head=False, seed=0, seq_len=12)
+    built = build_student(
+        plan_student(shape, teacher_folder=cache.folder, init=init, with_mlm_head=False, seq_len=12), seed=0
+    )
     objective = make_objective({"hs": 1.0}, source=cache, student=built.model.config, mapping=mapping)
     return DistillationModel(built.model, objective)
 
@@ -109,7 +112,9 @@ def test_a_store_that_lacks_layers_is_refused_with_what_adds_them(
     options = {"max_rows": 16, "targets": "hidden", "views": 1}
     store = make_tiny_store(tmp_path / "cache.zarr", layers="2,4", **options)
     reader = CacheReader.open(store)
-    student = derive_config(AutoConfig.from_pretrained(reader.teacher_folder()), parse_shape("2x24:4"), (2, 4))
+    student = derive_config(
+        AutoConfig.from_pretrained(reader.teacher_folder()), read_shape("2x24:4").completed(), (2, 4)
+    )
     with pytest.raises(TargetsError, match="lacks hidden 1, hidden 3: .*--layers 1") as caught:
         make_objective({"hs": 1.0}, source=reader, student=student, mapping=mapping)
     why = (
@@ -124,7 +129,7 @@ def test_a_store_that_lacks_layers_is_refused_with_what_adds_them(
 
 def test_other_refusals_of_a_store_say_nothing_of_all_layers(tiny_teacher: Any, live_cache: Any) -> None:
     cache = live_cache(tiny_teacher(), hidden=ALL)
-    config = derive_config(AutoConfig.from_pretrained(cache.folder), parse_shape("2x24:4"), (2, 4))
+    config = derive_config(AutoConfig.from_pretrained(cache.folder), read_shape("2x24:4").completed(), (2, 4))
     for mapping, methods in (("uniform", {"hs": 1.0}), ("emd", {"hs": 1.0, "mha": 1.0})):
         lacking = replace(cache, manifest=live_cache(cache.folder, hidden=ALL[:3]).manifest)
         with pytest.raises(TargetsError) as caught:
@@ -195,7 +200,8 @@ def test_every_mapping_teaches_from_a_store(mapping: str, shape: str, tiny_store
     """Students of half the teacher's 4 layers and another width, and of 3 of them and its own width."""
     reader = CacheReader.open(tiny_store)
     built = build_student(
-        shape, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=24
+        plan_student(shape, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seq_len=24),
+        seed=0,
     )
     objective = make_objective({"hs": 1.0}, source=reader, student=built.model.config, mapping=mapping)
     model, batch = DistillationModel(built.model, objective), read(tiny_store, objective)
@@ -245,7 +251,8 @@ class Unrotated:
 def test_maps_to_rotated_targets_cost_the_same(shape: str, calibrated_store: Path) -> None:
     reader = CacheReader.open(calibrated_store)
     built = build_student(
-        shape, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=12
+        plan_student(shape, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seq_len=12),
+        seed=0,
     )
     found = []
     for source in (reader, Unrotated(reader)):
@@ -265,7 +272,9 @@ def test_maps_to_rotated_targets_cost_the_same(shape: str, calibrated_store: Pat
 def test_layers_without_a_rotation_are_learned_as_they_are(calibrated_store: Path) -> None:
     """A store may hold some layers calibrated and others not."""
     reader = CacheReader.open(calibrated_store)
-    config = derive_config(AutoConfig.from_pretrained(reader.teacher_folder()), parse_shape("2x32:4"), (2, 4))
+    config = derive_config(
+        AutoConfig.from_pretrained(reader.teacher_folder()), read_shape("2x32:4").completed(), (2, 4)
+    )
     objective = make_objective({"hs": 1.0}, source=reader, student=config, mapping="1:1,2:4")
     assert objective.request.rotated_layers == (4,)
     maps = objective.projections["hs"]

@@ -14,14 +14,15 @@ from student_train.methods.direct import VectorTransfer, measure_spreads
 from student_train.methods.mha import AttentionTransfer
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import Objective, make_objective
-from student_train.students.shape import derive_config, parse_shape
-from student_train.students.student import build_student
+from student_train.student_shape import read_shape
+from student_train.students.shape import derive_config
+from student_train.students.student import build_student, plan_student
 from teacher_cache.contract.targets import AttentionSpec, TargetSpecs
 from teacher_cache.errors import SettingsError, TargetsError
 
 
 def student_config(cache: Any, shape: str = "2x24:4") -> PreTrainedConfig:
-    return derive_config(AutoConfig.from_pretrained(cache.folder), parse_shape(shape), (2, 4))
+    return derive_config(AutoConfig.from_pretrained(cache.folder), read_shape(shape).completed(), (2, 4))
 
 
 def objective_of(cache: Any, method: str, layers: str | None = None, **options: Any) -> Objective:
@@ -32,7 +33,9 @@ def objective_of(cache: Any, method: str, layers: str | None = None, **options: 
 def test_several_pairs_add_up(method: str, tiny_teacher: Any, live_cache: Any) -> None:
     cache = live_cache(tiny_teacher(), attention=(1, 2, 3, 4))
     batch = cache.batch([12, 5, 9])
-    built = build_student("2x32:4", teacher_folder=cache.folder, init="random", with_mlm_head=False, seed=0, seq_len=12)
+    built = build_student(
+        plan_student("2x32:4", teacher_folder=cache.folder, init="random", with_mlm_head=False, seq_len=12), seed=0
+    )
 
     def loss(layers: str) -> tuple[float, int]:
         objective = make_objective(

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from student_train.losses.sums import LossSum
 from student_train.methods.model import DistillationModel, freeze_unused, set_dropout
 from student_train.methods.objective import make_objective
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
@@ -26,7 +26,7 @@ def distil(
     cache: Any, shape: str = "2x24:4", methods: dict[str, float] = ALL, *, init: str = "random", **options: Any
 ) -> DistillationModel:
     built = build_student(
-        shape, teacher_folder=cache.folder, init=init, with_mlm_head="od" in methods, seed=0, seq_len=12
+        plan_student(shape, teacher_folder=cache.folder, init=init, with_mlm_head="od" in methods, seq_len=12), seed=0
     )
     return DistillationModel(built.model, make_objective(methods, source=cache, student=built.model.config, **options))
 

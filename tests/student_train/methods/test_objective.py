@@ -11,14 +11,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from student_train.methods.base import StudentNeeds
 from student_train.methods.mha import AttentionTransfer
 from student_train.methods.objective import make_objective
-from student_train.students.shape import derive_config, parse_shape
+from student_train.student_shape import read_shape
+from student_train.students.shape import derive_config
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.targets import AttentionSpec, TargetSpecs
 from teacher_cache.errors import SettingsError, TargetsError
 
 
 def student_config(folder: Any, shape: str = "2x24:4") -> PreTrainedConfig:
-    return derive_config(AutoConfig.from_pretrained(folder), parse_shape(shape), (2, 4))
+    return derive_config(AutoConfig.from_pretrained(folder), read_shape(shape).completed(), (2, 4))
 
 
 def test_everything_at_once(tiny_teacher: Any, live_cache: Any) -> None:
@@ -118,7 +119,7 @@ def test_everything_that_lacks_is_asked_for_at_once(tiny_teacher: Any, live_cach
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ("0", "'0' names layer 0 of the teacher, which has layers 1 to 4"),
+        ("0", "'0' names layer 0 of the teacher: layers are numbered from 1"),
         ("5", "'5' names layer 5 of the teacher, which has layers 1 to 4"),
         ("3:4", "'3:4' names layer 3 of the student, which has layers 1 to 2"),
         ("1,2", "'1,2' cannot be read at '1': .* pairs student:teacher such as 2:4"),

@@ -23,8 +23,9 @@ from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
 from student_train.run_files import read_records
 from student_train.settings import TrainSettings
-from student_train.students.shape import derive_config, parse_shape
-from student_train.students.student import build_student
+from student_train.student_shape import read_shape
+from student_train.students.shape import derive_config
+from student_train.students.student import build_student, plan_student
 from student_train.train.prepare import prepare_run
 from student_train.train.train import train
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points
@@ -40,7 +41,9 @@ BOTH = {"od": 1.0, "mlm": 0.5}
 
 
 def distil(cache: Any, weights: dict[str, float], **options: Any) -> DistillationModel:
-    built = build_student("2x24:4", teacher_folder=cache.folder, init="random", with_mlm_head=True, seed=0, seq_len=12)
+    built = build_student(
+        plan_student("2x24:4", teacher_folder=cache.folder, init="random", with_mlm_head=True, seq_len=12), seed=0
+    )
     return DistillationModel(built.model, make_objective(weights, source=cache, student=built.model.config, **options))
 
 
@@ -248,7 +251,7 @@ def test_hard_labels_beside_the_distribution_however_a_batch_is_cut(tiny_store: 
 
 @pytest.mark.parametrize("method", ["od", "mlm"])
 def test_another_vocabulary_is_refused(method: str, tiny_teacher: Any, live_cache: Any) -> None:
-    config = derive_config(AutoConfig.from_pretrained(tiny_teacher()), parse_shape("2x24:4"), (2, 4))
+    config = derive_config(AutoConfig.from_pretrained(tiny_teacher()), read_shape("2x24:4").completed(), (2, 4))
     config.vocab_size = 210
     with pytest.raises(SettingsError, match=f"--method {method}: .*210 vocabulary entries, the teacher 200"):
         make_objective({method: 1.0}, source=live_cache(tiny_teacher(), logits=True), student=config)

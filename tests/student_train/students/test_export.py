@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrai
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
 from student_train.students.export import export_student
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from teacher_cache.errors import StudentError
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
@@ -26,7 +26,7 @@ def trained_student(live_cache: Any, folder: Path, methods: dict[str, float]) ->
     """A student after a few real steps on every loss, inside the module that training wraps it in."""
     cache = live_cache(folder, hidden=(2, 4), attention=(3,), logits=True)
     built = build_student(
-        "2x24:4", teacher_folder=folder, init="random", with_mlm_head="od" in methods, seed=0, seq_len=12
+        plan_student("2x24:4", teacher_folder=folder, init="random", with_mlm_head="od" in methods, seq_len=12), seed=0
     )
     objective = make_objective(methods, source=cache, student=built.model.config, mapping="uniform")
     model = DistillationModel(built.model, objective).train()
@@ -120,7 +120,9 @@ def test_a_student_that_does_not_load_back_is_not_put_in_place(
 
 
 def test_the_real_teacher_in_miniature(shared_teacher: Path, tmp_path: Path) -> None:
-    built = build_student(None, teacher_folder=shared_teacher, init="auto", with_mlm_head=True, seed=0, seq_len=128)
+    built = build_student(
+        plan_student(None, teacher_folder=shared_teacher, init="auto", with_mlm_head=True, seq_len=128), seed=0
+    )
     assert built.description == (
         "bert 3x384:12:1536: embeddings, masked-LM head, layers 2, 4, 6 copied from the teacher"
     )

@@ -12,7 +12,7 @@ from transformers import AlbertConfig, AlbertModel, AutoModelForMaskedLM, PreTra
 
 from student_train.students.initialise import find_layers
 from student_train.students.narrowing.sample import TokenSample
-from student_train.students.student import BuiltStudent, build_student
+from student_train.students.student import BuiltStudent, build_student, plan_student
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
 
@@ -24,12 +24,8 @@ def build(
     spec: str, teacher: Path, init: str = "auto", *, head: bool = True, rows: bool = False, seed: int = 0
 ) -> BuiltStudent:
     return build_student(
-        spec,
-        teacher_folder=teacher,
-        init=init,
-        with_mlm_head=head,
+        plan_student(spec, teacher_folder=teacher, init=init, with_mlm_head=head, seq_len=32),
         seed=seed,
-        seq_len=32,
         read_sample=sample if rows else None,
     )
 

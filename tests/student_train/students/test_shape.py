@@ -1,4 +1,4 @@
-"""Shapes: reading them from text, and the configurations of every family derived from them."""
+"""Shapes, and the configurations of every family derived from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from student_train.students.shape import StudentShape, default_spec, derive_config, parse_shape, shape_of, student_shape
+from student_train.student_shape import StudentShape, read_shape
+from student_train.students.shape import default_spec, derive_config, shape_of, student_shape
 from teacher_cache.errors import SettingsError, StudentError
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
@@ -21,40 +22,12 @@ def shape(layers: int, hidden_size: int, heads: int, intermediate_size: int) -> 
 def test_default_students() -> None:
     def default(*sizes: int) -> str:
         teacher = shape(*sizes, 4096)
-        return str(parse_shape(default_spec(teacher), teacher_heads=teacher.heads))
+        return str(read_shape(default_spec(teacher)).completed(teacher_heads=teacher.heads))
 
     assert default(24, 1024, 16) == "6x768:16:3072"
     assert default(12, 768, 12) == "6x768:12:3072"
     assert default(6, 384, 12) == "3x384:12:1536"
     assert default(24, 1024, 10) == "6x768:12:3072"  # 10 does not divide 768
-
-
-@pytest.mark.parametrize(
-    ("text", "teacher_heads", "expected"),
-    [
-        ("3x384", None, shape(3, 384, 12, 1536)),
-        ("3x384", 6, shape(3, 384, 6, 1536)),
-        ("3x100", 12, shape(3, 100, 2, 400)),  # 12 does not divide 100, nor does 3
-        ("6x768:8", 12, shape(6, 768, 8, 3072)),
-        ("6x768:12:2000", None, shape(6, 768, 12, 2000)),
-    ],
-)
-def test_reading_a_shape(text: str, teacher_heads: int | None, expected: StudentShape) -> None:
-    assert parse_shape(text, teacher_heads=teacher_heads) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", "3", "3x", "x384", "3x384:", "3x384:12:", "3*384", "3x384:12:1536:1", "0x384", "3x0"]
-)
-def test_unreadable_shapes_are_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="neither a shape nor a folder") as caught:
-        parse_shape(text)
-    assert repr(text) in str(caught.value)
-
-
-def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(SettingsError, match=r"5 attention heads do not divide the width 384.* is 4$"):
-        parse_shape("3x384:5")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,12 +59,12 @@ def test_settings_kept_per_layer_follow_the_chosen_layers(tiny_teacher: Any) -> 
 def test_the_default_student_keeps_the_teachers_proportions(tiny_teacher: Any) -> None:
     teacher = AutoConfig.from_pretrained(tiny_teacher("modernbert"))
     assert student_shape(None, teacher) == shape(2, 32, 4, 64)
-    assert student_shape("1x16", teacher) == shape(1, 16, 4, 32)
+    assert student_shape(read_shape("1x16"), teacher) == shape(1, 16, 4, 32)
 
 
 def test_a_deeper_student_is_refused(tiny_teacher: Any) -> None:
     with pytest.raises(SettingsError, match="'5x32' has 5 layers, the teacher 4"):
-        student_shape("5x32", AutoConfig.from_pretrained(tiny_teacher()))
+        student_shape(read_shape("5x32"), AutoConfig.from_pretrained(tiny_teacher()))
 
 
 def test_a_family_without_a_known_feed_forward_width_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from student_train.students.shape import shape_of
-from student_train.students.student import BuiltStudent, build_student
+from student_train.students.student import BuiltStudent, build_student, plan_student
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
 
@@ -19,8 +19,9 @@ FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "elect
 
 
 def build(spec: str | None, teacher: Path, **options: Any) -> BuiltStudent:
-    settings: dict[str, Any] = {"init": "random", "with_mlm_head": False, "seed": 0, "seq_len": 32}
-    return build_student(spec, teacher_folder=teacher, **(settings | options))
+    asked: dict[str, Any] = {"init": "random", "with_mlm_head": False, "seed": 0, "seq_len": 32, **options}
+    seed = asked.pop("seed")
+    return build_student(plan_student(spec, teacher_folder=teacher, **asked), seed=seed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

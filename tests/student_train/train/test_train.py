@@ -12,7 +12,7 @@ from student_train.data.order import RowOrder
 from student_train.engine.engine import ADAM_BETAS
 from student_train.evaluate.fidelity.fidelity import measure_fidelity
 from student_train.evaluate.fidelity.records import fidelity_table
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from student_train.train.loop import Trainer
 from teacher_cache.errors import DeviceMemoryError, TrainingError
 from teacher_cache.read.pool import open_caches
@@ -282,7 +282,8 @@ def test_what_no_loss_reaches_stays_as_it_was(run_training, tiny_store, tmp_path
     trained = AutoModel.from_pretrained(tmp_path / "student").state_dict()
     reader = CacheReader.open(tiny_store)
     before = build_student(
-        None, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seed=0, seq_len=24
+        plan_student(None, teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seq_len=24),
+        seed=0,
     ).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], trained[name])}
     assert "encoder.layer.1.attention.self.query.weight" in changed

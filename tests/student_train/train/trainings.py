@@ -2,7 +2,7 @@
 
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
-from student_train.students.student import build_student
+from student_train.students.student import build_student, plan_student
 from teacher_cache.contract.batch import concatenate
 from teacher_cache.read.reader import CacheReader
 from tests.records import without_times
@@ -22,12 +22,14 @@ def validations_of(records):
 def make_model(store, methods=("mha", "hs", "od"), weights=(1.0, 0.1, 2.0)):
     reader = CacheReader.open(store)
     built = build_student(
-        None,
-        teacher_folder=reader.teacher_folder(),
-        init="auto",
-        with_mlm_head="od" in methods,
+        plan_student(
+            None,
+            teacher_folder=reader.teacher_folder(),
+            init="auto",
+            with_mlm_head="od" in methods,
+            seq_len=reader.manifest.seq_len,
+        ),
         seed=0,
-        seq_len=reader.manifest.seq_len,
     )
     objective = make_objective(dict(zip(methods, weights, strict=True)), source=reader, student=built.model.config)
     return reader, DistillationModel(built.model, objective), objective

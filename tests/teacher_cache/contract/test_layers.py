@@ -10,6 +10,7 @@ from teacher_cache.contract.layers import (
     default_relation_heads,
     last_layers,
     parse_layers,
+    read_layers,
     uniform_layers,
 )
 from teacher_cache.errors import SettingsError
@@ -40,10 +41,28 @@ def test_parse_layers(text: str, layers: tuple[int, ...]) -> None:
     assert parse_layers(text, 12) == layers
 
 
-@pytest.mark.parametrize("text, message", [("13", "layer 13"), ("x", "'x'"), ("uniform:13", "13 layers"), ("", "''")])
+@pytest.mark.parametrize("text, message", [("13", "layer 13, the teacher"), ("uniform:13", "13 layers")])
 def test_bad_layers_are_refused(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parse_layers(text, 12)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x", "cannot be read at 'x': give numbers"),
+        ("", "cannot be read at ''"),
+        ("2,", "cannot be read at ''"),
+        ("unifrom:6", "cannot be read at 'unifrom:6': did you mean uniform"),
+        ("uniform:six", "cannot be read at 'six'"),
+        ("uniform:0", "a student of 0 layers: give 1 or more"),
+        ("4,-1", "names layer -1: layers are numbered from 1, and 0 is the embedding output"),
+    ],
+)
+def test_layers_that_can_be_of_no_teacher_are_refused_as_text(text: str, message: str) -> None:
+    for refused in (lambda: read_layers(text), lambda: parse_layers(text, 12)):
+        with pytest.raises(SettingsError, match=message):
+            refused()
 
 
 def test_default_relation_heads() -> None:

@@ -422,7 +422,7 @@ def test_damage_in_the_source_is_not_handed_on(small_store: Path, tmp_path: Path
         ({"precision": "nmse:1e-3"}, SettingsError, "nmse:0.001 is finer than nmse:0.01, in which .* holds hidden 2"),
         ({"precision": "int8"}, SettingsError, "int8 for hidden 2, which .* in nmse:0.01: .* nmse:X with X above 0.01"),
         ({"row_range": "40:"}, SettingsError, "'40:' is not within the 40 rows"),
-        ({"row_range": "8:8"}, SettingsError, "'8:8' is not within"),
+        ({"row_range": "8:8"}, SettingsError, "'8:8' holds no row"),
         ({"row_range": "8:41"}, SettingsError, "'8:41' is not within"),
     ],
 )

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
+from student_train.student_shape import read_shape
 from student_train.students.narrowing.narrow import Narrowing, narrow
 from student_train.students.narrowing.parts import find_parts
 from student_train.students.narrowing.sample import TokenSample
-from student_train.students.shape import derive_config, parse_shape
+from student_train.students.shape import derive_config
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra"]
 
 
 def models(teacher_folder: Path, spec: str, layers: tuple[int, ...]) -> tuple[PreTrainedModel, PreTrainedModel]:
     teacher = AutoModelForMaskedLM.from_pretrained(teacher_folder).eval()
-    config = derive_config(AutoConfig.from_pretrained(teacher_folder), parse_shape(spec), layers)
+    config = derive_config(AutoConfig.from_pretrained(teacher_folder), read_shape(spec).completed(), layers)
     torch.manual_seed(7)
     return AutoModelForMaskedLM.from_config(config).eval(), teacher
 

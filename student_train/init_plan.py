@@ -1,6 +1,6 @@
-"""What `--init` asks for: which weights a student starts from, and which teacher layer stands behind each of its own.
+"""What `--init` says: which weights a student starts from, and which teacher layer stands behind each of its own.
 
-Text and numbers only; `initialise` does what the plan says.
+Text and numbers only, of the standard library; `students/initialise.py` does what the plan says.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Literal
 from student_train.layer_map import MAPPINGS
 from teacher_cache.contract.layers import last_layers, uniform_layers
 from teacher_cache.errors import SettingsError
+from teacher_cache.wording import did_you_mean
 
 _NAMED = ("auto", "random", "embeddings")
-
-
 _MAPPED = {"uniform": uniform_layers, "last": last_layers}
 """The mappings that give every student layer one teacher layer."""
+_EXAMPLES = (*_NAMED, *(f"teacher:{name}" for name in _MAPPED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,27 +30,46 @@ class InitPlan:
     mapping: str = "uniform"
     folder: Path | None = None
 
-    def layers_for(self, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
-        """The teacher layer that stands behind each student layer.
+    @property
+    def insists(self) -> bool:
+        """Whether a student that cannot take over what is named is refused, rather than given what fits."""
+        return self.kind in ("embeddings", "teacher")
+
+    def check_student(self, student_layers: int) -> None:
+        """Check what the student's depth alone decides.
 
         Raises:
             SettingsError: `teacher:LAYERS` names another number of layers than the student has.
         """
-        if not self.layers:
-            return _MAPPED[self.mapping](teacher_layers, student_layers)
-        if len(self.layers) != student_layers:
+        if self.layers and len(self.layers) != student_layers:
             raise SettingsError(
                 f"--init {self.text!r} names {len(self.layers)} teacher layers for a student of {student_layers}: "
                 "every student layer needs one; name as many as the student has"
             )
+
+    def layers_for(self, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
+        """The teacher layer that stands behind each student layer.
+
+        Raises:
+            SettingsError: as `check_student`, or a layer is named that the teacher does not have.
+        """
+        if not self.layers:
+            return _MAPPED[self.mapping](teacher_layers, student_layers)
+        beyond = [layer for layer in self.layers if layer > teacher_layers]
+        if beyond:
+            raise SettingsError(
+                f"--init {self.text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers}: there is "
+                "nothing to copy; name layers that exist"
+            )
+        self.check_student(student_layers)
         return self.layers
 
 
-def parse_init(text: str, *, from_folder: Path | None, teacher_layers: int) -> InitPlan:
+def read_init(text: str, *, from_folder: Path | None) -> InitPlan:
     """Read `--init`; `from_folder` is the folder of a student that is not given by shape.
 
     Raises:
-        SettingsError: the text cannot be read, names a layer that does not exist, or contradicts `--student FOLDER`.
+        SettingsError: the text cannot be read and names no folder, names a layer 0, or contradicts `--student FOLDER`.
     """
     folder = Path(text).expanduser()
     if text not in ("", *_NAMED) and folder.is_dir():
@@ -75,14 +94,13 @@ def parse_init(text: str, *, from_folder: Path | None, teacher_layers: int) -> I
         )
     if name != "teacher" or not all(number.isdecimal() for number in named.split(",")):
         raise SettingsError(
-            f"--init {text!r} cannot be read, and there is no such folder: give auto, random, embeddings, "
-            "teacher:LAYERS such as teacher:2,4,6 or teacher:last, or a Hugging Face folder"
+            f"--init {text!r} cannot be read, and there is no such folder: {did_you_mean(text, _EXAMPLES)} auto, "
+            "random, embeddings, teacher:LAYERS such as teacher:2,4,6 or teacher:last, or a Hugging Face folder"
         )
     layers = tuple(int(number) for number in named.split(","))
-    beyond = [layer for layer in layers if not 1 <= layer <= teacher_layers]
-    if beyond:
+    if 0 in layers:
         raise SettingsError(
-            f"--init {text!r} names layer {beyond[0]}, the teacher has layers 1 to {teacher_layers}: there is nothing "
-            "to copy; name layers that exist"
+            f"--init {text!r} names layer 0: the teacher's layers are numbered from 1, and there is nothing to copy; "
+            "name layers that exist"
         )
     return InitPlan(text=text, kind="teacher", layers=layers)

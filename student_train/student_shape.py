@@ -1,0 +1,101 @@
+"""What `--student` says: the shape of an encoder, or the folder of one. Standard library only.
+
+In: text. Out: an `AskedShape`, in which heads and feed-forward width may be left open until the teacher is known, or a
+path. `students/shape.py` goes on from there with the teacher's configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacher_cache.errors import SettingsError
+
+_SHAPE = re.compile(r"(\d+)x(\d+)(?::(\d+)(?::(\d+))?)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentShape:
+    """Layers, hidden width, attention heads and feed-forward width of an encoder."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    intermediate_size: int
+
+    def __str__(self) -> str:
+        return f"{self.layers}x{self.hidden_size}:{self.heads}:{self.intermediate_size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedShape:
+    """A shape as it was asked for; None is what was left out."""
+
+    text: str
+    layers: int
+    hidden_size: int
+    heads: int | None = None
+    intermediate_size: int | None = None
+
+    def completed(self, *, teacher_heads: int | None = None, feed_forward_ratio: float = 4.0) -> StudentShape:
+        """The whole shape.
+
+        Heads left out are the teacher's if they divide the width, else `default_heads`; a feed-forward width left out
+        is `feed_forward_ratio` times the width.
+        """
+        width, heads, units = self.hidden_size, self.heads, self.intermediate_size
+        if heads is None:
+            heads = teacher_heads if teacher_heads and width % teacher_heads == 0 else default_heads(width)
+        if units is None:
+            units = round(feed_forward_ratio * width)
+        return StudentShape(layers=self.layers, hidden_size=width, heads=heads, intermediate_size=units)
+
+
+def read_student(text: str | None) -> AskedShape | Path | None:
+    """The shape or the folder that `--student` names; None for the teacher's default student.
+
+    What reads as a shape is one, even if a folder is called like it.
+
+    Raises:
+        SettingsError: as `read_shape`, where there is no such folder either.
+    """
+    if text is None:
+        return None
+    folder = Path(text).expanduser()
+    # an empty path would be the current folder
+    return folder if text and not _SHAPE.fullmatch(text) and folder.is_dir() else read_shape(text)
+
+
+def read_shape(text: str) -> AskedShape:
+    """Read `LAYERSxWIDTH[:HEADS[:FEED_FORWARD]]`, such as `3x384` or `6x768:12:3072`.
+
+    Raises:
+        SettingsError: the text cannot be read, a number is 0, or the heads do not divide the width.
+    """
+    found = _SHAPE.fullmatch(text)
+    if found is None or any(int(number) == 0 for number in found.groups() if number is not None):
+        raise SettingsError(
+            f"--student {text!r} is neither a shape nor a folder that exists: give layers x "
+            "width[:heads[:feed-forward]], such as 3x384 or 6x768:12:3072, or the path of a Hugging Face model folder"
+        )
+    layers, width, heads, units = (None if number is None else int(number) for number in found.groups())
+    assert layers is not None
+    assert width is not None
+    if heads is not None and width % heads:
+        raise SettingsError(
+            f"--student {text!r}: {heads} attention heads do not divide the width {width}, every head must get the "
+            f"same number of components; the nearest number of heads that does is {_nearest_divisor(width, heads)}"
+        )
+    return AskedShape(text=text, layers=layers, hidden_size=width, heads=heads, intermediate_size=units)
+
+
+def default_heads(width: int) -> int:
+    """Heads of 64 components where the width allows, of 32 for narrow ones, else the nearest divisor below."""
+    wanted = max(1, width // (64 if width >= 512 else 32))
+    return next(heads for heads in range(wanted, 0, -1) if width % heads == 0)
+
+
+def _nearest_divisor(width: int, heads: int) -> int:
+    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    return min(divisors, key=lambda n: abs(n - heads))
