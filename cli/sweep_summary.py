@@ -17,6 +17,7 @@ from student_train.run_files import METRICS_NAME, PROVENANCE, read_records, run_
 from student_train.settings import TrainSettings, recorded_identity
 from teacher_cache.disk import write_whole
 from teacher_cache.errors import SettingsError, TrainingError
+from teacher_cache.outside import parse_record
 from teacher_cache.wording import format_duration
 
 _LEGEND = "Losses: of the last validation / of the best one, on the held-out rows. Time: that of the training steps."
@@ -58,7 +59,7 @@ def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
         if not path.exists():
             continue
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_record(path.read_bytes())
             settings_before = record["settings"]
             before, cache = recorded_identity(settings_before), record["cache"]["identity_sha256"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:

@@ -8,7 +8,6 @@ validations.
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.errors import TrainingError
+from teacher_cache.outside import parse_record
 
 PROVENANCE = "provenance.json"
 """Of a student's directory, the file that says where it comes from; written last."""
@@ -97,7 +97,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_record(line: str) -> dict[str, Any]:
-    record = json.loads(line)
+    record = parse_record(line)
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         raise ValueError(f"{line[:40]!r} is no record with a step")
     return record

@@ -28,6 +28,7 @@ from student_train.engine.ranks import Ranks
 from student_train.out_folder import delete_marked, explain_write_errors
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import DistillationError, TrainingError
+from teacher_cache.outside import parse_json
 
 FOLDER_NAME = "checkpoints"
 MARKER_NAME = "complete.json"
@@ -169,7 +170,7 @@ def read_marker(path: Path) -> Marker:
         TrainingError: there is none at `path`.
     """
     try:
-        return Marker(**json.loads((path / MARKER_NAME).read_text(encoding="utf-8")))
+        return Marker(**parse_json((path / MARKER_NAME).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise TrainingError(
             f"no complete checkpoint at {str(path)!r} ({type(error).__name__}: {error}): a half-written one would "

@@ -8,7 +8,6 @@ vocabulary would be other words to it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, position_limit
 from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.outside import parse_record
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Names of weight files, as `from_pretrained` prefers them."""
@@ -73,7 +73,7 @@ def _read_provenance(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_record(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StudentError(
             f"{str(path)!r} cannot be read as JSON ({error}): which layers the student was trained on cannot be told; "

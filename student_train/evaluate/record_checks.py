@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from teacher_cache.errors import StudentError
+from teacher_cache.outside import parse_record
 
 KindT = TypeVar("KindT")
 _IN_WORDS: Mapping[type, str] = {int: "a whole number", str: "text", list: "a list", dict: "an object"}
@@ -21,7 +21,7 @@ def read_object(path: Path) -> dict[str, Any]:
         StudentError: it cannot be read, or is no object.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_record(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StudentError(
             f"{str(path)!r} cannot be read as JSON ({error}): what it says is lost; restore the file, or delete it and "

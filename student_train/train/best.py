@@ -7,7 +7,6 @@ weights are written at every validation that is better than all before.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from student_train.students.export import export_student
 from student_train.students.student import with_weights
 from student_train.train.describe import provenance_of
 from student_train.train.prepare import TrainingRun
+from teacher_cache.outside import parse_record
 
 FOLDER_NAME = "best"
 
@@ -71,7 +71,7 @@ def match_best(run: TrainingRun, best_step: int) -> bool:
         TrainingError: it cannot be deleted.
     """
     try:
-        record = json.loads((_folder(run) / PROVENANCE).read_text(encoding="utf-8"))
+        record = parse_record((_folder(run) / PROVENANCE).read_bytes())
         kept = record["result"]["step"]
     except (OSError, ValueError, KeyError, TypeError):
         kept = None

@@ -17,6 +17,7 @@ from teacher_cache.contract.manifest import FORMAT_NAME, Manifest, sha256_of_jso
 from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import ArraySpec
 from teacher_cache.format.schema import CommitSchema, SealSchema, TeacherFilesSchema, check_fields, check_manifest
+from teacher_cache.outside import visible_strings
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.keys import is_safe_key
 
@@ -183,11 +184,10 @@ def parse_manifest(data: bytes) -> Manifest:
     fields = {key: value for key, value in attributes.items() if key != _CHECKSUM}
     Manifest.check_version(fields)
     check_manifest(fields)
-    manifest = Manifest.from_json(fields)
     # the whole object, not only what of it makes the manifest
     if attributes[_CHECKSUM] != sha256_of_json(fields) or _group_metadata(attributes) != data:
         raise ValueError(_NOT_ITS_CHECKSUM)
-    return manifest
+    return Manifest.from_json(visible_strings(fields))
 
 
 def _group_metadata(attributes: Mapping[str, Any]) -> bytes:

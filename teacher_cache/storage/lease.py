@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.outside import parse_record
 from teacher_cache.storage.bucket import Bucket, Version
 
 LEASE_SECONDS = 30.0
@@ -182,7 +183,7 @@ class Lease:
 
 def _read_holder(data: bytes) -> dict[str, Any]:
     try:
-        holder = json.loads(data)
+        holder = parse_record(data)
     except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_cache.disk import write_whole
+from teacher_cache.outside import parse_record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -143,7 +144,7 @@ class ResultCache:
     def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result of a run, None if it is not there; a damaged file counts as none."""
         try:
-            entry = json.loads(self._file(key).read_text(encoding="utf-8"))
+            entry = parse_record(self._file(key).read_bytes())
             result: dict[str, Any] = entry["result"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
