@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from teacher_cache.contract.manifest import Manifest, TransformRecord
-from teacher_cache.contract.targets import AttentionSpec, View
+from teacher_cache.contract.targets import AttentionSpec, View, nmse_target
 
 VECTORS = ("query", "key", "value")
 """The three vectors of an attention layer, in the order in which weights are given."""
@@ -33,6 +33,11 @@ class VectorStream:
     projected: bool = False
     relation_heads: int | None = None
     calibration: TransformRecord | None = None
+
+    @property
+    def target_nmse(self) -> float | None:
+        """The error that an `nmse` codec is calibrated to; None in a fixed precision."""
+        return nmse_target(self.codec)
 
 
 def vector_streams(manifest: Manifest) -> tuple[VectorStream, ...]:

@@ -18,7 +18,7 @@ from functools import cached_property
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, TargetSpecs, describe_targets
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import ArraySpec, block_arrays
+from teacher_cache.format.layout import ArraySpec, StoreLayout
 from teacher_cache.format.protocol import (
     COMMITS,
     EXTENSIONS,
@@ -48,9 +48,14 @@ class Group:
     seal: Seal | None
 
     @cached_property
-    def arrays(self) -> dict[str, ArraySpec]:
+    def layout(self) -> StoreLayout:
+        """What lies where."""
+        return StoreLayout.of(self.manifest)
+
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]:
         """The arrays that are written block by block, by path."""
-        return {spec.path: spec for spec in block_arrays(self.manifest)}
+        return self.layout.arrays
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ from teacher_cache.contract.streams import attention_input_path
 from teacher_cache.contract.targets import VIEWS, View, describe_targets
 from teacher_cache.errors import StoreError, TargetsError
 from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.format.transforms import read_projections, read_transform
 from teacher_cache.format.verified import VerifiedObjects
@@ -49,13 +50,14 @@ class CacheReader:
         self.path = storage.location
         self.storage = storage
         self.manifest: Manifest = merge_manifests([group.manifest for group in groups])
+        self.layout = StoreLayout.of(self.manifest)
         self.block_bounds = np.minimum(
             np.arange(self.manifest.blocks + 1, dtype=np.int64) * self.manifest.block_rows, self.manifest.rows
         )
         self._groups = groups
         self._left_out = left_out
         self._objects = VerifiedObjects(storage, groups, copies)
-        self._loader = BlockLoader(self.manifest, self._objects)
+        self._loader = BlockLoader(self.layout, self._objects)
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
 
@@ -179,7 +181,7 @@ class CacheReader:
             return self._transform_on(path, device)
 
         decoder = RowDecoder(
-            self.manifest,
+            self.layout,
             coded,
             start,
             stop,

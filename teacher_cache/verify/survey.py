@@ -15,7 +15,6 @@ from typing import Literal
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import Group, counts_alike, mismatch, name_group
-from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     METADATA,
@@ -66,7 +65,12 @@ class GroupCheck:
     sealed: bool
     blocks: int
     missing_blocks: tuple[int, ...]
-    manifest: Manifest | None = field(repr=False)
+    group: Group | None = field(repr=False)
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the group holds, if that can be read."""
+        return None if self.group is None else self.group.manifest
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Survey:
             sealed=self.seal is not None,
             blocks=self.blocks,
             missing_blocks=tuple(self.missing),
-            manifest=None if self.group is None else self.group.manifest,
+            group=self.group,
         )
 
     def run(self) -> None:
@@ -245,7 +249,7 @@ class Survey:
             return "manifest"
         if key == TEACHER_FILES or key.startswith(f"{TEACHER}/"):
             return "teacher"
-        constants = () if self.group is None else constant_paths(self.group.manifest)
+        constants = () if self.group is None else self.group.layout.constants
         return "constant" if any(key.startswith(f"{path}/") for path in constants) else "metadata"
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from teacher_cache.contract.batch import AttentionVectors, TargetBatch, TargetRequest, concatenate
-from teacher_cache.contract.streams import VECTORS, vector_streams
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.format.groups import read_commits, read_groups, whole_blocks
@@ -131,7 +131,7 @@ def _make_comparisons(reader: CacheReader, teacher: Teacher, view: View) -> list
     """Everything that a store has in one view."""
     manifest = reader.manifest
     comparisons: list[RowComparison] = [InputComparison()] if view == "masked" else []
-    for stream in vector_streams(manifest):
+    for stream in reader.layout.streams:
         if stream.view == view and stream.relation_heads is not None:
             comparisons.append(RelationComparison(manifest, stream))
         elif stream.view == view and not stream.path.endswith("/input"):
