@@ -221,7 +221,7 @@ class _Job:
         work = {}
         for writer in writers:
             self._announce(writer)
-            write_projections(self.storage, writer.manifest, self.projections)
+            write_projections(self.storage, writer.group.layout, self.projections)
             writer = ensure_calibrated(
                 writer, self.teacher, self.rows, batch_rows, self.projections, self.progress.note
             )

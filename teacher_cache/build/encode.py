@@ -14,14 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.build.passes import TeacherPass
-from teacher_cache.codecs.base import refuse_infinite
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.format.layout import DISTINCT, StoreLayout
 from teacher_cache.format.packed_streams import pack_stream
-from teacher_cache.models.attention import relation_matrices
 from teacher_cache.teacher.outputs import stream_values
 
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
@@ -66,32 +64,26 @@ class BlockTargets:
         """Code the hidden states and attention vectors of a pass."""
         first = one.masked_view * self.manifest.block_rows + one.first
         for stream in self.layout.streams:
-            if stream.view == one.view:
-                self._put_stream(stream, first, stream_values(stream, one.outputs), ~one.real_BT)
+            if stream.view != one.view:
+                continue
+            # relations are T times as large as the vectors they come from: row by row
+            at_once = len(one.real_BT) if stream.relation_heads is None else 1
+            for start in range(0, len(one.real_BT), at_once):
+                rows = slice(start, start + at_once)
+                values_BTD = stream_values(stream, one.outputs, one.real_BT, rows)
+                self._put_stream(stream, first + start, values_BTD, ~one.real_BT[rows])
 
     def _put_stream(self, stream: VectorStream, first: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
-        if stream.relation_heads is not None:
-            self._put_relations(stream, first, values_BTD, padding_BT)
-            return
         if stream.path in self._codes:
             start = first * self.manifest.seq_len
             codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1), padding_BT.flatten())
             self._codes[stream.path][:, start : start + padding_BT.numel()] = codes_DN.cpu().numpy()
             return
         values_ND = values_BTD.masked_fill(padding_BT[:, :, None], 0).flatten(0, 1)
+        paths = self.layout.coded_paths(stream.path)
         for name, values in self.layout.codecs[stream.path].encode(values_ND).items():
-            path = f"{stream.path}/{name}"
-            self.arrays[path][self.layout.rows_of(path, first, first + len(values_BTD))] = values
-
-    def _put_relations(
-        self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor
-    ) -> None:
-        assert stream.relation_heads is not None
-        # row by row: matrices are T times as large as the vectors they come from
-        for row, (values_1TD, padding_1T) in enumerate(zip(values_BTD.split(1), padding_BT.split(1), strict=True)):
-            matrices_ATT = relation_matrices(values_1TD, stream.relation_heads, ~padding_1T)[0]
-            refuse_infinite(matrices_ATT)
-            self.arrays[stream.path][start + row] = matrices_ATT.to(torch.float16).cpu().numpy()
+            rows = self.layout.rows_of(paths[name], first, first + len(values_BTD))
+            self.arrays[paths[name]][rows] = values
 
     def put_logits(
         self,

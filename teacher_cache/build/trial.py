@@ -91,7 +91,7 @@ class Trial:
         uncalibrated = writer.group.layout.uncalibrated
         wanted = self._affordable(writer.group.layout, passes=2 if uncalibrated else 1)
         self.progress.note(f"trying {wanted} rows")
-        write_projections(self.draft, manifest, self.projections)
+        write_projections(self.draft, writer.group.layout, self.projections)
         for layer in manifest.targets.hidden_layers():
             write_constant(self.draft, f"hidden/{layer}/variance", np.array(0.0))
         if uncalibrated:

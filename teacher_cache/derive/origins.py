@@ -23,7 +23,7 @@ from typing import Literal
 
 from teacher_cache.contract.layers import parse_layers
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VectorStream, attention_input_path
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import (
     FIXED_PRECISIONS,
     AttentionForm,
@@ -76,9 +76,9 @@ class Derivation:
         if stream.path in held:
             return stream.path
         # the input of an attention layer, under another name
-        spec = self.source.manifest.targets.find_attention(stream.layer + 1)
-        assert spec is not None
-        return attention_input_path(spec)
+        shared = self.source.attention_input(stream.layer + 1)
+        assert shared is not None
+        return shared.path
 
 
 def plan_derivation(layout: StoreLayout, settings: DeriveSettings) -> Derivation:

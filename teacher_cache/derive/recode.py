@@ -140,15 +140,15 @@ class BlockDeriver:
     def _recode(self, stream: VectorStream, source: VectorStream, pieces: list[SourcePiece]) -> BlockValues:
         """A stream in another fixed precision; padding is zeros and stays so."""
         codec = self.layout.codecs[stream.path]
-        coded = {spec.name: self._empty(f"{stream.path}/{spec.name}") for spec in codec.arrays(stream.width)}
+        paths = self.layout.coded_paths(stream.path)
+        coded = {path: self._empty(path) for path in paths.values()}
         for piece in pieces:
             for view, values_ND in enumerate(self.source.values(source, piece)):
                 first = view * self.manifest.block_rows
                 for name, values in codec.encode(values_ND).items():
-                    path = f"{stream.path}/{name}"
-                    into = self.layout.rows_of(path, first + piece.target.start, first + piece.target.stop)
-                    coded[name][into] = values
-        return {f"{stream.path}/{name}": values for name, values in coded.items()}
+                    into = self.layout.rows_of(paths[name], first + piece.target.start, first + piece.target.stop)
+                    coded[paths[name]][into] = values
+        return {**coded}
 
     def _logits(self, pieces: list[SourcePiece], whole: bool) -> BlockValues:
         codec, decoder = self.layout.logits, self.source.reader.layout.logits

@@ -83,14 +83,12 @@ class SourceRows:
     def values(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:
         """[N, D] vectors of a stream in a fixed precision, view by view."""
         codec, layout = self.reader.layout.codecs[stream.path], self.reader.layout
-        coded = {
-            spec.name: self.reader.load_array(f"{stream.path}/{spec.name}", piece.block)
-            for spec in codec.arrays(stream.width)
-        }
+        paths = layout.coded_paths(stream.path)
+        coded = {name: self.reader.load_array(path, piece.block) for name, path in paths.items()}
         for view in range(self.manifest.views_of(stream.view)):
             first = view * self.manifest.block_rows
             parts = {}
             for name, values in coded.items():
-                rows = layout.rows_of(f"{stream.path}/{name}", first + piece.start, first + piece.stop)
+                rows = layout.rows_of(paths[name], first + piece.start, first + piece.stop)
                 parts[name] = torch.from_numpy(np.ascontiguousarray(values[rows]))
             yield codec.decode(parts)

@@ -71,8 +71,9 @@ class Group:
     @cached_property
     def needs(self) -> frozenset[str]:
         """What it is read with and does not hold itself."""
-        shared = [spec for spec in self.manifest.targets.attention if spec.form == "shared"]
-        inputs = [HiddenSpec(layer=spec.layer - 1, codec=spec.codec, view=spec.view) for spec in shared]
+        streams = [stream for read_from in self.layout.attention.values() for stream in read_from]
+        lacking = [stream for stream in streams if stream not in self.layout.streams]
+        inputs = [HiddenSpec(layer=stream.layer, codec=stream.codec, view=stream.view) for stream in lacking]
         return frozenset([*_describe_hidden(inputs), *self._masks]) - self.holds
 
     @property

@@ -40,6 +40,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from types import EllipsisType
 from typing import Self
 
@@ -47,8 +48,9 @@ from teacher_cache.codecs.base import CodedArraySpec, VectorCodec
 from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec
 from teacher_cache.codecs.packing import ranges
+from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VECTORS, VectorStream, vector_streams
+from teacher_cache.contract.streams import VECTORS, VectorStream, attention_streams, vector_streams
 
 _ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
 """Arrays of one number per row, with their types."""
@@ -91,14 +93,16 @@ class ArraySpec:
 class StoreLayout:
     """All that a manifest implies about what lies where: worked out once, by `of`, and held by whoever needs it.
 
-    `streams` are the streams of vectors that are stored, `codecs` those of them in a fixed precision by the stream's
-    path (streams in an `nmse` codec have transforms), `logits` that of the output distribution. `arrays` are written
+    `streams` are the streams of vectors that are stored; `attention` has those that each attention layer is read from.
+    `codecs` are those of streams in a fixed precision, by the stream's path (streams in an `nmse` codec have
+    transforms), and `logits` is the codec of the output distribution. `arrays` are written
     block by block, by path; of an `nmse` stream there are none before it is calibrated. `constants` are the paths of
     the arrays that are not cut into blocks.
     """
 
     manifest: Manifest
     streams: tuple[VectorStream, ...]
+    attention: Mapping[int, tuple[VectorStream, ...]]
     codecs: Mapping[str, VectorCodec]
     logits: TopkCodec | SampleCodec | None
     arrays: Mapping[str, ArraySpec]
@@ -107,8 +111,8 @@ class StoreLayout:
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
         """The layout of the store, or of the group of one, that this manifest describes."""
-        streams = vector_streams(manifest)
-        codecs = {stream.path: make_codec(stream.codec) for stream in streams if stream.target_nmse is None}
+        streams, attention = vector_streams(manifest), attention_streams(manifest)
+        codecs = {stream.path: _vector_codec(stream) for stream in streams if stream.target_nmse is None}
         logits = _logits_codec(manifest)
         arrays = [*_input_arrays(manifest), *_logits_arrays(manifest, logits)]
         for stream in streams:
@@ -116,10 +120,11 @@ class StoreLayout:
         return cls(
             manifest=manifest,
             streams=streams,
+            attention=attention,
             codecs=codecs,
             logits=logits,
             arrays={spec.path: spec for spec in arrays},
-            constants=_constant_paths(manifest, streams),
+            constants=_constant_paths(manifest, streams, attention),
         )
 
     def stream(self, path: str) -> VectorStream:
@@ -129,6 +134,10 @@ class StoreLayout:
     @cached_property
     def _streams_by_path(self) -> dict[str, VectorStream]:
         return {stream.path: stream for stream in self.streams}
+
+    def attention_input(self, layer: int) -> VectorStream | None:
+        """The hidden state from which the attention of a layer is computed; None where its own vectors are stored."""
+        return _attention_input(self.attention[layer])
 
     @cached_property
     def nmse_streams(self) -> tuple[VectorStream, ...]:
@@ -144,6 +153,11 @@ class StoreLayout:
     def draw_paths(self) -> dict[str, str]:
         """Where each array of one byte a drawn id lies, by its codec's name for it; empty where no ids are drawn."""
         return _draw_paths(self.logits) if isinstance(self.logits, SampleCodec) else {}
+
+    def coded_paths(self, stream: str) -> dict[str, str]:
+        """Where each array of a stream in a fixed precision lies, by its codec's name for it."""
+        specs = self.codecs[stream].arrays(self.stream(stream).width)
+        return {spec.name: _coded_path(stream, spec) for spec in specs}
 
     def arrays_in(self, *folders: str) -> list[str]:
         """The paths of the arrays that are one of these folders or lie below one, in the order of `arrays`."""
@@ -168,7 +182,17 @@ def projection_path(layer: int, vector: str, part: str) -> str:
     return f"attention/{layer}/projection/{vector}/{part}"
 
 
-def _constant_paths(manifest: Manifest, streams: tuple[VectorStream, ...]) -> tuple[str, ...]:
+def _vector_codec(stream: VectorStream) -> VectorCodec:
+    return make_codec(stream.codec) if stream.relation_heads is None else RelationCodec(stream.relation_heads)
+
+
+def _attention_input(read_from: tuple[VectorStream, ...]) -> VectorStream | None:
+    return read_from[0] if read_from[0].source == "hidden" else None
+
+
+def _constant_paths(
+    manifest: Manifest, streams: tuple[VectorStream, ...], attention: Mapping[int, tuple[VectorStream, ...]]
+) -> tuple[str, ...]:
     paths = [
         f"{stream.path}/{name}"
         for stream in streams
@@ -177,9 +201,9 @@ def _constant_paths(manifest: Manifest, streams: tuple[VectorStream, ...]) -> tu
     ]
     paths += [f"hidden/{layer}/variance" for layer in manifest.targets.hidden_layers()]
     paths += [
-        projection_path(spec.layer, name, part)
-        for spec in manifest.targets.attention
-        if spec.mode == "hidden"
+        projection_path(layer, name, part)
+        for layer, read_from in attention.items()
+        if _attention_input(read_from) is not None
         for name in VECTORS
         for part in ("weight", "bias")
     ]
@@ -237,23 +261,7 @@ def _stream_arrays(manifest: Manifest, stream: VectorStream, codec: VectorCodec 
     views, rows = manifest.views_of(stream.view), manifest.block_rows
     if codec is None:
         return _packed_arrays(stream, views, rows * manifest.seq_len)
-    if stream.relation_heads is not None:
-        return [_relation_array(stream, views, rows, manifest.seq_len)]
     return [_coded(stream.path, spec, views, rows * manifest.seq_len) for spec in codec.arrays(stream.width)]
-
-
-def _relation_array(stream: VectorStream, views: int, rows: int, positions: int) -> ArraySpec:
-    """Chunks hold some heads of one row, so that a reader can take any rows."""
-    heads, itemsize = stream.relation_heads or 0, 2
-    wanted = max(1, _CHUNK_BYTES // (positions**2 * itemsize))
-    return ArraySpec(
-        path=stream.path,
-        dtype=stream.codec,
-        block_shape=(views * rows, heads, positions, positions),
-        chunk_shape=(1, _largest_divisor(heads, wanted), positions, positions),
-        view_axis=0,
-        views=views,
-    )
 
 
 def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpec]:
@@ -294,16 +302,21 @@ def _ragged(path: str, dtype: str, views: int, chunks: int, chunk: int, *, count
     )
 
 
+def _coded_path(folder: str, spec: CodedArraySpec) -> str:
+    return f"{folder}/{spec.name}" if spec.name else folder
+
+
 def _coded(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int) -> ArraySpec:
     """A coded array: chunks hold one view of a few components, so that a reader can take a single view."""
+    path = _coded_path(folder, spec)
+    if spec.row_shape is not None:
+        return _matrices(path, spec.dtype, spec.row_shape, views, tokens_per_view // spec.row_shape[-1])
     lead: tuple[int, ...] = ()
     chunk = lead
     if spec.components is not None:
-        itemsize = {"8": 1, "6": 2, "2": 4}[spec.dtype[-1]]  # int8 and uint8, float16, float32 and int32
-        wanted = max(1, _CHUNK_BYTES // (tokens_per_view * itemsize))
-        lead, chunk = (spec.components,), (_largest_divisor(spec.components, wanted),)
+        lead, chunk = (spec.components,), (_fitting(spec.components, tokens_per_view, spec.dtype),)
     return ArraySpec(
-        path=f"{folder}/{spec.name}",
+        path=path,
         dtype=spec.dtype,
         block_shape=(*lead, views * tokens_per_view),
         chunk_shape=(*chunk, tokens_per_view),
@@ -312,5 +325,21 @@ def _coded(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int) 
     )
 
 
-def _largest_divisor(number: int, most: int) -> int:
+def _matrices(path: str, dtype: str, row_shape: tuple[int, ...], views: int, rows: int) -> ArraySpec:
+    """Chunks hold some heads of one row, so that a reader can take any rows."""
+    heads, *matrix = row_shape
+    return ArraySpec(
+        path=path,
+        dtype=dtype,
+        block_shape=(views * rows, heads, *matrix),
+        chunk_shape=(1, _fitting(heads, prod(matrix), dtype), *matrix),
+        view_axis=0,
+        views=views,
+    )
+
+
+def _fitting(number: int, values_each: int, dtype: str) -> int:
+    """How many components or heads, each of so many values, make a chunk: as many as fit that divide their number."""
+    itemsize = {"8": 1, "6": 2, "2": 4}[dtype[-1]]  # int8 and uint8, float16, float32 and int32
+    most = max(1, _CHUNK_BYTES // (values_each * itemsize))
     return max(part for part in range(1, min(most, number) + 1) if number % part == 0)

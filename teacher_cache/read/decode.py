@@ -25,12 +25,7 @@ from teacher_cache.contract.batch import (
     TargetRequest,
     TopkLogits,
 )
-from teacher_cache.contract.streams import (
-    VECTORS,
-    VectorStream,
-    attention_folders,
-    attention_input_path,
-)
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
 from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
 from teacher_cache.format.layout import DISTINCT, StoreLayout
@@ -118,9 +113,7 @@ class RowDecoder:
             if in_view(targets.find_hidden(n), view)
         }
         attention = {
-            n: self._attention(spec)
-            for n in request.attention_layers
-            if (spec := targets.find_attention(n)) is not None and spec.view == view
+            n: self._attention(n) for n in request.attention_layers if in_view(targets.find_attention(n), view)
         }
         return TargetBatch(
             input_ids_BT=to_device(ids_BT, self.device),
@@ -158,8 +151,8 @@ class RowDecoder:
             if not rotated:
                 values_ND = self.transforms(path).synthesise(values_ND)
         else:
-            codec = self.layout.codecs[path]
-            values_ND = codec.decode({s.name: self._coded(f"{path}/{s.name}") for s in codec.arrays(stream.width)})
+            coded = {name: self._coded(one) for name, one in self.layout.coded_paths(path).items()}
+            values_ND = self.layout.codecs[path].decode(coded)
         return self._by_row(values_ND)
 
     def _by_row(self, values_ND: torch.Tensor) -> torch.Tensor:
@@ -186,18 +179,17 @@ class RowDecoder:
         coordinates_DN[where[0], where[1]] = escapes * step
         return coordinates_DN.T
 
-    def _attention(self, spec: AttentionSpec) -> AttentionVectors | AttentionRelations:
-        if spec.form == "matrix":
-            (folder,) = attention_folders(spec)
-            matrices = (self.coded.arrays[f"{folder}/{name}"][self.start : self.stop] for name in VECTORS)
-            query, key, value = (to_device(values, self.device) for values in matrices)
-            return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
-        if spec.mode == "hidden":
-            stream = self.layout.stream(attention_input_path(spec))
+    def _attention(self, layer: int) -> AttentionVectors | AttentionRelations:
+        if (stream := self.layout.attention_input(layer)) is not None:
             # `projections` start where the coordinates end: the rotation is part of them
             coded_BTD = self._vectors(stream.path, rotated=stream.calibration is not None)
-            return project_hidden(coded_BTD, self.projections(spec.layer))
-        query, key, value = (self._vectors(f"attention/{spec.layer}/{name}") for name in VECTORS)
+            return project_hidden(coded_BTD, self.projections(layer))
+        streams = self.layout.attention[layer]
+        if streams[0].relation_heads is not None:
+            # as they are stored, in half precision and by head: so the loss reads them
+            query, key, value = (self._coded(stream.path) for stream in streams)
+            return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
+        query, key, value = (self._vectors(stream.path) for stream in streams)
         return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
 
     def _logits(self) -> TopkLogits | SampledLogits:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.contract.streams import attention_folders
 from teacher_cache.contract.targets import View
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import shard_key
@@ -50,7 +49,7 @@ class BlockLoader:
         for layer in request.attention_layers:
             spec = targets.find_attention(layer)
             if spec is not None and spec.view == view:
-                folders += attention_folders(spec)
+                folders += [stream.path for stream in self._layout.attention[layer]]
         if view == "masked":
             folders.append("masked")
         if request.logits and in_view(targets.logits, view):

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from teacher_cache.codecs.nmse import Transform, fold_projections, projections_of_projected
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract.manifest import Manifest, merge_manifests, sha256_of_json
-from teacher_cache.contract.streams import attention_input_path
 from teacher_cache.contract.targets import VIEWS, View, describe_targets
 from teacher_cache.errors import StoreError, TargetsError
 from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
@@ -228,15 +227,14 @@ class CacheReader:
         """What takes the stored input of an attention layer to its q, k, v; read and combined once per device."""
         key = (layer, str(device))
         if key not in self._projections:
-            spec = self.manifest.targets.find_attention(layer)
-            assert spec is not None
-            path = attention_input_path(spec)
-            if spec.form == "projected":
-                found = projections_of_projected(self._transform_on(path, "cpu"))
+            stream = self.layout.attention_input(layer)
+            assert stream is not None
+            if stream.projected:
+                found = projections_of_projected(self._transform_on(stream.path, "cpu"))
             else:
                 found = read_projections(self.storage, layer)
-                if path in self.manifest.calibration:
-                    found = fold_projections(self._transform_on(path, "cpu"), found)
+                if stream.calibration is not None:
+                    found = fold_projections(self._transform_on(stream.path, "cpu"), found)
             self._projections[key] = found.to(device)
         return self._projections[key]
 

@@ -142,3 +142,42 @@ def test_a_ragged_array_gives_all_the_room_of_a_view() -> None:
         counted_by="a/count",
     )
     assert spec.part_of_view(2) == (slice(2, 3), slice(0, 8))
+
+
+def attention(form: str, codec: str = "float16", **changes: object) -> AttentionSpec:
+    return AttentionSpec(layer=3, form=form, codec=codec, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "spec, paths, computed",
+    [
+        (attention("shared"), ["hidden/2"], True),
+        (attention("input"), ["attention/3/input"], True),
+        (attention("projected", "nmse:0.01"), ["attention/3/projected"], True),
+        (attention("vectors"), [f"attention/3/{name}" for name in ("query", "key", "value")], False),
+        (attention("matrix", heads=4), [f"attention/3/relations/{name}" for name in ("query", "key", "value")], False),
+    ],
+    ids=lambda value: value.form if isinstance(value, AttentionSpec) else "",
+)
+def test_attention_is_read_from_the_streams_of_its_form(
+    small_manifest: SmallManifest, spec: AttentionSpec, paths: list[str], computed: bool
+) -> None:
+    layout = StoreLayout.of(small_manifest(TargetSpecs(attention=(spec,))))
+    streams = layout.attention[3]
+    assert [stream.path for stream in streams] == paths
+    assert [stream.layer for stream in streams] == ([2] if computed else [3, 3, 3])
+    assert layout.attention_input(3) == (streams[0] if computed else None)
+    assert set(PROJECTIONS) <= set(layout.constants) or not computed
+    # a hidden state that is shared is stored where it is a target of its own
+    assert layout.streams == (() if spec.form == "shared" else streams)
+    assert [stream.projected for stream in streams] == [spec.form == "projected"] * len(streams)
+
+
+def test_relations_are_matrices_of_whole_rows(small_manifest: SmallManifest) -> None:
+    layout = StoreLayout.of(small_manifest(TargetSpecs(attention=(attention("matrix", heads=4, view="masked"),))))
+    path = "attention/3/relations/key"
+    assert layout.coded_paths(path) == {"": path} and layout.stream(path).width == 4 * 4
+    assert shapes(layout)[path] == ("float16", (4, 4, 4, 4)), "two views of two rows, four heads of four tokens"
+    assert layout.arrays[path].chunk_shape == (1, 4, 4, 4)
+    assert layout.rows_of(path, 2, 3) == (slice(2, 3),)
+    assert layout.arrays[path].part_of_view(1)[0] == slice(2, 4)
