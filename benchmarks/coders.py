@@ -27,10 +27,9 @@ from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VECTORS, vector_streams
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpecs
 from teacher_cache.corpus.corpus import Rows
-from teacher_cache.format.layout import block_arrays
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.transforms import load_quantisers
@@ -68,10 +67,11 @@ class StoreCoder(ABC):
         self.writer = ensure_calibrated(writer, self.recorded, source.rows, 16, source.projections, lambda _text: None)
         self.calibrate_seconds = time.perf_counter() - started
         self.manifest = self.writer.manifest
-        self.quantisers = load_quantisers(self.writer.storage, self.manifest, source.projections)
+        self.layout = self.writer.group.layout
+        self.quantisers = load_quantisers(self.writer.storage, self.layout, source.projections)
         self.writer.write_metadata()
-        [self.stream] = vector_streams(self.manifest)
-        self.arrays = [spec for spec in block_arrays(self.manifest) if spec.path.startswith(f"{self.stream.path}/")]
+        [self.stream] = self.layout.streams
+        self.arrays = [self.layout.arrays[path] for path in self.layout.arrays_in(self.stream.path)]
         self.blocks = [source.rows.read(*self.manifest.block_range(block)) for block in range(self.manifest.blocks)]
 
     @abstractmethod
@@ -85,7 +85,7 @@ class StoreCoder(ABC):
 
     def encode(self, block: int) -> Arrays:
         rows = self.blocks[block]
-        return compute_block(self.manifest, self.recorded, self.quantisers, rows, len(rows.length_B)).finish()
+        return compute_block(self.layout, self.recorded, self.quantisers, rows, len(rows.length_B)).finish()
 
     def write(self, block: int, arrays: Arrays) -> None:
         self.writer.write_block(block, arrays)
@@ -175,7 +175,7 @@ class Fp8Coder(HiddenCoder):
         scale_N = values_ND.abs().amax(dim=1) / self._LARGEST
         scaled_ND = values_ND / torch.where(scale_N > 0, scale_N, 1.0)[:, None]
         codes_DN = scaled_ND.to(torch.float8_e4m3fn).view(torch.int8).T.contiguous()
-        targets = BlockTargets(self.manifest, {})
+        targets = BlockTargets(self.layout, {})
         for name, field in _ROW_FIELDS.items():
             targets.put_rows(name, getattr(self.blocks[block], field))
         arrays = targets.finish()

@@ -95,13 +95,14 @@ class StoreFormat:
         [group] = groups_to_build(LocalStorage(folder), self.manifest)
         teacher: Any = self.recorded
         group = ensure_calibrated(group, teacher, self.rows, 16, {}, lambda _text: None)
-        quantisers = load_quantisers(group.storage, group.manifest, {})
+        layout = group.group.layout
+        quantisers = load_quantisers(group.storage, layout, {})
         group.write_metadata()
 
         def write(first: int, samples: Samples) -> None:
             # the values of `samples`, as a build gets them
             part = self.rows.read(first, first + len(samples[IDS]))
-            targets = compute_block(group.manifest, teacher, quantisers, part, len(samples[IDS]))
+            targets = compute_block(layout, teacher, quantisers, part, len(samples[IDS]))
             group.write_block(first // self.manifest.block_rows, targets.finish())
 
         yield write

@@ -54,7 +54,6 @@ from student_train.data.loader import CacheLoader
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.format.layout import block_arrays
 from teacher_cache.read.reader import CacheReader
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -199,11 +198,10 @@ def time_limit(reader: CacheReader, request: TargetRequest, rows: int) -> dict[s
 
 def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterator[tuple[bytes, int]]:
     """The zstd frames of a block's hidden states, with the bytes that each holds; without escapes, which are few."""
-    for spec in block_arrays(reader.manifest):
-        if not any(spec.path.startswith(f"hidden/{layer}/") for layer in request.hidden_layers):
+    for path in reader.layout.arrays_in(*(f"hidden/{layer}" for layer in request.hidden_layers)):
+        if "/escapes/" in path:
             continue
-        if "/escapes/" in spec.path:
-            continue
+        spec = reader.layout.arrays[path]
         data = reader.read_shard(spec.path, block)
         chunks = prod(spec.block_shape) // prod(spec.chunk_shape)
         index = np.frombuffer(data[-16 * chunks - 4 : -4], dtype="<u8").reshape(chunks, 2)

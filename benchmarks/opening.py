@@ -17,7 +17,6 @@ from rich.table import Table
 from student_train.data.order import RowOrder
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     COMMITS,
@@ -78,7 +77,7 @@ def write_without_data(source: CacheReader, folder: Path, rows: int) -> None:
     storage, group = LocalStorage(folder), Group(prefix="", manifest=manifest, seal=None)
     write_manifest(storage, "", manifest)
     GroupWriter(storage, group).write_metadata()
-    for path in constant_paths(manifest):
+    for path in group.layout.constants:
         for key in source.storage.list(f"{path}/"):
             storage.write(key, source.storage.read(key))
     storage.write(TEACHER_FILES, source.storage.read(TEACHER_FILES))

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.passes import TeacherPass, run_views
 from teacher_cache.codecs.nmse import Quantiser
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.corpus.corpus import RowBlock
 from teacher_cache.corpus.masking import MaskedRows
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.teacher.teacher import Teacher
 
 _PASSES_WAITING = 2
@@ -31,7 +31,7 @@ _PASSES_WAITING = 2
 
 @torch.inference_mode()
 def compute_block(
-    manifest: Manifest,
+    layout: StoreLayout,
     teacher: Teacher,
     quantisers: Mapping[str, Quantiser],
     rows: RowBlock,
@@ -39,13 +39,13 @@ def compute_block(
     overlap: Overlap | None = None,
 ) -> BlockTargets:
     """Everything that the store keeps of one block of rows, coded and not yet packed."""
-    block = BlockTargets(manifest, quantisers)
+    block, manifest = BlockTargets(layout, quantisers), layout.manifest
     block.put_rows("input_ids", rows.input_ids_BT)
     block.put_rows("length", rows.length_B)
     block.put_rows("row_id", rows.row_id_B)
     block.put_rows("document", rows.document_B)
     with overlap or Overlap(teacher.device) as coder:
-        for one in run_views(manifest, teacher, block.streams, rows, batch_rows, manifest.targets.views()):
+        for one in run_views(manifest, teacher, layout.streams, rows, batch_rows, manifest.targets.views()):
             coder.submit(partial(_put_pass, block, teacher, one, rows.row_id_B))
     return block
 

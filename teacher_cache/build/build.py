@@ -221,7 +221,7 @@ class _Job:
         work = {}
         for writer in writers:
             self._announce(writer)
-            write_projections(self.storage, writer.manifest, self.projections)
+            write_projections(self.storage, writer.group.layout, self.projections)
             writer = ensure_calibrated(
                 writer, self.teacher, self.rows, batch_rows, self.projections, self.progress.note
             )
@@ -242,13 +242,13 @@ class _Job:
         """Compute, code and commit this worker's share of the missing blocks of a group."""
         writer.write_metadata()
         manifest = writer.manifest
-        quantisers = load_quantisers(self.storage, manifest, self.projections)
+        quantisers = load_quantisers(self.storage, writer.group.layout, self.projections)
         tally = _Tally(self.workers, self.progress, manifest, missing)
         mine = iter(missing[self.workers.rank :: self.workers.count])
 
         def compute(block: int) -> tuple[int, BlockTargets]:
             rows = self.rows.read(*manifest.block_range(block))
-            return block, compute_block(manifest, self.teacher, quantisers, rows, batch_rows)
+            return block, compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows)
 
         if self.workers.first and (first := next(mine, None)) is not None:
             started = time.monotonic()

@@ -10,16 +10,16 @@ stream in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from teacher_cache.build.passes import run_streams
 from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
-from teacher_cache.contract.streams import VectorStream, vector_streams
-from teacher_cache.contract.targets import nmse_target
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.corpus.corpus import Rows
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.transforms import keep_calibration, stream_projections
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
@@ -39,14 +39,14 @@ def ensure_calibrated(
     Raises:
         TeacherError: the teacher gives values that are not finite.
     """
-    streams = vector_streams(writer.manifest)
-    if not any(nmse_target(stream.codec) is not None and stream.calibration is None for stream in streams):
+    layout = writer.group.layout
+    if not layout.uncalibrated:
         return writer
-    return keep_calibration(writer, calibrate_streams(writer.manifest, teacher, rows, batch_rows, projections, note))
+    return keep_calibration(writer, calibrate_streams(layout, teacher, rows, batch_rows, projections, note))
 
 
 def calibrate_streams(
-    manifest: Manifest,
+    layout: StoreLayout,
     teacher: Teacher,
     rows: Rows,
     batch_rows: int,
@@ -54,22 +54,22 @@ def calibrate_streams(
     note: Callable[[str], None],
 ) -> dict[str, tuple[Transform, TransformRecord]]:
     """What calibration finds for each `nmse` stream, by path. Nothing is written."""
-    streams = [stream for stream in vector_streams(manifest) if nmse_target(stream.codec) is not None]
+    manifest, streams = layout.manifest, layout.nmse_streams
     used = sum(share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size))
     note(f"calibrating {len(streams)} streams on the first {min(used, manifest.rows)} rows")
     samples = _collect(manifest, teacher, streams, rows, batch_rows)
     found = {}
     for stream in streams:
-        target = nmse_target(stream.codec)
-        assert target is not None
-        found[stream.path] = calibrate(samples.pop(stream.path), target, stream_projections(stream, projections))
+        assert stream.target_nmse is not None
+        maps = stream_projections(stream, projections)
+        found[stream.path] = calibrate(samples.pop(stream.path), stream.target_nmse, maps)
         note(f"  {stream.path}: NMSE {found[stream.path][1].nmse:.3g} on rows held out")
     return found
 
 
 @torch.inference_mode()
 def _collect(
-    manifest: Manifest, teacher: Teacher, streams: list[VectorStream], rows: Rows, batch_rows: int
+    manifest: Manifest, teacher: Teacher, streams: Sequence[VectorStream], rows: Rows, batch_rows: int
 ) -> dict[str, CalibrationSample]:
     fit, tune, check = share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size)
     samples = {stream.path: CalibrationSample() for stream in streams}

@@ -14,16 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.build.passes import TeacherPass
-from teacher_cache.codecs.base import refuse_infinite
-from teacher_cache.codecs.fixed import make_codec
+from teacher_cache.codecs.logits import SampleCodec, TopkCodec
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
-from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VectorStream, vector_streams
-from teacher_cache.contract.targets import LogitsSpec
-from teacher_cache.format.layout import block_arrays, draw_paths, ragged_count, sample_codec, topk_codec
+from teacher_cache.contract.streams import VectorStream
+from teacher_cache.format.layout import DISTINCT, StoreLayout
 from teacher_cache.format.packed_streams import pack_stream
-from teacher_cache.models.attention import relation_matrices
 from teacher_cache.teacher.outputs import stream_values
 
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
@@ -37,26 +33,24 @@ class BlockTargets:
     drawn ids four, and packed by `finish`, which needs no teacher and may run in another thread.
     """
 
-    def __init__(self, manifest: Manifest, quantisers: Mapping[str, Quantiser]) -> None:
-        self.manifest = manifest
-        self.streams = vector_streams(manifest)
+    def __init__(self, layout: StoreLayout, quantisers: Mapping[str, Quantiser]) -> None:
+        self.layout = layout
+        self.manifest = layout.manifest
         self.quantisers = quantisers
-        packed_later = tuple(f"{path}/" for path in manifest.calibration)
+        packed_later = {*layout.draw_paths.values(), *layout.arrays_in(*(one.path for one in layout.nmse_streams))}
         self.arrays: dict[str, NDArray[np.generic]] = {
-            spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
-            for spec in block_arrays(manifest)
-            if not spec.path.startswith(packed_later) and ragged_count(spec.path) is None
+            path: np.zeros(spec.block_shape, dtype=spec.dtype)
+            for path, spec in layout.arrays.items()
+            if path not in packed_later
         }
         self._codes = {
             stream.path: np.zeros((stream.width, self._tokens(stream)), dtype=np.int16)
-            for stream in self.streams
-            if stream.calibration is not None
+            for stream in layout.nmse_streams
         }
-        logits = manifest.targets.logits
         self._draws: NDArray[np.int32] | None = None
-        if logits is not None and logits.form == "sample":
-            places = manifest.views_of(logits.view) * manifest.block_rows * manifest.masked_per_row
-            self._draws = np.full((places, logits.entries), -1, dtype=np.int32)
+        if isinstance(layout.logits, SampleCodec):
+            places = layout.arrays[DISTINCT].block_shape[0]
+            self._draws = np.full((places, layout.logits.draws), -1, dtype=np.int32)
 
     def _tokens(self, stream: VectorStream) -> int:
         return self.manifest.views_of(stream.view) * self.manifest.block_rows * self.manifest.seq_len
@@ -68,33 +62,28 @@ class BlockTargets:
 
     def put_vectors(self, one: TeacherPass) -> None:
         """Code the hidden states and attention vectors of a pass."""
-        start = (one.masked_view * self.manifest.block_rows + one.first) * self.manifest.seq_len
-        for stream in self.streams:
-            if stream.view == one.view:
-                self._put_stream(stream, start, stream_values(stream, one.outputs), ~one.real_BT)
+        first = one.masked_view * self.manifest.block_rows + one.first
+        for stream in self.layout.streams:
+            if stream.view != one.view:
+                continue
+            # relations are T times as large as the vectors they come from: row by row
+            at_once = len(one.real_BT) if stream.relation_heads is None else 1
+            for start in range(0, len(one.real_BT), at_once):
+                rows = slice(start, start + at_once)
+                values_BTD = stream_values(stream, one.outputs, one.real_BT, rows)
+                self._put_stream(stream, first + start, values_BTD, ~one.real_BT[rows])
 
-    def _put_stream(self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
-        part = slice(start, start + padding_BT.numel())
-        if stream.relation_heads is not None:
-            self._put_relations(stream, start // self.manifest.seq_len, values_BTD, padding_BT)
-            return
+    def _put_stream(self, stream: VectorStream, first: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
         if stream.path in self._codes:
+            start = first * self.manifest.seq_len
             codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1), padding_BT.flatten())
-            self._codes[stream.path][:, part] = codes_DN.cpu().numpy()
+            self._codes[stream.path][:, start : start + padding_BT.numel()] = codes_DN.cpu().numpy()
             return
         values_ND = values_BTD.masked_fill(padding_BT[:, :, None], 0).flatten(0, 1)
-        for name, values in make_codec(stream.codec).encode(values_ND).items():
-            self.arrays[f"{stream.path}/{name}"][..., part] = values
-
-    def _put_relations(
-        self, stream: VectorStream, start: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor
-    ) -> None:
-        assert stream.relation_heads is not None
-        # row by row: matrices are T times as large as the vectors they come from
-        for row, (values_1TD, padding_1T) in enumerate(zip(values_BTD.split(1), padding_BT.split(1), strict=True)):
-            matrices_ATT = relation_matrices(values_1TD, stream.relation_heads, ~padding_1T)[0]
-            refuse_infinite(matrices_ATT)
-            self.arrays[stream.path][start + row] = matrices_ATT.to(torch.float16).cpu().numpy()
+        paths = self.layout.coded_paths(stream.path)
+        for name, values in self.layout.codecs[stream.path].encode(values_ND).items():
+            rows = self.layout.rows_of(paths[name], first, first + len(values_BTD))
+            self.arrays[paths[name]][rows] = values
 
     def put_logits(
         self,
@@ -110,8 +99,7 @@ class BlockTargets:
         Only real places go through the head; `final_BMD` are final hidden states at the M places. `row_id_B` are the
         rows' numbers in the corpus, which decide what is drawn.
         """
-        spec, places = self.manifest.targets.logits, self.manifest.masked_per_row
-        assert spec is not None
+        codec, places = self.layout.logits, self.manifest.masked_per_row
         start = (masked_view * self.manifest.block_rows + first) * places
         places_P = real_BM.flatten().nonzero()[:, 0]
         if not len(places_P):
@@ -121,18 +109,18 @@ class BlockTargets:
         chunks = max(1, -(-len(places_P) // at_once))
         for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
             logits_PV, place_P = head(chunk_PD), chunk_P.cpu().numpy()
-            if self._draws is None:
-                self._put_topk(spec, start + place_P, logits_PV)
-            else:
+            if isinstance(codec, TopkCodec):
+                self._put_topk(codec, start + place_P, logits_PV)
+            elif self._draws is not None:
                 row_P, within_P = np.divmod(place_P, places)
                 points_PN = sample_points(
                     self.manifest.seed, row_id_B[row_P], masked_view, within_P, self._draws.shape[1]
                 )
                 self._draws[start + place_P] = draw_samples(logits_PV, points_PN, self.manifest.temperature)
 
-    def _put_topk(self, spec: LogitsSpec, columns: NDArray[np.int64], logits_PV: torch.Tensor) -> None:
-        topk = topk_log_probabilities(logits_PV, spec.entries, self.manifest.temperature)
-        for name, values in topk_codec(self.manifest, spec).encode(topk).items():
+    def _put_topk(self, codec: TopkCodec, columns: NDArray[np.int64], logits_PV: torch.Tensor) -> None:
+        topk = topk_log_probabilities(logits_PV, codec.entries, self.manifest.temperature)
+        for name, values in codec.encode(topk).items():
             self.arrays[f"logits/{name}"][..., columns] = values
 
     def finish(self) -> dict[str, NDArray[np.generic]]:
@@ -141,23 +129,18 @@ class BlockTargets:
         Raises:
             TeacherError: more values are beyond their packing than there is room for.
         """
-        for stream in self.streams:
-            if stream.calibration is not None:
-                self.arrays |= pack_stream(self.manifest, stream, self._codes.pop(stream.path))
-        if self._draws is not None:
-            self._pack_draws(self._draws)
+        for stream in self.layout.nmse_streams:
+            self.arrays |= pack_stream(self.layout, stream, self._codes.pop(stream.path))
+        if isinstance(self.layout.logits, SampleCodec) and self._draws is not None:
+            self._pack_draws(self.layout.logits, self._draws)
             self._draws = None
         return self.arrays
 
-    def _pack_draws(self, ids_PN: NDArray[np.int32]) -> None:
-        spec = self.manifest.targets.logits
-        assert spec is not None
-        paths, codec = draw_paths(self.manifest, spec), sample_codec(self.manifest, spec)
-        shapes = {array.path: array.block_shape for array in block_arrays(self.manifest)}
+    def _pack_draws(self, codec: SampleCodec, ids_PN: NDArray[np.int32]) -> None:
+        paths, views = self.layout.draw_paths, self.layout.arrays[DISTINCT].views
         for path in paths.values():
-            self.arrays[path] = np.zeros(shapes[path], dtype=np.uint8)
-        views = self.manifest.views_of(spec.view)
-        distinct_WP = self.arrays["logits/draws/distinct"].reshape(views, -1)
+            self.arrays[path] = np.zeros(self.layout.arrays[path].block_shape, dtype=np.uint8)
+        distinct_WP = self.arrays[DISTINCT].reshape(views, -1)
         for view, ids in enumerate(np.split(ids_PN, views)):
             packed = codec.pack(ids)
             distinct_WP[view] = packed.distinct_P

@@ -70,7 +70,7 @@ def run_streams(
         for one in run_views(manifest, teacher, tuple(streams), part, batch_rows, views):
             for stream in streams:
                 if stream.view == one.view:
-                    yield first, stream, stream_values(stream, one.outputs), one.real_BT
+                    yield first, stream, stream_values(stream, one.outputs, one.real_BT), one.real_BT
 
 
 def _run(

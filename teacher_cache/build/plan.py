@@ -16,8 +16,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import vector_streams
-from teacher_cache.contract.targets import nmse_target
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import METADATA, has_teacher
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.writer import GroupWriter
@@ -66,9 +65,11 @@ class BuildPlan:
     def rough(self) -> bool:
         """Whether the sample is too small for calibration, so that sizes may be off by a tenth or more."""
         tokens = self.sample_rows * self.manifest.seq_len
-        calibrated = any(nmse_target(stream.codec) is not None for stream in vector_streams(self.manifest))
-        few = calibrated and tokens < ENOUGH_PER_COMPONENT * self.manifest.teacher.hidden_size
-        return few and self.sample_rows < sum(group.rows for group in self.groups)
+        few = (
+            StoreLayout.of(self.manifest).nmse_streams
+            and tokens < ENOUGH_PER_COMPONENT * self.manifest.teacher.hidden_size
+        )
+        return bool(few) and self.sample_rows < sum(group.rows for group in self.groups)
 
     @property
     def tokens_per_second(self) -> float:

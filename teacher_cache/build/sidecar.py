@@ -15,7 +15,7 @@ from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import projection_path
+from teacher_cache.format.layout import StoreLayout, projection_path
 from teacher_cache.format.protocol import TEACHER, digest_object, has_teacher, write_teacher_files
 from teacher_cache.format.small_arrays import has_constant, write_constant
 from teacher_cache.models.attention import AttentionProjections
@@ -37,23 +37,23 @@ def reach_attention(
     """
     found = {}
     for group in groups:
-        for spec in group.manifest.targets.attention:
+        for layer in group.layout.attention:
             teacher.tap()
-            if spec.mode == "hidden" and spec.layer not in known:
-                projections = teacher.probe_attention(spec.layer)
+            if group.layout.attention_input(layer) is not None and layer not in known:
+                projections = teacher.probe_attention(layer)
                 assert projections is not None, "the store was built by the same weights"
-                found[spec.layer] = projections
+                found[layer] = projections
     return found
 
 
-def write_projections(storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]) -> None:
-    """Write the maps of attention layers in `hidden` mode, where they are not there yet."""
-    for spec in manifest.targets.attention:
-        for name in VECTORS if spec.mode == "hidden" else ():
+def write_projections(storage: Storage, layout: StoreLayout, projections: Mapping[int, AttentionProjections]) -> None:
+    """Write the maps of attention layers that are computed from a hidden state, where they are not there yet."""
+    for layer in layout.attention:
+        for name in () if layout.attention_input(layer) is None else VECTORS:
             for part in ("weight", "bias"):
-                path = projection_path(spec.layer, name, part)
+                path = projection_path(layer, name, part)
                 if not has_constant(storage, path):
-                    write_constant(storage, path, getattr(getattr(projections[spec.layer], name), part).numpy())
+                    write_constant(storage, path, getattr(getattr(projections[layer], name), part).numpy())
 
 
 def write_teacher(storage: Storage, teacher: Teacher) -> None:

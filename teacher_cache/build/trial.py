@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,10 +31,10 @@ from teacher_cache.build.passes import run_streams, run_views
 from teacher_cache.build.sidecar import write_projections
 from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
-from teacher_cache.contract.streams import VectorStream, vector_streams
-from teacher_cache.contract.targets import nmse_target
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.format.groups import Group
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     Commit,
@@ -88,14 +88,10 @@ class Trial:
         started = time.monotonic()
         manifest = writer.manifest
         missing = sorted(set(range(manifest.blocks)) - writer.committed())
-        uncalibrated = [
-            stream
-            for stream in vector_streams(manifest)
-            if nmse_target(stream.codec) is not None and stream.calibration is None
-        ]
-        wanted = self._affordable(manifest, passes=2 if uncalibrated else 1)
+        uncalibrated = writer.group.layout.uncalibrated
+        wanted = self._affordable(writer.group.layout, passes=2 if uncalibrated else 1)
         self.progress.note(f"trying {wanted} rows")
-        write_projections(self.draft, manifest, self.projections)
+        write_projections(self.draft, writer.group.layout, self.projections)
         for layer in manifest.targets.hidden_layers():
             write_constant(self.draft, f"hidden/{layer}/variance", np.array(0.0))
         if uncalibrated:
@@ -107,13 +103,14 @@ class Trial:
         self.protocol_bytes += _protocol_bytes(writer.group, missing, self.draft.written)
         return forecast(writer.group, missing, sample)
 
-    def _affordable(self, manifest: Manifest, passes: int) -> int:
+    def _affordable(self, layout: StoreLayout, passes: int) -> int:
         """How many rows the teacher reads so many times in the time there is, by timing it on a few of them."""
+        manifest = layout.manifest
         part = self.rows.read(0, min(_TIMED_ROWS, manifest.rows))
         for _ in ("to warm up", "to be timed"):
             started = time.monotonic()
             for one in run_views(
-                manifest, self.teacher, vector_streams(manifest), part, self.batch_rows, manifest.targets.views()
+                manifest, self.teacher, layout.streams, part, self.batch_rows, manifest.targets.views()
             ):
                 one.outputs.final_BTD.sum().item()  # wait for the device
         seconds = (time.monotonic() - started) / len(part.row_id_B)
@@ -121,7 +118,7 @@ class Trial:
         return min(max(affordable, _LEAST_ROWS), _MOST_ROWS, manifest.rows)
 
     def _calibrate(
-        self, manifest: Manifest, streams: list[VectorStream], wanted: int
+        self, manifest: Manifest, streams: Sequence[VectorStream], wanted: int
     ) -> dict[str, tuple[Transform, TransformRecord]]:
         """Transforms from the first rows whose codes take as many bits as those of the build."""
         started = time.monotonic()
@@ -130,15 +127,16 @@ class Trial:
         collected = time.monotonic()
         found = {}
         for stream in streams:
-            target = nmse_target(stream.codec)
-            assert target is not None
-            sample = samples.pop(stream.path)
-            found[stream.path] = calibrate(sample, target, stream_projections(stream, self.projections))
+            assert stream.target_nmse is not None
+            maps = stream_projections(stream, self.projections)
+            found[stream.path] = calibrate(samples.pop(stream.path), stream.target_nmse, maps)
         self.calibration_seconds += (collected - started) * used / wanted + time.monotonic() - collected
         return found
 
     @torch.inference_mode()
-    def _collect(self, manifest: Manifest, streams: list[VectorStream], wanted: int) -> dict[str, CalibrationSample]:
+    def _collect(
+        self, manifest: Manifest, streams: Sequence[VectorStream], wanted: int
+    ) -> dict[str, CalibrationSample]:
         samples = {stream.path: CalibrationSample() for stream in streams}
         fitted = fitted_rows(manifest, wanted)
         held = max(4, _TUNED_TOKENS // manifest.seq_len)
@@ -153,21 +151,22 @@ class Trial:
 
     def _sample(self, writer: GroupWriter, missing: list[int], wanted: int) -> MeasuredSample:
         """The first missing rows, coded as the build codes them; what the build does beside the teacher counts less."""
-        quantisers = load_quantisers(self.draft, writer.manifest, self.projections)
+        layout = writer.group.layout
+        quantisers = load_quantisers(self.draft, layout, self.projections)
         sizes: Counter[str] = Counter()
         taken, blocks, computing, packing = 0, 0, 0.0, 0.0
         for block in missing:
             first, last = writer.manifest.block_range(block)
             rows = self.rows.read(first, min(last, first + wanted - taken))
             started = time.monotonic()
-            targets = compute_block(writer.manifest, self.teacher, quantisers, rows, self.batch_rows)
+            targets = compute_block(layout, self.teacher, quantisers, rows, self.batch_rows)
             computed = time.monotonic()
             sizes.update(shard_sizes(writer, block, targets))
             computing, packing = computing + computed - started, packing + time.monotonic() - computed
             taken, blocks = taken + len(rows.row_id_B), blocks + 1
             if taken >= wanted:
                 break
-        empty = shard_sizes(writer, 0, BlockTargets(writer.manifest, quantisers)) if missing else {}
+        empty = shard_sizes(writer, 0, BlockTargets(layout, quantisers)) if missing else {}
         seconds = computing + packing / (os.cpu_count() or 1)
         return MeasuredSample(rows=taken, blocks=blocks, bytes_per_array=sizes, empty_bytes=empty, seconds=seconds)
 

@@ -13,16 +13,21 @@ from numpy.typing import NDArray
 from teacher_cache.errors import TeacherError
 
 Coded = Mapping[str, NDArray[np.generic]]
-"""The arrays of one coded stream by name; the last axis of each is the token."""
+"""The arrays of one coded stream by name. Tokens are along the last axis, or rows of tokens along the first one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodedArraySpec:
-    """One array that a codec writes: `components` values per token (None: one number per token, without that axis)."""
+    """One array that a codec writes: `components` values per token (None: one number per token, without that axis).
+
+    With a `row_shape`, the array has not tokens along its last axis but whole rows of them along its first, each of
+    this shape. An array without a `name` is the only one of its stream and has the stream's own path.
+    """
 
     name: str
     dtype: str
     components: int | None
+    row_shape: tuple[int, ...] | None = None
 
 
 class VectorCodec(Protocol):

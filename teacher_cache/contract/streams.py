@@ -6,10 +6,10 @@ stream: attention that is computed from a hidden state shares that of hidden-sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from teacher_cache.contract.manifest import Manifest, TransformRecord
-from teacher_cache.contract.targets import AttentionSpec, View
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, View, nmse_target
 
 VECTORS = ("query", "key", "value")
 """The three vectors of an attention layer, in the order in which weights are given."""
@@ -21,7 +21,7 @@ class VectorStream:
 
     `projected`: coded as the queries, keys and values that the next layer computes from this hidden state.
     `relation_heads`: what is kept of a token is its relation to each of T tokens in each of these heads.
-    `calibration` is set in calibrated `nmse` streams only.
+    `calibration` is set in calibrated `nmse` streams only. `width` counts the numbers kept of a token.
     """
 
     path: str
@@ -34,38 +34,44 @@ class VectorStream:
     relation_heads: int | None = None
     calibration: TransformRecord | None = None
 
+    @property
+    def target_nmse(self) -> float | None:
+        """The error that an `nmse` codec is calibrated to; None in a fixed precision."""
+        return nmse_target(self.codec)
+
 
 def vector_streams(manifest: Manifest) -> tuple[VectorStream, ...]:
     """Every stream of vectors that the store holds, each once."""
-    targets, width = manifest.targets, manifest.teacher.hidden_size
-    streams = [
-        VectorStream(
-            path=f"hidden/{spec.layer}",
-            source="hidden",
-            layer=spec.layer,
-            view=spec.view,
-            codec=spec.codec,
-            width=width,
-        )
-        for spec in targets.hidden
-    ]
-    for spec in targets.attention:
-        streams += _attention_streams(spec, width if spec.heads is None else spec.heads * manifest.seq_len)
-    return tuple(replace(stream, calibration=manifest.calibration.get(stream.path)) for stream in streams)
+    streams = [_hidden_stream(manifest, spec) for spec in manifest.targets.hidden]
+    for spec in manifest.targets.attention:
+        if spec.form != "shared":
+            streams += _read_from(manifest, spec)
+    return tuple(streams)
 
 
-def _attention_streams(spec: AttentionSpec, width: int) -> list[VectorStream]:
-    """The streams of an attention target's own: none where it shares a hidden state."""
+def attention_streams(manifest: Manifest) -> dict[int, tuple[VectorStream, ...]]:
+    """What each attention target is read from, by its layer: whatever its form, these streams say how it is held.
+
+    One stream of hidden states, from which queries, keys and values are computed, or a stream for each of the three. A
+    hidden state that is shared may be in another group than the attention.
+    """
+    return {spec.layer: tuple(_read_from(manifest, spec)) for spec in manifest.targets.attention}
+
+
+def _read_from(manifest: Manifest, spec: AttentionSpec) -> list[VectorStream]:
     if spec.form == "shared":
-        return []
-    if spec.mode == "hidden":
-        sources: dict[str, tuple[str, int]] = {spec.form: ("hidden", spec.layer - 1)}
-    else:
+        return [_hidden_stream(manifest, HiddenSpec(layer=spec.layer - 1, codec=spec.codec, view=spec.view))]
+    width = manifest.teacher.hidden_size
+    if spec.form in ("vectors", "matrix"):
         folder = "relations/" if spec.form == "matrix" else ""
+        width = width if spec.heads is None else spec.heads * manifest.seq_len
         sources = {f"{folder}{vector}": (vector, spec.layer) for vector in VECTORS}
+    else:
+        sources = {spec.form: ("hidden", spec.layer - 1)}
+    paths = {name: f"attention/{spec.layer}/{name}" for name in sources}
     return [
         VectorStream(
-            path=f"attention/{spec.layer}/{name}",
+            path=paths[name],
             source=source,
             layer=layer,
             view=spec.view,
@@ -73,19 +79,20 @@ def _attention_streams(spec: AttentionSpec, width: int) -> list[VectorStream]:
             width=width,
             projected=spec.form == "projected",
             relation_heads=spec.heads,
+            calibration=manifest.calibration.get(paths[name]),
         )
         for name, (source, layer) in sources.items()
     ]
 
 
-def attention_input_path(spec: AttentionSpec) -> str:
-    """Where that lies from which the queries, keys and values of a `hidden`-mode attention target are computed."""
-    return f"hidden/{spec.layer - 1}" if spec.form == "shared" else f"attention/{spec.layer}/{spec.form}"
-
-
-def attention_folders(spec: AttentionSpec) -> tuple[str, ...]:
-    """The folders that an attention target is read from."""
-    if spec.mode == "hidden":
-        return (attention_input_path(spec),)
-    names = ("relations",) if spec.form == "matrix" else VECTORS
-    return tuple(f"attention/{spec.layer}/{name}" for name in names)
+def _hidden_stream(manifest: Manifest, spec: HiddenSpec) -> VectorStream:
+    path = f"hidden/{spec.layer}"
+    return VectorStream(
+        path=path,
+        source="hidden",
+        layer=spec.layer,
+        view=spec.view,
+        codec=spec.codec,
+        width=manifest.teacher.hidden_size,
+        calibration=manifest.calibration.get(path),
+    )

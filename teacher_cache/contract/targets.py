@@ -108,7 +108,7 @@ class AttentionSpec:
 
     @property
     def mode(self) -> RelationMode:
-        """What `--relations` calls it."""
+        """What `--relations` calls it. How it is held is said by its streams, `contract/streams.py`."""
         modes: dict[AttentionForm, RelationMode] = {"vectors": "qkv", "matrix": "matrix"}
         return modes.get(self.form, "hidden")
 

@@ -25,7 +25,6 @@ from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows
 from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.format.groups import read_groups
-from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import TEACHER, Commit, has_teacher, read_teacher_files, write_teacher_files
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.small_arrays import has_constant, read_constant, write_constant
@@ -74,7 +73,7 @@ def derive_store(settings: DeriveSettings, progress: DeriveProgress) -> DeriveRe
 def derive_into(storage: Storage, settings: DeriveSettings, progress: DeriveProgress) -> DeriveReport:
     """`derive_store` for a destination that is at hand."""
     reader = CacheReader.open(settings.src)
-    derivation = plan_derivation(reader.manifest, settings)
+    derivation = plan_derivation(reader.layout, settings)
     _refuse_same_place(reader.storage, storage)
     job = _Job(SourceRows(reader), derivation, storage, progress)
     begun = job.is_calibrated()
@@ -151,7 +150,7 @@ class _Job:
         _copy_teacher(self.source.reader, self.storage)
         if found and not writer.manifest.calibration:
             writer = keep_calibration(writer, found)
-        for path in constant_paths(writer.manifest):
+        for path in writer.group.layout.constants:
             # projections and variances; those of the transforms are there
             if not has_constant(self.storage, path):
                 write_constant(self.storage, path, read_constant(self.source.reader.storage, path))
@@ -161,7 +160,7 @@ class _Job:
     def _write_blocks(self, writer: GroupWriter, missing: list[int]) -> Generator[Commit]:
         """Derive and commit blocks, a few at a time."""
         coders = load_coders(self.source, self.derivation, self.storage)
-        deriver = BlockDeriver(self.source, self.derivation, writer.manifest, coders)
+        deriver = BlockDeriver(self.source, self.derivation, writer.group.layout, coders)
         threads = writer_threads(_MOST_THREADS)
 
         def write(block: int) -> Commit:
@@ -208,7 +207,8 @@ def _refuse_differences(storage: Storage, have: Manifest, derivation: Derivation
             f"{origin.target.path}: it has other codes than {origin.source.path} of SRC"
             for origin in derivation.origins
             if origin.way == "kept"
-            and have.calibration.get(origin.target.path) != derivation.source.calibration.get(origin.source.path)
+            and have.calibration.get(origin.target.path)
+            != derivation.source.manifest.calibration.get(origin.source.path)
         ]
     if lines:
         raise StoreError(

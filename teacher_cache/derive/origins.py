@@ -23,7 +23,7 @@ from typing import Literal
 
 from teacher_cache.contract.layers import parse_layers
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VectorStream, attention_input_path, vector_streams
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import (
     FIXED_PRECISIONS,
     AttentionForm,
@@ -37,6 +37,7 @@ from teacher_cache.contract.targets import (
 )
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.errors import SettingsError, TargetsError
+from teacher_cache.format.layout import StoreLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,42 +52,43 @@ class StreamOrigin:
         """What is done to it."""
         if self.target.codec == self.source.codec:
             return "kept"
-        return "recoded" if nmse_target(self.source.codec) is None else "coarsened"
+        return "recoded" if self.source.target_nmse is None else "coarsened"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation:
     """A derived store before it is calibrated: its rows are those from `first` on of the source."""
 
-    source: Manifest
+    source: StoreLayout
     manifest: Manifest
     first: int
 
     @cached_property
     def origins(self) -> tuple[StreamOrigin, ...]:
         """Where each stream comes from."""
-        held = {stream.path: stream for stream in vector_streams(self.source)}
+        held = {stream.path for stream in self.source.streams}
         return tuple(
-            StreamOrigin(target=stream, source=held[self._source_path(stream, held)])
-            for stream in vector_streams(self.manifest)
+            StreamOrigin(target=stream, source=self.source.stream(self._source_path(stream, held)))
+            for stream in StoreLayout.of(self.manifest).streams
         )
 
     def _source_path(self, stream: VectorStream, held: Iterable[str]) -> str:
         if stream.path in held:
             return stream.path
         # the input of an attention layer, under another name
-        spec = self.source.targets.find_attention(stream.layer + 1)
-        assert spec is not None
-        return attention_input_path(spec)
+        shared = self.source.attention_input(stream.layer + 1)
+        assert shared is not None
+        return shared.path
 
 
-def plan_derivation(source: Manifest, settings: DeriveSettings) -> Derivation:
+def plan_derivation(layout: StoreLayout, settings: DeriveSettings) -> Derivation:
     """What the settings make of a source.
 
     Raises:
         TargetsError: the source lacks a layer or target that is asked for.
         SettingsError: more rows, more entries or a finer precision are asked for than the source has.
     """
+    source = layout.manifest
     first, stop = _row_range(source, settings)
     manifest = replace(
         source,
@@ -98,7 +100,7 @@ def plan_derivation(source: Manifest, settings: DeriveSettings) -> Derivation:
         command=f"{shlex.join(sys.argv)}; {settings.src} was made {source.created} by: {source.command}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return Derivation(source=source, manifest=manifest, first=first)
+    return Derivation(source=layout, manifest=manifest, first=first)
 
 
 def _row_range(source: Manifest, settings: DeriveSettings) -> tuple[int, int]:

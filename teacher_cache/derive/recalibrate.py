@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.nmse import GROUP, CalibrationSample, Quantiser, Transform, bisect_step, calibrate, share_rows
 from teacher_cache.codecs.packing import choose_packings
 from teacher_cache.contract.manifest import TransformRecord
 from teacher_cache.contract.streams import VECTORS
-from teacher_cache.contract.targets import nmse_target
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.recode import Coarsening, Coder
 from teacher_cache.derive.rounding import CodedSample
@@ -43,11 +41,11 @@ def recalibrate(source: SourceRows, derivation: Derivation, note: Callable[[str]
     """
     found = {}
     for origin in derivation.origins:
-        if nmse_target(origin.target.codec) is None:
+        if origin.target.target_nmse is None:
             continue
         path = origin.target.path
         if origin.way == "kept":
-            record = derivation.source.calibration[origin.source.path]
+            record = derivation.source.manifest.calibration[origin.source.path]
             found[path] = (read_transform(source.reader.storage, origin.source.path), record)
             continue
         found[path] = (_coarsen if origin.way == "coarsened" else _recode)(source, derivation, origin)
@@ -63,7 +61,7 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
     """
     coders: dict[str, Coder] = {}
     for origin in derivation.origins:
-        if nmse_target(origin.target.codec) is None or origin.way == "kept":
+        if origin.target.target_nmse is None or origin.way == "kept":
             continue
         transform = read_transform(storage, origin.target.path)
         if origin.way == "recoded":
@@ -94,7 +92,9 @@ def _sample(derivation: Derivation) -> dict[str, list[SourcePiece]]:
     for name, count in zip(("fit", "tune", "check"), shares, strict=True):
         # a store of one or two rows has the same rows for everything
         start = min(start, rows - count)
-        found[name] = find_pieces(derivation.source, derivation.first + start, derivation.first + start + count)
+        found[name] = find_pieces(
+            derivation.source.manifest, derivation.first + start, derivation.first + start + count
+        )
         start += count
     return found
 
@@ -102,7 +102,7 @@ def _sample(derivation: Derivation) -> dict[str, list[SourcePiece]]:
 def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -> Calibrated:
     """nmse:a -> nmse:b in the coordinates of the source."""
     sample = _sample(derivation)
-    record, target = origin.source.calibration, nmse_target(origin.target.codec)
+    record, target = origin.source.calibration, origin.target.target_nmse
     assert record is not None and target is not None
 
     def codes_NK(name: str) -> NDArray[np.int16]:
@@ -129,7 +129,7 @@ def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -
 
 def _recode(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -> Calibrated:
     """A fixed precision -> nmse:b: calibrated as in a build, on decoded vectors."""
-    target, codec = nmse_target(origin.target.codec), make_codec(origin.source.codec)
+    target, codec = origin.target.target_nmse, derivation.source.codecs[origin.source.path]
     assert target is not None
     projections = _projections(source, origin)
     weight_H = _squared_weights(projections, origin.source.width)

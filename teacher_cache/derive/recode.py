@@ -18,15 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.fixed import make_codec
-from teacher_cache.codecs.logits import TopkEntries
+from teacher_cache.codecs.logits import TopkCodec, TopkEntries
 from teacher_cache.codecs.nmse import Quantiser
-from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VectorStream, vector_streams
-from teacher_cache.contract.targets import LogitsSpec
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
-from teacher_cache.format.layout import block_arrays, draw_paths, topk_codec
+from teacher_cache.format.layout import DISTINCT, StoreLayout
 from teacher_cache.format.packed_streams import pack_stream
 from teacher_cache.format.writer import BlockValues
 
@@ -61,18 +58,17 @@ def cut_topk(topk: TopkEntries, entries: int) -> TopkEntries:
 class BlockDeriver:
     """The blocks of a derived store. Thread-safe.
 
-    `manifest` is its own, calibrated; `coders` has, by path, those of streams that are calibrated and not kept.
+    `layout` is its own, calibrated; `coders` has, by path, those of streams that are calibrated and not kept.
     """
 
     def __init__(
-        self, source: SourceRows, derivation: Derivation, manifest: Manifest, coders: Mapping[str, Coder]
+        self, source: SourceRows, derivation: Derivation, layout: StoreLayout, coders: Mapping[str, Coder]
     ) -> None:
         self.source = source
         self.derivation = derivation
-        self.manifest = manifest
+        self.layout = layout
+        self.manifest = layout.manifest
         self.coders = coders
-        self.specs = {spec.path: spec for spec in block_arrays(manifest)}
-        self.streams = {stream.path: stream for stream in vector_streams(manifest)}
 
     def derive(self, block: int) -> BlockValues:
         """Every array of a block: numbers, or the bytes of a shard that is the same in the source.
@@ -86,54 +82,39 @@ class BlockDeriver:
         begin, end = self.source.manifest.block_range(pieces[0].block)
         whole = (pieces[0].start, pieces[0].stop) == (0, end - begin) and len(pieces) == 1
         values: BlockValues = {}
-        for path in self._paths("input_ids", "length", "row_id", "document", "masked"):
-            values[path] = self._shard(path, pieces) if whole else self._move_rows(path, pieces)
+        for path in self.layout.arrays_in("input_ids", "length", "row_id", "document", "masked"):
+            values[path] = self._shard(path, pieces) if whole else self._move(path, path, pieces)
         values |= self._logits(pieces, whole)
         for origin in self.derivation.origins:
             values |= self._stream(origin, pieces, whole)
         return values
 
-    def _paths(self, *folders: str) -> list[str]:
-        return [path for path in self.specs if path in folders or path.startswith(tuple(f"{one}/" for one in folders))]
-
     def _shard(self, path: str, pieces: list[SourcePiece]) -> bytes:
         return self.source.reader.read_shard(path, pieces[0].block)
 
     def _empty(self, path: str) -> NDArray[Any]:
-        return np.zeros(self.specs[path].block_shape, dtype=self.specs[path].dtype)
+        return np.zeros(self.layout.arrays[path].block_shape, dtype=self.layout.arrays[path].dtype)
 
-    def _move_rows(self, path: str, pieces: list[SourcePiece]) -> NDArray[Any]:
-        """An array whose first axis is [W * R]."""
+    def _move(self, path: str, source_path: str, pieces: list[SourcePiece]) -> NDArray[Any]:
+        """An array in which every row has its place, put together from what the source has of its rows."""
         target, rows = self._empty(path), self.manifest.block_rows
-        shape = (-1, rows, *target.shape[1:])
         for piece in pieces:
-            values = self.source.reader.load_array(path, piece.block).reshape(shape)
-            target.reshape(shape)[:, piece.target] = values[:, piece.start : piece.stop]
-        return target
-
-    def _move_columns(self, path: str, source_path: str, per_row: int, pieces: list[SourcePiece]) -> NDArray[Any]:
-        """An array whose last axis is [W * R * per_row]."""
-        target = self._empty(path)
-        shape = (*target.shape[:-1], -1, self.manifest.block_rows, per_row)
-        for piece in pieces:
-            values = self.source.reader.load_array(source_path, piece.block).reshape(shape)
-            target.reshape(shape)[..., piece.target, :] = values[..., piece.start : piece.stop, :]
+            values = self.source.reader.load_array(source_path, piece.block)
+            for first in range(0, self.layout.arrays[path].views * rows, rows):
+                into = self.layout.rows_of(path, first + piece.target.start, first + piece.target.stop)
+                target[into] = values[self.layout.rows_of(path, first + piece.start, first + piece.stop)]
         return target
 
     def _stream(self, origin: StreamOrigin, pieces: list[SourcePiece], whole: bool) -> BlockValues:
         target, source = origin.target.path, origin.source.path
         # by folder name: attention/3/input may come from hidden/2
-        paths = {path: source + path.removeprefix(target) for path in self._paths(target)}
+        paths = {path: source + path.removeprefix(target) for path in self.layout.arrays_in(target)}
         if origin.way == "kept" and whole:
             return {path: self._shard(before, pieces) for path, before in paths.items()}
         if target in self.manifest.calibration:
-            return {**pack_stream(self.manifest, self.streams[target], self._codes(origin, pieces))}
-        if origin.target.relation_heads is not None:
-            return {path: self._move_rows(path, pieces) for path in paths}
+            return {**pack_stream(self.layout, self.layout.stream(target), self._codes(origin, pieces))}
         if origin.way == "kept":
-            return {
-                path: self._move_columns(path, before, self.manifest.seq_len, pieces) for path, before in paths.items()
-            }
+            return {path: self._move(path, before, pieces) for path, before in paths.items()}
         return self._recode(origin.target, origin.source, pieces)
 
     def _codes(self, origin: StreamOrigin, pieces: list[SourcePiece]) -> NDArray[np.int16]:
@@ -158,31 +139,28 @@ class BlockDeriver:
 
     def _recode(self, stream: VectorStream, source: VectorStream, pieces: list[SourcePiece]) -> BlockValues:
         """A stream in another fixed precision; padding is zeros and stays so."""
-        codec, positions = make_codec(stream.codec), self.manifest.seq_len
-        coded = {spec.name: self._empty(f"{stream.path}/{spec.name}") for spec in codec.arrays(stream.width)}
+        codec = self.layout.codecs[stream.path]
+        paths = self.layout.coded_paths(stream.path)
+        coded = {path: self._empty(path) for path in paths.values()}
         for piece in pieces:
             for view, values_ND in enumerate(self.source.values(source, piece)):
-                first = (view * self.manifest.block_rows + piece.to) * positions
+                first = view * self.manifest.block_rows
                 for name, values in codec.encode(values_ND).items():
-                    coded[name][..., first : first + len(values_ND)] = values
-        return {f"{stream.path}/{name}": values for name, values in coded.items()}
+                    into = self.layout.rows_of(paths[name], first + piece.target.start, first + piece.target.stop)
+                    coded[paths[name]][into] = values
+        return {**coded}
 
     def _logits(self, pieces: list[SourcePiece], whole: bool) -> BlockValues:
-        spec, before = self.manifest.targets.logits, self.source.manifest.targets.logits
-        if spec is None or before is None:
-            return {}
-        if spec != before:
-            return self._cut_logits(spec, before, pieces)
-        paths = self._paths("logits")
+        codec, decoder = self.layout.logits, self.source.reader.layout.logits
+        if isinstance(codec, TopkCodec) and isinstance(decoder, TopkCodec) and codec != decoder:
+            return self._cut_logits(codec, decoder, pieces)
+        paths = self.layout.arrays_in("logits")
         if whole:
             return {path: self._shard(path, pieces) for path in paths}
-        ragged = draw_paths(self.manifest, spec).values() if spec.form == "sample" else ()
-        values: BlockValues = {
-            path: self._move_columns(path, path, self.manifest.masked_per_row, pieces)
-            for path in paths
-            if path not in ragged
+        ragged = self.layout.draw_paths.values()
+        return {
+            path: self._move_draws(path, pieces) if path in ragged else self._move(path, path, pieces) for path in paths
         }
-        return values | {path: self._move_draws(path, pieces) for path in ragged}
 
     def _move_draws(self, path: str, pieces: list[SourcePiece]) -> NDArray[Any]:
         """An array [W, room] of what lies place after place, as many entries each as `distinct` says."""
@@ -190,7 +168,7 @@ class BlockDeriver:
         held_W = np.zeros(len(target), dtype=np.int64)
         for piece in pieces:
             entries = self.source.reader.load_array(path, piece.block)
-            distinct = self.source.reader.load_array("logits/draws/distinct", piece.block).reshape(len(target), -1)
+            distinct = self.source.reader.load_array(DISTINCT, piece.block).reshape(len(target), -1)
             for view, distinct_P in enumerate(distinct):
                 first = int(distinct_P[: piece.start * places].sum(dtype=np.int64))
                 size = int(distinct_P[piece.start * places : piece.stop * places].sum(dtype=np.int64))
@@ -198,9 +176,8 @@ class BlockDeriver:
                 held_W[view] += size
         return target
 
-    def _cut_logits(self, spec: LogitsSpec, before: LogitsSpec, pieces: list[SourcePiece]) -> BlockValues:
+    def _cut_logits(self, codec: TopkCodec, decoder: TopkCodec, pieces: list[SourcePiece]) -> BlockValues:
         """Fewer ids, or log-probabilities in another codec. Places without a masked position stay zeros."""
-        codec, decoder = topk_codec(self.manifest, spec), topk_codec(self.source.manifest, before)
         coded = {one.name: self._empty(f"logits/{one.name}") for one in codec.arrays()}
         rows, places = self.manifest.block_rows, self.manifest.masked_per_row
         for piece in pieces:
@@ -210,7 +187,7 @@ class BlockDeriver:
             from_E = (view_E * rows + row_E + piece.start) * places + place_E
             to_E = (view_E * rows + row_E + piece.to) * places + place_E
             held = {one.name: load(f"logits/{one.name}", piece.block)[..., from_E] for one in decoder.arrays()}
-            topk = cut_topk(decoder.decode({name: torch.from_numpy(one) for name, one in held.items()}), spec.entries)
+            topk = cut_topk(decoder.decode({name: torch.from_numpy(one) for name, one in held.items()}), codec.entries)
             for name, values in codec.encode(topk).items():
                 coded[name][..., to_E] = values
         return {f"logits/{name}": values for name, values in coded.items()}

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VectorStream
@@ -83,13 +82,13 @@ class SourceRows:
 
     def values(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:
         """[N, D] vectors of a stream in a fixed precision, view by view."""
-        codec, positions = make_codec(stream.codec), self.manifest.seq_len
-        coded = {
-            spec.name: self.reader.load_array(f"{stream.path}/{spec.name}", piece.block)
-            for spec in codec.arrays(stream.width)
-        }
+        codec, layout = self.reader.layout.codecs[stream.path], self.reader.layout
+        paths = layout.coded_paths(stream.path)
+        coded = {name: self.reader.load_array(path, piece.block) for name, path in paths.items()}
         for view in range(self.manifest.views_of(stream.view)):
             first = view * self.manifest.block_rows
-            tokens = slice((first + piece.start) * positions, (first + piece.stop) * positions)
-            parts = {name: np.ascontiguousarray(values[..., tokens]) for name, values in coded.items()}
-            yield codec.decode({name: torch.from_numpy(values) for name, values in parts.items()})
+            parts = {}
+            for name, values in coded.items():
+                rows = layout.rows_of(paths[name], first + piece.start, first + piece.stop)
+                parts[name] = torch.from_numpy(np.ascontiguousarray(values[rows]))
+            yield codec.decode(parts)

@@ -18,7 +18,7 @@ from functools import cached_property
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, TargetSpecs, describe_targets
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import ArraySpec, block_arrays
+from teacher_cache.format.layout import ArraySpec, StoreLayout
 from teacher_cache.format.protocol import (
     COMMITS,
     EXTENSIONS,
@@ -48,9 +48,14 @@ class Group:
     seal: Seal | None
 
     @cached_property
-    def arrays(self) -> dict[str, ArraySpec]:
+    def layout(self) -> StoreLayout:
+        """What lies where."""
+        return StoreLayout.of(self.manifest)
+
+    @property
+    def arrays(self) -> Mapping[str, ArraySpec]:
         """The arrays that are written block by block, by path."""
-        return {spec.path: spec for spec in block_arrays(self.manifest)}
+        return self.layout.arrays
 
     @property
     def name(self) -> str:
@@ -66,8 +71,9 @@ class Group:
     @cached_property
     def needs(self) -> frozenset[str]:
         """What it is read with and does not hold itself."""
-        shared = [spec for spec in self.manifest.targets.attention if spec.form == "shared"]
-        inputs = [HiddenSpec(layer=spec.layer - 1, codec=spec.codec, view=spec.view) for spec in shared]
+        streams = [stream for read_from in self.layout.attention.values() for stream in read_from]
+        lacking = [stream for stream in streams if stream not in self.layout.streams]
+        inputs = [HiddenSpec(layer=stream.layer, codec=stream.codec, view=stream.view) for stream in lacking]
         return frozenset([*_describe_hidden(inputs), *self._masks]) - self.holds
 
     @property

@@ -8,7 +8,7 @@ W * R * T tokens (token ((w * R) + r) * T + t is position t of row r in view w),
     length, row_id, document  [blocks, R]             real positions; number in the corpus; number of its first document
     masked/positions, masked/original_ids, masked/replacement_ids  [blocks, W*R, M],  masked/count  [blocks, W*R]
     logits/ids/{low,middle,high}  [blocks, K, P]  uint8  bytes of the ids, most probable first: as many as V needs
-    logits/log_probs     [blocks, K, P]               as coded by `distribution_codec.py`
+    logits/log_probs     [blocks, K, P]               as coded by `codecs/logits.py`
     logits/log_tail      [blocks, P]       float16    log of the mass outside the K ids
     hidden/<l>/…         [blocks, D, N]               as coded by the vector codec
     attention/<l>/input/…, attention/<l>/{query,key,value}/…  likewise
@@ -37,57 +37,144 @@ Nothing here touches a disk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from types import EllipsisType
+from typing import Self
 
-from teacher_cache.codecs.base import CodedArraySpec
+from teacher_cache.codecs.base import CodedArraySpec, VectorCodec
 from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec
 from teacher_cache.codecs.packing import ranges
+from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VECTORS, VectorStream, vector_streams
-from teacher_cache.contract.targets import LogitsSpec, nmse_target
+from teacher_cache.contract.streams import VECTORS, VectorStream, attention_streams, vector_streams
 
-ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
+_ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
 """Arrays of one number per row, with their types."""
 _CHUNK_BYTES = 2**19
 _ESCAPES_PER_CHUNK = 2**14
 _VALUES_PER_ESCAPE = 16
 _DRAWS_PER_CHUNK = 2**15
 _DRAWS = "logits/draws"
+DISTINCT = f"{_DRAWS}/distinct"
+"""How many distinct ids each place has, where drawn ids are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """One array of the store: the shape of a block of it, and of the chunks that block is compressed in."""
+    """One array of the store: the shape of a block of it, and of the chunks that block is compressed in.
+
+    A block holds `views` views one after another along `view_axis`, 0 or -1; None where there is one for all views, as
+    of the ids. A *ragged* array, [W, room], is filled in part only: `counted_by` is the path of the array whose numbers
+    for a view add up to how many entries it has there.
+    """
 
     path: str
     dtype: str
     block_shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]
+    view_axis: int | None = None
+    views: int = 1
+    counted_by: str | None = None
+
+    def part_of_view(self, view: int) -> tuple[slice, ...]:
+        """The range of a block along each axis that belongs to one view; of a ragged array with all of its room."""
+        part = [slice(0, length) for length in self.block_shape]
+        if self.view_axis is not None:
+            size = self.block_shape[self.view_axis] // self.views
+            part[self.view_axis] = slice(view * size, (view + 1) * size)
+        return tuple(part)
 
 
-def has_rows_first(path: str) -> bool:
-    """Whether the axis behind the blocks has the rows of every view, W * R, and not its last axis tokens or places."""
-    return path.startswith("masked/") or "/relations/" in path
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoreLayout:
+    """All that a manifest implies about what lies where: worked out once, by `of`, and held by whoever needs it.
 
+    `streams` are the streams of vectors that are stored; `attention` has those that each attention layer is read from.
+    `codecs` are those of streams in a fixed precision, by the stream's path (streams in an `nmse` codec have
+    transforms), and `logits` is the codec of the output distribution. `arrays` are written
+    block by block, by path; of an `nmse` stream there are none before it is calibrated. `constants` are the paths of
+    the arrays that are not cut into blocks.
+    """
 
-def constant_paths(manifest: Manifest) -> tuple[str, ...]:
-    """Every array that is not cut into blocks."""
-    paths = [
-        f"{stream.path}/{name}"
-        for stream in vector_streams(manifest)
-        if nmse_target(stream.codec) is not None
-        for name in ("basis", "mean", "step")
-    ]
-    paths += [f"hidden/{layer}/variance" for layer in manifest.targets.hidden_layers()]
-    paths += [
-        projection_path(spec.layer, name, part)
-        for spec in manifest.targets.attention
-        if spec.mode == "hidden"
-        for name in VECTORS
-        for part in ("weight", "bias")
-    ]
-    return tuple(paths)
+    manifest: Manifest
+    streams: tuple[VectorStream, ...]
+    attention: Mapping[int, tuple[VectorStream, ...]]
+    codecs: Mapping[str, VectorCodec]
+    logits: TopkCodec | SampleCodec | None
+    arrays: Mapping[str, ArraySpec]
+    constants: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The layout of the store, or of the group of one, that this manifest describes."""
+        streams, attention = vector_streams(manifest), attention_streams(manifest)
+        codecs = {stream.path: _vector_codec(stream) for stream in streams if stream.target_nmse is None}
+        logits = _logits_codec(manifest)
+        arrays = [*_input_arrays(manifest), *_logits_arrays(manifest, logits)]
+        for stream in streams:
+            arrays += _stream_arrays(manifest, stream, codecs.get(stream.path))
+        return cls(
+            manifest=manifest,
+            streams=streams,
+            attention=attention,
+            codecs=codecs,
+            logits=logits,
+            arrays={spec.path: spec for spec in arrays},
+            constants=_constant_paths(manifest, streams, attention),
+        )
+
+    def stream(self, path: str) -> VectorStream:
+        """The stream that lies under `path`."""
+        return self._streams_by_path[path]
+
+    @cached_property
+    def _streams_by_path(self) -> dict[str, VectorStream]:
+        return {stream.path: stream for stream in self.streams}
+
+    def attention_input(self, layer: int) -> VectorStream | None:
+        """The hidden state from which the attention of a layer is computed; None where its own vectors are stored."""
+        return _attention_input(self.attention[layer])
+
+    @cached_property
+    def nmse_streams(self) -> tuple[VectorStream, ...]:
+        """The streams in an `nmse` codec."""
+        return tuple(stream for stream in self.streams if stream.target_nmse is not None)
+
+    @cached_property
+    def uncalibrated(self) -> tuple[VectorStream, ...]:
+        """The streams that must be calibrated before a block can be written."""
+        return tuple(stream for stream in self.nmse_streams if stream.calibration is None)
+
+    @cached_property
+    def draw_paths(self) -> dict[str, str]:
+        """Where each array of one byte a drawn id lies, by its codec's name for it; empty where no ids are drawn."""
+        return _draw_paths(self.logits) if isinstance(self.logits, SampleCodec) else {}
+
+    def coded_paths(self, stream: str) -> dict[str, str]:
+        """Where each array of a stream in a fixed precision lies, by its codec's name for it."""
+        specs = self.codecs[stream].arrays(self.stream(stream).width)
+        return {spec.name: _coded_path(stream, spec) for spec in specs}
+
+    def arrays_in(self, *folders: str) -> list[str]:
+        """The paths of the arrays that are one of these folders or lie below one, in the order of `arrays`."""
+        inside = tuple(f"{folder}/" for folder in folders)
+        return [path for path in self.arrays if f"{path}/".startswith(inside)]
+
+    def rows_of(self, path: str, start: int, stop: int) -> tuple[slice | EllipsisType, ...]:
+        """Where rows start..stop lie in a block of an array, row w * R + r being row r of view w.
+
+        Rows are along the first axis, or their tokens or places are along the last. Packed codes and ragged arrays have
+        no such places.
+        """
+        spec = self.arrays[path]
+        if spec.view_axis != -1:
+            return (slice(start, stop),)
+        per_row = spec.block_shape[-1] // (spec.views * self.manifest.block_rows)
+        return ..., slice(start * per_row, stop * per_row)
 
 
 def projection_path(layer: int, vector: str, part: str) -> str:
@@ -95,46 +182,86 @@ def projection_path(layer: int, vector: str, part: str) -> str:
     return f"attention/{layer}/projection/{vector}/{part}"
 
 
-def block_arrays(manifest: Manifest) -> tuple[ArraySpec, ...]:
-    """Every array that is written block by block."""
+def _vector_codec(stream: VectorStream) -> VectorCodec:
+    return make_codec(stream.codec) if stream.relation_heads is None else RelationCodec(stream.relation_heads)
+
+
+def _attention_input(read_from: tuple[VectorStream, ...]) -> VectorStream | None:
+    return read_from[0] if read_from[0].source == "hidden" else None
+
+
+def _constant_paths(
+    manifest: Manifest, streams: tuple[VectorStream, ...], attention: Mapping[int, tuple[VectorStream, ...]]
+) -> tuple[str, ...]:
+    paths = [
+        f"{stream.path}/{name}"
+        for stream in streams
+        if stream.target_nmse is not None
+        for name in ("basis", "mean", "step")
+    ]
+    paths += [f"hidden/{layer}/variance" for layer in manifest.targets.hidden_layers()]
+    paths += [
+        projection_path(layer, name, part)
+        for layer, read_from in attention.items()
+        if _attention_input(read_from) is not None
+        for name in VECTORS
+        for part in ("weight", "bias")
+    ]
+    return tuple(paths)
+
+
+def _input_arrays(manifest: Manifest) -> list[ArraySpec]:
+    """The rows and their masks, unless an earlier group holds them."""
     rows, positions = manifest.block_rows, manifest.seq_len
     arrays = []
     if not manifest.inputs_held:
-        arrays = [_array("input_ids", "int32", rows, positions)]
-        arrays += [_array(name, dtype, rows) for name, dtype in ROW_ARRAYS]
+        arrays = [_whole("input_ids", "int32", rows, positions)]
+        arrays += [_whole(name, dtype, rows) for name, dtype in _ROW_ARRAYS]
     if "masked" in manifest.targets.views() and "masked" not in manifest.inputs_held:
-        masked_rows, places = manifest.views * rows, manifest.masked_per_row
+        views, places = manifest.views, manifest.masked_per_row
         arrays += [
-            _array(f"masked/{name}", "int32", masked_rows, places)
+            _whole(f"masked/{name}", "int32", views * rows, places, views=views)
             for name in ("positions", "original_ids", "replacement_ids")
         ]
-        arrays.append(_array("masked/count", "int32", masked_rows))
-    if manifest.targets.logits is not None:
-        arrays += _logits_arrays(manifest, manifest.targets.logits)
-    for stream in vector_streams(manifest):
-        views = manifest.views_of(stream.view)
-        if nmse_target(stream.codec) is not None:
-            arrays += _packed_arrays(stream, views, rows * positions)
-            continue
-        if stream.relation_heads is not None:
-            arrays.append(_relation_array(stream, views * rows, positions))
-            continue
-        arrays += [
-            _coded(stream.path, spec, views, rows * positions) for spec in make_codec(stream.codec).arrays(stream.width)
-        ]
-    return tuple(arrays)
+        arrays.append(_whole("masked/count", "int32", views * rows, views=views))
+    return arrays
 
 
-def _relation_array(stream: VectorStream, rows: int, positions: int) -> ArraySpec:
-    """Chunks hold some heads of one row, so that a reader can take any rows."""
-    heads, itemsize = stream.relation_heads or 0, 2
-    wanted = max(1, _CHUNK_BYTES // (positions**2 * itemsize))
-    return ArraySpec(
-        path=stream.path,
-        dtype=stream.codec,
-        block_shape=(rows, heads, positions, positions),
-        chunk_shape=(1, _largest_divisor(heads, wanted), positions, positions),
-    )
+def _logits_codec(manifest: Manifest) -> TopkCodec | SampleCodec | None:
+    spec, vocab_size = manifest.targets.logits, manifest.teacher.vocab_size
+    if spec is None:
+        return None
+    if spec.form == "sample":
+        return SampleCodec(draws=spec.entries, vocab_size=vocab_size)
+    return TopkCodec(entries=spec.entries, vocab_size=vocab_size, log_probs=spec.codec)
+
+
+def _draw_paths(codec: SampleCodec) -> dict[str, str]:
+    return {name: f"{_DRAWS}/{name}" for name in codec.entry_names()}
+
+
+def _logits_arrays(manifest: Manifest, codec: TopkCodec | SampleCodec | None) -> list[ArraySpec]:
+    if codec is None:
+        return []
+    views, places = manifest.views_of("masked"), manifest.block_rows * manifest.masked_per_row
+    if isinstance(codec, TopkCodec):
+        return [_coded("logits", array, views, places) for array in codec.arrays()]
+    distinct = CodedArraySpec(name=DISTINCT.rpartition("/")[2], dtype="uint8", components=None)
+    chunks = -(-places * codec.draws // _DRAWS_PER_CHUNK)
+    return [
+        _coded(_DRAWS, distinct, views, places),
+        *(
+            _ragged(path, "uint8", views, chunks, _DRAWS_PER_CHUNK, counted_by=DISTINCT)
+            for path in _draw_paths(codec).values()
+        ),
+    ]
+
+
+def _stream_arrays(manifest: Manifest, stream: VectorStream, codec: VectorCodec | None) -> list[ArraySpec]:
+    views, rows = manifest.views_of(stream.view), manifest.block_rows
+    if codec is None:
+        return _packed_arrays(stream, views, rows * manifest.seq_len)
+    return [_coded(stream.path, spec, views, rows * manifest.seq_len) for spec in codec.arrays(stream.width)]
 
 
 def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpec]:
@@ -147,82 +274,72 @@ def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArrayS
         arrays.append(_coded(stream.path, spec, views, packing.length(tokens)))
     chunks = -(-stream.width * tokens // (_VALUES_PER_ESCAPE * _ESCAPES_PER_CHUNK))
     index = "int32" if stream.width * tokens < 2**31 else "int64"
-    arrays.append(_array(f"{stream.path}/escapes/count", "int32", views))
+    count = _whole(f"{stream.path}/escapes/count", "int32", views, views=views)
+    arrays.append(count)
     for name, dtype in (("index", index), ("value", "int16")):
-        arrays.append(
-            ArraySpec(
-                path=f"{stream.path}/escapes/{name}",
-                dtype=dtype,
-                block_shape=(views, chunks * _ESCAPES_PER_CHUNK),
-                chunk_shape=(1, _ESCAPES_PER_CHUNK),
-            )
-        )
+        path = f"{stream.path}/escapes/{name}"
+        arrays.append(_ragged(path, dtype, views, chunks, _ESCAPES_PER_CHUNK, counted_by=count.path))
     return arrays
 
 
-def _logits_arrays(manifest: Manifest, spec: LogitsSpec) -> list[ArraySpec]:
-    views, places = manifest.views_of(spec.view), manifest.block_rows * manifest.masked_per_row
-    if spec.form == "topk":
-        return [_coded("logits", array, views, places) for array in topk_codec(manifest, spec).arrays()]
-    distinct = CodedArraySpec(name="distinct", dtype="uint8", components=None)
-    room = -(-places * spec.entries // _DRAWS_PER_CHUNK) * _DRAWS_PER_CHUNK
-    return [
-        _coded(_DRAWS, distinct, views, places),
-        *(
-            ArraySpec(path=path, dtype="uint8", block_shape=(views, room), chunk_shape=(1, _DRAWS_PER_CHUNK))
-            for path in draw_paths(manifest, spec).values()
-        ),
-    ]
+def _whole(path: str, dtype: str, *block_shape: int, views: int | None = None) -> ArraySpec:
+    """An array of one chunk a block; with `views`, these lie along the first axis."""
+    axis = None if views is None else 0
+    return ArraySpec(
+        path=path, dtype=dtype, block_shape=block_shape, chunk_shape=block_shape, view_axis=axis, views=views or 1
+    )
 
 
-def topk_codec(manifest: Manifest, spec: LogitsSpec) -> TopkCodec:
-    """The codec of `logits/` in the form `topk`."""
-    return TopkCodec(entries=spec.entries, vocab_size=manifest.teacher.vocab_size, log_probs=spec.codec)
+def _ragged(path: str, dtype: str, views: int, chunks: int, chunk: int, *, counted_by: str) -> ArraySpec:
+    return ArraySpec(
+        path=path,
+        dtype=dtype,
+        block_shape=(views, chunks * chunk),
+        chunk_shape=(1, chunk),
+        view_axis=0,
+        views=views,
+        counted_by=counted_by,
+    )
 
 
-def sample_codec(manifest: Manifest, spec: LogitsSpec) -> SampleCodec:
-    """The codec of `logits/draws/` in the form `sample`."""
-    return SampleCodec(draws=spec.entries, vocab_size=manifest.teacher.vocab_size)
-
-
-def draw_paths(manifest: Manifest, spec: LogitsSpec) -> dict[str, str]:
-    """Where each array of one byte a drawn id lies, by the codec's name for it."""
-    return {name: f"{_DRAWS}/{name}" for name in sample_codec(manifest, spec).entry_names()}
-
-
-def ragged_count(path: str) -> str | None:
-    """The array that says how much of this one a view has, for arrays [blocks, W, room]; None for all others.
-
-    The view's count is the sum of its numbers there.
-    """
-    for folder, count in (("escapes", "count"), ("draws", "distinct")):
-        before, found, name = path.partition(f"/{folder}/")
-        if found and name != count:
-            return f"{before}/{folder}/{count}"
-    return None
-
-
-def _array(path: str, dtype: str, *block_shape: int) -> ArraySpec:
-    return ArraySpec(path=path, dtype=dtype, block_shape=block_shape, chunk_shape=block_shape)
+def _coded_path(folder: str, spec: CodedArraySpec) -> str:
+    return f"{folder}/{spec.name}" if spec.name else folder
 
 
 def _coded(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int) -> ArraySpec:
     """A coded array: chunks hold one view of a few components, so that a reader can take a single view."""
-    path = f"{folder}/{spec.name}"
-    if spec.components is None:
-        return ArraySpec(
-            path=path, dtype=spec.dtype, block_shape=(views * tokens_per_view,), chunk_shape=(tokens_per_view,)
-        )
-    itemsize = {"8": 1, "6": 2, "2": 4}[spec.dtype[-1]]  # int8 and uint8, float16, float32 and int32
-    wanted = max(1, _CHUNK_BYTES // (tokens_per_view * itemsize))
-    components = _largest_divisor(spec.components, wanted)
+    path = _coded_path(folder, spec)
+    if spec.row_shape is not None:
+        return _matrices(path, spec.dtype, spec.row_shape, views, tokens_per_view // spec.row_shape[-1])
+    lead: tuple[int, ...] = ()
+    chunk = lead
+    if spec.components is not None:
+        lead, chunk = (spec.components,), (_fitting(spec.components, tokens_per_view, spec.dtype),)
     return ArraySpec(
         path=path,
         dtype=spec.dtype,
-        block_shape=(spec.components, views * tokens_per_view),
-        chunk_shape=(components, tokens_per_view),
+        block_shape=(*lead, views * tokens_per_view),
+        chunk_shape=(*chunk, tokens_per_view),
+        view_axis=-1,
+        views=views,
     )
 
 
-def _largest_divisor(number: int, most: int) -> int:
+def _matrices(path: str, dtype: str, row_shape: tuple[int, ...], views: int, rows: int) -> ArraySpec:
+    """Chunks hold some heads of one row, so that a reader can take any rows."""
+    heads, *matrix = row_shape
+    return ArraySpec(
+        path=path,
+        dtype=dtype,
+        block_shape=(views * rows, heads, *matrix),
+        chunk_shape=(1, _fitting(heads, prod(matrix), dtype), *matrix),
+        view_axis=0,
+        views=views,
+    )
+
+
+def _fitting(number: int, values_each: int, dtype: str) -> int:
+    """How many components or heads, each of so many values, make a chunk: as many as fit that divide their number."""
+    itemsize = {"8": 1, "6": 2, "2": 4}[dtype[-1]]  # int8 and uint8, float16, float32 and int32
+    most = max(1, _CHUNK_BYTES // (values_each * itemsize))
     return max(part for part in range(1, min(most, number) + 1) if number % part == 0)

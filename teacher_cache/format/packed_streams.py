@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.packing import pack_codes
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.errors import TeacherError
-from teacher_cache.format.layout import block_arrays
+from teacher_cache.format.layout import StoreLayout
 
 
 def pack_stream(
-    manifest: Manifest, stream: VectorStream, codes_DN: NDArray[np.int16]
+    layout: StoreLayout, stream: VectorStream, codes_DN: NDArray[np.int16]
 ) -> dict[str, NDArray[np.generic]]:
     """The arrays of one block of a calibrated stream from its codes, those of each view after those of another.
 
@@ -27,9 +26,8 @@ def pack_stream(
     """
     assert stream.calibration is not None
     arrays: dict[str, NDArray[Any]] = {
-        spec.path: np.zeros(spec.block_shape, dtype=spec.dtype)
-        for spec in block_arrays(manifest)
-        if spec.path.startswith(f"{stream.path}/")
+        path: np.zeros(layout.arrays[path].block_shape, dtype=layout.arrays[path].dtype)
+        for path in layout.arrays_in(stream.path)
     }
     count_W, index_WE, value_WE = (arrays[f"{stream.path}/escapes/{name}"] for name in ("count", "index", "value"))
     room = index_WE.shape[1]

@@ -23,7 +23,7 @@ from teacher_cache.format.groups import (
     readable_groups,
     with_what_they_need,
 )
-from teacher_cache.format.layout import block_arrays, constant_paths
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
     COMMITS,
     EXTENSIONS,
@@ -52,15 +52,15 @@ def is_superseded(storage: Storage, group: Group, groups: Iterable[Group], wante
 
 def forget_extension(storage: Storage, group: Group, others: Iterable[Group]) -> None:
     """Delete an empty extension, its manifest last."""
-    clear_arrays(storage, group.manifest, others)
+    clear_arrays(storage, group.layout, others)
     for key in sorted(storage.list(group.prefix), key=lambda key: key == group.prefix + METADATA):
         storage.delete(key)
 
 
-def clear_arrays(storage: Storage, manifest: Manifest, others: Iterable[Group]) -> None:
+def clear_arrays(storage: Storage, layout: StoreLayout, others: Iterable[Group]) -> None:
     """Delete what lies where a group's arrays go and no other group's do; of a first build everything."""
-    folders = _folders(manifest).difference(*(_folders(other.manifest) for other in others))
-    if not manifest.inputs_held:
+    folders = _folders(layout).difference(*(_folders(other.layout) for other in others))
+    if not layout.manifest.inputs_held:
         storage.delete(TEACHER_FILES)
         folders = {folder.partition("/")[0] for folder in folders} | {TEACHER}
     for folder in sorted(folders):
@@ -68,9 +68,8 @@ def clear_arrays(storage: Storage, manifest: Manifest, others: Iterable[Group]) 
             storage.delete(key)
 
 
-def _folders(manifest: Manifest) -> set[str]:
-    paths = [*(spec.path for spec in block_arrays(manifest)), *constant_paths(manifest)]
-    parts = [path.split("/") for path in paths]
+def _folders(layout: StoreLayout) -> set[str]:
+    parts = [path.split("/") for path in (*layout.arrays, *layout.constants)]
     return {"/".join(part[: 2 if part[0] in ("hidden", "attention") else 1]) for part in parts}
 
 
@@ -92,7 +91,7 @@ def groups_to_build(storage: Storage, manifest: Manifest) -> list[GroupWriter]:
     first = groups[0]
     if len(groups) == 1 and first.seal is None:
         if is_empty(storage, first) and first.manifest.differences(manifest):
-            clear_arrays(storage, first.manifest, [])
+            clear_arrays(storage, first.layout, [])
             return [_start(storage, "", manifest)]
         _refuse_differences(storage, groups, manifest, state="an unfinished")
         return [GroupWriter(storage, first)]
@@ -145,12 +144,13 @@ def _refuse_damage(storage: Storage, group: Group, *, contents: bool) -> None:
 
 
 def _start(storage: Storage, prefix: str, manifest: Manifest, others: Iterable[Group] = ()) -> GroupWriter:
+    group = Group(prefix=prefix, manifest=manifest, seal=None)
     if prefix:
         # what one that was given up has left
-        clear_arrays(storage, manifest, others)
+        clear_arrays(storage, group.layout, others)
     # the manifest comes first, in one piece: a place that has it is ours to continue, any other is not
     write_manifest(storage, prefix, manifest)
-    return GroupWriter(storage, Group(prefix=prefix, manifest=manifest, seal=None))
+    return GroupWriter(storage, group)
 
 
 def _refuse_differences(storage: Storage, groups: Iterable[Group], wanted: Manifest, *, state: str) -> None:

@@ -17,14 +17,10 @@ from teacher_cache.codecs.nmse import (
     Transform,
     as_array,
 )
-from teacher_cache.contract.manifest import Manifest, TransformRecord
-from teacher_cache.contract.streams import (
-    VECTORS,
-    VectorStream,
-    vector_streams,
-)
+from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.contract.streams import VECTORS, VectorStream
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import projection_path
+from teacher_cache.format.layout import StoreLayout, projection_path
 from teacher_cache.format.small_arrays import read_constant, write_constant
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections, Projection
@@ -42,13 +38,12 @@ def keep_calibration(writer: GroupWriter, found: Mapping[str, tuple[Transform, T
 
 
 def load_quantisers(
-    storage: Storage, manifest: Manifest, projections: Mapping[int, AttentionProjections]
+    storage: Storage, layout: StoreLayout, projections: Mapping[int, AttentionProjections]
 ) -> dict[str, Quantiser]:
     """The coding direction of each calibrated stream by path."""
     return {
         stream.path: Quantiser(read_transform(storage, stream.path), stream_projections(stream, projections))
-        for stream in vector_streams(manifest)
-        if stream.calibration is not None
+        for stream in layout.nmse_streams
     }
 
 

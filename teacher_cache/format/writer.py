@@ -29,7 +29,6 @@ from teacher_cache.format.groups import (
     read_commits,
     whole_blocks,
 )
-from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     METADATA,
@@ -150,7 +149,7 @@ class GroupWriter:
     def _digest_objects(self, sizes: Mapping[str, int]) -> dict[str, ObjectDigest]:
         """Every object of the group but shards, commits, their list and the seal: metadata, constants, teacher."""
         keys = {self.group.prefix + METADATA}
-        constants = constant_paths(self.manifest)
+        constants = self.group.layout.constants
         for path in (*self.group.arrays, *constants):
             parts = path.split("/")
             keys |= {"/".join([*parts[:depth], METADATA]) for depth in range(1, len(parts) + 1)}

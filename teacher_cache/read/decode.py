@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.fixed import make_codec
-from teacher_cache.codecs.logits import DrawnEntries
+from teacher_cache.codecs.logits import TopkCodec
 from teacher_cache.codecs.nmse import Transform
 from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.batch import (
@@ -26,17 +25,10 @@ from teacher_cache.contract.batch import (
     TargetRequest,
     TopkLogits,
 )
-from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import (
-    VECTORS,
-    VectorStream,
-    attention_folders,
-    attention_input_path,
-    vector_streams,
-)
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
 from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
-from teacher_cache.format.layout import draw_paths, sample_codec, topk_codec
+from teacher_cache.format.layout import DISTINCT, StoreLayout
 from teacher_cache.models.attention import AttentionProjections, project_hidden
 
 
@@ -84,7 +76,7 @@ class RowDecoder:
 
     def __init__(
         self,
-        manifest: Manifest,
+        layout: StoreLayout,
         coded: CodedBlock,
         start: int,
         stop: int,
@@ -93,14 +85,14 @@ class RowDecoder:
         projections: Callable[[int], AttentionProjections],
         transforms: Callable[[str], Transform],
     ) -> None:
-        self.manifest = manifest
+        self.layout = layout
+        self.manifest = layout.manifest
         self.coded = coded
         self.start = start
         self.stop = stop
         self.device = device
         self.projections = projections
         self.transforms = transforms
-        self.streams = {stream.path: stream for stream in vector_streams(manifest)}
 
     def decode(self) -> TargetBatch:
         """The input of the coded view and every target of the request that belongs to it."""
@@ -121,9 +113,7 @@ class RowDecoder:
             if in_view(targets.find_hidden(n), view)
         }
         attention = {
-            n: self._attention(spec)
-            for n in request.attention_layers
-            if (spec := targets.find_attention(n)) is not None and spec.view == view
+            n: self._attention(n) for n in request.attention_layers if in_view(targets.find_attention(n), view)
         }
         return TargetBatch(
             input_ids_BT=to_device(ids_BT, self.device),
@@ -132,7 +122,7 @@ class RowDecoder:
             hidden=hidden,
             attention=attention,
             masked=masked,
-            logits=self._logits(targets.logits) if request.logits and targets.logits and masked is not None else None,
+            logits=self._logits() if request.logits and targets.logits and masked is not None else None,
         )
 
     def _host_rows(self, path: str) -> NDArray[np.int64]:
@@ -148,23 +138,25 @@ class RowDecoder:
         ids_BT[row, positions_BM[row, place]] = self._host_rows("masked/replacement_ids")[row, place]
         return ids_BT
 
-    def _columns(self, path: str, per_row: int) -> torch.Tensor:
-        """These rows' range of the last axis of a coded array."""
-        return to_device(self.coded.arrays[path][..., self.start * per_row : self.stop * per_row], self.device)
+    def _coded(self, path: str) -> torch.Tensor:
+        """What these rows have in a coded array."""
+        return to_device(self.coded.arrays[path][self.layout.rows_of(path, self.start, self.stop)], self.device)
 
     def _vectors(self, path: str, *, rotated: bool = False) -> torch.Tensor:
         """Vectors [B, T, D] of a stream, or their rotated coordinates."""
-        stream, positions = self.streams[path], self.manifest.seq_len
+        stream = self.layout.stream(path)
         assert stream.calibration is not None or not rotated, "only calibrated streams have a rotation"
         if stream.calibration is not None:
             values_ND = self._coordinates(stream)
             if not rotated:
                 values_ND = self.transforms(path).synthesise(values_ND)
         else:
-            codec = make_codec(stream.codec)
-            coded = {spec.name: self._columns(f"{path}/{spec.name}", positions) for spec in codec.arrays(stream.width)}
-            values_ND = codec.decode(coded)
-        return values_ND.reshape(self.stop - self.start, positions, -1)
+            coded = {name: self._coded(one) for name, one in self.layout.coded_paths(path).items()}
+            values_ND = self.layout.codecs[path].decode(coded)
+        return self._by_row(values_ND)
+
+    def _by_row(self, values_ND: torch.Tensor) -> torch.Tensor:
+        return values_ND.reshape(self.stop - self.start, self.manifest.seq_len, -1)
 
     def _coordinates(self, stream: VectorStream) -> torch.Tensor:
         """Rotated coordinates [N, D] of a calibrated stream: codes times step."""
@@ -187,40 +179,33 @@ class RowDecoder:
         coordinates_DN[where[0], where[1]] = escapes * step
         return coordinates_DN.T
 
-    def _attention(self, spec: AttentionSpec) -> AttentionVectors | AttentionRelations:
-        if spec.form == "matrix":
-            (folder,) = attention_folders(spec)
-            matrices = (self.coded.arrays[f"{folder}/{name}"][self.start : self.stop] for name in VECTORS)
-            query, key, value = (to_device(values, self.device) for values in matrices)
-            return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
-        if spec.mode == "hidden":
-            stream, positions = self.streams[attention_input_path(spec)], self.manifest.seq_len
+    def _attention(self, layer: int) -> AttentionVectors | AttentionRelations:
+        if (stream := self.layout.attention_input(layer)) is not None:
             # `projections` start where the coordinates end: the rotation is part of them
-            coded_BTD = (
-                self._vectors(stream.path)
-                if stream.calibration is None
-                else self._coordinates(stream).reshape(self.stop - self.start, positions, -1)
-            )
-            return project_hidden(coded_BTD, self.projections(spec.layer))
-        query, key, value = (self._vectors(f"attention/{spec.layer}/{name}") for name in VECTORS)
+            coded_BTD = self._vectors(stream.path, rotated=stream.calibration is not None)
+            return project_hidden(coded_BTD, self.projections(layer))
+        streams = self.layout.attention[layer]
+        if streams[0].relation_heads is not None:
+            # as they are stored, in half precision and by head: so the loss reads them
+            query, key, value = (self._coded(stream.path) for stream in streams)
+            return AttentionRelations(query_BATT=query, key_BATT=key, value_BATT=value)
+        query, key, value = (self._vectors(stream.path) for stream in streams)
         return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
 
-    def _logits(self, spec: LogitsSpec) -> TopkLogits | SampledLogits:
+    def _logits(self) -> TopkLogits | SampledLogits:
         places = self.manifest.masked_per_row
         shape = (self.stop - self.start, places)
-        if spec.form == "sample":
-            drawn = self._draws(spec, self.start * places, self.stop * places)
-            return SampledLogits(ids_BMK=drawn.ids_PK.view(*shape, -1), counts_BMK=drawn.counts_PK.view(*shape, -1))
-        codec = topk_codec(self.manifest, spec)
-        topk = codec.decode({part.name: self._columns(f"logits/{part.name}", places) for part in codec.arrays()})
-        return TopkLogits(
-            ids_BMK=topk.ids_PK.reshape(*shape, spec.entries),
-            log_probs_BMK=topk.log_probs_PK.reshape(*shape, spec.entries),
-            log_tail_BM=topk.log_tail_P.reshape(shape),
-        )
-
-    def _draws(self, spec: LogitsSpec, start: int, stop: int) -> DrawnEntries:
-        """What was drawn at places start..stop of the view."""
-        entries = {name: self.coded.on_host(path) for name, path in draw_paths(self.manifest, spec).items()}
-        codec = sample_codec(self.manifest, spec)
-        return codec.unpack(self.coded.on_host("logits/draws/distinct"), entries, start, stop, self.device)
+        codec = self.layout.logits
+        if isinstance(codec, TopkCodec):
+            topk = codec.decode({part.name: self._coded(f"logits/{part.name}") for part in codec.arrays()})
+            return TopkLogits(
+                ids_BMK=topk.ids_PK.reshape(*shape, codec.entries),
+                log_probs_BMK=topk.log_probs_PK.reshape(*shape, codec.entries),
+                log_tail_BM=topk.log_tail_P.reshape(shape),
+            )
+        assert codec is not None
+        distinct_P = self.coded.on_host(DISTINCT)
+        entries = {name: self.coded.on_host(path) for name, path in self.layout.draw_paths.items()}
+        start, stop = self.start * places, self.stop * places
+        drawn = codec.unpack(distinct_P, entries, start, stop, self.device)
+        return SampledLogits(ids_BMK=drawn.ids_PK.view(*shape, -1), counts_BMK=drawn.counts_PK.view(*shape, -1))

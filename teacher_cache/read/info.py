@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.contract.manifest import Manifest, merge_manifests
-from teacher_cache.contract.streams import vector_streams
 from teacher_cache.contract.targets import declared_errors, describe_targets
 from teacher_cache.format.groups import Group, read_commits, read_groups, whole_blocks
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.storage.base import open_storage
 
@@ -63,9 +63,9 @@ class StoreInfo:
     def bits_per_value(self) -> dict[str, float]:
         """Bits on disk per component and position of a committed row, padding included, of each stream of vectors."""
         bits = {}
-        for stream in vector_streams(self.manifest):
-            arrays = [path for path in self.bytes_per_array if f"{path}/".startswith(f"{stream.path}/")]
-            per_token = sum(map(self.bytes_per_token, arrays))
+        layout = StoreLayout.of(self.manifest)
+        for stream in layout.streams:
+            per_token = sum(map(self.bytes_per_token, layout.arrays_in(stream.path)))
             bits[stream.path] = 8 * per_token / (self.manifest.views_of(stream.view) * stream.width)
         return bits
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from teacher_cache.codecs.nmse import Transform, fold_projections, projections_of_projected
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract.manifest import Manifest, merge_manifests, sha256_of_json
-from teacher_cache.contract.streams import attention_input_path
 from teacher_cache.contract.targets import VIEWS, View, describe_targets
 from teacher_cache.errors import StoreError, TargetsError
 from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.format.transforms import read_projections, read_transform
 from teacher_cache.format.verified import VerifiedObjects
@@ -49,13 +49,14 @@ class CacheReader:
         self.path = storage.location
         self.storage = storage
         self.manifest: Manifest = merge_manifests([group.manifest for group in groups])
+        self.layout = StoreLayout.of(self.manifest)
         self.block_bounds = np.minimum(
             np.arange(self.manifest.blocks + 1, dtype=np.int64) * self.manifest.block_rows, self.manifest.rows
         )
         self._groups = groups
         self._left_out = left_out
         self._objects = VerifiedObjects(storage, groups, copies)
-        self._loader = BlockLoader(self.manifest, self._objects)
+        self._loader = BlockLoader(self.layout, self._objects)
         self._projections: dict[tuple[int, str], AttentionProjections] = {}
         self._transforms: dict[tuple[str, str], Transform] = {}
 
@@ -179,7 +180,7 @@ class CacheReader:
             return self._transform_on(path, device)
 
         decoder = RowDecoder(
-            self.manifest,
+            self.layout,
             coded,
             start,
             stop,
@@ -226,15 +227,14 @@ class CacheReader:
         """What takes the stored input of an attention layer to its q, k, v; read and combined once per device."""
         key = (layer, str(device))
         if key not in self._projections:
-            spec = self.manifest.targets.find_attention(layer)
-            assert spec is not None
-            path = attention_input_path(spec)
-            if spec.form == "projected":
-                found = projections_of_projected(self._transform_on(path, "cpu"))
+            stream = self.layout.attention_input(layer)
+            assert stream is not None
+            if stream.projected:
+                found = projections_of_projected(self._transform_on(stream.path, "cpu"))
             else:
                 found = read_projections(self.storage, layer)
-                if path in self.manifest.calibration:
-                    found = fold_projections(self._transform_on(path, "cpu"), found)
+                if stream.calibration is not None:
+                    found = fold_projections(self._transform_on(stream.path, "cpu"), found)
             self._projections[key] = found.to(device)
         return self._projections[key]
 

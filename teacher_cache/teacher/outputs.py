@@ -8,6 +8,9 @@ import torch
 
 from teacher_cache.contract.batch import AttentionVectors
 from teacher_cache.contract.streams import VectorStream
+from teacher_cache.models.attention import relation_matrices
+
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +22,13 @@ class TeacherOutputs:
     final_BTD: torch.Tensor
 
 
-def stream_values(stream: VectorStream, outputs: TeacherOutputs) -> torch.Tensor:
-    """What a stream keeps of a pass, [B, T, D]."""
+def stream_values(
+    stream: VectorStream, outputs: TeacherOutputs, real_BT: torch.Tensor, rows: slice = _ALL
+) -> torch.Tensor:
+    """What a stream keeps of a pass, or of some rows of it, [B, T, D]; `real_BT` is False at padding."""
     if stream.source == "hidden":
-        return outputs.hidden[stream.layer]
-    values: torch.Tensor = getattr(outputs.attention[stream.layer], f"{stream.source}_BTD")
-    return values
+        return outputs.hidden[stream.layer][rows]
+    vectors_BTD: torch.Tensor = getattr(outputs.attention[stream.layer], f"{stream.source}_BTD")[rows]
+    if stream.relation_heads is None:
+        return vectors_BTD
+    return relation_matrices(vectors_BTD, stream.relation_heads, real_BT[rows]).transpose(1, 2).flatten(2)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import constant_paths
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import METADATA, NOT_AN_OBJECT, TEACHER_FILES, Seal, damage, read_teacher_files
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.storage.base import Storage
 
 
-def impossible_contents(storage: Storage, manifest: Manifest, seal: Seal) -> Iterator[tuple[str, str]]:
+def impossible_contents(storage: Storage, layout: StoreLayout, seal: Seal) -> Iterator[tuple[str, str]]:
     """Keys of sealed objects whose bytes are as they were sealed and whose contents cannot be, and what is wrong."""
 
     def is_as_sealed(*keys: str) -> bool:
@@ -29,7 +28,7 @@ def impossible_contents(storage: Storage, manifest: Manifest, seal: Seal) -> Ite
             read_teacher_files(storage)
         except (OSError, *NOT_AN_OBJECT) as error:
             yield TEACHER_FILES, f"was sealed with contents that cannot be read ({error})"
-    for path in constant_paths(manifest):
+    for path in layout.constants:
         keys = [key for key in seal.objects if key.startswith(f"{path}/")]
         try:
             read_constant(storage, path)

@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.format.groups import Group, is_nameless, readable_groups
-from teacher_cache.format.layout import block_arrays, constant_paths
 from teacher_cache.format.protocol import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
 from teacher_cache.storage.base import Storage
 from teacher_cache.verify.survey import Finding, GroupCheck
@@ -66,11 +64,12 @@ def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tu
                     storage.delete(key)
                 given_up.append(group.name)
                 continue
-            lost = [finding for finding in findings if not _can_be_made_again(group.manifest, finding)]
+            lost = [finding for finding in findings if not _can_be_made_again(group.group, finding)]
             beyond += lost
-            if findings and not lost and group.manifest is not None:
-                others = [one.manifest for one in report.groups if one is not group and one.manifest is not None]
-                groups.append(_evict(storage, group, group.manifest, findings, _paths(others)))
+            if findings and not lost and group.group is not None:
+                others = [one.group for one in report.groups if one is not group and one.group is not None]
+                shared = {path for other in others for path in other.arrays}
+                groups.append(_evict(storage, group.group, findings, shared))
         return report, Eviction(
             groups=tuple(groups),
             beyond_repair=tuple(beyond),
@@ -79,67 +78,57 @@ def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tu
         )
 
 
-def _paths(manifests: Iterable[Manifest]) -> set[str]:
-    return {spec.path for manifest in manifests for spec in block_arrays(manifest)}
-
-
 def _left_out(checks: Iterable[GroupCheck], evicted: Iterable[EvictedGroup]) -> tuple[str, ...]:
     """Finished groups that need what others hold, which are not."""
     unfinished = {group.name for group in evicted}
-    finished = [
-        Group(prefix=one.prefix, manifest=one.manifest, seal=None)
-        for one in checks
-        if one.sealed and one.manifest is not None and one.name not in unfinished
-    ]
+    finished = [one.group for one in checks if one.sealed and one.group is not None and one.name not in unfinished]
     readable = readable_groups(finished)
     return tuple(group.name for group in finished if group not in readable)
 
 
-def _can_be_made_again(manifest: Manifest | None, finding: Finding) -> bool:
-    if manifest is None or finding.part == "manifest":
+def _can_be_made_again(group: Group | None, finding: Finding) -> bool:
+    if group is None or finding.part == "manifest":
         return False
-    return finding.part not in ("metadata", "constant") or _objects_around(manifest, finding.key) is not None
+    return finding.part not in ("metadata", "constant") or _objects_around(group, finding.key) is not None
 
 
-def _objects_around(manifest: Manifest, key: str) -> list[str] | None:
+def _objects_around(group: Group, key: str) -> list[str] | None:
     """The constants to delete together with a zarr.json or a constant's chunk; None if no build writes it again."""
-    constants = constant_paths(manifest)
+    constants = group.layout.constants
     folder = next((f"{path}/" for path in constants if key.startswith(f"{path}/")), key.removesuffix(METADATA))
-    if any(f"{spec.path}/".startswith(folder) for spec in block_arrays(manifest)):
+    if any(f"{path}/".startswith(folder) for path in group.arrays):
         return []
     paths = [path for path in constants if f"{path}/".startswith(folder)]
-    return None if not paths or any(is_calibrated(manifest, path) for path in paths) else paths
+    return None if not paths or any(is_calibrated(group.manifest, path) for path in paths) else paths
 
 
-def _evict(
-    storage: Storage, group: GroupCheck, manifest: Manifest, findings: Iterable[Finding], shared: Collection[str]
-) -> EvictedGroup:
+def _evict(storage: Storage, group: Group, findings: Iterable[Finding], shared: Collection[str]) -> EvictedGroup:
     damaged = {finding.key for finding in findings}
     blocks = sorted({finding.block for finding in findings if finding.block is not None})
     for block in blocks:
         storage.delete(group.prefix + commit_key(block))
     for block in blocks:
-        for spec in block_arrays(manifest):
+        for spec in group.arrays.values():
             key = shard_key(spec, block)
             # what another group holds as well stays for that one, unless it is damaged
             if spec.path not in shared or key in damaged:
                 storage.delete(key)
-    objects = [key for finding in findings if finding.block is None for key in _objects_of(storage, manifest, finding)]
+    objects = [key for finding in findings if finding.block is None for key in _objects_of(storage, group, finding)]
     for key in objects:
         storage.delete(key)
-    if group.sealed:
+    if group.seal is not None:
         storage.delete(group.prefix + SEAL)
     return EvictedGroup(
-        name=group.name, blocks=tuple(blocks), objects=tuple(dict.fromkeys(objects)), command=manifest.command
+        name=group.name, blocks=tuple(blocks), objects=tuple(dict.fromkeys(objects)), command=group.manifest.command
     )
 
 
-def _objects_of(storage: Storage, manifest: Manifest, finding: Finding) -> list[str]:
+def _objects_of(storage: Storage, group: Group, finding: Finding) -> list[str]:
     """What to delete for one finding beside blocks, in this order."""
     if finding.part == "teacher":
         # without their list the files are written anew
         return [TEACHER_FILES, finding.key]
     if finding.part == "seal":
         return [finding.key]
-    around = _objects_around(manifest, finding.key) or []
+    around = _objects_around(group, finding.key) or []
     return [finding.key, *(key for path in around for key in storage.list(f"{path}/"))]

@@ -15,7 +15,6 @@ from typing import Literal
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import Group, counts_alike, mismatch, name_group
-from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     METADATA,
@@ -67,7 +66,12 @@ class GroupCheck:
     sealed: bool
     blocks: int
     missing_blocks: tuple[int, ...]
-    manifest: Manifest | None = field(repr=False)
+    group: Group | None = field(repr=False)
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the group holds, if that can be read."""
+        return None if self.group is None else self.group.manifest
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Survey:
             sealed=self.seal is not None,
             blocks=self.blocks,
             missing_blocks=tuple(self.missing),
-            manifest=None if self.group is None else self.group.manifest,
+            group=self.group,
         )
 
     def run(self) -> None:
@@ -134,7 +138,7 @@ class Survey:
             ]
             self._check_totals(self.seal, commits)
             if self.group is not None:
-                for key, what in impossible_contents(self.storage, self.group.manifest, self.seal):
+                for key, what in impossible_contents(self.storage, self.group.layout, self.seal):
                     self._find(key, self._part_of(key), what)
 
     def run_unsealed(self, vouched: set[str]) -> None:
@@ -249,7 +253,7 @@ class Survey:
             return "manifest"
         if key == TEACHER_FILES or key.startswith(f"{TEACHER}/"):
             return "teacher"
-        constants = () if self.group is None else constant_paths(self.group.manifest)
+        constants = () if self.group is None else self.group.layout.constants
         return "constant" if any(key.startswith(f"{path}/") for path in constants) else "metadata"
 
 

@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import constant_paths
 from teacher_cache.format.protocol import METADATA, ObjectDigest, damage
 from teacher_cache.format.small_arrays import encode_constant, encode_groups, read_constant
 from teacher_cache.format.writer import GroupWriter
@@ -35,7 +34,7 @@ def check_unsealed(
     `sizes` are the objects of the store, `vouched` those that another group's seal covers.
     """
     found: dict[str, str] = {}
-    paths = constant_paths(group.manifest)
+    paths = group.layout.constants
     implied = GroupWriter(storage, group).metadata() | encode_groups(paths)
     # a build writes what is not there; around a constant everything was there before its chunk
     wanted = {key: data for key, data in implied.items() if key in sizes}

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from teacher_cache.contract.batch import AttentionVectors, TargetBatch, TargetRequest, concatenate
-from teacher_cache.contract.streams import VECTORS, vector_streams
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.format.groups import read_commits, read_groups, whole_blocks
@@ -131,16 +131,15 @@ def _make_comparisons(reader: CacheReader, teacher: Teacher, view: View) -> list
     """Everything that a store has in one view."""
     manifest = reader.manifest
     comparisons: list[RowComparison] = [InputComparison()] if view == "masked" else []
-    for stream in vector_streams(manifest):
-        if stream.view == view and stream.relation_heads is not None:
-            comparisons.append(RelationComparison(manifest, stream))
-        elif stream.view == view and not stream.path.endswith("/input"):
-            comparisons.append(StreamComparison(manifest, stream))
-    comparisons += [
-        CarriedComparison(reader, spec)
-        for spec in manifest.targets.attention
-        if spec.view == view and spec.form in ("shared", "input")
-    ]
+    inputs = {layer: reader.layout.attention_input(layer) for layer in reader.layout.attention}
+    carried = {layer: one for layer, one in inputs.items() if one is not None and not one.projected}
+    for stream in reader.layout.streams:
+        # a hidden state that is kept for attention alone is compared as what students get of it
+        for_attention = stream in carried.values() and stream.path.startswith("attention/")
+        if stream.view == view and not for_attention:
+            relations = stream.relation_heads is not None
+            comparisons.append((RelationComparison if relations else StreamComparison)(manifest, stream))
+    comparisons += [CarriedComparison(reader, layer, one) for layer, one in carried.items() if one.view == view]
     logits = manifest.targets.logits
     if logits is not None and logits.view == view:
         kind = TopkComparison if logits.form == "topk" else DrawComparison
@@ -198,12 +197,12 @@ class _CorpusRows:
 
 
 def _run(reader: CacheReader, teacher: Teacher, view: View, targets: TargetBatch) -> TeacherOutputs:
-    attention = [spec for spec in reader.manifest.targets.attention if spec.view == view]
+    layout, attention = reader.layout, [spec for spec in reader.manifest.targets.attention if spec.view == view]
     hidden = {spec.layer for spec in reader.manifest.targets.hidden if spec.view == view}
     outputs = teacher.run(
         targets.input_ids_BT,
         targets.length_B,
-        hidden_layers=hidden | {spec.layer - 1 for spec in attention if spec.mode == "hidden"},
+        hidden_layers=hidden | {spec.layer - 1 for spec in attention if layout.attention_input(spec.layer) is not None},
         attention_layers=[spec.layer for spec in attention],
     )
     return _map(outputs, torch.Tensor.cpu)

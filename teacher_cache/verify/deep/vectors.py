@@ -16,12 +16,11 @@ import torch
 
 from teacher_cache.codecs.fixed import Float16Codec, make_codec
 from teacher_cache.codecs.nmse import Quantiser
+from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, TargetBatch
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VECTORS, VectorStream, attention_input_path
-from teacher_cache.contract.targets import AttentionSpec
+from teacher_cache.contract.streams import VECTORS, VectorStream
 from teacher_cache.format.transforms import read_projections, read_transform
-from teacher_cache.models.attention import relation_matrices
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.teacher.outputs import TeacherOutputs, stream_values
 from teacher_cache.verify.deep.rows import DeepRow
@@ -38,15 +37,15 @@ class StreamComparison:
 
     def add(self, row: DeepRow) -> None:
         real_T = row.targets.real_BT()[0]
-        live_ND, alone_ND = (self._computed(outputs)[0][real_T].float() for outputs in (row.live, row.alone))
+        live_ND, alone_ND = (self._computed(row, outputs)[0][real_T].float() for outputs in (row.live, row.alone))
         have_ND = self._stored(row.targets)[0][real_T]
         bound_ND = None if self.stream.calibration is not None else _bound(self.stream.codec, live_ND)
         self.errors.add(have_ND, live_ND, alone_ND, bound_ND=bound_ND)
 
-    def _computed(self, outputs: TeacherOutputs) -> torch.Tensor:
+    def _computed(self, row: DeepRow, outputs: TeacherOutputs) -> torch.Tensor:
         if self.stream.projected:
             return _stack(outputs.attention[self.stream.layer + 1])
-        return stream_values(self.stream, outputs)
+        return stream_values(self.stream, outputs, row.targets.real_BT())
 
     def _stored(self, targets: TargetBatch) -> torch.Tensor:
         if self.stream.projected:
@@ -70,26 +69,27 @@ def _bound(codec: str, values_ND: torch.Tensor) -> torch.Tensor:
 class CarriedComparison:
     """Attention that is computed from a stored hidden state."""
 
-    def __init__(self, reader: CacheReader, spec: AttentionSpec) -> None:
-        self.spec = spec
-        projections = read_projections(reader.storage, spec.layer)
+    def __init__(self, reader: CacheReader, layer: int, stream: VectorStream) -> None:
+        """Attention of `layer`, from the hidden state in `stream`."""
+        self.layer = layer
+        self.stream = stream
+        projections = read_projections(reader.storage, layer)
         self.weight_DH = torch.cat([getattr(projections, name).weight for name in VECTORS]).double()
-        path, manifest = attention_input_path(spec), reader.manifest
-        self.declared = manifest.calibration[path].nmse if path in manifest.calibration else None
-        self.transform = None if self.declared is None else read_transform(reader.storage, path)
-        self.errors = VectorErrors(f"attention/{spec.layer}", None, manifest.dtype)
-        self.rounding = VectorErrors(path, self.declared, manifest.dtype)
+        self.declared = None if stream.calibration is None else stream.calibration.nmse
+        self.transform = None if stream.calibration is None else read_transform(reader.storage, stream.path)
+        self.errors = VectorErrors(f"attention/{layer}", None, reader.manifest.dtype)
+        self.rounding = VectorErrors(stream.path, self.declared, reader.manifest.dtype)
 
     def add(self, row: DeepRow) -> None:
         real_T = row.targets.real_BT()[0]
         live_ND, alone_ND = (
-            _stack(outputs.attention[self.spec.layer])[0][real_T].float() for outputs in (row.live, row.alone)
+            _stack(outputs.attention[self.layer])[0][real_T].float() for outputs in (row.live, row.alone)
         )
-        input_NH = row.live.hidden[self.spec.layer - 1][0][real_T].float()
+        input_NH = row.live.hidden[self.stream.layer][0][real_T].float()
         coded_NH = self._coded(input_NH)
         self.rounding.add(coded_NH, input_NH, input_NH)
         carried_ND = (coded_NH - input_NH).double() @ self.weight_DH.T
-        have_ND = _stack(row.targets.attention[self.spec.layer])[0][real_T]
+        have_ND = _stack(row.targets.attention[self.layer])[0][real_T]
         self.errors.add(have_ND, live_ND, alone_ND, expected=float(carried_ND.square().sum()))
 
     def _coded(self, values_NH: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ class CarriedComparison:
         if self.transform is not None:
             codes_KN = Quantiser(self.transform, None).quantise(values_NH)
             return self.transform.synthesise(codes_KN.T * self.transform.step)
-        codec = make_codec(self.spec.codec)
+        codec = make_codec(self.stream.codec)
         return codec.decode({name: torch.from_numpy(values) for name, values in codec.encode(values_NH).items()})
 
     def results(self) -> list[TargetCheck]:
@@ -111,25 +111,21 @@ class RelationComparison:
     """Relations of attention vectors, kept as matrices."""
 
     def __init__(self, manifest: Manifest, stream: VectorStream) -> None:
+        assert stream.relation_heads is not None
         self.stream = stream
+        self.codec = RelationCodec(stream.relation_heads)
         self.dtype = manifest.dtype
         self.errors = LargestError(stream.path, "largest |p - p'|")
 
     def add(self, row: DeepRow) -> None:
-        heads, real_BT = self.stream.relation_heads, row.targets.real_BT()
-        assert heads is not None
-        real_T = real_BT[0]
-        have, live, alone = (
-            matrices_BATT[0][:, real_T][:, :, real_T].double()
-            for matrices_BATT in (
-                getattr(row.targets.attention[self.stream.layer], f"{self.stream.source}_BATT"),
-                relation_matrices(stream_values(self.stream, row.live), heads, real_BT),
-                relation_matrices(stream_values(self.stream, row.alone), heads, real_BT),
-            )
+        real_BT = row.targets.real_BT()
+        matrices_BATT = getattr(row.targets.attention[self.stream.layer], f"{self.stream.source}_BATT")
+        have_ND = self.codec.decode({"": matrices_BATT})[real_BT[0]].double()
+        live_ND, alone_ND = (
+            stream_values(self.stream, outputs, real_BT)[0][real_BT[0]].double() for outputs in (row.live, row.alone)
         )
-        noise = (alone - live).abs()
-        bound = Float16Codec().error_bound_ND(live)
-        self.errors.add((have - live).abs(), bound, noise, arithmetic(noise, 1.0, self.dtype))
+        noise_ND, bound_ND = (alone_ND - live_ND).abs(), self.codec.error_bound_ND(live_ND)
+        self.errors.add((have_ND - live_ND).abs(), bound_ND, noise_ND, arithmetic(noise_ND, 1.0, self.dtype))
 
     def results(self) -> list[TargetCheck]:
         return [self.errors.result()]

@@ -13,9 +13,9 @@ from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.passes import TeacherPass
 from teacher_cache.codecs.nmse import Quantiser, Transform
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.errors import TeacherError
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import read_manifest
 from teacher_cache.format.transforms import read_transform
 from teacher_cache.read.decode import CodedBlock, RowDecoder
@@ -23,7 +23,7 @@ from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.outputs import TeacherOutputs
 
 
-def all_escapes(store: Path, block_rows: int) -> tuple[Manifest, Transform, torch.Tensor, BlockTargets]:
+def all_escapes(store: Path, block_rows: int) -> tuple[StoreLayout, Transform, torch.Tensor, BlockTargets]:
     """A block of hidden state 2 whose packings, as if calibration had seen nothing but the mean, hold no value."""
     manifest = read_manifest(LocalStorage(store))
     record = manifest.calibration["hidden/2"]
@@ -38,15 +38,16 @@ def all_escapes(store: Path, block_rows: int) -> tuple[Manifest, Transform, torc
     )
     transform = read_transform(LocalStorage(store), "hidden/2")
     values_BTD = 30 * torch.randn(block_rows, 24, 32, generator=torch.Generator().manual_seed(0))
-    block = BlockTargets(manifest, {"hidden/2": Quantiser(transform, None)})
+    layout = StoreLayout.of(manifest)
+    block = BlockTargets(layout, {"hidden/2": Quantiser(transform, None)})
     real_BT = torch.ones(block_rows, 24, dtype=torch.bool)
     outputs = TeacherOutputs(hidden={2: values_BTD}, attention={}, final_BTD=values_BTD)
     block.put_vectors(TeacherPass(view="plain", masked_view=0, first=0, real_BT=real_BT, masked=None, outputs=outputs))
-    return manifest, transform, values_BTD, block
+    return layout, transform, values_BTD, block
 
 
 def test_values_beyond_what_calibration_saw_keep_their_error(nmse_store: Path) -> None:
-    manifest, transform, values_BTD, block = all_escapes(nmse_store, 16)
+    layout, transform, values_BTD, block = all_escapes(nmse_store, 16)
     arrays: dict[str, Any] = block.finish()
     count = int(arrays["hidden/2/escapes/count"][0])
     assert count > 0.9 * values_BTD.numel()
@@ -55,7 +56,7 @@ def test_values_beyond_what_calibration_saw_keep_their_error(nmse_store: Path) -
     for start, stop in ((0, 16), (3, 7)):
         have = (
             RowDecoder(
-                manifest,
+                layout,
                 coded,
                 start,
                 stop,

@@ -13,6 +13,7 @@ import torch
 from teacher_cache.build.block import Overlap, compute_block
 from teacher_cache.build.build import Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.format.layout import StoreLayout
 
 Settings = Callable[..., BuildSettings]
 CPU = torch.device("cpu")
@@ -22,9 +23,9 @@ def test_a_block_is_the_same_whichever_thread_codes_it(small_settings: Settings,
     settings = small_settings(tmp_path / "never-written.zarr", views=2)
     teacher, _, rows, manifest = read_inputs(settings, Silent())
     teacher.start()
-    batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
+    batch_rows, layout = choose_batch_rows(settings, teacher, manifest.seq_len), StoreLayout.of(manifest)
     blocks = [
-        compute_block(manifest, teacher, {}, rows.read(0, 16), batch_rows, Overlap(CPU, threaded=threaded)).finish()
+        compute_block(layout, teacher, {}, rows.read(0, 16), batch_rows, Overlap(CPU, threaded=threaded)).finish()
         for threaded in (False, True)
     ]
     assert blocks[0].keys() == blocks[1].keys()

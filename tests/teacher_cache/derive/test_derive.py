@@ -16,13 +16,12 @@ import zarr
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetRequest, TopkLogits
-from teacher_cache.contract.streams import VECTORS, vector_streams
+from teacher_cache.contract.streams import VECTORS
 from teacher_cache.derive.derive import DeriveReport, derive_into, derive_store
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows, find_pieces
 from teacher_cache.errors import DistillationError, SettingsError, StoreError, TargetsError
 from teacher_cache.format.groups import read_groups
-from teacher_cache.format.layout import block_arrays
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
@@ -69,8 +68,7 @@ def sample_store(small_settings: Settings, tmp_path_factory: pytest.TempPathFact
 
 def codes(reader: CacheReader, path: str, first: int, last: int) -> np.ndarray[Any, Any]:
     """The codes [D, W, N] of some rows of a calibrated stream."""
-    stream = next(stream for stream in vector_streams(reader.manifest) if stream.path == path)
-    rows = SourceRows(reader)
+    stream, rows = reader.layout.stream(path), SourceRows(reader)
     return np.concatenate([rows.codes(stream, piece) for piece in find_pieces(reader.manifest, first, last)], axis=2)
 
 
@@ -125,7 +123,7 @@ def test_rows_come_out_as_they_are_in_the_source(
 
 def test_what_stays_where_it_was_in_a_block_is_copied_byte_by_byte(nmse_store: Path, tmp_path: Path) -> None:
     reader = derive(nmse_store, tmp_path / "out.zarr", row_range="16:40", layers="4", k=4)
-    for spec in block_arrays(reader.manifest):
+    for spec in reader.layout.arrays.values():
         kept = not spec.path.startswith("logits")
         before = spec.path.replace("attention/3/input", "hidden/2")
         for block in range(reader.manifest.blocks):
