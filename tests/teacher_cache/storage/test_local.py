@@ -214,7 +214,7 @@ def test_pieces_can_be_left_unread(storage: Storage) -> None:
 
 def test_names_of_new_folders_reach_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr("teacher_cache.disk.flush_to_disk", flushed.append)
+    monkeypatch.setattr("teacher_cache.storage.local.flush_to_disk", flushed.append)
     storage = LocalStorage(tmp_path / "store")
     storage.write("hidden/2/codes", b"1")
     hidden = tmp_path / "store" / "hidden"
