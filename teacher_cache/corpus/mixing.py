@@ -62,6 +62,17 @@ class Mix:
         wanted = np.where(sizes > 0, wanted, 0)
         return np.asarray(wanted / wanted.sum())
 
+    def order_rows(
+        self, seed: int, source_of_row: NDArray[np.int64], tokens: Sequence[int], max_rows: int | None
+    ) -> tuple[NDArray[np.int64], list[tuple[str, int]]]:
+        """All rows in their final order, and how many of the first `max_rows` come from each source.
+
+        `source_of_row` numbers the source of each row, `tokens` counts the tokens of each source.
+        """
+        order = mixed_order(seed, source_of_row, self.shares(tokens))
+        counts = np.bincount(source_of_row[order[:max_rows]], minlength=len(self.specs)).tolist()
+        return order, list(zip(self.specs, counts, strict=True))
+
     def identity(self) -> dict[str, Any]:
         """What decides the order of the rows, beside the text."""
         return {"weights": self.weights, "alpha": self.alpha}
