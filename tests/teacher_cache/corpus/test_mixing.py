@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teacher_cache.build.settings import BuildSettings
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.corpus.mixing import Mix, mixed_order
 from teacher_cache.errors import CorpusError, SettingsError
@@ -121,12 +120,6 @@ def test_kept_rows_are_counted_by_source() -> None:
 def test_unclear_shares_are_refused(corpus: tuple[str, ...], alpha: float | None, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Mix.of(corpus, alpha)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
-def test_powers_that_mix_nothing_are_refused(alpha: float) -> None:
-    with pytest.raises(SettingsError, match="--mix-alpha .* give a power from 0"):
-        BuildSettings(teacher="teacher", mix_alpha=alpha)
 
 
 def test_a_file_of_that_name_has_no_weight(tmp_path: Path) -> None:
