@@ -32,8 +32,8 @@ _NOT_ITS_CHECKSUM = "it does not match its own checksum"
 _HASH_DIGITS = 64
 
 
-NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading an object raises that is not what it should be."""
+NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading an object raises that is not what it should be, however deeply its brackets are nested."""
 
 
 @dataclass(frozen=True, kw_only=True)
