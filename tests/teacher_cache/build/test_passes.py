@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -125,3 +126,14 @@ def test_nothing_is_read_for_no_rows_or_no_streams(
     streams = vector_streams(replace(manifest, targets=replace(manifest.targets, attention=())))
     assert not list(run_streams(manifest, small_teacher, streams, small_rows, range(4, 4), 3))
     assert not list(run_streams(manifest, small_teacher, [], small_rows, range(4, 9), 3))
+
+
+def test_streams_of_several_views_come_from_the_passes_of_their_own(
+    manifest: Manifest, small_teacher: Teacher, small_rows: Rows
+) -> None:
+    """Two batches: each stream of the plain view twice, each of the two masked views four times."""
+    streams = vector_streams(manifest)
+    found = Counter(
+        stream.path for _, stream, _, _ in run_streams(manifest, small_teacher, streams, small_rows, range(4), 2)
+    )
+    assert found == {stream.path: 2 if stream.view == "plain" else 4 for stream in streams}

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from teacher_cache.contract.manifest import Manifest
+from teacher_cache.codecs.packing import pack_codes
+from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VectorStream, vector_streams
-from teacher_cache.contract.targets import TargetSpecs
+from teacher_cache.contract.targets import HiddenSpec, TargetSpecs
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.errors import StoreError
+from teacher_cache.format.layout import block_arrays
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.overlay import Overlay
@@ -108,3 +111,45 @@ def test_damaged_codes_are_refused(nmse_store: Path) -> None:
     draft.write(key, bytes(data))
     with pytest.raises(StoreError, match="escapes/count"):
         SourceRows(reader).codes(stream, SourcePiece(block=1, start=0, stop=4, to=0))
+
+
+class GivenBlock:
+    """What `SourceRows` asks of a reader of one block whose arrays are at hand."""
+
+    def __init__(self, manifest: Manifest, arrays: dict[str, Any]) -> None:
+        self.manifest = manifest
+        self.load_array = lambda path, block: arrays[path]
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), start=st.integers(0, 3), count=st.integers(1, 4))
+def test_escapes_belong_to_their_rows(
+    plain_manifest: Callable[..., Manifest], seed: int, start: int, count: int
+) -> None:
+    """Four rows of two views: a third of all codes is beyond its packing, at the ends of rows as well."""
+    components = {"wide": 0, "byte": 8, "pair": 8, "triple": 8, "five": 0, "zero": 8}
+    record = TransformRecord(step=1.0, nmse=0.01, components=components)
+    targets = TargetSpecs(hidden=(HiddenSpec(layer=2, codec="nmse:0.01", view="masked"),))
+    manifest = plain_manifest(targets, rows=4, block_rows=4, seq_len=2, views=2, calibration={"hidden/2": record})
+    (stream,) = vector_streams(manifest)
+    generator = np.random.default_rng(seed)
+    codes_DWN = generator.integers(-2, 3, (32, 2, 8)).astype(np.int16)
+    codes_DWN[24:] = 0
+    wild = generator.random(codes_DWN.shape) < 1 / 3
+    codes_DWN[wild] = generator.integers(-(2**15) + 1, 2**15, int(wild.sum()))
+    arrays = {spec.path: np.zeros(spec.block_shape, dtype=spec.dtype) for spec in block_arrays(manifest)}
+    # more room than a store has: a third of its codes would be refused
+    for name in ("index", "value"):
+        arrays[f"hidden/2/escapes/{name}"] = np.zeros((2, 32 * 8), dtype=arrays[f"hidden/2/escapes/{name}"].dtype)
+    for view in range(2):
+        packed = pack_codes(codes_DWN[:, view], components)
+        escapes = len(packed.escape_index)
+        arrays["hidden/2/escapes/index"][view, :escapes] = packed.escape_index
+        arrays["hidden/2/escapes/value"][view, :escapes] = packed.escape_value
+        arrays["hidden/2/escapes/count"][view] = escapes
+        for name, values in packed.packed.items():
+            arrays[f"hidden/2/codes/{name}"][:, view * values.shape[1] : (view + 1) * values.shape[1]] = values
+    stop = min(start + count, 4)
+    rows = SourceRows(GivenBlock(manifest, arrays))  # type: ignore[arg-type]
+    have = rows.codes(stream, SourcePiece(block=0, start=start, stop=stop, to=0))
+    assert np.array_equal(have, codes_DWN[:, :, 2 * start : 2 * stop])

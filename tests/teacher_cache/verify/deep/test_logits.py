@@ -194,3 +194,17 @@ def test_draws_of_another_row_or_view_are_found(problems: Callable[..., dict[str
     row = make_row(stored_draws(final_TV), final_TV)
     assert problems(replace(row, masked_view=0), DRAWS)["logits draws"]
     assert problems(replace(row, targets=replace(row.targets, row_id_B=torch.tensor([18]))), DRAWS)["logits draws"]
+
+
+@pytest.mark.parametrize("spec", [TOPK, DRAWS], ids=["topk", "draws"])
+@pytest.mark.parametrize("token, beside", [(VOCABULARY - 1, VOCABULARY), (0, -1)])
+def test_an_id_beyond_the_vocabulary_is_not_taken_for_the_nearest(
+    problems: Callable[..., dict[str, str]], spec: LogitsSpec, token: int, beside: int
+) -> None:
+    """The nearest would be right: it is by far the most probable id."""
+    final_TV = given_logits(11)
+    final_TV[:, token] = 30.0
+    right = stored_topk(final_TV) if spec is TOPK else stored_draws(final_TV)
+    assert not any(problems(make_row(right, final_TV), spec).values())
+    right.ids_BMK[right.ids_BMK == token] = beside
+    assert any(problems(make_row(right, final_TV), spec).values())
