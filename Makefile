@@ -23,8 +23,8 @@ test-faults: export KDCACHE_FAULTS ?= 25
 test-faults: export KDCACHE_FLIPS ?= 200
 test-faults: export KDCACHE_OUTAGE_SECONDS ?= 20
 test-faults: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/build/test_faults.py \
-		tests/teacher_cache/storage/test_remote.py tests/student_train/train/test_train_faults.py \
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_faults.py \
+		tests/teacher_cache/storage/test_bucket.py tests/student_train/train/test_train_faults.py \
 		tests/student_train/train/test_outages.py -k "faults or outage"
 
 lint: $(INSTALLED)

@@ -1,8 +1,8 @@
-"""Which device to use, and arrays of the host to one that computes meanwhile.
+"""Which device to use, and how arrays get there from the host while it computes.
 
-A copy from ordinary memory stops the thread that launches kernels until all of them have run. `to_device` does not, and
-`Transfer` moves whole blocks ahead of their use without taking a place among the kernels at all. On a CPU nothing is
-copied.
+An ordinary copy to a GPU makes the thread that launches kernels wait until all of them have run. `to_device` copies
+without that wait, in turn with the kernels; `Transfer` copies whole blocks ahead of their use, beside the kernels. On a
+CPU nothing is copied.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def to_device(values: CodedArray, device: str | torch.device) -> torch.Tensor:
 
 
 class Arrival:
-    """When what was sent may be read: nothing waits before it is, and then only the stream that reads."""
+    """Says when arrays that were sent may be read. The host does not wait for it, only the stream that reads does."""
 
     def __init__(self, event: torch.cuda.Event, tensors: tuple[torch.Tensor, ...]) -> None:
         self._event, self._tensors = event, tensors
@@ -57,7 +57,7 @@ class Transfer:
     def send(
         self, arrays: Mapping[str, CodedArray], chosen: Callable[[str], bool]
     ) -> tuple[dict[str, CodedArray], Arrival | None]:
-        """The arrays by name, the chosen ones on the device once they have arrived; None if nothing was sent."""
+        """All arrays by name, the chosen ones being sent to the device, and their arrival; None if nothing is sent."""
         if self._stream is None:
             return dict(arrays), None
         with torch.cuda.stream(self._stream):
@@ -82,7 +82,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_device_type(device: str) -> str:
-    """`cpu` or `cuda`, as asked for and present: for whoever takes the current GPU of its process.
+    """`cpu` or `cuda`, as asked for and present. For callers that use whichever GPU is the current one of the process.
 
     Raises:
         SettingsError: a GPU was asked for and there is none.

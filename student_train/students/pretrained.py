@@ -14,7 +14,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
@@ -25,7 +24,7 @@ from transformers import (
 
 from teacher_cache.errors import StudentError
 from teacher_cache.hub import why_unreadable
-from teacher_cache.models.families import encoder_of, pooler_option, quiet_transformers
+from teacher_cache.models.families import encoder_of, pooler_option, quiet_transformers, why_not_an_encoder
 
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 _UNREADABLE = (OSError, RuntimeError, SafetensorError, *_MALFORMED)
@@ -96,7 +95,7 @@ def check_family(folder: Path) -> None:
         StudentError: it is not, or its configuration cannot be read.
     """
     config = load_config(folder)
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+    if why_not_an_encoder(config) is not None:
         raise StudentError(
             f"model {str(folder)!r} is of family {config.model_type!r}, which is no encoder with a masked language "
             "model: no other kind can be trained or measured here; choose a family such as BERT, RoBERTa, XLM-R, "

@@ -78,7 +78,10 @@ def _put_logits(
 
 
 class Overlap:
-    """A context that has done all work when it is left. `threaded` is for where it pays: on a GPU, unless given."""
+    """Does work beside the teacher; when the context is left, all of it is done.
+
+    `threaded`: in a thread of its own, or at once. By default in a thread where that pays, on a GPU.
+    """
 
     def __init__(self, device: torch.device, *, threaded: bool | None = None) -> None:
         cuda = device.type == "cuda"

@@ -1,4 +1,4 @@
-"""What a user may ask of `kdcache build` and `kdcache derive`. Standard library only, so that `--help` is instant."""
+"""What a user may ask of `kdcache build`. Standard library only, so that `--help` is instant."""
 
 from __future__ import annotations
 

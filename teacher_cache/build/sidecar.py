@@ -31,9 +31,10 @@ _ROWS_AT_ONCE = 16
 def reach_attention(
     teacher: Teacher, groups: Iterable[Group], known: Mapping[int, AttentionProjections]
 ) -> dict[int, AttentionProjections]:
-    """Make the attention of these groups readable, and find the projections that are not `known`. Before `start`.
+    """Make the attention of these groups readable, and find the projections that are not `known`.
 
-    A group may hold other layers than the command names that mends it.
+    A build that finishes an older group may name other layers than that group holds, so the groups are asked. Call it
+    before `Teacher.start`.
     """
     found = {}
     for group in groups:

@@ -2,11 +2,10 @@
 
     rows -> timing pass -> calibration -> coded blocks -> shards in memory -> forecast
 
-The rows of a store are shuffled, so its first missing rows are a sample. Calibration alone is done in another way than
-in a build, because so few rows give a poorer rotation, and a poorer rotation costs bits. But a rotation is about as
-much better than it should be on the rows that it was fitted on as it is worse on others. So some rows of the sample are
-fitted and all of them are measured, in the share at which gain and loss leave just what the rotation of the build will
-cost the rows of the store.
+The rows of a store are shuffled, so its first missing rows are a sample. Only calibration differs from that of a build.
+So few rows give a poorer rotation, which costs more bits than that of the build will. But it costs fewer on the rows
+that it was fitted on, by about as much as it costs more on others. So the rotation is fitted on some rows of the sample
+and measured on all of them, in a share chosen so that both effects together leave what the build's rotation will cost.
 
 Cost: at most 64 rows through the teacher, twice where there is something to calibrate; fewer, down to 8, where those
 would take longer than half a minute. How close it comes, on a teacher of width 384: within 4% of the bits of any stream

@@ -1,4 +1,4 @@
-"""The seam of all codecs of vectors: what one takes and gives, and the values that none can hold."""
+"""What every codec of vectors takes and gives, and which values none of them can hold."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A codec turns the vectors of one block, [N, D] (N tokens, D components), into a 
 and back. Component-major order, [D, N], puts equal statistics side by side: it is what makes the compressor behind it
 effective, and the transposition is done here, on the tensor's own device, because the store must only move bytes.
 
-The codecs here need nothing but the vectors; the calibrated one is in `transform.py`.
+The codecs here need nothing but the vectors; the calibrated one is in `nmse.py`.
 
 `error_bound_ND` is the contract: no decoded component is further from the original than that. Values that a codec
 cannot represent within its bound are an error; nothing saturates silently.
@@ -172,7 +172,7 @@ def _enclosing_scale(largest: torch.Tensor) -> torch.Tensor:
 
 
 def make_codec(precision: str) -> VectorCodec:
-    """The codec of this name; `nmse` needs calibration and is in `transform.py`.
+    """The codec of this name; `nmse` needs calibration and is in `nmse.py`.
 
     Raises:
         SettingsError: there is no such precision.

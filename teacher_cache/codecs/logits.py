@@ -217,7 +217,7 @@ class SampleCodec:
 
 
 def refuse_undefined(log_probs: torch.Tensor) -> None:
-    """Refuse what undefined or infinite logits lead to.
+    """Refuse log-probabilities that are not numbers: undefined or infinite logits lead to them.
 
     Raises:
         TeacherError: one of the numbers is not a number.

@@ -168,7 +168,7 @@ def choose_packings(codes_ND: NDArray[np.int16], group: int) -> tuple[NDArray[np
 
     Each component gets the packing that costs least: order-0 entropy of its bytes, which is what zstd's Huffman stage
     comes to, plus the escapes. Packings hold whole groups of `group` components where the width allows, so that chunks
-    of several components divide them; who is in the way moves to the wider packing.
+    of several components divide them; components that do not fill a group move to the wider packing.
     """
     choice = np.array([_cheapest(np.ascontiguousarray(codes_N)) for codes_N in codes_ND.T])
     spread = (codes_ND.astype(np.float64) ** 2).mean(axis=0)

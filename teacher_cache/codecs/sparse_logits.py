@@ -7,7 +7,7 @@ Draws are *stratified*: draw n of N is taken at a random point of the n-th of N 
 the ids in ascending order. Each count still has expectation N p, so that gradients are unbiased, but varies less than
 with N independent points: on a 30,522-id masked language model 30 stratified draws are as exact (mean square of
 counts / N - p) as 50 independent ones and have 14 distinct ids instead of 19. The points are a hash of (seed, row,
-view, place, draw), see `hashing.py`: the same in every library version, process and batch.
+view, place, draw), see `random_bits.py`: the same in every library version, process and batch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ belongs to the source of the first document in it. Nothing here knows a model or
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import CorpusRecord, RowMode, sha256_of_json
 from teacher_cache.corpus.documents import read_documents
-from teacher_cache.corpus.mixing import Mix, mixed_order
+from teacher_cache.corpus.mixing import Mix
 from teacher_cache.corpus.tokens import Ids, TokenSpool, encode, tokenise
 from teacher_cache.errors import CorpusError, SettingsError, TeacherError
 from teacher_cache.random_bits import uniform_bits
@@ -200,36 +200,23 @@ def pack_corpus(
     packed = row_mode == "packed"
     mix = Mix.of(specs, mix_alpha)
     sources = [read_documents([spec]) for spec in mix.specs] if mix else [read_documents(specs)]
-    first_documents, sizes = list[int](), list[int]()
     with TokenSpool(separator=frame.separator if packed else None, limit=None if packed else text_positions) as spool:
-        for documents in sources:
-            first_documents.append(spool.documents)
-            before = spool.tokens
-            for batch in tokenise(documents, tokenizer):
-                spool.add(batch)
-                if progress is not None:
-                    progress(spool.documents, spool.tokens)
-            sizes.append(spool.tokens - before)
+        first_documents, sizes = _read_sources(sources, tokenizer, spool, progress)
         ids, starts = spool.ids(), spool.starts()
     if not spool.documents:
         raise CorpusError(
             f"the corpus {' '.join(specs)!r} is empty, or has blank lines only: there is nothing to learn from; "
             "give a corpus with text"
         )
-    if packed:
-        bounds = np.append(np.arange(0, len(ids), text_positions), len(ids))
-        first_document = np.searchsorted(starts, bounds[:-1], side="right") - 1
-    else:
-        bounds, first_document = np.append(starts, len(ids)), np.arange(spool.documents)
+    bounds = np.append(np.arange(0, len(ids), text_positions) if packed else starts, len(ids))
+    first_document = np.searchsorted(starts, bounds[:-1], side="right") - 1 if packed else np.arange(spool.documents)
     rows = len(bounds) - 1
     fingerprint, kept = spool.fingerprint(), list[tuple[str, int]]()
     if mix is None:
         order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
     else:
         source_of_row = np.searchsorted(first_documents, first_document, side="right") - 1
-        order = mixed_order(seed, source_of_row, mix.shares(sizes))
-        counts = np.bincount(source_of_row[order[:max_rows]], minlength=len(sources)).tolist()
-        kept = list(zip(mix.specs, counts, strict=True))
+        order, kept = mix.order_rows(seed, source_of_row, sizes, max_rows)
         fingerprint = sha256_of_json({"text": fingerprint, "sources": first_documents, **mix.identity()})
     record = CorpusRecord(
         specs=tuple(specs), fingerprint=fingerprint, documents=spool.documents, tokens=spool.tokens, rows=rows
@@ -244,6 +231,25 @@ def pack_corpus(
         kept_rows=order[:max_rows].astype(np.int64),
         sources=kept,
     )
+
+
+def _read_sources(
+    sources: Sequence[Iterable[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    spool: TokenSpool,
+    progress: Progress | None,
+) -> tuple[list[int], list[int]]:
+    """Tokenise every source into the spool; returns the number of each one's first document, and its tokens."""
+    first_documents, sizes = list[int](), list[int]()
+    for documents in sources:
+        first_documents.append(spool.documents)
+        before = spool.tokens
+        for batch in tokenise(documents, tokenizer):
+            spool.add(batch)
+            if progress is not None:
+                progress(spool.documents, spool.tokens)
+        sizes.append(spool.tokens - before)
+    return first_documents, sizes
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

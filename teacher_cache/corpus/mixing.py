@@ -1,8 +1,8 @@
 """Several sources of text as one corpus: which share of the rows each gives, and an order that keeps to the shares.
 
 A source's share is its weight, `SPEC@WEIGHT`, or its number of tokens to the power of alpha: 1 leaves sources as they
-are, 0 makes them equal, 0.3 is what XLM-R draws its languages with (Conneau et al., ACL 2020, section 3.1). There a
-small language is repeated; here no row is kept twice, and what a source has not got falls to the others.
+are, 0 makes them equal, 0.3 is what XLM-R draws its languages with (Conneau et al., ACL 2020, section 3.1). XLM-R
+repeats the text of small languages; here no row is kept twice, and where a source runs out the others fill its share.
 
 Rows are drawn without replacement, each with a probability in proportion to its share of its source's: row r comes at
 -log(1 - u_r) / w_r, u_r being uniform (Efraimidis and Spirakis, Information Processing Letters 2006). So the first N
@@ -61,6 +61,17 @@ class Mix:
         wanted = np.asarray(self.weights) if self.weights is not None else sizes ** float(self.alpha or 0)
         wanted = np.where(sizes > 0, wanted, 0)
         return np.asarray(wanted / wanted.sum())
+
+    def order_rows(
+        self, seed: int, source_of_row: NDArray[np.int64], tokens: Sequence[int], max_rows: int | None
+    ) -> tuple[NDArray[np.int64], list[tuple[str, int]]]:
+        """All rows in their final order, and how many of the first `max_rows` come from each source.
+
+        `source_of_row` numbers the source of each row, `tokens` counts the tokens of each source.
+        """
+        order = mixed_order(seed, source_of_row, self.shares(tokens))
+        counts = np.bincount(source_of_row[order[:max_rows]], minlength=len(self.specs)).tolist()
+        return order, list(zip(self.specs, counts, strict=True))
 
     def identity(self) -> dict[str, Any]:
         """What decides the order of the rows, beside the text."""

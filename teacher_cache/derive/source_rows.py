@@ -1,4 +1,4 @@
-"""Rows of a store as they are coded, or decoded and not turned back: what a derivation works on.
+"""Rows of a store as a derivation works on them: their codes, or the vectors that a fixed precision decodes to.
 
 Arrays of a block are read whole, checked and decompressed, one at a time; of them the wanted rows are kept, two bytes a
 code, or four a value of one view.

@@ -38,7 +38,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 NOT_AN_OBJECT = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading an object raises that is not what it should be; the last of JSON that is nested without end."""
+"""What reading an object raises that is not what it should be, however deeply its brackets are nested."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The seam of all storages: what a store may ask of a folder or a bucket, and which of them a location names."""
+"""What a store may ask of a folder and of a bucket alike, and which of the two a location names."""
 
 from __future__ import annotations
 

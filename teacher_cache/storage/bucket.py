@@ -6,7 +6,7 @@ not even Ctrl-C. The one here goes on from there until `KDCACHE_RETRY_SECONDS` (
 What no repetition mends (credentials, a bucket that is not there, another region) is said at once.
 
 `create` and `replace` are what the lock stands on, see `lease.py`. A first try whose answer was lost may have
-succeeded; the second then meets its own work and returns None: whoever asks must look whose object it is.
+succeeded; the second then finds the object of the first and returns None. So callers must look whose object it is.
 
 Cost: one request each, and one more to see whether there is a bucket at all where the first object asked for is absent.
 Credentials come from the environment or from the service that gives them to machines in a cloud; profiles in files are

@@ -7,8 +7,8 @@ of the machines may be wrong. A holder that is certainly dead, a process of this
 at once.
 
 A holder that could not renew for a whole lease may have lost the right: `ensure` renews before anything more is
-written, and fails if somebody else has taken over. What was under way at that moment still arrives: a commit that says
-what must be there tells.
+written, and fails if somebody else has taken over. A write that was under way at that moment may still arrive; what it
+spoils is found, because a commit says which bytes must be there.
 
 Cost: one small request every sixth of a lease. After a kill another machine waits one lease, 30 s.
 """

@@ -1,8 +1,7 @@
-"""Where the objects of a store lie: a local folder, or a prefix of a bucket (`remote.py`).
+"""A store in a folder: a file for each object, under its key, such as `hidden/4/codes/c/0/0/0`.
 
-A store is a set of objects under keys such as `hidden/4/codes/c/0/0/0`. Everything that reads or writes one goes
-through a `Storage`: whole objects only, each of them there in full or not at all, so that what was killed in the midst
-of writing leaves nothing that could be taken for finished. Nothing here knows what the objects mean.
+Every object is there in full or not at all: a writer that is killed leaves files under temporary names only, which no
+reader looks at. Errors of the disk become messages that say what to do.
 """
 
 from __future__ import annotations

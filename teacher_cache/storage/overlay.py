@@ -1,7 +1,7 @@
-"""A storage that is only thought of: reads come from a real one, writes stay in memory.
+"""A storage whose writes stay in memory; what was not written here is read from a real one below.
 
-What a build would do to a store can be done to a draft of it by the same code, and nothing is touched. It is for small
-objects, manifests and constants; shards and teachers do not belong into memory.
+So the code of a build can prepare a draft of a store without touching the store. For small objects such as manifests
+and constants: shards and teachers are too large to be kept in memory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Overlay:
         return nullcontext()
 
     def remove_unfinished(self) -> None:
-        """Nothing: what killed writers left is none of a draft's business."""
+        """Nothing to do: what killed writers left is for the build that takes the lock."""
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

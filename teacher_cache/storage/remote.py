@@ -1,4 +1,4 @@
-"""A store below a prefix of a bucket: `Storage` (see `storage.py`) over object storage.
+"""A store below a prefix of a bucket: a `Storage` (see `base.py`) over object storage.
 
 Objects of a bucket are whole or not there by nature, so nothing is written under temporary names. What a killed writer
 leaves is its lock, which ends by itself, and possibly parts of an unfinished upload, which nobody can read but which

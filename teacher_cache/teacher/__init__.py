@@ -1,1 +1,7 @@
-"""The frozen model behind one seam: rows in, outputs of every kind of target out."""
+"""The frozen model behind one seam: rows go in, outputs for every kind of target come out.
+
+Begin with `teacher.py`; `outputs.py` is all that others see of a pass. `loading.py` refuses by name what cannot
+teach.
+Doors: `Teacher`, `TeacherOutputs`. They import torch and Transformers.
+Knows nothing of text, codecs or stores, and trains nothing.
+"""

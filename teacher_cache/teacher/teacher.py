@@ -38,7 +38,7 @@ from teacher_cache.teacher.loading import (
 from teacher_cache.teacher.outputs import TeacherOutputs
 
 _UNLIMITED_POSITIONS = 512
-"""The longest row of a teacher that says of none that it would be too long."""
+"""The longest row of a teacher that names no limit of its own."""
 
 
 class Teacher:

@@ -3,7 +3,7 @@
 A seal vouches for its group: it holds the hash of a list of all commits' hashes and of every other object, and a commit
 the hash of every shard. An unfinished group has no seal; what it has is compared with what its manifest implies, and
 blocks that are not there yet are missing, not damaged. Damage in one object does not keep the others from being
-checked. Objects that nothing accounts for are listed as unknown: they are nobody's, and nothing reads them.
+checked. Objects that belong to nothing are listed as unknown; nothing reads them.
 
 Cost: one pass over all bytes, by a few threads (hashing is done without the interpreter lock), and one small read per
 block. A store that is being built may be looked at.

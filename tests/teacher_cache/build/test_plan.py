@@ -9,33 +9,20 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from teacher_cache.build.build import Silent, build_cache
+from teacher_cache.build.build import build_cache
 from teacher_cache.build.plan import BuildPlan, plan_build
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.build.trial import fitted_rows
-from teacher_cache.codecs.nmse import share_rows
 from teacher_cache.errors import SpaceError, StoreError
-from teacher_cache.format.protocol import read_manifest
 from teacher_cache.read.info import describe_store
-from teacher_cache.storage.local import LocalStorage
 
 Settings = Callable[..., BuildSettings]
 pytestmark = pytest.mark.usefixtures("time_to_try")
 
 TOLERANCE = 0.05
-
-
-class Notes(Silent):
-    """Keeps what a build says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def assert_as_built(plan: BuildPlan, tolerance: float = TOLERANCE) -> None:
@@ -181,20 +168,6 @@ def test_a_plan_refuses_what_the_build_would(small_settings: Settings, small_sto
         plan_build(small_settings(small_store, seed=7))
 
 
-@pytest.mark.parametrize("rows, sample", [(512, 64), (2000, 64), (96, 64), (40, 40), (20_000, 16), (130, 64)])
-def test_a_fitted_share_of_the_sample_costs_what_the_rows_of_the_store_do(
-    small_store: Path, rows: int, sample: int
-) -> None:
-    """A row that is fitted gains e / n over the best rotation, another loses as much; n rows are fitted."""
-    small = read_manifest(LocalStorage(small_store))
-    manifest = replace(small, rows=rows, seq_len=128, teacher=replace(small.teacher, hidden_size=384))
-    fitted = len(fitted_rows(manifest, sample))
-    of_build = share_rows(rows, 128, 384)[0]
-    in_sample = (sample - 2 * fitted) / sample / fitted
-    in_store = (rows - 2 * of_build) / rows / of_build
-    assert in_sample == pytest.approx(in_store, abs=1 / fitted**2), "but for whole rows"
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mounts a file system of so many bytes; only root can."""
@@ -217,7 +190,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 def test_a_build_that_cannot_fit_is_refused_before_its_first_block(
-    small_settings: Settings, small_disk: Callable[[int], Path], tmp_path: Path
+    small_settings: Settings, small_disk: Callable[[int], Path], notes: Any, tmp_path: Path
 ) -> None:
     large = {"max_rows": 150, "block_rows": 32, "views": 3, "hs_view": "masked", "relations": "qkv", "layers": "all"}
     plan = plan_build(small_settings(tmp_path / "plan.zarr", **large))
@@ -225,7 +198,7 @@ def test_a_build_that_cannot_fit_is_refused_before_its_first_block(
     assert arrays > 2 * plan.other_bytes
     settings = small_settings(small_disk(2 * plan.other_bytes + arrays // 2) / "cache.zarr", **large)
     assert not plan_build(settings).fits
-    out, notes = Path(settings.out), Notes()
+    out = Path(settings.out)
     with pytest.raises(SpaceError, match=r"needs about .* free: it would stop half-way.*--force"):
         build_cache(settings, notes)
     assert any(line.startswith("to write: ") and "for 150 rows" in line for line in notes.lines)
@@ -235,9 +208,8 @@ def test_a_build_that_cannot_fit_is_refused_before_its_first_block(
     assert 0 < len(list((out / "commits").iterdir())) < plan.manifest.blocks
 
 
-def test_a_build_says_its_size_before_its_first_block(small_settings: Settings, tmp_path: Path) -> None:
+def test_a_build_says_its_size_before_its_first_block(small_settings: Settings, notes: Any, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", max_rows=150)
-    notes = Notes()
     build_cache(settings, notes)
     (line,) = (line for line in notes.lines if line.startswith("to write: "))
     size, unit = line.split()[2:4]

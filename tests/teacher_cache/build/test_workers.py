@@ -27,7 +27,6 @@ BUILDER = """
 import os, signal, sys
 from teacher_cache.build.build import Silent, build_cache
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.storage.local import open_storage
 from teacher_cache.build.workers import Workers
 
 class Dies(Silent):

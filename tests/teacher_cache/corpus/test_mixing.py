@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teacher_cache.build.settings import BuildSettings
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.corpus.mixing import Mix, mixed_order
 from teacher_cache.errors import CorpusError, SettingsError
@@ -96,6 +95,19 @@ def test_order_follows_the_plain_keys() -> None:
     assert mixed_order(5, source_of_row, shares).tolist() == sorted(range(4), key=keys.__getitem__)
 
 
+def test_kept_rows_are_counted_by_source() -> None:
+    """Source 0 has two rows of little weight, source 1 three heavy ones, source 2 none; none is lost."""
+    mix = Mix(specs=("a", "b", "c"), weights=(1e-9, 1.0, 1.0))
+    source_of_row = np.array([0, 1, 1, 0, 1])
+    order, kept = mix.order_rows(3, source_of_row, [20, 30, 0], 4)
+    assert sorted(order.tolist()) == [0, 1, 2, 3, 4]
+    assert set(order[:3].tolist()) == {1, 2, 4}, "what weighs a billion times as much comes first"
+    assert kept == [("a", 1), ("b", 3), ("c", 0)]
+    again, everything = mix.order_rows(3, source_of_row, [20, 30, 0], None)
+    assert again.tolist() == order.tolist()
+    assert everything == [("a", 2), ("b", 3), ("c", 0)]
+
+
 @pytest.mark.parametrize(
     ("corpus", "alpha", "message"),
     [
@@ -108,12 +120,6 @@ def test_order_follows_the_plain_keys() -> None:
 def test_unclear_shares_are_refused(corpus: tuple[str, ...], alpha: float | None, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Mix.of(corpus, alpha)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
-def test_powers_that_mix_nothing_are_refused(alpha: float) -> None:
-    with pytest.raises(SettingsError, match="--mix-alpha .* give a power from 0"):
-        BuildSettings(teacher="teacher", mix_alpha=alpha)
 
 
 def test_a_file_of_that_name_has_no_weight(tmp_path: Path) -> None:

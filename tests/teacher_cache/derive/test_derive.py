@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,14 @@ import zarr
 
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetRequest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.derive.derive import DeriveReport, derive_into, derive_store
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows, find_pieces
-from teacher_cache.errors import DistillationError, SettingsError, StoreError, TargetsError
+from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.format.small_arrays import read_constant
-from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import open_storage
 from teacher_cache.storage.local import LocalStorage
@@ -121,24 +119,6 @@ def test_rows_come_out_as_they_are_in_the_source(
     assert np.array_equal(have_R[: reader.rows], want_R[first:last])
 
 
-def test_what_stays_where_it_was_in_a_block_is_copied_byte_by_byte(nmse_store: Path, tmp_path: Path) -> None:
-    reader = derive(nmse_store, tmp_path / "out.zarr", row_range="16:40", layers="4", k=4)
-    for spec in reader.layout.arrays.values():
-        kept = not spec.path.startswith("logits")
-        before = spec.path.replace("attention/3/input", "hidden/2")
-        for block in range(reader.manifest.blocks):
-            shards = [
-                (root / path / "c" / str(number)).joinpath(*"0" * len(spec.block_shape)).read_bytes()
-                for root, path, number in (
-                    (Path(reader.path), spec.path, block),
-                    (nmse_store, before, block + 1),
-                )
-            ]
-            assert (shards[0] == shards[1]) == kept, spec.path
-    folder, files = reader.teacher_folder(), nmse_store / "teacher"
-    assert (folder / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("store", ["small_store", "nmse_store"])
 def test_attention_outlives_the_hidden_state_it_shared(
     store: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -160,54 +140,6 @@ def test_attention_outlives_the_hidden_state_it_shared(
     assert torch.allclose(again.read_rows(0, 37, wanted)["plain"].attention[3].key_BTD, want.key_BTD[3:], atol=1e-6)
 
 
-def test_plain_zarr_reads_rows_that_moved(small_store: Path, tmp_path: Path) -> None:
-    derive(small_store, tmp_path / "out.zarr", row_range="5:40", targets="hidden", layers="4")
-    stores = (tmp_path / "out.zarr", small_store)
-    have, want = (np.asarray(zarr.open_array(str(store / "hidden/4/codes"), mode="r")) for store in stores)
-    assert have.shape == (3, 32, 16 * 24)
-    assert np.array_equal(have[1][:, 24:48], want[1][:, 6 * 24 : 7 * 24])  # row 17 there was row 22
-    assert not have[2][:, 3 * 24 :].any()
-
-
-def kept_mass(logits: TopkLogits) -> torch.Tensor:
-    return logits.log_probs_BMK.exp().sum(dim=-1) + logits.log_tail_BM.exp()
-
-
-@pytest.mark.parametrize("store, flags", [("small_store", {}), ("nmse_store", {"row_range": "7:29"})])
-def test_fewer_ids_leave_their_mass_to_the_tail(
-    store: str, flags: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    path: Path = request.getfixturevalue(store)
-    source, wanted = CacheReader.open(path), TargetRequest(logits=True)
-    reader = derive(path, tmp_path / "out.zarr", targets="logits", k=3, **flags)
-    first = reader.manifest.first_row
-    for masked_view in range(source.manifest.views):
-        have = reader.read_rows(0, reader.rows, wanted, masked_view=masked_view)["masked"]
-        want = source.read_rows(first, first + reader.rows, wanted, masked_view=masked_view)["masked"]
-        assert isinstance(have.logits, TopkLogits) and isinstance(want.logits, TopkLogits) and want.masked is not None
-        real_BM = want.masked.real_BM()
-        assert torch.equal(have.logits.ids_BMK, want.logits.ids_BMK[..., :3])
-        assert torch.equal(have.logits.log_probs_BMK, want.logits.log_probs_BMK[..., :3])
-        assert torch.equal(have.logits.log_tail_BM[~real_BM], want.logits.log_tail_BM[~real_BM])
-        dropped = want.logits.log_probs_BMK[..., 3:].double().exp().sum(-1) + want.logits.log_tail_BM.double().exp()
-        assert torch.allclose(have.logits.log_tail_BM[real_BM].double(), dropped[real_BM].log(), atol=2e-3)
-        assert torch.allclose(kept_mass(have.logits)[real_BM], kept_mass(want.logits)[real_BM], atol=2e-3)
-        assert torch.allclose(kept_mass(have.logits)[real_BM], torch.tensor(1.0), atol=0.03)
-
-
-def test_log_probabilities_of_a_half_precision_store_take_a_byte_where_vectors_are_coarser(
-    small_store: Path, tmp_path: Path
-) -> None:
-    reader = derive(small_store, tmp_path / "out.zarr", targets="logits", precision="int8")
-    spec = reader.manifest.targets.logits
-    assert spec is not None and (spec.codec, spec.entries) == ("root8", 8)
-    readers = (reader, CacheReader.open(small_store))
-    have, want = (one.read_rows(0, 40, TargetRequest(logits=True))["masked"].logits for one in readers)
-    assert isinstance(have, TopkLogits) and isinstance(want, TopkLogits)
-    assert torch.equal(have.log_tail_BM, want.log_tail_BM)
-    assert torch.allclose(have.log_probs_BMK.exp(), want.log_probs_BMK.exp(), atol=2e-2)
-
-
 def test_relation_matrices_are_kept(small_settings: Settings, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "in.zarr", relations="matrix", targets="attention", hs_view="masked", views=2)
     build_cache(settings)
@@ -221,69 +153,6 @@ def test_relation_matrices_are_kept(small_settings: Settings, tmp_path: Path) ->
         assert torch.equal(have.input_ids_BT, want.input_ids_BT)
         for name, values in vars(want.attention[3]).items():
             assert torch.equal(getattr(have.attention[3], name), values)
-
-
-@pytest.fixture(scope="module")
-def real_store(shared_teacher: Path, shared_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real teacher in half precision: five digits of what it says."""
-    folder = tmp_path_factory.mktemp("real")
-    with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
-        lines = [line for line, _ in zip(text, range(60), strict=False)]
-    (folder / "some.txt").write_text("".join(lines), encoding="utf-8")
-    settings = BuildSettings(
-        teacher=str(shared_teacher), corpus=(str(folder / "some.txt"),), out=str(folder / "cache.zarr"), seq_len=64,
-        max_rows=96, targets="hidden,attention", layers="4", attention_layer=6, precision="float16",
-    )  # fmt: skip
-    build_cache(settings)
-    return Path(settings.out)
-
-
-def errors(reader: CacheReader, exact: Path) -> dict[str, float]:
-    """NMSE of the last hidden state and of queries, keys and values, over all rows."""
-    layer, attention_layer = (
-        reader.manifest.targets.hidden_layers()[-1],
-        reader.manifest.targets.attention_layers()[0],
-    )
-    wanted = TargetRequest(hidden_layers=(layer,), attention_layers=(attention_layer,))
-    sides: dict[str, list[torch.Tensor]] = {"hidden": [], "attention": []}
-    for one in (reader, CacheReader.open(exact)):
-        targets = one.read_rows(0, reader.rows, wanted)["plain"]
-        vectors = [getattr(targets.attention[attention_layer], f"{vector}_BTD") for vector in VECTORS]
-        for name, values_BTD in (("hidden", targets.hidden[layer]), ("attention", torch.cat(vectors, dim=2))):
-            sides[name].append(values_BTD[targets.real_BT()].double())
-    return {
-        name: float((have_ND - want_ND).square().sum() / (want_ND - want_ND.mean(0)).square().sum())
-        for name, (have_ND, want_ND) in sides.items()
-    }
-
-
-def test_declared_errors_count_from_the_teacher(real_store: Path, tmp_path: Path) -> None:
-    """Recoded from half precision, then coarser twice: what is declared is the distance from the teacher's values."""
-    source, size = real_store, 0
-    for target in (1e-2, 3e-2, 1e-1):
-        out = tmp_path / f"{target}.zarr"
-        reader = derive(source, out, precision=f"nmse:{target}")
-        assert reader.manifest.targets.attention[0].form == "projected"
-        for path, record in reader.manifest.calibration.items():
-            assert record.nmse == pytest.approx(target, rel=0.06), path
-        assert errors(reader, real_store) == pytest.approx({"hidden": target, "attention": target}, rel=0.06)
-        before, size, source = size, sum(describe_store(out).bytes_per_array.values()), out
-        assert not before or size < 0.9 * before
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_what_a_fixed_precision_has_lost_counts(small_settings: Settings, tmp_path: Path, precision: str) -> None:
-    exact = tmp_path / "exact.zarr"
-    build_cache(small_settings(exact, max_rows=160, targets="hidden,attention", layers="4"))
-    fixed = derive(exact, tmp_path / "fixed.zarr", precision=precision)
-    assert not fixed.manifest.calibration
-    lost = errors(fixed, exact)
-    target = float(f"{2 * max(lost.values()):.2g}")
-    reader = derive(Path(fixed.path), tmp_path / "out.zarr", precision=f"nmse:{target}")
-    assert errors(reader, exact) == pytest.approx({"hidden": target, "attention": target}, rel=0.15)
-    with pytest.raises(SettingsError, match=f"finer than {precision}.*has lost"):
-        derive(Path(fixed.path), tmp_path / "no.zarr", precision=f"nmse:{min(lost.values()) / 2:g}")
-    assert not (tmp_path / "no.zarr").exists()
 
 
 def test_padding_stays_nothing(sample_store: Path, tmp_path: Path) -> None:
@@ -407,55 +276,6 @@ def test_damage_in_the_source_is_not_handed_on(small_store: Path, tmp_path: Path
     for number, flags in enumerate(({}, {"row_range": "3:"}, {"precision": "nmse:1e-1"})):
         with pytest.raises(StoreError, match="'hidden/2/codes/c/1/0/0' .*has other contents"):
             derive(source, tmp_path / f"{number}.zarr", **flags)
-
-
-@pytest.mark.parametrize(
-    "flags, error, message",
-    [
-        ({"layers": "1,2,3"}, TargetsError, "lacks hidden 1, hidden 3.*It has logits, hidden 2, hidden 4, attention 3"),
-        ({"attention_layer": 1}, TargetsError, "lacks attention 1"),
-        ({"layers": "9"}, SettingsError, "names layer 9, the teacher has layers 1 to 4"),
-        ({"targets": "hidden", "k": 4}, SettingsError, "--k 4 is about logits, which .*--targets hidden"),
-        ({"k": 9}, SettingsError, "--k 9 is more than the 8 ids"),
-        ({"precision": "nmse:1e-3"}, SettingsError, "nmse:0.001 is finer than nmse:0.01, in which .* holds hidden 2"),
-        ({"precision": "int8"}, SettingsError, "int8 for hidden 2, which .* in nmse:0.01: .* nmse:X with X above 0.01"),
-        ({"row_range": "40:"}, SettingsError, "'40:' is not within the 40 rows"),
-        ({"row_range": "8:8"}, SettingsError, "'8:8' holds no row"),
-        ({"row_range": "8:41"}, SettingsError, "'8:41' is not within"),
-    ],
-)
-def test_what_the_source_cannot_give_is_refused_by_name(
-    nmse_store: Path, tmp_path: Path, flags: dict[str, Any], error: type[DistillationError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        derive(nmse_store, tmp_path / "out.zarr", **flags)
-    assert not (tmp_path / "out.zarr").exists()
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ({"row_range": "8"}, "--row-range '8' cannot be read"),
-        ({"row_range": "a:b"}, "--row-range 'a:b' cannot be read"),
-        ({"row_range": "0:8", "max_rows": 8}, "--row-range 0:8 and --max-rows 8 both"),
-        ({"max_rows": 0}, "--max-rows 0 is too small"),
-        ({"k": 0}, "--k 0 is too small"),
-        ({"precision": "coarse"}, "--precision 'coarse' is unknown"),
-        ({"targets": "smell"}, "names 'smell'"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        DeriveSettings(src="in.zarr", dst="out.zarr", **flags)
-
-
-def test_only_a_fixed_precision_that_lost_next_to_nothing_becomes_another(sample_store: Path, tmp_path: Path) -> None:
-    for precision, message in (("int4", "more than int4 declares"), ("float16", "float16 is finer than int8")):
-        with pytest.raises(SettingsError, match=message):
-            derive(sample_store, tmp_path / "out.zarr", precision=precision)
-    with pytest.raises(SettingsError, match="cannot thin out the 20 draws"):
-        derive(sample_store, tmp_path / "out.zarr", k=10)
-    assert not (tmp_path / "out.zarr").exists()
 
 
 def test_a_place_that_holds_something_else_is_left_alone(

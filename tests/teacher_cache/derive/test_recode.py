@@ -1,0 +1,167 @@
+"""Blocks of a derived store: rows moved, codes kept or made coarser."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacher_cache.build.build import Silent
+from teacher_cache.codecs.logits import TopkEntries
+from teacher_cache.contract.batch import TargetRequest, TopkLogits
+from teacher_cache.derive.derive import derive_store
+from teacher_cache.derive.origins import plan_derivation
+from teacher_cache.derive.recode import BlockDeriver, Coarsening, cut_topk
+from teacher_cache.derive.settings import DeriveSettings
+from teacher_cache.derive.source_rows import SourceRows
+from teacher_cache.read.reader import CacheReader
+
+
+def derive(source: Path, out: Path, **flags: Any) -> CacheReader:
+    derive_store(DeriveSettings(src=str(source), dst=str(out), **flags), Silent())
+    return CacheReader.open(out)
+
+
+def test_what_stays_where_it_was_in_a_block_is_copied_byte_by_byte(nmse_store: Path, tmp_path: Path) -> None:
+    reader = derive(nmse_store, tmp_path / "out.zarr", row_range="16:40", layers="4", k=4)
+    for spec in reader.layout.arrays.values():
+        kept = not spec.path.startswith("logits")
+        before = spec.path.replace("attention/3/input", "hidden/2")
+        for block in range(reader.manifest.blocks):
+            shards = [
+                (root / path / "c" / str(number)).joinpath(*"0" * len(spec.block_shape)).read_bytes()
+                for root, path, number in (
+                    (Path(reader.path), spec.path, block),
+                    (nmse_store, before, block + 1),
+                )
+            ]
+            assert (shards[0] == shards[1]) == kept, spec.path
+    folder, files = reader.teacher_folder(), nmse_store / "teacher"
+    assert (folder / "model.safetensors").read_bytes() == (files / "model.safetensors").read_bytes()
+
+
+def test_plain_zarr_reads_rows_that_moved(small_store: Path, tmp_path: Path) -> None:
+    derive(small_store, tmp_path / "out.zarr", row_range="5:40", targets="hidden", layers="4")
+    stores = (tmp_path / "out.zarr", small_store)
+    have, want = (np.asarray(zarr.open_array(str(store / "hidden/4/codes"), mode="r")) for store in stores)
+    assert have.shape == (3, 32, 16 * 24)
+    assert np.array_equal(have[1][:, 24:48], want[1][:, 6 * 24 : 7 * 24])  # row 17 there was row 22
+    assert not have[2][:, 3 * 24 :].any()
+
+
+def kept_mass(logits: TopkLogits) -> torch.Tensor:
+    return logits.log_probs_BMK.exp().sum(dim=-1) + logits.log_tail_BM.exp()
+
+
+@pytest.mark.parametrize("store, flags", [("small_store", {}), ("nmse_store", {"row_range": "7:29"})])
+def test_fewer_ids_leave_their_mass_to_the_tail(
+    store: str, flags: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(store)
+    source, wanted = CacheReader.open(path), TargetRequest(logits=True)
+    reader = derive(path, tmp_path / "out.zarr", targets="logits", k=3, **flags)
+    first = reader.manifest.first_row
+    for masked_view in range(source.manifest.views):
+        have = reader.read_rows(0, reader.rows, wanted, masked_view=masked_view)["masked"]
+        want = source.read_rows(first, first + reader.rows, wanted, masked_view=masked_view)["masked"]
+        assert isinstance(have.logits, TopkLogits) and isinstance(want.logits, TopkLogits) and want.masked is not None
+        real_BM = want.masked.real_BM()
+        assert torch.equal(have.logits.ids_BMK, want.logits.ids_BMK[..., :3])
+        assert torch.equal(have.logits.log_probs_BMK, want.logits.log_probs_BMK[..., :3])
+        assert torch.equal(have.logits.log_tail_BM[~real_BM], want.logits.log_tail_BM[~real_BM])
+        dropped = want.logits.log_probs_BMK[..., 3:].double().exp().sum(-1) + want.logits.log_tail_BM.double().exp()
+        assert torch.allclose(have.logits.log_tail_BM[real_BM].double(), dropped[real_BM].log(), atol=2e-3)
+        assert torch.allclose(kept_mass(have.logits)[real_BM], kept_mass(want.logits)[real_BM], atol=2e-3)
+        assert torch.allclose(kept_mass(have.logits)[real_BM], torch.tensor(1.0), atol=0.03)
+
+
+def test_log_probabilities_of_a_half_precision_store_take_a_byte_where_vectors_are_coarser(
+    small_store: Path, tmp_path: Path
+) -> None:
+    reader = derive(small_store, tmp_path / "out.zarr", targets="logits", precision="int8")
+    spec = reader.manifest.targets.logits
+    assert spec is not None and (spec.codec, spec.entries) == ("root8", 8)
+    readers = (reader, CacheReader.open(small_store))
+    have, want = (one.read_rows(0, 40, TargetRequest(logits=True))["masked"].logits for one in readers)
+    assert isinstance(have, TopkLogits) and isinstance(want, TopkLogits)
+    assert torch.equal(have.log_tail_BM, want.log_tail_BM)
+    assert torch.allclose(have.log_probs_BMK.exp(), want.log_probs_BMK.exp(), atol=2e-2)
+
+
+def topk(log_probs: list[list[float]], tail: list[float]) -> TopkEntries:
+    log_probs_PK = torch.tensor(log_probs)
+    return TopkEntries(
+        ids_PK=torch.arange(log_probs_PK.numel()).view_as(log_probs_PK),
+        log_probs_PK=log_probs_PK,
+        log_tail_P=torch.tensor(tail),
+    )
+
+
+@given(
+    masses=st.lists(st.floats(1e-30, 1), min_size=2, max_size=6).map(lambda values: sorted(values, reverse=True)),
+    data=st.data(),
+)
+def test_no_mass_is_lost_where_ids_are(masses: list[float], data: st.DataObject) -> None:
+    """Beside plain float64; the last mass is the tail."""
+    entries = data.draw(st.integers(1, len(masses) - 1))
+    found = cut_topk(topk([[math.log(mass) for mass in masses[:-1]]], [math.log(masses[-1])]), entries)
+    assert found.ids_PK.tolist() == [list(range(entries))]
+    assert found.log_probs_PK.exp()[0].tolist() == pytest.approx(masses[:entries], rel=1e-4)
+    assert float(found.log_tail_P.exp()) == pytest.approx(sum(masses[entries:]), rel=1e-4)
+
+
+def test_a_tail_without_mass_stays_without() -> None:
+    nothing = -math.inf
+    found = cut_topk(topk([[0.0, nothing, nothing], [-1.0, -2.0, -3.0]], [nothing, nothing]), 1)
+    assert found.log_tail_P[0] == nothing
+    assert float(found.log_tail_P[1]) == pytest.approx(math.log(math.exp(-2) + math.exp(-3)))
+    whole = topk([[-1.0, -2.0]], [-3.0])
+    assert torch.allclose(cut_topk(whole, 2).log_tail_P, whole.log_tail_P)
+
+
+@given(st.data())
+def test_coarser_codes_are_the_nearest_in_another_order(data: st.DataObject) -> None:
+    width, ratio = data.draw(st.integers(1, 5)), data.draw(st.floats(0.01, 1))
+    order = data.draw(st.permutations(range(width)))
+    codes = data.draw(st.lists(st.integers(-(2**15) + 1, 2**15 - 1), min_size=3 * width, max_size=3 * width))
+    codes_DWN = np.array(codes, dtype=np.int16).reshape(width, 1, 3)
+    coarser_DWN = Coarsening(order_D=np.array(order), ratio=ratio).apply(codes_DWN)
+    assert coarser_DWN.dtype == np.int16
+    for place, component in enumerate(order):
+        for code, coarser in zip(codes_DWN[component, 0].tolist(), coarser_DWN[place, 0].tolist(), strict=True):
+            assert abs(code * ratio - coarser) <= 0.5 + 1e-6 * abs(code)
+
+
+def test_rows_of_two_blocks_make_one_of_whole_numbers_that_did_not_change(small_store: Path) -> None:
+    """Every array of a derived block that begins in the midst of one of the source, beside zarr's rows in a line."""
+    reader = CacheReader.open(small_store)
+    derivation = plan_derivation(reader.manifest, DeriveSettings(src="in.zarr", dst="out.zarr", row_range="11:35"))
+    values = BlockDeriver(SourceRows(reader), derivation, derivation.manifest, {}).derive(0)
+    assert set(values) == {spec.path for spec in reader.layout.arrays.values()}
+    per_row = {"hidden/2/codes": 24, "hidden/4/codes": 24, "logits/log_probs": 4, "logits/log_tail": 4}
+    for path, have in values.items():
+        assert isinstance(have, np.ndarray)
+        blocks = np.asarray(zarr.open_array(str(small_store / path), mode="r"))
+        if path.startswith(("logits", "hidden")):
+            count = per_row.get(path, 4)
+            line = np.concatenate(list(blocks), axis=-1)
+            assert np.array_equal(have, line[..., 11 * count : 27 * count]), path
+        else:
+            assert np.array_equal(have, np.concatenate(list(blocks))[11:27]), path
+
+
+def test_a_block_that_stays_where_it_was_is_handed_on_as_bytes(small_store: Path) -> None:
+    reader = CacheReader.open(small_store)
+    derivation = plan_derivation(reader.manifest, DeriveSettings(src="in.zarr", dst="out.zarr", row_range="16:40"))
+    deriver = BlockDeriver(SourceRows(reader), derivation, derivation.manifest, {})
+    for block in range(2):
+        for path, have in deriver.derive(block).items():
+            (shard,) = (file for file in (small_store / path / "c" / str(block + 1)).rglob("*") if file.is_file())
+            assert have == shard.read_bytes(), path

@@ -1,0 +1,129 @@
+"""What cannot teach is refused by name, and what was loaded has a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config
+
+from teacher_cache.errors import TeacherError
+from teacher_cache.teacher.loading import check_loaded, check_tokenizer, hash_weights, load_teacher_config
+from teacher_cache.teacher.teacher import Teacher
+
+
+def test_unknown_names_say_what_to_do() -> None:
+    with pytest.raises(TeacherError, match="(?s)'no/such-teacher' cannot be loaded.*folder of a downloaded model"):
+        Teacher.load("no/such-teacher")
+
+
+def test_decoders_and_encoder_decoders_are_refused_by_family(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(TeacherError, match="family 'gpt2', a decoder"):
+        Teacher.load(str(tmp_path / "gpt2"))
+    T5Config().save_pretrained(tmp_path / "t5")
+    with pytest.raises(TeacherError, match="family 't5', an encoder-decoder"):
+        Teacher.load(str(tmp_path / "t5"))
+
+
+def test_an_incomplete_checkpoint_is_refused(tiny_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_teacher("bert"), tmp_path / "teacher"))
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "layer.2.attention.self.query.weight" in name)
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match="lacks 1 encoder weights.*layer.2.attention.self.query.weight"):
+        Teacher.load(str(folder))
+
+
+def test_a_teacher_without_tokenizer_files_is_refused(tiny_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_teacher("bert"), tmp_path / "teacher"))
+    for file in folder.glob("tok*"):
+        file.unlink()
+    with pytest.raises(TeacherError, match="tokenizer"):
+        Teacher.load(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_damaged_weights_are_a_message(tiny_teacher: Callable[..., Path], tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(tiny_teacher("bert"), tmp_path / "teacher"))
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2] if damage == "cut" else bytes(range(256)) * 9)
+    with pytest.raises(TeacherError, match="cannot be loaded.*not a readable model"):
+        Teacher.load(str(folder))
+
+
+@pytest.mark.parametrize("lost", ["pooler.dense.weight", "cls.predictions.bias"])
+def test_what_is_outside_of_the_encoder_may_be_missing(tiny_teacher: Callable[..., Path], lost: str) -> None:
+    """Then there is no head of the checkpoint's own, and that is said."""
+    model = AutoModelForMaskedLM.from_pretrained(tiny_teacher("bert"))
+    assert check_loaded("teacher", model, []) is True
+    assert check_loaded("teacher", model, [lost]) is False
+
+
+def test_missing_encoder_weights_are_counted_and_one_is_named(tiny_teacher: Callable[..., Path]) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(tiny_teacher("bert"))
+    lost = [f"bert.encoder.layer.{layer}.output.dense.bias" for layer in (3, 1, 2)]
+    with pytest.raises(TeacherError, match=r"lacks 3 encoder weights \(first: 'bert.encoder.layer.1.output.dense.bias"):
+        check_loaded("teacher", model, [*lost, "cls.predictions.bias"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = tiny_tokenizer("bert")
+    check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=200))
+    with pytest.raises(
+        TeacherError, match="has ids up to 199, its embeddings end at 198: .* files of different models"
+    ):
+        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=199))
+    tokenizer.pad_token = None
+    with pytest.raises(TeacherError, match="no padding token: .* set pad_token in its tokenizer_config.json"):
+        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=200))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"model_type": "no-such-family"}', b"\xff\xfe"])
+def test_a_configuration_that_cannot_be_read_is_a_message(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(TeacherError, match="cannot be loaded .it is there, but not a readable model"):
+        load_teacher_config(str(tmp_path), None)
+
+
+def small_model() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3, bias=False))
+
+
+CHANGES: dict[str, Callable[[torch.nn.Module], object]] = {
+    "a value": lambda model: model[0].weight.data[2, 1].mul_(1 + 2**-20),
+    "two values": lambda model: model[1].weight.data.copy_(model[1].weight.data.flip(0)),
+    "a type": lambda model: model.bfloat16(),
+    "a shape": lambda model: setattr(model[0].weight, "data", model[0].weight.data.view(3, 4)),
+    "a name": lambda model: model.add_module("2", model._modules.pop("1")),
+    "one more": lambda model: model.register_buffer("empty", torch.empty(0)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_any_other_weight_is_another_fingerprint(name: str) -> None:
+    model = small_model()
+    CHANGES[name](model)
+    assert hash_weights(model) != hash_weights(small_model())
+
+
+def test_the_fingerprint_is_that_of_names_types_shapes_and_bytes() -> None:
+    """Beside a plain computation; how weights lie in memory and in what order they come does not count."""
+    model = small_model()
+    digest = hashlib.sha256()
+    for key in sorted(model.state_dict()):
+        values = model.state_dict()[key].numpy()
+        digest.update(f"{key} torch.float32 {values.shape}\n".encode() + values.tobytes())
+    assert hash_weights(model) == digest.hexdigest()
+    model[0].weight.data = model[0].weight.data.T.contiguous().T
+    assert not model[0].weight.is_contiguous() and hash_weights(model) == digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Devices are chosen as asked for, and arrays arrive on them as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teacher_cache.device import Transfer, _free_device, choose_device, choose_device_type, resolve_dtype, to_device
+from teacher_cache.errors import SettingsError
+from teacher_cache.teacher.teacher import Teacher
+
+ARRAY = np.arange(24, dtype=np.int16).reshape(4, 6)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("values", [ARRAY, ARRAY[:, ::2], ARRAY.T, np.empty((0, 3), dtype=np.float32)])
+def test_values_arrive_as_they_were_and_in_one_piece(values: np.ndarray) -> None:
+    """Slices and transposed arrays too, whether they come from numpy or are tensors already."""
+    for given in (values, torch.from_numpy(ARRAY).T if values.base is ARRAY else torch.from_numpy(values.copy())):
+        want = np.asarray(given)
+        arrived = to_device(given, "cpu")
+        assert arrived.is_contiguous() and arrived.dtype == torch.from_numpy(np.ascontiguousarray(want)).dtype
+        assert np.array_equal(arrived.numpy(), want)
+
+
+def test_on_a_cpu_nothing_is_sent() -> None:
+    arrays = {"codes": ARRAY, "scale": ARRAY[0]}
+    sent, arrival = Transfer("cpu").send(arrays, lambda name: name == "codes")
+    assert arrival is None
+    assert sent is not arrays and all(sent[name] is values for name, values in arrays.items())
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", "cpu:cpu", ""])
+def test_devices_that_do_not_exist_are_refused(device: str) -> None:
+    with pytest.raises(SettingsError, match=f"--device '{device}' cannot be used .* give cpu, cuda, cuda:N or auto"):
+        choose_device(device)
+
+
+def test_a_teacher_on_a_device_that_does_not_exist_is_refused(tiny_teacher: Callable[..., Path]) -> None:
+    with pytest.raises(SettingsError, match="'cuda:99'"):
+        Teacher.load(str(tiny_teacher("bert")), device="cuda:99")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    assert choose_device_type("auto") == choose_device_type("cpu") == "cpu"
+    with pytest.raises(SettingsError, match="--device 'cuda' was asked for and PyTorch sees no CUDA device"):
+        choose_device_type("cuda")
+
+
+@pytest.mark.parametrize("rank, chosen", [(None, "cuda:0"), ("1", "cuda:1"), ("5", "cuda:1")])
+def test_each_process_of_a_launcher_gets_a_gpu(monkeypatch: pytest.MonkeyPatch, rank: str | None, chosen: str) -> None:
+    """Two GPUs, and as many processes as the launcher was told: those beyond the second share."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert _free_device() == chosen
+    assert choose_device_type("auto") == choose_device_type("cuda") == "cuda"
+
+
+def test_arithmetic_follows_the_device_unless_it_is_named() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert [resolve_dtype("auto", device) for device in (cpu, gpu)] == ["float32", "bfloat16"]
+    assert [resolve_dtype("float16", device) for device in (cpu, gpu)] == ["float16", "float16"]
