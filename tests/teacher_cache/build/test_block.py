@@ -14,6 +14,7 @@ import torch
 from teacher_cache.build.block import Overlap, compute_block
 from teacher_cache.build.build import Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.format.layout import StoreLayout
 
 Settings = Callable[..., BuildSettings]
 CPU = torch.device("cpu")
@@ -25,7 +26,9 @@ def test_a_block_is_the_same_whichever_thread_codes_it(small_settings: Settings,
     teacher.start()
     batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
     blocks = [
-        compute_block(manifest, teacher, {}, rows.read(0, 16), batch_rows, Overlap(CPU, threaded=threaded)).finish()
+        compute_block(
+            StoreLayout.of(manifest), teacher, {}, rows.read(0, 16), batch_rows, Overlap(CPU, threaded=threaded)
+        ).finish()
         for threaded in (False, True)
     ]
     assert blocks[0].keys() == blocks[1].keys()
@@ -76,7 +79,7 @@ def test_a_block_holds_its_rows_and_masks_and_nothing_at_padding(small_settings:
     teacher, _, rows, manifest = read_inputs(settings, Silent())
     teacher.start()
     block = rows.read(32, 40)
-    arrays = compute_block(manifest, teacher, {}, block, 3).finish()
+    arrays = compute_block(StoreLayout.of(manifest), teacher, {}, block, 3).finish()
     for path, values in (("input_ids", block.input_ids_BT), ("length", block.length_B),
                          ("row_id", block.row_id_B), ("document", block.document_B)):  # fmt: skip
         assert np.array_equal(arrays[path][:8], values) and not arrays[path][8:].any(), path
@@ -93,7 +96,9 @@ def test_a_batch_of_any_size_gives_the_same_block(small_settings: Settings, tmp_
     settings = small_settings(tmp_path / "never-written.zarr", targets="logits,hidden", layers="4")
     teacher, _, rows, manifest = read_inputs(settings, Silent())
     teacher.start()
-    one, many = (compute_block(manifest, teacher, {}, rows.read(0, 16), size).finish() for size in (1, 16))
+    one, many = (
+        compute_block(StoreLayout.of(manifest), teacher, {}, rows.read(0, 16), size).finish() for size in (1, 16)
+    )
     for path, values in one.items():
         if np.issubdtype(values.dtype, np.floating):
             assert np.allclose(values.astype(float), many[path].astype(float), atol=1e-2, rtol=1e-2), path

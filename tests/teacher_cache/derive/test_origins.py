@@ -15,9 +15,12 @@ from teacher_cache.contract.targets import FIXED_PRECISIONS, AttentionSpec, Hidd
 from teacher_cache.derive.origins import Derivation, plan_derivation
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.errors import DistillationError, SettingsError, TargetsError
+from teacher_cache.format.layout import StoreLayout
 
 Plain = Callable[..., Manifest]
-RECORD = TransformRecord(step=0.5, nmse=0.01, components={"byte": 32})
+RECORD = TransformRecord(
+    step=0.5, nmse=0.01, components={"wide": 0, "byte": 32, "pair": 0, "triple": 0, "five": 0, "zero": 0}
+)
 
 
 def held(codec: str, form: str = "shared", logits: str = "topk") -> TargetSpecs:
@@ -30,7 +33,7 @@ def held(codec: str, form: str = "shared", logits: str = "topk") -> TargetSpecs:
 
 
 def plan(source: Manifest, **flags: Any) -> Derivation:
-    return plan_derivation(source, DeriveSettings(src="in.zarr", dst="out.zarr", **flags))
+    return plan_derivation(StoreLayout.of(source), DeriveSettings(src="in.zarr", dst="out.zarr", **flags))
 
 
 def ways(derivation: Derivation) -> dict[str, tuple[str, str]]:
@@ -126,7 +129,7 @@ def test_a_derived_store_says_what_it_was_made_from(plain_manifest: Plain) -> No
         ({"precision": "nmse:1e-3"}, SettingsError, "nmse:0.001 is finer than nmse:0.01, in which .* holds hidden 2"),
         ({"precision": "int8"}, SettingsError, "int8 for hidden 2, which .* in nmse:0.01: .* nmse:X with X above 0.01"),
         ({"row_range": "40:"}, SettingsError, "'40:' is not within the 40 rows"),
-        ({"row_range": "8:8"}, SettingsError, "'8:8' is not within"),
+        ({"row_range": "8:8"}, SettingsError, "'8:8' holds no row"),
         ({"row_range": "8:41"}, SettingsError, "'8:41' is not within"),
     ],
 )

@@ -103,9 +103,7 @@ def test_what_a_fixed_precision_has_lost_counts(small_settings: Settings, tmp_pa
 
 def make(source: Path, **flags: Any) -> tuple[SourceRows, Derivation]:
     reader = CacheReader.open(source)
-    return SourceRows(reader), plan_derivation(
-        reader.manifest, DeriveSettings(src=str(source), dst="out.zarr", **flags)
-    )
+    return SourceRows(reader), plan_derivation(reader.layout, DeriveSettings(src=str(source), dst="out.zarr", **flags))
 
 
 def test_a_stream_that_is_kept_keeps_its_constants(nmse_store: Path) -> None:

@@ -21,6 +21,7 @@ from teacher_cache.derive.origins import plan_derivation
 from teacher_cache.derive.recode import BlockDeriver, Coarsening, cut_topk
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.read.reader import CacheReader
 
 
@@ -142,8 +143,8 @@ def test_coarser_codes_are_the_nearest_in_another_order(data: st.DataObject) -> 
 def test_rows_of_two_blocks_make_one_of_whole_numbers_that_did_not_change(small_store: Path) -> None:
     """Every array of a derived block that begins in the midst of one of the source, beside zarr's rows in a line."""
     reader = CacheReader.open(small_store)
-    derivation = plan_derivation(reader.manifest, DeriveSettings(src="in.zarr", dst="out.zarr", row_range="11:35"))
-    values = BlockDeriver(SourceRows(reader), derivation, derivation.manifest, {}).derive(0)
+    derivation = plan_derivation(reader.layout, DeriveSettings(src="in.zarr", dst="out.zarr", row_range="11:35"))
+    values = BlockDeriver(SourceRows(reader), derivation, StoreLayout.of(derivation.manifest), {}).derive(0)
     assert set(values) == {spec.path for spec in reader.layout.arrays.values()}
     per_row = {"hidden/2/codes": 24, "hidden/4/codes": 24, "logits/log_probs": 4, "logits/log_tail": 4}
     for path, have in values.items():
@@ -159,8 +160,8 @@ def test_rows_of_two_blocks_make_one_of_whole_numbers_that_did_not_change(small_
 
 def test_a_block_that_stays_where_it_was_is_handed_on_as_bytes(small_store: Path) -> None:
     reader = CacheReader.open(small_store)
-    derivation = plan_derivation(reader.manifest, DeriveSettings(src="in.zarr", dst="out.zarr", row_range="16:40"))
-    deriver = BlockDeriver(SourceRows(reader), derivation, derivation.manifest, {})
+    derivation = plan_derivation(reader.layout, DeriveSettings(src="in.zarr", dst="out.zarr", row_range="16:40"))
+    deriver = BlockDeriver(SourceRows(reader), derivation, StoreLayout.of(derivation.manifest), {})
     for block in range(2):
         for path, have in deriver.derive(block).items():
             (shard,) = (file for file in (small_store / path / "c" / str(block + 1)).rglob("*") if file.is_file())

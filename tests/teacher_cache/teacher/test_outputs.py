@@ -21,17 +21,25 @@ def test_each_stream_has_its_own_values(plain_manifest: Callable[..., Manifest])
         AttentionSpec(layer=3, form="input", codec="int8"),
     )
     manifest = plain_manifest(TargetSpecs(hidden=(HiddenSpec(layer=2, codec="int4"),), attention=attention))
-    values = {(source, layer): torch.zeros(1, 2, 3) for source in ("hidden", *VECTORS) for layer in (1, 2)}
+    values = {(source, layer): torch.randn(1, 2, 4) for source in ("hidden", *VECTORS) for layer in (1, 2)}
     outputs = TeacherOutputs(
         hidden={layer: values["hidden", layer] for layer in (1, 2)},
         attention={
             layer: AttentionVectors(**{f"{name}_BTD": values[name, layer] for name in VECTORS}) for layer in (1, 2)
         },
-        final_BTD=torch.zeros(1, 2, 3),
+        final_BTD=torch.zeros(1, 2, 4),
     )
-    taken = {stream.path: stream_values(stream, outputs) for stream in vector_streams(manifest)}
+    real_BT = torch.ones(1, 2, dtype=torch.bool)
+    taken = {stream.path: stream_values(stream, outputs, real_BT) for stream in vector_streams(manifest)}
     want = {"hidden/2": ("hidden", 2), "attention/3/input": ("hidden", 2)}
     want |= {f"attention/1/{name}": (name, 1) for name in VECTORS}
-    want |= {f"attention/2/relations/{name}": (name, 2) for name in VECTORS}
-    assert taken.keys() == want.keys()
-    assert all(taken[path] is values[source] for path, source in want.items())
+    relations = {f"attention/2/relations/{name}": values[name, 2] for name in VECTORS}
+    assert taken.keys() == want.keys() | relations.keys()
+    assert all(torch.equal(taken[path], values[source]) for path, source in want.items())
+    for path, vectors_BTD in relations.items():
+        for head, vectors_Td in enumerate(vectors_BTD[0].double().split(2, dim=1)):
+            plain_TT = (vectors_Td @ vectors_Td.T / 2**0.5).softmax(-1)
+            # of each token its relations to all tokens, head after head
+            torch.testing.assert_close(
+                taken[path][0, :, 2 * head : 2 * head + 2].double(), plain_TT, rtol=1e-5, atol=1e-6
+            )

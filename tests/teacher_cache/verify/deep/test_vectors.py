@@ -131,12 +131,13 @@ def test_attention_may_be_off_by_what_its_input_has_lost(
 ) -> None:
     """And by nothing else: with the projections of other vectors, or the input of other tokens, it is found."""
     reader, spec, projections = carried
+    (stream,) = vector_streams(reader.manifest)
     input_BTD = draw(5, 1, 24, WIDTH)
     exact = project_hidden(input_BTD, projections)
     live = TeacherOutputs(hidden={2: input_BTD}, attention={3: exact}, final_BTD=input_BTD)
     have = project_hidden(rounded(input_BTD, "int8"), projections)
-    assert not problem(CarriedComparison(reader, spec), make_row(live, attention={3: have}))
+    assert not problem(CarriedComparison(reader, spec.layer, stream), make_row(live, attention={3: have}))
     swapped = AttentionVectors(query_BTD=have.key_BTD, key_BTD=have.query_BTD, value_BTD=have.value_BTD)
     moved = project_hidden(rounded(input_BTD.roll(1, dims=1), "int8"), projections)
     for wrong in (swapped, moved):
-        assert problem(CarriedComparison(reader, spec), make_row(live, attention={3: wrong}))
+        assert problem(CarriedComparison(reader, spec.layer, stream), make_row(live, attention={3: wrong}))
