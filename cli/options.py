@@ -26,7 +26,7 @@ Command = Callable[[list[str]], int]
 
 COMMON_FLAGS = (
     "Every command also takes --config FILE (YAML with these flags as keys; flags given here override it), -v (report "
-    "more) and --debug (show the traceback of an error)."
+    "more), --debug (show the traceback of an error) and --version."
 )
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SEVERAL = (tuple, list)

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("teacher_cache", "student_train", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PROJECT["project"]["version"]
 SOURCES = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -47,13 +48,25 @@ def test_torch_pin() -> None:
     assert pins()["torch"] == "2.13.0"
 
 
-@pytest.mark.parametrize("command", ["kdcache", "kdtrain", "kdeval"])
-def test_help_of_each_command_is_light(command: str) -> None:
-    """--help answers without importing what takes seconds."""
+@pytest.mark.parametrize(
+    "line, answer",
+    [
+        ("kdcache --help", "usage: kdcache"),
+        ("kdtrain --help", "usage: kdtrain"),
+        ("kdeval --help", "usage: kdeval"),
+        ("kdcache --version", f"kdcache {VERSION}\n"),
+        ("kdtrain --version", f"kdtrain {VERSION}\n"),
+        ("kdeval --version", f"kdeval {VERSION}\n"),
+        ("kdcache build --teacher bert --version", f"kdcache {VERSION}\n"),
+    ],
+)
+def test_what_each_command_answers_at_once_is_light(line: str, answer: str) -> None:
+    """These answer without importing what takes seconds."""
+    command, *flags = line.split()
     module, function = PROJECT["project"]["scripts"][command].split(":")
     code = f"""
 import atexit, sys
-sys.argv = [{command!r}, "--help"]
+sys.argv = {[command, *flags]!r}
 heavy = {{"torch", "transformers", "datasets", "zarr", "deepspeed", "matplotlib"}}
 atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))
 from {module} import {function}
@@ -61,7 +74,7 @@ sys.exit({function}())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
-    assert f"usage: {command}" in result.stdout
+    assert answer in result.stdout
     assert result.stderr.strip() == "[]"
 
 
