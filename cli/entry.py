@@ -24,6 +24,8 @@ from typing import NoReturn
 from teacher_cache.errors import DistillationError
 
 DISTRIBUTION = "kdcache"
+COMMON_SWITCHES = ("--debug", "-v", "--verbose")
+"""Of every command: show the traceback of an error; report more."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 TERMINATED = 143
@@ -37,8 +39,9 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     `main` returns its exit code, or None for 0. A console script is `return run_command(_main, prog="kdtrain")`.
     """
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    finder.add_argument("--debug", action="store_true")
-    finder.add_argument("-v", "--verbose", action="store_true")
+    debug, *verbose = COMMON_SWITCHES
+    finder.add_argument(debug, action="store_true")
+    finder.add_argument(*verbose, action="store_true")
     finder.add_argument("--version", action="store_true")
     options, own = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     _set_up_logging(options.verbose)

@@ -58,6 +58,7 @@ def test_torch_pin() -> None:
         ("kdtrain --version", f"kdtrain {VERSION}\n"),
         ("kdeval --version", f"kdeval {VERSION}\n"),
         ("kdcache build --teacher bert --version", f"kdcache {VERSION}\n"),
+        ("kdeval --completion bash", "complete -o bashdefault -o default -F _kdeval kdeval\n"),
     ],
 )
 def test_what_each_command_answers_at_once_is_light(line: str, answer: str) -> None:
