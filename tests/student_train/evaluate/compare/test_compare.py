@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from student_train.evaluate.compare.significance import (
     summarise,
 )
 from student_train.evaluate.compare.table import comparison_grids, markdown
-from teacher_cache.errors import StudentError
+from teacher_cache.errors import SettingsError, StudentError
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
 
@@ -49,6 +50,14 @@ def test_one_training_is_tested_over_its_fine_tuning_seeds() -> None:
     found = paired_difference(row, base)
     assert found is not None and (found.unit, found.units) == ("fine-tuning seed", (1, 2))
     assert found.mean == pytest.approx(0.03) and found.p == pytest.approx(stats.ttest_1samp([0.02, 0.04], 0).pvalue)
+
+
+def test_without_scipy_seeds_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)  # as where it is not installed
+    with pytest.raises(SettingsError, match=r"needs scipy.*4 seeds.*pip install 'kdcache\[eval\]'"):
+        paired_difference(draws(4, 2, 0.7, 0), draws(4, 2, 0.6, 1))
+    one = paired_difference({0: {0: 0.7}}, {0: {0: 0.6}})
+    assert one is not None and one.p is None
 
 
 def test_only_what_both_have_is_paired() -> None:
