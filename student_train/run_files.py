@@ -18,6 +18,7 @@ from typing import Any
 PROVENANCE = "provenance.json"
 """Of a student's directory, the file that says where it comes from; written last."""
 PACKAGES = (
+    "kdcache",
     "torch",
     "transformers",
     "deepspeed",
