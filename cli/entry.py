@@ -1,5 +1,7 @@
 """Runs a command: an error becomes one message, an interrupt becomes an exit code, and logging is set up.
 
+`--version` is answered here, wherever it stands, before anything else is read.
+
 Exit codes: 0 done, 1 something the user can fix, 2 wrong usage, 130 interrupted, 143 terminated, 141 where nobody reads
 standard output any more (`kdcache info | head`). An error that is not a `DistillationError` is a defect of this program
 and keeps its traceback.
@@ -14,12 +16,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from teacher_cache.errors import DistillationError
 
+DISTRIBUTION = "kdcache"
+COMMON_SWITCHES = ("--debug", "-v", "--verbose")
+"""Of every command: show the traceback of an error; report more."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 TERMINATED = 143
@@ -28,13 +34,15 @@ GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg", "accel/*", "davinci*", "dri/render*")
 
 
 def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run `main` on the arguments without `--debug` and `-v`, and return the exit code.
+    """Run `main` on the arguments without `--debug` and `-v`, or answer `--version`, and return the exit code.
 
     `main` returns its exit code, or None for 0. A console script is `return run_command(_main, prog="kdtrain")`.
     """
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    finder.add_argument("--debug", action="store_true")
-    finder.add_argument("-v", "--verbose", action="store_true")
+    debug, *verbose = COMMON_SWITCHES
+    finder.add_argument(debug, action="store_true")
+    finder.add_argument(*verbose, action="store_true")
+    finder.add_argument("--version", action="store_true")
     options, own = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     _set_up_logging(options.verbose)
     # read when torch is imported: threads that wait by spinning slow everything down on cores that others use too
@@ -42,6 +50,9 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     _tell_deepspeed()
     try:
         try:
+            if options.version:
+                print(describe_version(prog))
+                return 0
             return main(own) or 0
         finally:
             sys.stdout.flush()  # while a closed pipe can still be told from a defect
@@ -56,6 +67,11 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def describe_version(prog: str) -> str:
+    """`kdtrain 0.1.0`: all commands have the version of the package that they came in."""
+    return f"{prog} {metadata.version(DISTRIBUTION)}"
 
 
 def _tell_deepspeed() -> None:

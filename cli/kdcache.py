@@ -9,25 +9,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cli.cache_build import build
-from cli.cache_derive import derive
-from cli.cache_info import info
-from cli.cache_plan import plan
-from cli.cache_verify import verify
+from cli.cache_derive import DeriveFlags, derive
+from cli.cache_info import InfoSettings, info
+from cli.cache_plan import PlanSettings, plan
+from cli.cache_verify import VerifySettings, verify
+from cli.completion import print_completion
 from cli.entry import run_command
-from cli.options import run_chosen
+from cli.options import Command, run_chosen
+from teacher_cache.build.settings import BuildSettings
 
+PROG = "kdcache"
 COMMANDS = {
-    "build": (build, "run the teacher once over a corpus and write what students learn from"),
-    "plan": (plan, "say what a build would write and how long it would take, and write nothing"),
-    "derive": (derive, "make a smaller cache from a larger one, without the teacher"),
-    "verify": (verify, "check every byte of caches, and on request what the teacher gives for some rows"),
-    "info": (info, "say what is in a cache: targets, sizes, bytes per token, missing blocks"),
+    "build": Command(
+        run=build,
+        settings=BuildSettings,
+        line="run the teacher once over a corpus and write what students learn from",
+    ),
+    "plan": Command(
+        run=plan,
+        settings=PlanSettings,
+        line="say what a build would write and how long it would take, and write nothing",
+    ),
+    "derive": Command(
+        run=derive,
+        settings=DeriveFlags,
+        line="make a smaller cache from a larger one, without the teacher",
+    ),
+    "verify": Command(
+        run=verify,
+        settings=VerifySettings,
+        line="check every byte of caches, and on request what the teacher gives for some rows",
+    ),
+    "info": Command(
+        run=info,
+        settings=InfoSettings,
+        line="say what is in a cache: targets, sizes, bytes per token, missing blocks",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    return run_command(lambda own: run_chosen(own, COMMANDS, "kdcache"), "kdcache", argv)
+    return run_command(_main, PROG, argv)
+
+
+def _main(argv: list[str]) -> int:
+    if print_completion(argv, PROG, {name: command.settings for name, command in COMMANDS.items()}):
+        return 0
+    return run_chosen(argv, COMMANDS, PROG)
 
 
 if __name__ == "__main__":

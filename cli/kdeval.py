@@ -8,26 +8,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cli.completion import print_completion
 from cli.entry import run_command
-from cli.eval_compare import compare
+from cli.eval_compare import CompareSettings, compare
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
-from cli.eval_report import report
-from cli.options import run_chosen
+from cli.eval_report import ReportSettings, report
+from cli.options import Command, run_chosen
+from student_train.evaluate.fidelity.settings import FidelitySettings
+from student_train.evaluate.finetune.settings import FinetuneSettings
+from student_train.evaluate.latency.settings import LatencySettings
 
+PROG = "kdeval"
 COMMANDS = {
-    "fidelity": (fidelity, "how close a student comes to its teacher, on rows of a cache that it was not trained on"),
-    "finetune": (finetune, "how well a student does when it is fine-tuned on a task: GLUE, XNLI, token classification"),
-    "latency": (latency, "how long a forward pass of a student takes, and how much faster that is than its teacher"),
-    "compare": (compare, "runs side by side: fidelity, scores with significance, latency, in tables and plots"),
-    "report": (report, "one run as an HTML page: curves, fidelity, attention relations, tasks, latency, provenance"),
+    "fidelity": Command(
+        run=fidelity,
+        settings=FidelitySettings,
+        line="how close a student comes to its teacher, on rows of a cache that it was not trained on",
+    ),
+    "finetune": Command(
+        run=finetune,
+        settings=FinetuneSettings,
+        line="how well a student does when it is fine-tuned on a task: GLUE, XNLI, token classification",
+    ),
+    "latency": Command(
+        run=latency,
+        settings=LatencySettings,
+        line="how long a forward pass of a student takes, and how much faster that is than its teacher",
+    ),
+    "compare": Command(
+        run=compare,
+        settings=CompareSettings,
+        line="runs side by side: fidelity, scores with significance, latency, in tables and plots",
+    ),
+    "report": Command(
+        run=report,
+        settings=ReportSettings,
+        line="one run as an HTML page: curves, fidelity, attention relations, tasks, latency, provenance",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    return run_command(lambda own: run_chosen(own, COMMANDS, "kdeval"), "kdeval", argv)
+    return run_command(_main, PROG, argv)
+
+
+def _main(argv: list[str]) -> int:
+    if print_completion(argv, PROG, {name: command.settings for name, command in COMMANDS.items()}):
+        return 0
+    return run_chosen(argv, COMMANDS, PROG)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cli.completion import print_completion
 from cli.entry import run_command
 from cli.options import parse, read_config, split_config
 from cli.sweep import run_sweep
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    if print_completion(argv, PROG, {"": TrainSettings}):
+        return 0
     path, own = split_config(argv, PROG)
     content = {} if path is None else read_config(path)
     if path is not None and SWEEP_KEYS & content.keys():

@@ -13,24 +13,42 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from teacher_cache.errors import SettingsError
 
 SettingsT = TypeVar("SettingsT")
-Command = Callable[[list[str]], int]
 
 COMMON_FLAGS = (
     "Every command also takes --config FILE (YAML with these flags as keys; flags given here override it), -v (report "
-    "more) and --debug (show the traceback of an error)."
+    "more), --debug (show the traceback of an error) and --version. kdcache, kdtrain and kdeval each print with "
+    "--completion bash (or zsh) a script that completes what they take."
 )
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SEVERAL = (tuple, list)
 NOTHING = ("", "~", "null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One of several commands of a program: what runs it and returns its exit code, its flags, one line of help."""
+
+    run: Callable[[list[str]], int]
+    settings: type[Any]
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The flags of a settings record, each with the values that it chooses from (none: any value, or a switch)."""
+
+    choices: Mapping[str, tuple[str, ...]]
+    positional: bool
+    """Whether there are arguments without a flag."""
 
 
 def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> SettingsT:
@@ -67,10 +85,10 @@ def split_config(argv: Sequence[str], prog: str) -> tuple[Path | None, list[str]
     return Path(found.config[0]) if found.config else None, own
 
 
-def run_chosen(argv: Sequence[str], commands: Mapping[str, tuple[Command, str]], prog: str) -> int:
+def run_chosen(argv: Sequence[str], commands: Mapping[str, Command], prog: str) -> int:
     """Run the command that `argv` starts with on the rest of it; its exit code. See `choose_command`."""
-    name, rest = choose_command(argv, {name: line for name, (_, line) in commands.items()}, prog)
-    return commands[name][0](rest)
+    name, rest = choose_command(argv, {name: command.line for name, command in commands.items()}, prog)
+    return commands[name].run(rest)
 
 
 def choose_command(argv: Sequence[str], commands: Mapping[str, str], prog: str) -> tuple[str, list[str]]:
@@ -80,7 +98,10 @@ def choose_command(argv: Sequence[str], commands: Mapping[str, str], prog: str) 
     """
     width = max(map(len, commands))
     lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in commands.items())
-    usage = f"usage: {prog} COMMAND ...\n\n{lines}\n\n`{prog} COMMAND --help` lists the flags of a command."
+    usage = (
+        f"usage: {prog} COMMAND ...\n\n{lines}\n\n`{prog} COMMAND --help` lists the flags of a command, `{prog} "
+        f"--completion bash` (or zsh) prints a script\nthat completes them, and `{prog} --version` says what this is."
+    )
     if not argv:
         print(usage, file=sys.stderr)
         raise SystemExit(2)
@@ -90,6 +111,25 @@ def choose_command(argv: Sequence[str], commands: Mapping[str, str], prog: str) 
     if argv[0] not in commands:
         _refuse(prog, f"there is no command {argv[0]!r}{_nearest(argv[0], commands)}")
     return argv[0], list(argv[1:])
+
+
+def list_flags(settings_class: type[Any]) -> Flags:
+    """What a command takes beside the flags that all commands share."""
+    hints = get_type_hints(settings_class, include_extras=True)
+    flags = {_spell(field.name): hints[field.name] for field in fields(settings_class)}
+    named = {flag: hint for flag, hint in flags.items() if not _is_positional(hint)}
+    return Flags(choices={flag: _choices(hint) for flag, hint in named.items()}, positional=len(named) < len(flags))
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a `Literal`, also where it may be left out."""
+    if get_origin(hint) is Literal:
+        return tuple(map(str, get_args(hint)))
+    return tuple(value for part in get_args(hint) for value in _choices(part))
+
+
+def _is_positional(hint: Any) -> bool:
+    return tyro.conf.Positional in get_args(hint)
 
 
 def _refuse_repeats(argv: Sequence[str], settings_class: type[Any], prog: str) -> None:
@@ -109,11 +149,7 @@ def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, 
     """
     hints = get_type_hints(settings_class, include_extras=True)
     # a positional argument has no flag to turn its key into
-    valid = {
-        field.name: hints[field.name]
-        for field in fields(settings_class)
-        if tyro.conf.Positional not in get_args(hints[field.name])
-    }
+    valid = {field.name: hints[field.name] for field in fields(settings_class) if not _is_positional(hints[field.name])}
     flags: list[str] = []
     for key, value in content.items():
         name = str(key).replace("-", "_")

@@ -23,6 +23,7 @@ from teacher_cache.outside import parse_record
 PROVENANCE = "provenance.json"
 """Of a student's directory, the file that says where it comes from; written last."""
 PACKAGES = (
+    "kdcache",
     "torch",
     "transformers",
     "deepspeed",

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("teacher_cache", "student_train", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PROJECT["project"]["version"]
 SOURCES = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -30,9 +31,12 @@ def pins() -> dict[str, str]:
 def test_every_requirement_is_pinned_and_no_pin_is_below_its_bound() -> None:
     from packaging.requirements import Requirement
 
-    project = PROJECT["project"]
-    for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+    extras = PROJECT["project"]["optional-dependencies"]
+    tested = [line for extra, lines in extras.items() if extra not in ("benchmarks", "dev") for line in lines]
+    for line in [*PROJECT["project"]["dependencies"], *tested]:
         requirement = Requirement(line)
+        if requirement.name == PROJECT["project"]["name"]:
+            continue
         assert requirement.name in pins(), f"{requirement.name} is not in constraints.txt"
         assert requirement.specifier.contains(pins()[requirement.name])
 
@@ -47,13 +51,26 @@ def test_torch_pin() -> None:
     assert pins()["torch"] == "2.13.0"
 
 
-@pytest.mark.parametrize("command", ["kdcache", "kdtrain", "kdeval"])
-def test_help_of_each_command_is_light(command: str) -> None:
-    """--help answers without importing what takes seconds."""
+@pytest.mark.parametrize(
+    "line, answer",
+    [
+        ("kdcache --help", "usage: kdcache"),
+        ("kdtrain --help", "usage: kdtrain"),
+        ("kdeval --help", "usage: kdeval"),
+        ("kdcache --version", f"kdcache {VERSION}\n"),
+        ("kdtrain --version", f"kdtrain {VERSION}\n"),
+        ("kdeval --version", f"kdeval {VERSION}\n"),
+        ("kdcache build --teacher bert --version", f"kdcache {VERSION}\n"),
+        ("kdeval --completion bash", "complete -o bashdefault -o default -F _kdeval kdeval\n"),
+    ],
+)
+def test_what_each_command_answers_at_once_is_light(line: str, answer: str) -> None:
+    """These answer without importing what takes seconds."""
+    command, *flags = line.split()
     module, function = PROJECT["project"]["scripts"][command].split(":")
     code = f"""
 import atexit, sys
-sys.argv = [{command!r}, "--help"]
+sys.argv = {[command, *flags]!r}
 heavy = {{"torch", "transformers", "datasets", "zarr", "deepspeed", "matplotlib"}}
 atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))
 from {module} import {function}
@@ -61,7 +78,7 @@ sys.exit({function}())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
-    assert f"usage: {command}" in result.stdout
+    assert answer in result.stdout
     assert result.stderr.strip() == "[]"
 
 

@@ -20,12 +20,15 @@ numbers give the same flow. Flow and weights belong to a checkpoint and are kept
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from teacher_cache.errors import SettingsError
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +40,16 @@ class LayerTransport(nn.Module):
     """Flow and layer weights of one training. What is seen in evaluation mode counts nothing."""
 
     def __init__(self, student_layers: int, teacher_layers: int) -> None:
+        """Start from the same weight for all layers of a side.
+
+        Raises:
+            SettingsError: SciPy, which the second step would need, is not installed.
+        """
+        if find_spec("scipy") is None:
+            raise SettingsError(
+                "--mapping 'emd' needs scipy, which solves its transport problem and is not installed: "
+                "pip install 'kdcache[emd]'"
+            )
         super().__init__()
         self.student_weights: Floats = np.full(student_layers, 1 / student_layers)
         self.teacher_weights: Floats = np.full(teacher_layers, 1 / teacher_layers)

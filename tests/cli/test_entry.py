@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -54,6 +55,12 @@ def test_own_flags_are_taken_out_and_the_rest_kept_in_order() -> None:
 
     run_command(main, "kdcache", ["info", "-v", "x.zarr", "--debug", "--json", "--out=a"])
     assert seen == ["info", "x.zarr", "--json", "--out=a"]
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["build", "--version"], ["build", "--teacher", "--version", "-v"]])
+def test_version_is_answered_wherever_it_stands(argv: list[str], capsys) -> None:
+    assert run_command(fail, "kdcache", argv) == 0
+    assert capsys.readouterr().out == f"kdcache {version('kdcache')}\n"
 
 
 def test_a_reader_that_went_away_is_no_defect() -> None:

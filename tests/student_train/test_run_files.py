@@ -22,7 +22,7 @@ def test_versions_are_those_installed():
 
     versions = software_versions()
     assert versions["torch"] == torch.__version__
-    assert {"deepspeed", "transformers", "zarr", "python"} <= versions.keys()
+    assert {"kdcache", "deepspeed", "transformers", "zarr", "python"} <= versions.keys()
 
 
 def test_the_revision_of_a_foreign_working_copy_is_none_of_ours(tmp_path):

@@ -4,7 +4,7 @@ In: scores by training seed and fine-tuning seed. Out: the mean difference with 
 (paired t-test), the number of units and what a unit is. Where students were trained several times, a training is the
 unit, its fine-tuning seeds averaged: two fine-tunings of one student say nothing about the next training. Otherwise the
 unit is the fine-tuning seed, and the result is about these very students, not about their methods. Several comparisons
-are corrected for by Holm's method. Pure functions.
+are corrected for by Holm's method. Pure functions; the t distribution is SciPy's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from teacher_cache.errors import SettingsError
 
 CONFIDENCE = 0.95
 _SAME = 1e-12
@@ -79,7 +81,11 @@ def average_tasks(by_task: Sequence[Scores]) -> Scores:
 
 
 def paired_difference(row: Scores, baseline: Scores) -> PairedDifference | None:
-    """Row minus baseline; None where they have no seed in common."""
+    """Row minus baseline; None where they have no seed in common.
+
+    Raises:
+        SettingsError: several seeds are to be compared, and SciPy is not installed.
+    """
     matched = {
         pair: _differences(row[pair[0]], baseline[pair[1]])
         for pair in _match(row, baseline)
@@ -133,7 +139,13 @@ def _test(unit: str, by_unit: Mapping[int, float], *, fixed: bool) -> PairedDiff
     # differences that agree to the last digit have no spread that could be compared with their mean
     if len(values) < 2 or max(values) - min(values) <= _SAME * max(1.0, *map(abs, values)):
         return found
-    from scipy import stats
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise SettingsError(
+            f"kdeval compare needs scipy for what {len(values)} seeds say about a difference, which is not installed: "
+            "pip install 'kdcache[eval]'"
+        ) from error
 
     result = stats.ttest_1samp(values, 0.0)
     interval = result.confidence_interval(CONFIDENCE)

@@ -17,7 +17,7 @@ import numpy as np
 from student_train.evaluate.finetune.tasks import Task
 from teacher_cache.errors import SettingsError
 
-NEEDED = {"accelerate": "accelerate", "sklearn": "scikit-learn", "seqeval": "seqeval"}
+NEEDED = {"accelerate": "accelerate", "scipy": "scipy", "sklearn": "scikit-learn", "seqeval": "seqeval"}
 
 
 def require_libraries() -> None:

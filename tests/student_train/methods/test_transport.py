@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import combinations, permutations
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from student_train.methods.transport import LARGEST_RATIO, LayerTransport, attend_to_costs, solve_transport
+from teacher_cache.errors import SettingsError
 
 
 def weights(layers: int, generator: np.random.Generator) -> np.ndarray:
@@ -158,3 +160,9 @@ def test_the_state_comes_back_exactly() -> None:
             each.finish_step()
     assert again.describe() == transport.describe()
     assert np.array_equal(again.flow, transport.flow) and not np.array_equal(state["flow"], transport.flow)
+
+
+def test_without_scipy_it_says_what_to_install_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)  # as where it is not installed
+    with pytest.raises(SettingsError, match=r"--mapping 'emd' needs scipy.*pip install 'kdcache\[emd\]'"):
+        LayerTransport(2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from student_train.evaluate.compare.significance import (
     paired_difference,
     summarise,
 )
+from teacher_cache.errors import SettingsError
 
 
 def draws(trainings: int, seeds: int, level: float, seed: int) -> Scores:
@@ -84,3 +86,11 @@ def test_summaries() -> None:
     assert (found.mean, found.sd) == pytest.approx((0.7, statistics.stdev([0.6, 0.8])))
     assert summarise({0: {0: 0.5}}).sd is None
     assert average_tasks([trainings, {1: {1: 0.2, 5: 0.9}}]) == {1: {1: pytest.approx(0.5)}}
+
+
+def test_without_scipy_seeds_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)  # as where it is not installed
+    with pytest.raises(SettingsError, match=r"needs scipy.*4 seeds.*pip install 'kdcache\[eval\]'"):
+        paired_difference(draws(4, 2, 0.7, 0), draws(4, 2, 0.6, 1))
+    one = paired_difference({0: {0: 0.7}}, {0: {0: 0.6}})
+    assert one is not None and one.p is None
