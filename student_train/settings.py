@@ -10,9 +10,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from student_train.registry import ADDED_METHODS
 from teacher_cache.errors import SettingsError
 
 METHODS = ("mha", "direct", "hs", "od", "mlm")
+"""The methods of this package; others may be added to `student_train.registry.ADDED_METHODS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,8 @@ class TrainSettings:
 
     method: str
     """What to learn: mha (attention relations), direct (the queries, keys and values themselves), hs (hidden states),
-    od (output distribution), mlm (the masked tokens themselves, without the teacher), or a sum such as mha+hs."""
+    od (output distribution), mlm (the masked tokens themselves, without the teacher), a method that an installed
+    package adds, or a sum such as mha+hs."""
 
     cache: tuple[str, ...] = ("cache.zarr",)
     """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
@@ -39,8 +42,8 @@ class TrainSettings:
 
     mapping: str = "uniform+last"
     """For hs, which teacher layers teach which student layers: last1, last, uniform, uniform-cons or a sum of them such
-    as uniform+last, pairs student:teacher such as 1:4,2:8,3:12, skip (the first token only), or emd or alp, which weigh
-    all teacher layers (cached with --layers all) while training."""
+    as uniform+last, pairs student:teacher such as 1:4,2:8,3:12, skip (the first token only), emd or alp, which weigh
+    all teacher layers (cached with --layers all) while training, or a mapping that an installed package adds."""
 
     attention_layer: str | None = None
     """For mha and direct, the teacher layer that the student's last layer learns (default: the last but one, or the
@@ -147,11 +150,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         methods = self.methods()
-        unknown = [name for name in methods if name not in METHODS]
+        unknown = [name for name in methods if name not in METHODS and ADDED_METHODS.find(name) is None]
         if unknown or len(set(methods)) < len(methods):
             raise SettingsError(
                 f"--method {self.method!r} cannot be read at {(unknown or methods)[-1]!r}: give each of "
-                f"{', '.join(METHODS)} at most once, several joined by + such as mha+hs"
+                f"{', '.join((*METHODS, *ADDED_METHODS.names()))} at most once, several joined by + such as mha+hs"
             )
         self.method_weights()
         self.relation_weight_values()

@@ -8,14 +8,15 @@ projections train along and never reach the exported student.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
-from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
+from student_train.layer_map import LayerMapping, LayerPairs
 from student_train.losses.sums import LossSum
+from student_train.methods.additions import MethodContext, MethodWithMaps, make_added_method
 from student_train.methods.attention_pairs import attention_pairs
 from student_train.methods.base import Method, StudentNeeds, StudentOutputs
 from student_train.methods.direct import make_vector_transfer
@@ -28,9 +29,10 @@ from student_train.methods.od import (
     make_distribution_transfer,
     make_token_prediction,
 )
+from student_train.settings import METHODS
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.contract.targets import View
-from teacher_cache.errors import TargetsError
+from teacher_cache.errors import SettingsError, TargetsError
 from teacher_cache.read.pool import CacheSource
 
 _READING_ATTENTION = ("mha", "direct")
@@ -55,14 +57,7 @@ class Objective(nn.Module):
     @property
     def request(self) -> TargetRequest:
         """Every target that some method reads."""
-        requests = [method.request for method in self.methods.values()]
-        return TargetRequest(
-            hidden_layers=tuple(sorted({layer for request in requests for layer in request.hidden_layers})),
-            rotated_layers=tuple(sorted({layer for request in requests for layer in request.rotated_layers})),
-            attention_layers=tuple(sorted({layer for request in requests for layer in request.attention_layers})),
-            logits=any(request.logits for request in requests),
-            masked=any(request.masked for request in requests),
-        )
+        return unite(method.request for method in self.methods.values())
 
     def needs(self, view: View) -> StudentNeeds:
         """What the student's forward pass on `view` must give."""
@@ -105,6 +100,18 @@ class Objective(nn.Module):
         return {name: part.describe() for name, part in self.adapting.items()}  # type: ignore[operator]
 
 
+def unite(requests: Iterable[TargetRequest]) -> TargetRequest:
+    """Everything that some of the requests ask for."""
+    all_of_them = tuple(requests)
+    return TargetRequest(
+        hidden_layers=tuple(sorted({layer for request in all_of_them for layer in request.hidden_layers})),
+        rotated_layers=tuple(sorted({layer for request in all_of_them for layer in request.rotated_layers})),
+        attention_layers=tuple(sorted({layer for request in all_of_them for layer in request.attention_layers})),
+        logits=any(request.logits for request in all_of_them),
+        masked=any(request.masked for request in all_of_them),
+    )
+
+
 def make_objective(
     weights: Mapping[str, float],
     *,
@@ -120,7 +127,7 @@ def make_objective(
     """The objective of the methods that `weights` names, in its order, for this student on this cache.
 
     Args:
-        weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`.
+        weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`, and those that other packages add.
         source: the cache; asked for its manifest, whether it holds the targets, and the variance of hidden states.
         student: the student's configuration.
         mapping: layers of `hs`, see `parse_mapping`.
@@ -135,37 +142,81 @@ def make_objective(
         SettingsError: heads, layers or a vocabulary that do not fit.
         TargetsError: the cache lacks what the methods read.
     """
-    manifest = source.manifest
+    context = MethodContext(
+        source=source,
+        student=student,
+        mapping=mapping,
+        attention_layer=attention_layer,
+        relation_heads=relation_heads,
+        relation_weights=tuple(relation_weights),
+        topk_loss=topk_loss,
+        seed=seed,
+    )
+    added = {name: make_added_method(name, context) for name in weights if name not in METHODS}
     pairs: LayerPairs = ()
     if any(name in weights for name in _READING_ATTENTION):
-        pairs = attention_pairs(manifest, student, attention_layer)
-    layer_map = parse_mapping(mapping, manifest.teacher.layers, student.num_hidden_layers) if "hs" in weights else None
-    # of all methods at once: whoever has to build another store should learn everything that it must hold
-    request = TargetRequest(
+        pairs = attention_pairs(source.manifest, student, attention_layer)
+    layer_map = context.layer_mapping() if "hs" in weights else None
+    own_request = TargetRequest(
         hidden_layers=layer_map.teacher_layers if layer_map else (),
         attention_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
         logits="od" in weights,
         masked="mlm" in weights,
     )
-    _require(source, request, layer_map)
-    methods: dict[str, Method | LogitsMethod] = {}
-    projections: dict[str, nn.ModuleDict] = {}
+    # of all methods at once: whoever has to build another store should learn everything that it must hold
+    added_requests = [method.request for method, _ in added.values()]
+    _require(source, unite([own_request, *added_requests]), layer_map)
+    as_they_are = {layer for request in added_requests for layer in _read_as_they_are(request)}
+    made: dict[str, tuple[Method | LogitsMethod, nn.ModuleDict]] = {}
     for name in weights:
-        if name == "mha":
-            methods[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
-        elif name == "direct":
-            methods[name], projections[name] = make_vector_transfer(source, student, pairs, relation_weights, seed=seed)
+        if name in added:
+            made[name] = added[name]
         elif name == "hs" and layer_map is not None:
-            methods[name], projections[name] = make_hidden_transfer(
-                source, layer_map, student_width=student.hidden_size, seed=seed
+            made[name] = make_hidden_transfer(
+                source, layer_map, student_width=student.hidden_size, seed=seed, unrotated=as_they_are
             )
-        elif name == "od":
-            methods[name] = make_distribution_transfer(manifest, student, topk_loss)
-        elif name == "mlm":
-            methods[name] = make_token_prediction(manifest, student)
         else:
-            raise ValueError(f"unknown method {name!r}")
-    return Objective(methods, weights, projections)
+            made[name] = _make_own(name, context, pairs)
+    methods = {name: method for name, (method, _) in made.items()}
+    _check_coordinates(methods)
+    return Objective(methods, weights, {name: maps for name, (_, maps) in made.items()})
+
+
+def _make_own(
+    name: str, context: MethodContext, pairs: LayerPairs
+) -> MethodWithMaps | tuple[LogitsMethod, nn.ModuleDict]:
+    """A method of this package, but for `hs`."""
+    source, manifest, student = context.source, context.manifest, context.student
+    weights = context.relation_weights
+    if name == "direct":
+        return make_vector_transfer(source, student, pairs, weights, seed=context.seed)
+    if name == "mha":
+        return make_attention_transfer(manifest, student, pairs, context.relation_heads, weights), nn.ModuleDict()
+    if name == "od":
+        return make_distribution_transfer(manifest, student, context.topk_loss), nn.ModuleDict()
+    return make_token_prediction(manifest, student), nn.ModuleDict()
+
+
+def _read_as_they_are(request: TargetRequest) -> set[int]:
+    """Layers whose hidden states are read as the teacher gave them, not in the coordinates of the cache."""
+    return set(request.hidden_layers) - set(request.rotated_layers)
+
+
+def _check_coordinates(methods: Mapping[str, Method | LogitsMethod]) -> None:
+    """A batch has each hidden state once, so the methods that read it must read it in the same coordinates.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    for name, method in methods.items():
+        for other_name, other in methods.items():
+            differing = set(method.request.rotated_layers) & _read_as_they_are(other.request)
+            if differing:
+                raise SettingsError(
+                    f"--method {name} reads hidden state {min(differing)} in the coordinates of the cache and "
+                    f"{other_name} reads it as the teacher gave it: a batch has it in one form; leave the layer out of "
+                    f"`rotated_layers` in the request of {name}"
+                )
 
 
 def _require(source: CacheSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:
