@@ -23,15 +23,17 @@ layer has one student layer for fractional k too. [P] PKD, Sun et al., EMNLP 201
 [E] BERT-EMD, Li et al., EMNLP 2020 (arXiv 2010.06133), section 3. [A] ALP-KD, Passban et al., AAAI 2021
 (arXiv 2012.14022), section 3. The losses are in `losses.hidden`, and what they leave open is settled there.
 
-The mappings that match every position of given layers add up: `last1+uniform-cons`, `uniform+1:12`.
+The mappings that match every position of given layers add up: `last1+uniform-cons`, `uniform+1:12`. Those that other
+packages add (`register_mapping`) match every position too, and may stand in a sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from student_train.registry import ADDED_MAPPINGS, Addition
 from teacher_cache.contract.layers import last_layers, uniform_layers
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
@@ -42,6 +44,7 @@ WEIGHING_ALL: tuple[Form, ...] = ("emd", "alp")
 """The mappings that weigh all pairs of layers by themselves."""
 
 _Formula = Callable[[int, int], LayerPairs]
+MappingT = TypeVar("MappingT", bound=Callable[[int, int], Iterable[tuple[int, int]]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,40 @@ _FORMULAS: dict[str, _Formula] = _SUMMANDS | {str(form): formula for form, formu
 _FOR_ANY_DEPTH = ("last1", *WEIGHING_ALL)
 
 MAPPINGS: tuple[str, ...] = (*_SUMMANDS, "uniform+last", *_ALONE)
-"""Every mapping that has a name. Sums of the first four are mappings too."""
+"""Every mapping that has a name of ours. Sums of the first four are mappings too."""
+
+
+def register_mapping(name: str) -> Callable[[MappingT], MappingT]:
+    """A decorator that makes a function `--mapping NAME` for `hs`, alone or in a sum such as `last1+NAME`.
+
+    The function is given the depths of both models, teacher first, and gives the pairs (student layer, teacher layer)
+    whose hidden states are matched at every position. Layers are numbered from 1; a layer may be in several pairs:
+
+        @register_mapping("every-other")
+        def every_other(teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
+            return [(i, min(2 * i, teacher_layers)) for i in range(1, student_layers + 1)]
+
+    `student_train.registry` says how a command comes to know of it.
+
+    Raises:
+        SettingsError: there is a mapping of that name already, or it is no name.
+    """
+
+    def register(function: MappingT) -> MappingT:
+        ADDED_MAPPINGS.add(Addition(name=name, make=function), MAPPINGS)
+        return function
+
+    return register
+
+
+def added_mappings(text: str) -> tuple[str, ...]:
+    """Those mappings in the text of a `--mapping` that other packages have added.
+
+    Raises:
+        SettingsError: one of them cannot be imported.
+    """
+    parts = text.replace(" ", "").split("+")
+    return tuple(part for part in parts if ":" not in part and part not in MAPPINGS and ADDED_MAPPINGS.find(part))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +181,14 @@ class MappingPlan:
         self.check_student(student_layers)
         pairs = set(self.pairs)
         for name in self.formulas:
+            if name not in _FORMULAS:
+                pairs.update(_ask_added(name, teacher_layers, student_layers))
+                continue
             if student_layers > teacher_layers and name not in _FOR_ANY_DEPTH:
                 raise self._too_deep(name, teacher_layers, student_layers)
             pairs.update(_FORMULAS[name](teacher_layers, student_layers))
+        # what was written out is checked already, what another package gives is not
+        _check_student_layers((layer for layer, _ in pairs), student_layers, f"--mapping {self.text!r}")
         _check_teacher_layers((layer for _, layer in pairs), teacher_layers, f"--mapping {self.text!r}")
         return LayerMapping(text=self.text, form=self.form, pairs=tuple(sorted(pairs)))
 
@@ -215,8 +256,9 @@ def read_mapping(text: str) -> MappingPlan:
         if form in parts:
             _check_alone(form, parts, text)
             return MappingPlan(text=form, form=form, formulas=(form,))
-    named = tuple(part for part in parts if part in _SUMMANDS)
-    pairs = [_read_pair(pair, text) for part in parts if part not in _SUMMANDS for pair in part.split(",")]
+    known = {*_SUMMANDS, *added_mappings(text)}
+    named = tuple(part for part in parts if part in known)
+    pairs = [_read_pair(pair, text) for part in parts if part not in known for pair in part.split(",")]
     _check_numbering(pairs, f"--mapping {text!r}")
     return MappingPlan(text="+".join(parts), form="pairs", formulas=named, pairs=tuple(pairs))
 
@@ -244,6 +286,24 @@ def read_attention_layers(text: str) -> AttentionPlan:
     return AttentionPlan(text=text, pairs=tuple(pairs))
 
 
+def _ask_added(name: str, teacher_layers: int, student_layers: int) -> set[tuple[int, int]]:
+    """The pairs of a mapping that another package has added."""
+    addition = ADDED_MAPPINGS.find(name)
+    assert addition is not None
+    given = addition.make(teacher_layers, student_layers)
+    try:
+        pairs = {(student_layer, teacher_layer) for student_layer, teacher_layer in given}
+    except (TypeError, ValueError):
+        pairs = set()
+    if not pairs or not all(type(layer) is int for pair in pairs for layer in pair):
+        raise SettingsError(
+            f"--mapping {name!r}: {addition.place} gave {given!r} for a teacher of {teacher_layers} layers and a "
+            f"student of {student_layers}, which are no pairs of layers to match: it must give pairs of whole numbers "
+            "(student layer, teacher layer), one at least"
+        )
+    return pairs
+
+
 def _check_alone(form: Form, parts: list[str], text: str) -> None:
     if parts != [form]:
         raise SettingsError(
@@ -255,9 +315,10 @@ def _check_alone(form: Form, parts: list[str], text: str) -> None:
 def _read_pair(pair: str, text: str) -> tuple[int, int]:
     found = _as_pair(pair)
     if found is None:
+        known = (*MAPPINGS, *ADDED_MAPPINGS.names())
         raise SettingsError(
-            f"--mapping {text!r} cannot be read at {pair!r}: {did_you_mean(pair, MAPPINGS)} one of "
-            f"{', '.join(MAPPINGS)}, another sum of {', '.join(_SUMMANDS)}, or pairs student:teacher such as "
+            f"--mapping {text!r} cannot be read at {pair!r}: {did_you_mean(pair, known)} one of "
+            f"{', '.join(known)}, another sum of {', '.join(_SUMMANDS)}, or pairs student:teacher such as "
             "1:4,2:8,3:12"
         )
     return found

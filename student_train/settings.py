@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 from student_train.init_plan import read_init
 from student_train.layer_map import read_attention_layers, read_mapping
+from student_train.registry import ADDED_METHODS
 from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
 
 METHODS = ("mha", "direct", "hs", "od", "mlm")
+"""The methods of this package; others may be added to `student_train.registry.ADDED_METHODS`."""
 READING_ATTENTION = ("mha", "direct")
 """The methods that `--attention-layer` is for."""
 
@@ -30,7 +32,8 @@ class TrainSettings:
 
     method: str
     """What to learn: mha (attention relations), direct (the queries, keys and values themselves), hs (hidden states),
-    od (output distribution), mlm (the masked tokens themselves, without the teacher), or a sum such as mha+hs."""
+    od (output distribution), mlm (the masked tokens themselves, without the teacher), a method that an installed
+    package adds, or a sum such as mha+hs."""
 
     cache: tuple[str, ...] = ("cache.zarr",)
     """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
@@ -48,8 +51,8 @@ class TrainSettings:
 
     mapping: str = "uniform+last"
     """For hs, which teacher layers teach which student layers: last1, last, uniform, uniform-cons or a sum of them such
-    as uniform+last, pairs student:teacher such as 1:4,2:8,3:12, skip (the first token only), or emd or alp, which weigh
-    all teacher layers (cached with --layers all) while training."""
+    as uniform+last, pairs student:teacher such as 1:4,2:8,3:12, skip (the first token only), emd or alp, which weigh
+    all teacher layers (cached with --layers all) while training, or a mapping that an installed package adds."""
 
     attention_layer: str | None = None
     """For mha and direct, the teacher layer that the student's last layer learns (default: the last but one, or the
@@ -168,12 +171,12 @@ class TrainSettings:
 
     def _check_methods(self) -> None:
         methods = self.methods()
-        unknown = [name for name in methods if name not in METHODS]
+        unknown = [name for name in methods if name not in METHODS and ADDED_METHODS.find(name) is None]
         if unknown or len(set(methods)) < len(methods):
-            wrong = (unknown or methods)[-1]
+            wrong, known = (unknown or methods)[-1], (*METHODS, *ADDED_METHODS.names())
             raise SettingsError(
                 f"--method {self.method!r} cannot be read at {wrong!r}: "
-                f"{did_you_mean(wrong, METHODS) if unknown else 'give'} each of {', '.join(METHODS)} at most once, "
+                f"{did_you_mean(wrong, known) if unknown else 'give'} each of {', '.join(known)} at most once, "
                 "several joined by + such as mha+hs"
             )
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, Full, Queue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,8 @@ class CacheLoader(Iterator[TrainingBatch]):
     """Iterates over the training batches of `rows` from `position` on, endlessly or up to `stop` rows of the stream.
 
     Every rank gets as many batches; a last one cut by `stop` is short, and may hold no rows for some. Raises what
-    reading raised, with the block named.
+    reading raised, with the block named. `position` is where the next batch begins: a loader that starts there goes on
+    as this one would. As a context manager it is closed at the end.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         device: str = "cpu",
         skip_damaged: bool = False,
     ) -> None:
+        self.position = position
         self.wait_seconds = 0.0
         self.stop_waiting: Callable[[], bool] = lambda: False
         """Asked while a block is waited for; where it says so, `WaitingEnded` is raised."""
@@ -147,7 +149,7 @@ class CacheLoader(Iterator[TrainingBatch]):
     def __next__(self) -> TrainingBatch:
         if self._stopped.is_set():
             raise StopIteration
-        position, segments = next(self._batches)
+        position, rows, segments = next(self._batches)
         pieces: list[LoadedRows] = []
         facts: list[HostFacts] = []
         damage: list[str] = []
@@ -160,6 +162,7 @@ class CacheLoader(Iterator[TrainingBatch]):
                 continue
             pieces.append(LoadedRows(blocks=blocks, start=segment.start, stop=segment.stop, decoder=self._decoder))
             facts.append(_host_facts(blocks, segment.start, segment.stop))
+        self.position = position + rows
         return TrainingBatch(
             position=position,
             pieces=tuple(pieces),
@@ -169,6 +172,12 @@ class CacheLoader(Iterator[TrainingBatch]):
             left_out=left_out,
             damage=tuple(damage),
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the thread. The loader gives nothing afterwards.

@@ -73,16 +73,16 @@ class ReadingPlan:
     position: int
     stop: int | None
 
-    def batches(self) -> Iterator[tuple[int, list[Segment]]]:
-        """The place in the stream of each global batch, and this rank's pieces of it."""
+    def batches(self) -> Iterator[tuple[int, int, list[Segment]]]:
+        """Of each global batch its place in the stream, how many rows it has, and this rank's pieces of it."""
         for first in count(self.position, self.batch_size):
             rows = self.batch_size if self.stop is None else min(self.batch_size, self.stop - first)
             if rows <= 0:
                 return
             start, stop = (first + rows * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            yield first, list(self.order.segments(start, stop))
+            yield first, rows, list(self.order.segments(start, stop))
 
     def visits(self) -> Iterator[tuple[int, int]]:
         """(epoch, block) in the order in which `batches` first needs them: a block stays while batches cross it."""
-        needed = ((part.epoch, part.block) for _, segments in self.batches() for part in segments)
+        needed = ((part.epoch, part.block) for _, _, segments in self.batches() for part in segments)
         return (visit for visit, _ in groupby(needed))

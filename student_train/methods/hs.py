@@ -7,7 +7,7 @@ per student layer with `emd` and `alp`; none of them grows with student layers t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +174,7 @@ class AttentionOverLayers:
 
 
 def make_hidden_transfer(
-    source: CacheSource, mapping: LayerMapping, *, student_width: int, seed: int
+    source: CacheSource, mapping: LayerMapping, *, student_width: int, seed: int, unrotated: Collection[int] = ()
 ) -> tuple[Method, nn.ModuleDict]:
     """The method that learns hidden states by this mapping, and its linear maps.
 
@@ -183,6 +183,7 @@ def make_hidden_transfer(
         mapping: what learns from what.
         student_width: the student's hidden width.
         seed: of maps between different widths.
+        unrotated: layers to be read as the teacher gave them, since another method reads them so.
     """
     layers, width = mapping.teacher_layers, source.manifest.teacher.hidden_size
     variance = {layer: source.hidden_variance(layer) for layer in layers}
@@ -192,7 +193,8 @@ def make_hidden_transfer(
     maps = make_projections(starts, student_width, width, seed)
     method: Method
     if mapping.form == "pairs":
-        rotations = {layer: rotation for layer in layers if (rotation := source.rotation(layer)) is not None}
+        found = {layer: source.rotation(layer) for layer in layers if layer not in unrotated}
+        rotations = {layer: rotation for layer, rotation in found.items() if rotation is not None}
         for pair in mapping.pairs:
             if (rotation := rotations.get(pair[1])) is not None:
                 linear = maps.get_submodule(projection_name(*pair))

@@ -40,7 +40,7 @@ class DistillationModel(nn.Module):
         reads_logits = any(objective.needs(view).head for view in VIEWS)
         self._head = MaskedLMHead(student) if reads_logits else None
         set_dropout(student, dropout)
-        if objective.request.attention_layers:
+        if any(objective.needs(view).attention_layers for view in VIEWS):
             enable_tap(student)
         if checkpointing:
             checkpoint_activations(student)

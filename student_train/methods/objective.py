@@ -8,7 +8,7 @@ trainer's; the projections train along and never reach the exported student.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from student_train.layer_map import LayerMapping, LayerPairs, parse_mapping
 from student_train.losses.sums import LossSum
+from student_train.methods.additions import MethodContext, make_added_method
 from student_train.methods.attention_pairs import attention_pairs
 from student_train.methods.base import Method, StudentNeeds, StudentOutputs
 from student_train.methods.direct import check_vectors, make_vector_transfer
@@ -29,10 +30,10 @@ from student_train.methods.od import (
     make_distribution_transfer,
     make_token_prediction,
 )
-from student_train.settings import READING_ATTENTION
+from student_train.settings import METHODS, READING_ATTENTION
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.contract.targets import View
-from teacher_cache.errors import TargetsError
+from teacher_cache.errors import SettingsError, TargetsError
 from teacher_cache.read.pool import CacheSource
 
 
@@ -55,14 +56,7 @@ class Objective(nn.Module):
     @property
     def request(self) -> TargetRequest:
         """Every target that some method reads."""
-        requests = [method.request for method in self.methods.values()]
-        return TargetRequest(
-            hidden_layers=tuple(sorted({layer for request in requests for layer in request.hidden_layers})),
-            rotated_layers=tuple(sorted({layer for request in requests for layer in request.rotated_layers})),
-            attention_layers=tuple(sorted({layer for request in requests for layer in request.attention_layers})),
-            logits=any(request.logits for request in requests),
-            masked=any(request.masked for request in requests),
-        )
+        return unite(method.request for method in self.methods.values())
 
     def needs(self, view: View) -> StudentNeeds:
         """What the student's forward pass on `view` must give."""
@@ -107,8 +101,12 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectivePlan:
-    """The methods asked for, checked against cache and student; those that read nothing but the manifest are made."""
+    """The methods of this package that are asked for, checked against cache and student.
 
+    Those that read nothing but the manifest are `made`; `request` is what all of them read of the cache.
+    """
+
+    request: TargetRequest
     made: Mapping[str, Method | LogitsMethod]
     attention: LayerPairs
     mapping: LayerMapping | None
@@ -126,6 +124,8 @@ def plan_objective(
     topk_loss: TopkLoss = "tail",
 ) -> ObjectivePlan:
     """What `make_objective` is going to make. Asks the manifest alone: no row is read and no map is made.
+
+    Methods that other packages add are not made here: what they read is known once they are.
 
     Args: those of `make_objective`.
 
@@ -158,9 +158,19 @@ def plan_objective(
             made[name] = make_distribution_transfer(manifest, student, topk_loss)
         elif name == "mlm":
             made[name] = make_token_prediction(manifest, student)
-        else:
-            raise ValueError(f"unknown method {name!r}")
-    return ObjectivePlan(made=made, attention=pairs, mapping=layer_map)
+    return ObjectivePlan(request=request, made=made, attention=pairs, mapping=layer_map)
+
+
+def unite(requests: Iterable[TargetRequest]) -> TargetRequest:
+    """Everything that some of the requests ask for."""
+    all_of_them = tuple(requests)
+    return TargetRequest(
+        hidden_layers=tuple(sorted({layer for request in all_of_them for layer in request.hidden_layers})),
+        rotated_layers=tuple(sorted({layer for request in all_of_them for layer in request.rotated_layers})),
+        attention_layers=tuple(sorted({layer for request in all_of_them for layer in request.attention_layers})),
+        logits=any(request.logits for request in all_of_them),
+        masked=any(request.masked for request in all_of_them),
+    )
 
 
 def make_objective(
@@ -178,7 +188,7 @@ def make_objective(
     """The objective of the methods that `weights` names, in its order, for this student on this cache.
 
     Args:
-        weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`.
+        weights: weight of each method: `mha`, `direct`, `hs`, `od`, `mlm`, and those that other packages add.
         source: the cache; asked for its manifest, whether it holds the targets, the variance of hidden states, and for
             `direct` for some rows, once everything is checked.
         student: the student's configuration.
@@ -204,21 +214,58 @@ def make_objective(
         relation_weights=relation_weights,
         topk_loss=topk_loss,
     )
-    methods: dict[str, Method | LogitsMethod] = {}
-    projections: dict[str, nn.ModuleDict] = {}
+    context = MethodContext(
+        source=source,
+        student=student,
+        mapping=mapping,
+        attention_layer=attention_layer,
+        relation_heads=relation_heads,
+        relation_weights=tuple(relation_weights),
+        topk_loss=topk_loss,
+        seed=seed,
+    )
+    added = {name: make_added_method(name, context) for name in weights if name not in METHODS}
+    added_requests = [method.request for method, _ in added.values()]
+    _require(source, unite([plan.request, *added_requests]), plan.mapping)
+    as_they_are = {layer for request in added_requests for layer in _read_as_they_are(request)}
+    made: dict[str, tuple[Method | LogitsMethod, nn.ModuleDict]] = {}
     for name in weights:
-        if name in plan.made:
-            methods[name] = plan.made[name]
+        if name in added:
+            made[name] = added[name]
+        elif name in plan.made:
+            made[name] = plan.made[name], nn.ModuleDict()
         elif name == "direct":
-            methods[name], projections[name] = make_vector_transfer(
-                source, student, plan.attention, relation_weights, seed=seed
-            )
+            made[name] = make_vector_transfer(source, student, plan.attention, relation_weights, seed=seed)
         else:
             assert plan.mapping is not None
-            methods[name], projections[name] = make_hidden_transfer(
-                source, plan.mapping, student_width=student.hidden_size, seed=seed
+            made[name] = make_hidden_transfer(
+                source, plan.mapping, student_width=student.hidden_size, seed=seed, unrotated=as_they_are
             )
-    return Objective(methods, weights, projections)
+    methods = {name: method for name, (method, _) in made.items()}
+    _check_coordinates(methods)
+    return Objective(methods, weights, {name: maps for name, (_, maps) in made.items()})
+
+
+def _read_as_they_are(request: TargetRequest) -> set[int]:
+    """Layers whose hidden states are read as the teacher gave them, not in the coordinates of the cache."""
+    return set(request.hidden_layers) - set(request.rotated_layers)
+
+
+def _check_coordinates(methods: Mapping[str, Method | LogitsMethod]) -> None:
+    """A batch has each hidden state once, so the methods that read it must read it in the same coordinates.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    for name, method in methods.items():
+        for other_name, other in methods.items():
+            differing = set(method.request.rotated_layers) & _read_as_they_are(other.request)
+            if differing:
+                raise SettingsError(
+                    f"--method {name} reads hidden state {min(differing)} in the coordinates of the cache and "
+                    f"{other_name} reads it as the teacher gave it: a batch has it in one form; leave the layer out of "
+                    f"`rotated_layers` in the request of {name}"
+                )
 
 
 def _require(source: CacheSource, request: TargetRequest, layer_map: LayerMapping | None) -> None:

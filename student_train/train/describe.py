@@ -70,6 +70,7 @@ def provenance_of(run: TrainingRun) -> dict[str, Any]:
         "student": {"description": run.built.description, "copied": list(run.built.copied)},
         "objective": run.objective.describe(),
         "adapted": run.objective.adapted(),
+        **({"additions": run.additions} if run.additions else {}),
         "weights": run.objective.weights,
         "steps": run.steps,
         "settings": asdict(run.settings),

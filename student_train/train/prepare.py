@@ -9,6 +9,7 @@ one pass over two rows, and over some thousand positions where maps are fitted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ import torch
 
 from student_train.data.first_rows import FirstRows
 from student_train.data.loader import CacheLoader
-from student_train.data.split import RowRanges, count_rows, held_out_rows, share_out, split_rows
+from student_train.data.source import split_source
+from student_train.data.split import RowRanges, count_rows
 from student_train.engine.checkpoint import read_marker
 from student_train.engine.config import (
     choose_dtype,
@@ -28,16 +30,19 @@ from student_train.engine.config import (
 )
 from student_train.engine.engine import DeepSpeedConfig
 from student_train.engine.ranks import Ranks
+from student_train.layer_map import added_mappings
+from student_train.methods.additions import reads_logits
 from student_train.methods.map_starts import fit_maps, rows_to_fit
 from student_train.methods.model import DistillationModel, compile_student, freeze_unused
 from student_train.methods.objective import Objective, make_objective, plan_objective
-from student_train.settings import TrainSettings
+from student_train.registry import ADDED_MAPPINGS, ADDED_METHODS
+from student_train.settings import METHODS, TrainSettings
 from student_train.students.narrowing.sample import read_sample
 from student_train.students.student import BuiltStudent, StudentPlan, build_student, plan_student
 from teacher_cache.contract.batch import Batch
 from teacher_cache.device import choose_device_type
 from teacher_cache.errors import TrainingError
-from teacher_cache.read.pool import CacheSource, open_caches, parts_of
+from teacher_cache.read.pool import CacheSource, open_caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,8 @@ class TrainingRun:
     """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches.
 
     `maps_fitted` says whether learned maps start at a regression. `stand_in` is some row or two, for a pass that has to
-    be and has no rows.
+    be and has no rows. `additions` are what other packages have added and this run uses, by `method NAME` or `mapping
+    NAME`: module, package, version.
     """
 
     settings: TrainSettings
@@ -63,6 +69,7 @@ class TrainingRun:
     frozen: tuple[str, ...]
     maps_fitted: bool
     stand_in: Batch
+    additions: Mapping[str, Mapping[str, str | None]]
 
     def training_batches(self, position: int) -> CacheLoader:
         """The endless stream of training batches from row `position` of the stream on."""
@@ -114,6 +121,7 @@ class TrainingRun:
         """What a resumed run must share with the run it goes on with, by the name a user knows it under."""
         return {
             **self.settings.identity(),
+            **self.additions,
             "cache contents": self.reader.identity_sha256,
             "number of steps": self.steps,
             **{f"DeepSpeed's {name}": value for name, value in flatten_config(self.config).items()},
@@ -192,6 +200,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         frozen=frozen,
         maps_fitted=fitted,
         stand_in=stand_in,
+        additions=_additions(settings),
     )
 
 
@@ -228,9 +237,7 @@ class _Plan:
 
 def _plan(settings: TrainSettings, reader: CacheSource, ranks: Ranks) -> _Plan:
     manifest = reader.manifest
-    part_rows = [part.rows for part in parts_of(reader)]
-    held_out_count = held_out_rows(manifest.rows, settings.valid_share)
-    training_rows, held_out = split_rows(part_rows, share_out(held_out_count, part_rows))
+    training_rows, held_out = split_source(reader, settings.valid_share)
     device = choose_device_type(settings.device)
     dtype = choose_dtype(settings, device)
     micro_batch = choose_micro_batch(settings, device=device, seq_len=manifest.seq_len, processes=ranks.count)
@@ -244,7 +251,7 @@ def _plan(settings: TrainSettings, reader: CacheSource, ranks: Ranks) -> _Plan:
             settings.student,
             teacher_folder=reader.teacher_folder(),
             init=settings.init,
-            with_mlm_head=not {"od", "mlm"}.isdisjoint(settings.methods()),
+            with_mlm_head=any(map(reads_logits, settings.methods())),
             seq_len=manifest.seq_len,
         ),
     )
@@ -257,6 +264,16 @@ def _objective_settings(settings: TrainSettings) -> dict[str, Any]:
         "relation_heads": settings.relation_heads,
         "relation_weights": settings.relation_weight_values(),
         "topk_loss": settings.topk_loss,
+    }
+
+
+def _additions(settings: TrainSettings) -> dict[str, dict[str, str | None]]:
+    methods = [name for name in settings.methods() if name not in METHODS]
+    # a method that another package adds may read the mapping as hs does
+    mappings = added_mappings(settings.mapping) if methods or "hs" in settings.methods() else ()
+    return {
+        **{f"method {name}": ADDED_METHODS.origin(name) for name in methods},
+        **{f"mapping {name}": ADDED_MAPPINGS.origin(name) for name in mappings},
     }
 
 

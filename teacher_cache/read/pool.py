@@ -80,11 +80,12 @@ class CacheSource(Protocol):
 
 
 def open_caches(
-    locations: Sequence[str], *, local_cache: str | None = None, local_cache_gib: float = 50.0
+    locations: str | Path | Sequence[str | Path], *, local_cache: str | None = None, local_cache_gib: float = 50.0
 ) -> CacheReader | CachePool:
-    """Open one store or several: paths, globs of local paths, or remote locations.
+    """Open one store, or several to read as one: paths, globs of local paths, or addresses such as `s3://bucket/name`.
 
-    What is read of remote ones is kept in the folder `local_cache`, where one is named, up to `local_cache_gib`.
+    `read_rows` of what is returned gives decoded rows, `manifest` says what there is, `rows` how many. What is read of
+    remote stores is kept in the folder `local_cache`, where one is named, up to `local_cache_gib`.
 
     Raises:
         StoreError: one of them cannot be opened, a glob matches nothing, they do not go together, or there can be no
@@ -93,9 +94,13 @@ def open_caches(
     copies = open_local_cache(local_cache, gib=local_cache_gib)
     readers = [
         CacheReader.open(location, copies=copies if REMOTE in location else None)
-        for location in expand_locations(locations)
+        for location in expand_locations(_as_texts(locations))
     ]
     return readers[0] if len(readers) == 1 else CachePool(readers)
+
+
+def _as_texts(locations: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    return (str(locations),) if isinstance(locations, str | Path) else tuple(map(str, locations))
 
 
 def expand_locations(locations: Sequence[str]) -> tuple[str, ...]:
