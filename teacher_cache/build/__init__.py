@@ -1,1 +1,1 @@
-"""`kdcache build` and `kdcache plan`: the teacher runs once over a corpus and a store comes to be."""
+"""`kdcache build`: the teacher runs once over a corpus and a store is written. `kdcache plan`: what it would take."""

@@ -2,11 +2,11 @@
 
     rows -> timing pass -> calibration -> coded blocks -> shards in memory -> forecast
 
-The rows of a store are shuffled, so its first missing rows are a sample. Calibration alone is done in another way than
-in a build, because so few rows give a poorer rotation, and a poorer rotation costs bits. But a rotation is about as
-much better than it should be on the rows that it was fitted on as it is worse on others. So some rows of the sample are
-fitted and all of them are measured, in the share at which gain and loss leave just what the rotation of the build will
-cost the rows of the store.
+The rows of a store are shuffled, so its first missing rows are a sample. Only calibration is done in another way than
+in a build: a rotation that is fitted on so few rows is a poorer one, and would cost bits that the build will not need.
+But what it costs too much on other rows, it costs too little on the rows that it was fitted on. So some rows of the
+sample are fitted and all of them are measured; how many are fitted is chosen so that both errors together leave just
+what the rotation of the build will cost the rows of the store (`fitted_rows`).
 
 Cost: at most 64 rows through the teacher, twice where there is something to calibrate; fewer, down to 8, where those
 would take longer than half a minute. How close it comes, on a teacher of width 384: within 4% of the bits of any stream

@@ -1,6 +1,6 @@
-"""Small arrays of a store that are not cut into blocks, such as projections: one raw chunk each, as zarr reads it.
+"""Small arrays of a store that are not cut into blocks, such as projections: each one uncompressed, checksummed chunk.
 
-zarr encodes and decodes them in memory; only whole objects go to and from the storage.
+zarr encodes and decodes them in memory, so any zarr reader reads them; only whole objects go to and from the storage.
 """
 
 from __future__ import annotations
