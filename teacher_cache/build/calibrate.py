@@ -2,10 +2,9 @@
 
 The first rows of the store (they are shuffled, so they are a sample) are read by the teacher once more: half of them
 for the rotations, a quarter for the steps and packings, a quarter to measure the error that the manifest declares.
-Constants are written first and the manifest's records after them: a store has either no records, and then no blocks
-either and is calibrated again, or all of them, and then a resumed build codes exactly as the first one did. Cost: at
-most 384 rows through the teacher, one eigenproblem of the hidden width per stream, and up to 16,384 tokens of each
-stream in memory.
+Constants are written first and the manifest's records after them, before any block. So a build that was killed finds
+either no records, and calibrates again, or all of them, and codes exactly as the first one did. Cost: at most 384 rows
+through the teacher, one eigenproblem of the hidden width per stream, and up to 16,384 tokens of each stream in memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a build would write and how long it would take, found on a few rows and without writing anything.
 
-The build's own code prepares the store in a draft, which stays in memory, and `trial.py` runs a few rows through it.
-Cost: reading the corpus, which decides how many rows there are, and at most half a minute or so of the teacher.
+The build's own code prepares the store in an overlay, which keeps in memory what would be written, and `trial.py` runs
+a few rows through it. Cost: reading the corpus, which decides how many rows there are, and about half a minute of the
+teacher at most.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a store keeps of the teacher beside its targets, so that training needs neither the teacher nor a network.
 
-The Hugging Face folder of the teacher, and the projections of attention layers that are held as their input. What is
-there already stays.
+The teacher's Hugging Face folder, the projections of attention layers that are computed from a hidden state, and the
+variance of each hidden state. What is there already is not written again.
 """
 
 from __future__ import annotations

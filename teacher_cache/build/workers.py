@@ -1,8 +1,8 @@
 """The processes that build one store together, as `torchrun` or `deepspeed` start them.
 
 A launcher tells each process its rank and where they meet through the environment; alone, a process is rank 0 of 1.
-Workers exchange a few small values through the launcher's key-value store and never tensors. Waiting polls, so that a
-worker that is told to stop does stop.
+Workers exchange a few small values through the launcher's key-value store and never tensors. They wait by asking again
+and again, so that a worker that is told to stop meanwhile does stop.
 """
 
 from __future__ import annotations

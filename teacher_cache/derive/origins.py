@@ -1,4 +1,4 @@
-"""What a derived store holds, and from which stream of its source each of its own comes.
+"""What a derived store holds, and which stream of its source each of its streams is made from.
 
 The source's manifest and the settings -> the manifest of the derived store, or a refusal that names what cannot be. A
 stream of vectors goes one of three ways:
@@ -7,8 +7,8 @@ stream of vectors goes one of three ways:
     coarsened  nmse:a -> nmse:b: same rotation, a larger step
     recoded    float16 -> int8, int4, and any of these -> nmse:b: decoded and coded anew
 
-Attention that shared a hidden state which is left out takes the codes of that hidden state along, in the form `input`.
-Nothing is read or written here.
+Where attention shared a hidden state that the derived store leaves out, it keeps the codes of that hidden state for
+itself, in the form `input`. Nothing is read or written here.
 """
 
 from __future__ import annotations

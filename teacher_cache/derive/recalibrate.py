@@ -1,8 +1,8 @@
 """Steps, packings and rotations of a derived store, found on its own first rows as the source holds them.
 
-Errors add up: what the source has lost already (its declared error for `nmse`, a third of the squared bound for a fixed
-precision) and what is rounded away now. So the new step is set to the difference, and the error that the derived store
-declares counts from the teacher, like that of a build.
+The error of a derived store, counted from the teacher as in a build, is what its source has lost already plus what is
+rounded away now. What the source has lost is its declared error in an `nmse` codec, and a third of the squared bound in
+a fixed precision. The new step is chosen for what is left of the error that was asked for.
 
 A stream that was `nmse` keeps rotation and mean; only its components are sorted into packings anew. Cost: at most 384
 rows of each stream, decoded.

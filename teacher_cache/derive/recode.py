@@ -1,9 +1,9 @@
 """Blocks of a store -> the blocks of one that is derived from it: rows moved, codes kept or made coarser.
 
-The rows of a derived block lie in one block of the source, or in two where the range does not start with a block. What
-keeps its codec is moved as whole numbers, so that it decodes to the same values bit for bit. Where rows and codec are
-both the same, the bytes of a shard are handed on as they are, checked against their commit. Nothing is written here; in
-memory is one block, two bytes a value, and the decoded values of one stream in one view.
+A derived block has its rows in one block of the source, or in two where the range does not start with a block. Codes of
+a stream that keeps its codec are moved and not decoded, so that readers get the same bits. Where the rows of the block
+are the same too, its shards are handed on byte for byte, checked against their commit. Nothing is written here. In
+memory are one block, two bytes a value, and the decoded values of one stream in one view.
 
 Shapes: W views, R rows, T positions, M masked places, D components, N tokens.
 """

@@ -1,4 +1,4 @@
-"""What it costs to round codes once more, to a larger step, when what was rounded to them is gone.
+"""The error that codes have after they are rounded once more, to a larger step, estimated without the first values.
 
 Two errors of rounding simply add up if they are independent. They are not, for two reasons. A *cell* is the range of
 values that one code stands for. Small values are more frequent than large ones within a cell too, so that a coordinate

@@ -1,7 +1,7 @@
-"""Rows of a store as a derivation works on them: their codes, or the vectors that a fixed precision decodes to.
+"""Rows of a store as codes, or as the vectors that are decoded from them: what a derivation works on.
 
-Arrays of a block are read whole, checked and decompressed, one at a time; of them the wanted rows are kept, two bytes a
-code, or four a value of one view.
+Arrays of a block are read whole, checked and decompressed, one at a time. Only the wanted rows are kept: as codes, two
+bytes each, or as the values of one view, four bytes each.
 
 Shapes: W views, R rows, T positions, D components, N = tokens of the rows that are read.
 """

@@ -5,8 +5,8 @@ group of their own, an *extension*, with its own manifest, commits and seal belo
 touches nothing that is there. Arrays of all groups lie in one tree. A group without a seal is unfinished.
 
 Extensions are found by listing, so that deleting the folder of one gives up its targets and nothing else. A group may
-need what another one holds: attention that is computed from its hidden state, anything in masked views the masks. It
-counts only together with a group that holds that.
+need what another one holds: attention that is computed from a hidden state needs that state, and targets of masked
+views need the masks. Such a group is read only together with a finished one that holds what it needs.
 """
 
 from __future__ import annotations

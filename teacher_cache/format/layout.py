@@ -18,7 +18,7 @@ Instead of the most probable ids, logits may hold K drawn ones, as `SampleCodec`
     logits/draws/distinct              [blocks, P]     uint8  how many distinct ids a place has
     logits/draws/ids/{low,middle,high}, logits/draws/counts  [blocks, W, E]  uint8  place after place
 
-Attention in mode `matrix` is kept as relations, A heads, row w * R + r being row r in view w:
+With `--relations matrix`, relations in A heads are kept instead of vectors, row w * R + r being row r in view w:
 
     attention/<l>/relations/{query,key,value}  [blocks, W*R, A, T, T]  float16
 
@@ -30,9 +30,10 @@ In an `nmse` codec a stream of vectors has, once it is calibrated, and with n = 
     …/escapes/value      [blocks, W, E]    int16
     …/basis, …/mean, …/step                           constants: x = mean + step * basis @ codes
 
-and attention in mode `hidden` that shares no hidden state lies in attention/<l>/projected/… (x = all of q, k, v).
+In such a codec, attention that is computed from a hidden state of its own lies in attention/<l>/projected/…, where x is
+its queries, keys and values side by side.
 
-Nothing here touches a disk.
+`StoreLayout.of` works all of this out from a manifest, once. Nothing here touches a disk.
 """
 
 from __future__ import annotations

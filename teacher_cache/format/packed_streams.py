@@ -1,6 +1,7 @@
 """Codes of a calibrated stream as the arrays of one block: packed components, and what exceeds their packing.
 
-The one place that knows how views lie side by side in these arrays, for builds and derived stores alike.
+Builds and derivations write these arrays through here alone. Each view is packed by itself and starts at an element of
+its own, so that a reader can take one view out of a block.
 """
 
 from __future__ import annotations

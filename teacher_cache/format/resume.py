@@ -1,8 +1,9 @@
-"""Groups that hold no block yet: another build may take their place, in other settings.
+"""What a build has to do in a place: start a store there, go on with one, mend it, add targets to it, or refuse.
 
-A block exists once it is committed, so a group without a commit is a manifest, and perhaps constants. What such a
-group, or one whose folder was deleted, has left among the arrays is cleared away before another one starts there: a
-build writes only those constants that it does not find. Cost: one listing per layer.
+A block exists once it is committed. So a group without any commit is no more than a manifest and perhaps some
+constants, and a build with other settings may take its place. Whatever such a group has left among the arrays is
+deleted first, and likewise what is left of a group whose folder was deleted: a build does not write constants that it
+finds, and would take those of the other group for its own. Cost: one listing per layer.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ A shard is what zarr v3's `sharding_indexed` codec makes of a block: inner chunk
 chunk grid, and the crc32c of that index. zarr itself writes; `decode_shard` reads the same bytes on its own, because
 zarr spends more time around the decompression of a chunk than in it, and reads a chunk that is missing as zeros.
 
-Decoding costs zstd's Huffman stage, about 1.5e9 bytes/s on one core, and nothing beside it that is worth a line: chunks
-are decompressed where they belong in the result, without the interpreter lock. Nothing here touches a disk.
+Nearly all of the time of decoding is zstd's Huffman stage, about 1.5e9 bytes/s on one core: chunks are decompressed
+straight into their place in the result, without the interpreter lock. Nothing here touches a disk.
 """
 
 from __future__ import annotations

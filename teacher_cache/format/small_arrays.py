@@ -1,4 +1,4 @@
-"""Small arrays of a store that are not cut into blocks, such as projections: one raw chunk each, as zarr reads it.
+"""Small arrays of a store that are not cut into blocks, such as projections: each one uncompressed, checksummed chunk.
 
 zarr encodes them in memory, and only whole objects go to and from the storage. Decoding is our own: what zarr makes of
 bytes depends on metadata that came with them.

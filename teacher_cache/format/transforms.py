@@ -1,7 +1,7 @@
 """What calibration found, in a store and back: rotations, steps and the projections that vectors are coded in.
 
 Written once per group before its first block, as small arrays beside the codes; read by whoever codes more blocks or
-decodes any. Which values they must have is the business of `codecs/nmse.py`.
+decodes any. How they are found is in `codecs/nmse.py`.
 """
 
 from __future__ import annotations

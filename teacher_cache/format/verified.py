@@ -1,8 +1,9 @@
-"""The bytes of a store's groups, each object compared with what vouches for it before anybody sees it.
+"""The bytes of a store's groups, each object compared with the hash that is known of it before it is handed out.
 
-A seal vouches for the list of commit hashes and for every object beside the blocks, a commit for the shards of its
-block. What differs is damage, and named with what can be done. Thread-safe. Cost: one hash over what is read; commits
-and their list are read when the first shard of them is, and the last few commits are kept.
+A seal holds the hashes of the list of commits and of every object beside the blocks, that list those of the commits, a
+commit those of the shards of its block. An object that differs is refused as damaged; the message says which one it is
+and what can be done. Thread-safe. Cost: one hash over what is read. The list of commits is read with the first shard
+of a group, a commit with the first shard of its block; the last few commits are kept.
 """
 
 from __future__ import annotations
