@@ -1,4 +1,54 @@
 """Run a teacher once over a corpus and keep what students learn from in a compressed, self-describing zarr store.
 
-Importing this package costs nothing: torch, transformers and zarr are imported by the modules that need them.
+Begin with `read/pool.py` (`open_caches`) to read stores, with `build/build.py` to see how one comes to be, and with
+`contract/` for what both agree on. Doors for other programs, each documented where it lives and in README.md beside
+this file: `open_caches` and `TargetRequest` read, `build_cache` builds, `derive_store` makes a smaller store,
+`describe_store` and `verify_store` look at one. Knows nothing of students and training.
+
+Importing this package costs nothing: torch, transformers and zarr are imported with the first name that needs them.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teacher_cache.build.build import build_cache
+    from teacher_cache.build.settings import BuildSettings
+    from teacher_cache.contract.batch import TargetRequest
+    from teacher_cache.derive.derive import derive_store
+    from teacher_cache.derive.settings import DeriveSettings
+    from teacher_cache.read.info import describe_store
+    from teacher_cache.read.pool import open_caches
+    from teacher_cache.verify.verify import verify_store
+
+__all__ = [
+    "BuildSettings",
+    "DeriveSettings",
+    "TargetRequest",
+    "build_cache",
+    "derive_store",
+    "describe_store",
+    "open_caches",
+    "verify_store",
+]
+
+_HOMES = {
+    "BuildSettings": "build.settings",
+    "DeriveSettings": "derive.settings",
+    "TargetRequest": "contract.batch",
+    "build_cache": "build.build",
+    "derive_store": "derive.derive",
+    "describe_store": "read.info",
+    "open_caches": "read.pool",
+    "verify_store": "verify.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

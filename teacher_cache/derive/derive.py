@@ -62,13 +62,23 @@ class DeriveReport:
     source_array_bytes: int
 
 
-def derive_store(settings: DeriveSettings, progress: DeriveProgress) -> DeriveReport:
-    """Derive a store, or finish one that was begun with the same settings.
+class Silent:
+    """A `DeriveProgress` that says nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def committed(self, rows: int, total: int, written_bytes: int) -> None:
+        """Nothing."""
+
+
+def derive_store(settings: DeriveSettings, progress: DeriveProgress | None = None) -> DeriveReport:
+    """Derive a store, or finish one that was begun with the same settings. `progress` is told how far it is.
 
     Raises:
         DistillationError: anything the user can mend; see the subclasses.
     """
-    return derive_into(open_storage(settings.dst), settings, progress)
+    return derive_into(open_storage(settings.dst), settings, Silent() if progress is None else progress)
 
 
 def derive_into(storage: Storage, settings: DeriveSettings, progress: DeriveProgress) -> DeriveReport:

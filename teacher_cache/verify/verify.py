@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Protocol
 
 from teacher_cache.format.groups import extension_numbers, extension_prefix
 from teacher_cache.format.protocol import METADATA, SEAL, damage, read_manifest
-from teacher_cache.storage.base import Storage
+from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.threads import in_threads
 from teacher_cache.verify.survey import Expected, Finding, GroupCheck, Survey, cannot_be_read
 
@@ -54,12 +55,15 @@ class VerifyReport:
         return self.finished and not self.findings
 
 
-def verify_store(storage: Storage, progress: VerifyProgress | None = None) -> VerifyReport:
-    """Check every object of a store.
+def verify_store(store: str | Path | Storage, progress: VerifyProgress | None = None) -> VerifyReport:
+    """Check every object of a store, given by its path or address, or as a storage. `progress` is told how far it is.
+
+    Damage is no exception but a finding of the report: `whole` says whether everything is as it was written.
 
     Raises:
         StoreError: there is no store, or one of another format version; or the storage cannot be reached.
     """
+    storage = open_storage(store) if isinstance(store, str | Path) else store
     sizes = storage.list()
     if METADATA not in sizes and SEAL not in sizes:
         read_manifest(storage)  # says what is there instead

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
+from student_train.registry import ADDED_MAPPINGS, ADDED_METHODS
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import Batch, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
@@ -192,3 +194,34 @@ def build_tiny_store(out: Path, teacher: Path, corpus: Path, **changes: object) 
     }
     build_cache(BuildSettings(**{**values, **changes}))  # type: ignore[arg-type]
     return out
+
+
+class Site:
+    """Packages of somebody else, as pip leaves them: modules, and the metadata that names their entry points."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def install(self, module: str, code: str, *, package: str, version: str, **entry_points: str) -> None:
+        """A module of a package; `methods` and `mappings` are the lines `name = module` of its entry points."""
+        (self.folder / f"{module}.py").write_text(code, encoding="utf-8")
+        info = self.folder / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n", "utf-8")
+        groups = [f"[kdcache.{group}]\n{lines}\n" for group, lines in entry_points.items()]
+        (info / "entry_points.txt").write_text("\n".join(groups), "utf-8")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A folder of installed packages. What is registered in the test, or imported from there, is gone after it."""
+    for registry in (ADDED_METHODS, ADDED_MAPPINGS):
+        monkeypatch.setattr(registry, "_added", dict(registry._added))
+    made = Site(tmp_path / "site-packages")
+    monkeypatch.syspath_prepend(made.folder)
+    before = set(sys.modules)
+    yield made
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(made.folder)):
+            del sys.modules[name]
