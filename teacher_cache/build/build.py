@@ -90,7 +90,8 @@ def build_cache(
     Raises:
         DistillationError: anything the user can mend; see the subclasses.
     """
-    progress, workers = progress or Silent(), workers or Workers()
+    progress = Silent() if progress is None else progress
+    workers = workers or Workers()
     teacher, projections, rows, manifest = read_inputs(settings, progress)
     job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, progress)
     with job.storage.lock() if workers.first else nullcontext():

@@ -77,7 +77,7 @@ def derive_store(settings: DeriveSettings, progress: DeriveProgress | None = Non
     Raises:
         DistillationError: anything the user can mend; see the subclasses.
     """
-    return derive_into(open_storage(settings.dst), settings, progress or Silent())
+    return derive_into(open_storage(settings.dst), settings, Silent() if progress is None else progress)
 
 
 def derive_into(storage: Storage, settings: DeriveSettings, progress: DeriveProgress) -> DeriveReport:
