@@ -2,9 +2,9 @@
 
 For every requirement of pyproject.toml: the size of its files; what installing it adds, with all that nothing else
 brings; seconds to import the module that is used of it, in a fresh process and in one that has imported torch; the
-commands that import it (`python -X importtime`). For those of extras also what they add to an import of Transformers,
-which takes along some packages wherever they are installed. Seconds are the processor's, which count the same on a busy
-machine. Commands run on a small store with the extras out of sight, but for those of each command's own.
+commands that import it (`python -X importtime`), and whether Transformers takes it along with a model wherever it is
+installed. Seconds are the processor's, which count the same on a busy machine. Commands run on a small store with the
+extras out of sight, but for those of each command's own.
 
     python benchmarks/dependencies.py --teacher DIR --corpus FILE
 
@@ -46,7 +46,7 @@ MODULES = {
 """What is imported of a package, where that is not its own name."""
 TOPS = {"tensorboard": "tensorboard"}
 """By which a package is known in a process, where that is not the first part of its module."""
-MODEL = "from transformers import AutoModelForMaskedLM, PreTrainedModel"
+MODEL = "import sys; from transformers import AutoModelForMaskedLM, PreTrainedModel; print(*sys.modules)"
 Names = frozenset[str]
 Wanted = tuple[str, Names]
 """A distribution, and the extras that are asked of it."""
@@ -59,8 +59,9 @@ def main() -> None:
     figures = {name: {"extra": None, **sizes(name, required)} for name in required}
     figures |= {name: {"extra": extras[name], **sizes(name, [*required, name])} for name in extras}
     figures = {name: each for name, each in figures.items() if "own_mb" in each}
-    for name, times in import_times(list(figures), sorted(extras), options.rounds).items():
-        figures[name] |= times
+    taken = set(run([sys.executable, "-c", MODEL]).stdout.split())
+    for name, times in import_times(list(figures), options.rounds).items():
+        figures[name] |= {**times, "with_transformers": top_of(name) in taken}
     with tempfile.TemporaryDirectory() as scratch:
         for name, commands in users(list(figures), extras, Path(scratch), options).items():
             figures[name]["imported_by"] = commands
@@ -129,17 +130,14 @@ def megabytes(names: Iterable[str]) -> float:
 # ---- times ----------------------------------------------------------------------------------------------------------
 
 
-def import_times(names: list[str], extras: list[str], rounds: int) -> dict[str, dict[str, float]]:
+def import_times(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Medians of seconds; the rounds follow one another, so that a busy moment does not fall on one package alone."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for number in range(rounds):
-        bare = seconds_of("", MODEL, hidden=extras)
         for name in names:
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
             statement = f"import {module_of(name)}"
             taken = {"import_s": seconds_of("", statement), "after_torch_s": seconds_of("import torch", statement)}
-            if name in extras:
-                taken["with_transformers_s"] = seconds_of("", MODEL, hidden=set(extras) - {name}) - bare
             for key, value in taken.items():
                 seconds[name].setdefault(key, []).append(value)
     return {
@@ -148,10 +146,10 @@ def import_times(names: list[str], extras: list[str], rounds: int) -> dict[str, 
     }
 
 
-def seconds_of(before: str, statement: str, hidden: Iterable[str] = ()) -> float:
+def seconds_of(before: str, statement: str) -> float:
     """Processor time of `statement` in a new process, after `before`."""
     clock = "time.process_time()"
-    code = f"import sys, time\n{hide(hidden)}\n{before}\nt = {clock}\n{statement}\nprint({clock} - t)"
+    code = f"import time\n{before}\nt = {clock}\n{statement}\nprint({clock} - t)"
     return float(run([sys.executable, "-c", code]).stdout.split()[-1])
 
 
@@ -237,12 +235,11 @@ def write_task(corpus: Path, path: Path) -> Path:
 def as_table(figures: Mapping[str, Mapping[str, Any]], total: float) -> Table:
     table = Table(title=f"requirements; {total:,.0f} MB without extras")
     for column in ("package", "extra", "MB", "adds MB", "import s", "after torch", "with Transformers"):
-        table.add_column(column, justify="left" if column in ("package", "extra") else "right")
+        table.add_column(column, justify="left" if column in ("package", "extra", "with Transformers") else "right")
     table.add_column("imported by")
     many = len({command for each in figures.values() for command in each["imported_by"]})
     for name, each in sorted(figures.items(), key=lambda item: -item[1]["adds_mb"]):
         by = "all" if len(each["imported_by"]) == many else ", ".join(each["imported_by"])
-        along = each.get("with_transformers_s")
         table.add_row(
             name,
             each["extra"] or "",
@@ -250,7 +247,7 @@ def as_table(figures: Mapping[str, Mapping[str, Any]], total: float) -> Table:
             f"{each['adds_mb']:,.1f}",
             f"{each['import_s']:.2f}",
             f"{each['after_torch_s']:.2f}",
-            "" if along is None else f"{along:.2f}",
+            "yes" if each["with_transformers"] else "",
             by,
         )
     return table
