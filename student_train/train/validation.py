@@ -16,7 +16,7 @@ from student_train.data.loader import CacheLoader, TrainingBatch
 from student_train.data.split import count_rows
 from student_train.losses.sums import LossSum
 from student_train.train.prepare import TrainingRun
-from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.errors import DistillationError, StoreError, TrainingError
 
 
 def validation_losses(
@@ -25,7 +25,8 @@ def validation_losses(
     """Losses by method, as they are now, and how many rows were left out; `tell_skipped` is told of damaged blocks.
 
     Raises:
-        DistillationError: this process, or another one, cannot read its share, or no held-out row can be read at all.
+        DistillationError: this process, or another one, cannot read its share, no held-out row can be read at all, or
+            the held-out rows have no place for one of the methods.
     """
     sums: dict[str, list[LossSum]] = {}
     left_out = 0
@@ -48,7 +49,7 @@ def validation_losses(
             "damaged or gone: a better student could not be told from a worse one; restore the cache, or hold out more "
             "rows with --valid-share in another --out"
         )
-    return {name: _mean(run, sums.get(name, [])) for name in run.objective.methods}, left_out
+    return {name: _mean(run, name, sums.get(name, [])) for name in run.objective.methods}, left_out
 
 
 def _next_together(run: TrainingRun, batches: CacheLoader) -> tuple[TrainingBatch, list[str], int] | None:
@@ -66,10 +67,16 @@ def _next_together(run: TrainingRun, batches: CacheLoader) -> tuple[TrainingBatc
     return batch, [message for damage, _ in found for message in damage], sum(rows for _, rows in found)
 
 
-def _mean(run: TrainingRun, parts: list[LossSum]) -> float:
+def _mean(run: TrainingRun, name: str, parts: list[LossSum]) -> float:
     """The mean over all positions, or rows, of all parts: a short last batch weighs as much as it holds."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for part in parts:
         sums += torch.stack([part.total.double(), part.count.double()])
     total, count = run.ranks.add_up(sums).tolist()
-    return float(total / max(count, 1))
+    if not count:
+        raise TrainingError(
+            f"the held-out rows of {run.reader.path} have no place for --method {name}: none of their tokens could be "
+            "masked, as where the tokenizer knows nothing of the text, and a loss of nothing would be 0 for any "
+            "student; hold out more rows with --valid-share in another --out, or build the cache from other text"
+        )
+    return float(total / count)

@@ -167,6 +167,16 @@ def test_validation_is_the_mean_over_all_held_out_positions(finished, tiny_store
     assert validations[0] == pytest.approx({"step": 0, **expected}, rel=1e-5)
 
 
+def test_held_out_rows_without_a_place_are_no_perfect_student(run_training, make_tiny_store, tmp_path):
+    """Rows of unknown words alone have nothing that could be masked, and a loss of nothing is 0."""
+    (tmp_path / "a.txt").write_text("babo debo fego hugi\n" + "zz zz\n" * 30)
+    store = make_tiny_store(tmp_path / "cache.zarr", corpus=tmp_path / "a.txt")
+    options = {"cache": (str(store),), "valid_share": 0.1, "steps": 2, "warmup": 1, "valid_every": 1, "weights": None}
+    assert len(validations_of(run_training(tmp_path / "mha", method="mha", **options))) == 3
+    with pytest.raises(TrainingError, match=r"held-out rows of .*cache.zarr have no place for --method od"):
+        run_training(tmp_path / "od", method="od", **options)
+
+
 def test_a_short_last_validation_batch_counts_for_what_it_holds(run_training, finished, tmp_path):
     records = run_training(tmp_path / "student", micro_batch_size=2, steps=1, warmup=1)
     assert validations_of(records)[0] == pytest.approx(validations_of(finished[1])[0], rel=1e-5)
