@@ -15,14 +15,15 @@ from student_train.data.split import count_rows
 from student_train.losses.sums import LossSum
 from student_train.train.feed import TellSkipped, next_share
 from student_train.train.prepare import TrainingRun
-from teacher_cache.errors import StoreError
+from teacher_cache.errors import StoreError, TrainingError
 
 
 def validation_losses(run: TrainingRun, engine: Any, tell_skipped: TellSkipped) -> tuple[dict[str, float], int]:
     """Losses by method, as they are now, and how many rows were left out; `tell_skipped` is told of damaged blocks.
 
     Raises:
-        DistillationError: this process, or another one, cannot read its share, or no held-out row can be read at all.
+        DistillationError: this process, or another one, cannot read its share, no held-out row can be read at all, or
+            the held-out rows have no place for one of the methods.
     """
     sums: dict[str, list[LossSum]] = {}
     left_out = 0
@@ -43,13 +44,19 @@ def validation_losses(run: TrainingRun, engine: Any, tell_skipped: TellSkipped) 
             "damaged or gone: a better student could not be told from a worse one; restore the cache, or hold out more "
             "rows with --valid-share in another --out"
         )
-    return {name: _mean(run, sums.get(name, [])) for name in run.objective.methods}, left_out
+    return {name: _mean(run, name, sums.get(name, [])) for name in run.objective.methods}, left_out
 
 
-def _mean(run: TrainingRun, parts: list[LossSum]) -> float:
+def _mean(run: TrainingRun, name: str, parts: list[LossSum]) -> float:
     """The mean over all positions, or rows, of all parts: a short last batch weighs as much as it holds."""
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for part in parts:
         sums += torch.stack([part.total.double(), part.count.double()])
     total, count = run.ranks.add_up(sums).tolist()
-    return float(total / max(count, 1))
+    if not count:
+        raise TrainingError(
+            f"the held-out rows of {run.reader.path} have no place for --method {name}: none of their tokens could be "
+            "masked, as where the tokenizer knows nothing of the text, and a loss of nothing would be 0 for any "
+            "student; hold out more rows with --valid-share in another --out, or build the cache from other text"
+        )
+    return float(total / count)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -105,15 +104,13 @@ def read_inputs(
     teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
     seq_len = resolve_seq_len(settings, teacher)
     targets, projections = plan_targets(settings, teacher, progress.note)
-    rows = pack_rows(settings, teacher, seq_len, progress.tokenised)
+    rows = pack_rows(settings, teacher, seq_len, progress)
     for source, count in rows.sources:
         progress.note(f"{count} rows ({count / sum(n for _, n in rows.sources):.1%}) of {source}")
     return teacher, projections, rows, make_manifest(settings, teacher, targets, rows, seq_len)
 
 
-def pack_rows(
-    settings: BuildSettings, teacher: Teacher, seq_len: int, progress: Callable[[int, int], None] | None = None
-) -> Rows:
+def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress: BuildProgress) -> Rows:
     """The rows that the settings ask for."""
     rows = pack_corpus(
         settings.corpus,
@@ -123,7 +120,8 @@ def pack_rows(
         seed=settings.seed,
         max_rows=settings.max_rows,
         mix_alpha=settings.mix_alpha,
-        progress=progress,
+        progress=progress.tokenised,
+        note=progress.note,
     )
     part = settings.part_numbers()
     return rows if part is None else rows.part(*part)

@@ -23,8 +23,10 @@ class BuildSettings:
     revision: str | None = None
     """Revision of the teacher on the hub."""
     corpus: tuple[str, ...] = (DEFAULT_CORPUS,)
-    """Files, globs or folders (txt, jsonl, csv, parquet, also .gz), or hub names NAME[:CONFIG[:SPLIT]]; several may
-    each end in @WEIGHT, their share of the rows.
+    """Files, globs or folders, or hub names NAME[:CONFIG[:SPLIT]]; several may each end in @WEIGHT, their share of the
+    rows. Files: text (a document a line), jsonl, json, csv, tsv (also .gz) and parquet, with the documents in a column
+    text, content, document, sentence or article, or in their only column of strings; or a folder that
+    datasets.save_to_disk wrote. A folder gives its txt, jsonl, json, csv and parquet files.
     """
     mix_alpha: float | None = None
     """Take rows of several --corpus in proportion to their tokens to this power, as XLM-R does with 0.3 (default: all

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import CorpusRecord, RowMode, sha256_of_json
+from teacher_cache.corpus.columns import Note, no_note
 from teacher_cache.corpus.documents import read_documents
 from teacher_cache.corpus.mixing import Mix
-from teacher_cache.corpus.tokens import Ids, TokenSpool, encode, tokenise
+from teacher_cache.corpus.tokens import Ids, TokenSpool, encode, tell_unknown, tokenise
 from teacher_cache.errors import CorpusError, SettingsError, TeacherError
 from teacher_cache.random_bits import uniform_bits
 
@@ -186,11 +187,14 @@ def pack_corpus(
     max_rows: int | None = None,
     mix_alpha: float | None = None,
     progress: Progress | None = None,
+    note: Note = no_note,
 ) -> Rows:
     """Read, tokenise and pack a corpus. `progress` is told documents and tokens so far, once per million characters.
 
+    `note` is told, once each, what the user should know of how the corpus is read.
+
     Raises:
-        CorpusError: the text cannot be read, or there is none.
+        CorpusError: the text cannot be read, or there is none, or none that the tokenizer knows.
         SettingsError: `seq_len` leaves no room for text, or shares of the sources are not clear.
         TeacherError: the tokenizer lacks a token that rows need.
         SpaceError: the disk of temporary files is full.
@@ -199,8 +203,12 @@ def pack_corpus(
     text_positions = frame.text_positions(seq_len)
     packed = row_mode == "packed"
     mix = Mix.of(specs, mix_alpha)
-    sources = [read_documents([spec]) for spec in mix.specs] if mix else [read_documents(specs)]
-    with TokenSpool(separator=frame.separator if packed else None, limit=None if packed else text_positions) as spool:
+    sources = [read_documents([spec], note) for spec in mix.specs] if mix else [read_documents(specs, note)]
+    with TokenSpool(
+        separator=frame.separator if packed else None,
+        limit=None if packed else text_positions,
+        unknown_id=tokenizer.unk_token_id,
+    ) as spool:
         first_documents, sizes = _read_sources(sources, tokenizer, spool, progress)
         ids, starts = spool.ids(), spool.starts()
     if not spool.documents:
@@ -208,6 +216,7 @@ def pack_corpus(
             f"the corpus {' '.join(specs)!r} is empty, or has blank lines only: there is nothing to learn from; "
             "give a corpus with text"
         )
+    tell_unknown(spool, tokenizer, note)
     bounds = np.append(np.arange(0, len(ids), text_positions) if packed else starts, len(ids))
     first_document = np.searchsorted(starts, bounds[:-1], side="right") - 1 if packed else np.arange(spool.documents)
     rows = len(bounds) - 1

@@ -1,245 +1,167 @@
 """Corpus specifications -> documents: one string per line of text or record of a table.
 
-A specification is a local file, a glob, a folder, or the name of a dataset on the Hugging Face hub,
-`name[:config[:split]]`. Local files are read by their suffix: .txt, .jsonl, .json, .csv (each also .gz) and .parquet;
-any other file is read as text. Everything goes through `datasets`: local files are streamed, about 10 MB (or one line,
-one Parquet row group) at a time, and leave nothing in its cache; hub datasets are downloaded into its cache.
+A specification is a local file, a pipe, a glob, a folder, or the name of a dataset on the Hugging Face hub,
+`name[:config[:split]]`. Local files are read by their suffix: .jsonl and .json, .csv and .tsv (each also .gz), and
+.parquet; any other file is read as text, a document a line. They are streamed and leave nothing behind. A folder that
+`datasets.save_to_disk` wrote is loaded by `datasets`, as are datasets of the hub, which go into its cache.
 
 Blank documents are left out and surrounding white space is dropped. Nothing is tokenised, mixed or shuffled here.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import glob
-import gzip
+import errno
 import re
-import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from glob import has_magic
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
+from teacher_cache.corpus.columns import Note, json_kind, no_note, record_texts, text_column, written_kind
+from teacher_cache.corpus.folders import SUFFIXES, find_local, suffix_of
+from teacher_cache.corpus.json_files import read_json
+from teacher_cache.corpus.plain_text import read_plain_text
+from teacher_cache.corpus.tables import read_csv, read_tsv
+from teacher_cache.corpus.text_files import MOST_CHARACTERS
+from teacher_cache.disk import system_error_number
 from teacher_cache.errors import CorpusError, first_line
 from teacher_cache.hub import HUB_ERRORS
 
-TEXT_COLUMNS = ("text", "content", "document", "sentence", "article")
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".txt": ("text", {"encoding": "utf-8-sig"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    # a document that reads NA or null is a document
-    ".csv": ("csv", {"encoding": "utf-8-sig", "keep_default_na": False}),
-    ".parquet": ("parquet", {}),
-}
 RECORDS_AT_ONCE = 16  # enough to hide the cost of a call, few enough that a batch of novels stays small
-SNIFFED_BYTES = 1 << 20
 READING_ERRORS = (OSError, ValueError, EOFError, zlib.error, pa.ArrowException, DatasetsError)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.*)?")
 HELP_LOCAL = "give the path of a local file instead (txt, txt.gz, jsonl, csv, parquet; a glob or a folder of them)"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without file locks answers
 
 
-def read_documents(specs: Sequence[str]) -> Iterator[str]:
+def read_documents(specs: Sequence[str], note: Note = no_note) -> Iterator[str]:
     """The documents of every specification, one after another, in a fixed order (files of a glob by name).
 
     Local files are looked up at once, so that a wrong path is found before anything is read; names on the hub are when
-    their turn comes.
+    their turn comes. `note` is told what is left out of folders, and which column is read where its name does not say.
 
     Raises:
         CorpusError: nothing is at a specification, or what is there cannot be read as text.
     """
-    return chain.from_iterable([_find(spec) for spec in specs])
+    return chain.from_iterable([_find(spec, note) for spec in specs])
 
 
-def _find(spec: str) -> Iterator[str]:
-    paths = _local_files(spec)
-    if paths:
-        return (document for path in paths for document in _read_file(path))
+def _find(spec: str, note: Note) -> Iterator[str]:
+    found = find_local(spec)
+    found.tell(spec, note)
+    if found.paths:
+        return (document for path in found.paths for document in _read_path(path, note))
     if _means_local(spec) or not HUB_NAME.fullmatch(spec):
         raise CorpusError(
             f"no file matches the corpus {spec!r}: there is nothing to read; check the path (relative ones start from "
             f"{str(Path.cwd())!r})"
         )
-    return _read_hub(spec)
+    return _read_hub(spec, note)
+
+
+def _means_local(spec: str) -> bool:
+    name = spec.partition(":")[0]  # what follows may slice a split: train[:10%]
+    return spec.startswith(("/", ".", "~")) or has_magic(name) or suffix_of(Path(spec)) in SUFFIXES
 
 
 # ---- local files ----------------------------------------------------------------------------------------------------
 
 
-def _local_files(spec: str) -> list[Path]:
-    """The files that a specification names, sorted; empty if there is nothing by that name."""
-    path = Path(spec).expanduser()
+def _read_path(path: Path, note: Note) -> Iterator[str]:
+    suffix = suffix_of(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _format(file) is not None)
-        if not files:
-            raise CorpusError(
-                f"the folder {spec!r} holds no file to read: a corpus folder has files ending in "
-                f"{', '.join(READERS)} (or .gz of these); name the files themselves if they end otherwise"
-            )
-        return files
-    if path.exists():
-        return [path]
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    return sorted(file for file in map(Path, matches) if file.is_file())
+        texts = _read_saved(path, note)
+    elif suffix in (".jsonl", ".json"):
+        texts = record_texts(path, read_json(path), json_kind, note)
+    elif suffix in (".csv", ".tsv"):
+        texts = record_texts(path, (read_csv if suffix == ".csv" else read_tsv)(path), written_kind, note)
+    elif suffix == ".parquet":
+        texts = _read_parquet(path, note)
+    else:
+        texts = read_plain_text(path)
+    return filter(None, map(str.strip, texts))
 
 
-def _means_local(spec: str) -> bool:
-    name = spec.partition(":")[0]  # what follows may slice a split: train[:10%]
-    return spec.startswith(("/", ".", "~")) or glob.has_magic(name) or _format(Path(spec)) is not None
-
-
-def _format(path: Path) -> str | None:
-    """The suffix that decides how a file is read, without .gz; None if it is not one that we know."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return suffix if suffix in READERS else None
-
-
-def _read_file(path: Path) -> Iterator[str]:
-    suffix = _format(path) or ".txt"
-    builder, options = READERS[suffix]
+def _read_parquet(path: Path, note: Note) -> Iterator[str]:
     try:
-        if suffix != ".parquet" and _is_blank(path):
-            return
-        with tempfile.TemporaryDirectory() as scratch, _quiet():
-            records = datasets.load_dataset(
-                builder,
-                data_files=[str(_safe_name(path, suffix, Path(scratch)))],
-                split="train",
-                streaming=True,
-                cache_dir=scratch,
-                **options,
-            )
-            yield from _texts(records, str(path))
+        with path.open("rb") as file:
+            table = pyarrow.parquet.ParquetFile(file)
+            column = text_column(table.schema_arrow, str(path), note)
+            yield from _column(table.iter_batches(RECORDS_AT_ONCE, columns=[column]), str(path))
     except READING_ERRORS as error:
-        _refuse_file(path, error)
-
-
-def _safe_name(path: Path, suffix: str, folder: Path) -> Path:
-    """A link to the file: datasets takes names for patterns and URLs, and would miss one with brackets in silence."""
-    link = folder / f"corpus{suffix}{'.gz' if path.name.endswith('.gz') else ''}"
-    link.symlink_to(path.absolute())
-    return link
-
-
-def _is_blank(path: Path) -> bool:
-    """Whether the file holds white space only; refuses one that is visibly not text before minutes are spent on it."""
-    with _open(path) as file:
-        head = file.read(SNIFFED_BYTES)
-        zero = head.find(b"\0")
-        if zero >= 0:
-            _refuse_binary(path, zero, "a NUL byte")
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        return not head.strip() and not file.read(1)
-
-
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
-
-
-def _refuse_file(path: Path, error: Exception) -> NoReturn:
-    if isinstance(error, UnicodeDecodeError):
-        _refuse_binary(path, _first_undecodable(path), "bytes that are not UTF-8")
-    if isinstance(error, PermissionError):
         raise CorpusError(
-            f"the corpus file {str(path)!r} may not be read by this user: permission denied; change its permissions or "
-            "copy it"
+            f"the corpus file {str(path)!r} cannot be read as Parquet ({first_line(error)}): it is damaged or "
+            "packed, may not be read, or its ending does not say what it is; unpack, write or copy it again"
         ) from error
-    raise CorpusError(
-        f"the corpus file {str(path)!r} cannot be read ({first_line(error)}): it is damaged, or its suffix does not "
-        f"say what it is; files are read by suffix ({', '.join(READERS)}, each but the last also .gz), others as plain "
-        "text"
-    ) from error
 
 
-def _refuse_binary(path: Path, offset: int, what: str) -> NoReturn:
-    raise CorpusError(
-        f"the corpus file {str(path)!r} is not text: {what} at byte {offset}; give UTF-8 text (`iconv -f ENCODING -t "
-        "UTF-8` converts other encodings), unpacked or .gz"
-    )
+def _read_saved(folder: Path, note: Note) -> Iterator[str]:
+    """A folder that `datasets.save_to_disk` wrote; of several splits, train."""
+    try:
+        saved = datasets.load_from_disk(str(folder))
+        if isinstance(saved, datasets.DatasetDict):
+            splits = list(saved)
+            if len(splits) > 1 and "train" not in splits:
+                raise CorpusError(
+                    f"the corpus {str(folder)!r} is a saved dataset of several splits ({', '.join(splits)}), none of "
+                    f"them train: which to read is not said; name its folder, such as {str(folder / splits[0])!r}"
+                )
+            chosen = splits[0] if len(splits) == 1 else "train"
+            if len(splits) > 1:
+                note(f"{folder}: of its splits {', '.join(splits)}, train is read")
+            saved = saved[chosen]
+        yield from _dataset_texts(saved, str(folder), note)
+    except (*READING_ERRORS, KeyError, TypeError) as error:
+        raise CorpusError(
+            f"the corpus {str(folder)!r} looks like a folder of datasets.save_to_disk and cannot be loaded "
+            f"({first_line(error)}): it is damaged or incomplete; save it again"
+        ) from error
 
 
-def _first_undecodable(path: Path) -> int:
-    """Offset of the first byte (of the unpacked file) that cannot be read as UTF-8."""
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-    with _open(path) as file:
-        while chunk := file.read(SNIFFED_BYTES):
-            waiting = len(decoder.getstate()[0])
-            try:
-                decoder.decode(chunk)
-            except UnicodeDecodeError as error:
-                return offset - waiting + error.start
-            offset += len(chunk)
-    return offset
+# ---- datasets -------------------------------------------------------------------------------------------------------
 
 
-# ---- the hub --------------------------------------------------------------------------------------------------------
-
-
-def _read_hub(spec: str) -> Iterator[str]:
+def _read_hub(spec: str, note: Note) -> Iterator[str]:
     name, config, split = [*spec.split(":", 2), "", ""][:3]
     try:
-        records = datasets.load_dataset(name, config or None, split=split or "train")
-        yield from _texts(records, spec)
+        yield from _dataset_texts(datasets.load_dataset(name, config or None, split=split or "train"), spec, note)
     except (*READING_ERRORS, *HUB_ERRORS) as error:
+        if system_error_number(error) in _NO_LOCKS:
+            raise CorpusError(
+                f"the corpus {spec!r} cannot be put into the cache of datasets in "
+                f"{str(datasets.config.HF_DATASETS_CACHE)!r}: that folder lies where files cannot be locked "
+                f"({first_line(error)}), as on some network disks; set HF_DATASETS_CACHE to a folder on another disk"
+            ) from error
         raise CorpusError(
             f"the corpus {spec!r} is not a local file, and as a dataset of the hub (name[:config[:split]]) it cannot "
             f"be read ({first_line(error)}): check the name and the network, or {HELP_LOCAL}"
         ) from error
 
 
-# ---- records --------------------------------------------------------------------------------------------------------
+def _dataset_texts(records: datasets.Dataset, origin: str, note: Note) -> Iterator[str]:
+    column = text_column(records.features.arrow_schema, origin, note)
+    tables = records.select_columns([column]).with_format("arrow").iter(batch_size=RECORDS_AT_ONCE)
+    return _column(tables, origin)
 
 
-def _texts(records: Any, origin: str) -> Iterator[str]:
+def _column(tables: Iterable[pa.Table | pa.RecordBatch], origin: str) -> Iterator[str]:
+    """The texts in tables of one column."""
     number = 0
-    for table in records.with_format("arrow").iter(batch_size=RECORDS_AT_ONCE):
-        for text in table.column(text_column(table.schema, origin)).to_pylist():
+    for table in tables:
+        for text in table.column(0).to_pylist():
             number += 1
-            document = (text or "").strip()
-            if "\0" in document:
+            if text is None:
+                continue
+            if "\0" in text or len(text) > MOST_CHARACTERS:
+                what = "holds a NUL character" if "\0" in text else f"has more than {MOST_CHARACTERS} characters"
                 raise CorpusError(
-                    f"record {number} of the corpus {origin!r} holds a NUL character: this is not text; give UTF-8 text"
+                    f"record {number} of the corpus {origin!r} {what}: this is no document; give UTF-8 text, one "
+                    "document per record"
                 )
-            if document:
-                yield document
-
-
-def text_column(schema: pa.Schema, origin: str) -> str:
-    """The column that holds the documents: one named like text, else the only column of strings.
-
-    Raises:
-        CorpusError: no column, or more than one, could be it.
-    """
-    strings = [column.name for column in schema if _is_string(column.type)]
-    for name in TEXT_COLUMNS:
-        for column in strings:
-            if column.casefold() == name:
-                return str(column)
-    if len(strings) == 1:
-        return str(strings[0])
-    columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    raise CorpusError(
-        f"the corpus {origin!r} has no text column: its columns are {columns}, and it is not clear which holds the "
-        f"documents; name a column of strings {', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}, or keep only one"
-    )
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep datasets from logging what we report ourselves, in our own words."""
-    before = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(before)
+            yield text

@@ -1,8 +1,9 @@
 """Documents -> token ids in one temporary file, whatever the corpus weighs.
 
-The tokenizer gets about a million characters at a time (or one document, if that is longer) and works on the documents
-of such a batch in parallel. The ids go to an unnamed temporary file, 4 bytes each, which the operating system removes
-when the process ends, however that ends; memory keeps 8 bytes per document. TMPDIR says where the file lies.
+The tokenizer gets about a million characters at a time, a longer document in pieces (`pieces`), and works on the
+documents of such a batch in parallel. The ids go to an unnamed temporary file, 4 bytes each, which the operating system
+removes when the process ends, however that ends; memory keeps 8 bytes per document, and all ids of one document at a
+time. TMPDIR says where the file lies.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.corpus.pieces import PIECE_CHARACTERS, cut
 from teacher_cache.disk import NO_SPACE
-from teacher_cache.errors import SpaceError
+from teacher_cache.errors import CorpusError, SpaceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +30,7 @@ Ids = NDArray[np.int32]
 
 CHARACTERS_AT_ONCE = 1 << 20
 DOCUMENTS_AT_ONCE = 2048
+_MUCH_UNKNOWN = 0.01
 
 
 class TokenSpool:
@@ -33,12 +38,17 @@ class TokenSpool:
 
     With a `separator`, that id is put before every document but the first; with a `limit`, only so many ids of each
     document are kept. Neither changes the fingerprint, which covers every id of every document and where each ends.
-    Use it as a context: leaving it closes the file, which lives on for as long as what `ids` mapped.
+    Ids that are `unknown_id` are counted. Use it as a context: leaving it closes the file, which lives on for as long
+    as what `ids` mapped.
     """
 
-    def __init__(self, *, separator: int | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, *, separator: int | None = None, limit: int | None = None, unknown_id: int | None = None
+    ) -> None:
         self.documents = 0
         self.tokens = 0
+        self.unknown = 0
+        self._unknown_id = unknown_id
         self._between = np.asarray([] if separator is None else [separator], dtype="<i4")
         self._limit = limit
         self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed on leaving the context
@@ -69,6 +79,8 @@ class TokenSpool:
         self._written += len(kept)
         self.documents += 1
         self.tokens += len(ids)
+        if self._unknown_id is not None:
+            self.unknown += int(np.count_nonzero(ids == self._unknown_id))
         return kept.tobytes()
 
     def ids(self) -> Ids:
@@ -86,10 +98,47 @@ class TokenSpool:
         return self._digest.hexdigest()
 
 
-def tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
-    """The token ids of each document, without special tokens, in batches; documents without any are left out."""
+def tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Sequence[int]]]:
+    """The token ids of each document, without special tokens, in batches; documents without any are left out.
+
+    Raises:
+        CorpusError: a document is too long for a tokenizer that must have it whole.
+    """
     for batch in _batches(documents):
-        yield [ids for ids in encode(tokenizer, batch, special=False) if ids]
+        if len(batch[0]) > CHARACTERS_AT_ONCE:
+            yield [ids for ids in map(partial(_encode_long, tokenizer), batch) if ids]
+        else:
+            yield [ids for ids in encode(tokenizer, batch, special=False) if ids]
+
+
+def _encode_long(tokenizer: PreTrainedTokenizerBase, document: str) -> Sequence[int]:
+    ids = array("i")
+    pieces = cut(document, tokenizer)
+    while some_pieces := list(islice(pieces, max(1, CHARACTERS_AT_ONCE // PIECE_CHARACTERS))):
+        for piece in encode(tokenizer, some_pieces, special=False):
+            ids.extend(piece)
+    return ids
+
+
+def tell_unknown(spool: TokenSpool, tokenizer: PreTrainedTokenizerBase, note: Callable[[str], None]) -> None:
+    """Say it where the tokenizer does not know much of the text.
+
+    Raises:
+        CorpusError: it knows nothing of it.
+    """
+    if not spool.unknown:
+        return
+    if spool.unknown == spool.tokens:
+        raise CorpusError(
+            f"the tokenizer {tokenizer.name_or_path!r} knows nothing of the corpus: all its {spool.tokens} tokens "
+            f"are {tokenizer.unk_token!r}, of which nothing can be learnt; give text in a language and script of the "
+            "teacher"
+        )
+    if spool.unknown > _MUCH_UNKNOWN * spool.tokens:
+        note(
+            f"{spool.unknown / spool.tokens:.1%} of the corpus's tokens are unknown to the tokenizer "
+            f"({tokenizer.unk_token}): nothing is learnt of them; is this text in a language and script of the teacher?"
+        )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:

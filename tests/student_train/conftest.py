@@ -173,7 +173,7 @@ def make_tiny_store(tiny_teacher, tiny_corpus) -> Callable[..., Path]:
     """`make_tiny_store(out, **settings)`: a store like `tiny_store` with some settings changed."""
 
     def make(out: Path, **changes: object) -> Path:
-        return build_tiny_store(out, tiny_teacher("bert"), tiny_corpus, **changes)
+        return build_tiny_store(out, tiny_teacher("bert"), changes.pop("corpus", tiny_corpus), **changes)
 
     return make
 

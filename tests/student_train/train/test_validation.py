@@ -7,7 +7,7 @@ import torch
 
 from student_train.settings import TrainSettings
 from student_train.train.prepare import prepare_run
-from teacher_cache.errors import StoreError
+from teacher_cache.errors import StoreError, TrainingError
 from tests.student_train.train.trainings import HELD_OUT, damage_block, make_model, steps_of, validations_of
 
 
@@ -71,3 +71,13 @@ def test_no_held_out_row_at_all_ends_the_run(run_training, tiny_store, tmp_path)
     damage_block(store, 12)
     with pytest.raises(StoreError, match=r"none of the 5 held-out rows of .*cache\.zarr can be read"):
         run_training(tmp_path / "student", cache=(str(store),), on_bad_block="skip")
+
+
+def test_held_out_rows_without_a_place_are_no_perfect_student(run_training, make_tiny_store, tmp_path):
+    """Rows of unknown words alone have nothing that could be masked, and a loss of nothing is 0."""
+    (tmp_path / "a.txt").write_text("babo debo fego hugi\n" + "zz zz\n" * 30)
+    store = make_tiny_store(tmp_path / "cache.zarr", corpus=tmp_path / "a.txt")
+    options = {"cache": (str(store),), "valid_share": 0.1, "steps": 2, "warmup": 1, "valid_every": 1, "weights": None}
+    assert len(validations_of(run_training(tmp_path / "mha", method="mha", **options))) == 3
+    with pytest.raises(TrainingError, match=r"held-out rows of .*cache.zarr have no place for --method od"):
+        run_training(tmp_path / "od", method="od", **options)

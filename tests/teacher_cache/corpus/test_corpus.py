@@ -194,3 +194,30 @@ def test_novels_with_the_xlm_r_tokenizer(shared_xlm_tokenizer: Path, shared_data
         original = file.readlines()[1].split()
     # the last word may be cut
     assert words[:-1] == original[: len(words) - 1]
+
+
+def test_what_the_tokenizer_does_not_know_is_said(tiny_tokenizer, tmp_path: Path) -> None:
+    def notes_of(text: str) -> list[str]:
+        notes: list[str] = []
+        (tmp_path / "a.txt").write_text(text)
+        tokenizer = tiny_tokenizer()
+        pack_corpus([str(tmp_path / "a.txt")], tokenizer, seq_len=16, row_mode="packed", seed=0, note=notes.append)
+        return notes
+
+    assert notes_of("babo " * 99 + "zz\n") == []
+    [note] = notes_of("babo debo zz\nbabo\n")
+    assert note.startswith("25.0% of the corpus's tokens are unknown to the tokenizer ([UNK])")
+    with pytest.raises(CorpusError, match=r"knows nothing of the corpus: all its 3 tokens are '\[UNK\]'"):
+        notes_of("zz zz\nzz\n")
+
+
+@pytest.mark.parametrize("mix_alpha", [None, 0.5])
+def test_what_is_left_out_is_said(mix_alpha: float | None, tiny_tokenizer, tmp_path: Path) -> None:
+    notes: list[str] = []
+    (tmp_path / "a.txt").write_text("babo\n")
+    (tmp_path / "b.md").write_text("debo\n")
+    rows = pack_corpus(
+        [str(tmp_path)], tiny_tokenizer(), seq_len=16, row_mode="packed", seed=0, mix_alpha=mix_alpha, note=notes.append
+    )
+    assert rows.record.tokens == 1
+    assert notes == [f"left out of {tmp_path}: 1 with other endings (b.md)"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import gzip
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from teacher_cache.corpus.documents import read_documents, text_column
+from teacher_cache.corpus.documents import read_documents
 from teacher_cache.errors import CorpusError
 
 DOCUMENTS = ["first document", 'second, with "quotes" and a comma', "Łódź 東京 \u2028 e\u0301", "NA", "null"]
@@ -23,21 +28,23 @@ def text_bytes(documents: list[str]) -> bytes:
     return "".join(f"{document}\n" for document in documents).encode()
 
 
-def jsonl_bytes(documents: list[str], column: str = "text") -> bytes:
-    return "".join(json.dumps({"id": n, column: text}) + "\n" for n, text in enumerate(documents)).encode()
+def jsonl_bytes(documents: list[str]) -> bytes:
+    return "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(documents)).encode()
 
 
-def csv_bytes(documents: list[str], column: str = "text") -> bytes:
+def csv_bytes(documents: list[str], separator: str = ",") -> bytes:
     buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["id", column])
+    # a .tsv has no quotes
+    quoting = {"quoting": csv.QUOTE_NONE, "quotechar": None} if separator == "\t" else {}
+    writer = csv.writer(buffer, delimiter=separator, **quoting)
+    writer.writerow(["id", "text"])
     writer.writerows(enumerate(documents))
     return buffer.getvalue().encode()
 
 
-def parquet_bytes(documents: list[str], column: str = "text") -> bytes:
+def parquet_bytes(documents: list[Any]) -> bytes:
     buffer = io.BytesIO()
-    pa.parquet.write_table(pa.table({"id": range(len(documents)), column: documents}), buffer)
+    pa.parquet.write_table(pa.table({"id": range(len(documents)), "text": documents}), buffer)
     return buffer.getvalue()
 
 
@@ -48,12 +55,13 @@ def parquet_bytes(documents: list[str], column: str = "text") -> bytes:
         ("a.jsonl", jsonl_bytes(DOCUMENTS)),
         ("a.json", json.dumps([{"text": text} for text in DOCUMENTS]).encode()),
         ("a.csv", csv_bytes(DOCUMENTS)),
+        ("a.tsv", csv_bytes(DOCUMENTS, separator="\t")),
         ("a.parquet", parquet_bytes(DOCUMENTS)),
         ("no-suffix", text_bytes(DOCUMENTS)),
         ("brackets [1], comma {x} #?.txt", text_bytes(DOCUMENTS)),
         ("UPPER.CSV", csv_bytes(DOCUMENTS)),
     ],
-    ids=["txt", "jsonl", "json", "csv", "parquet", "no suffix", "odd name", "upper case"],
+    ids=["txt", "jsonl", "json", "csv", "tsv", "parquet", "no suffix", "odd name", "upper case"],
 )
 def test_every_kind_of_file_gives_the_same_documents(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
@@ -91,24 +99,6 @@ def test_a_line_of_several_megabytes_is_one_document(tmp_path: Path) -> None:
     assert middle == novel.strip()
 
 
-@pytest.mark.parametrize("column", ["text", "content", "document", "sentence", "article", "Text"])
-def test_text_columns_are_found_by_name(column: str) -> None:
-    schema = pa.schema([("title", pa.string()), (column, pa.large_string()), ("label", pa.int64())])
-    assert text_column(schema, "x") == column
-
-
-def test_only_column_of_strings_is_the_text() -> None:
-    assert text_column(pa.schema([("label", pa.int64()), ("body", pa.string())]), "x") == "body"
-
-
-def test_no_text_column_names_the_columns() -> None:
-    schema = pa.schema([("title", pa.string()), ("body", pa.string()), ("label", pa.int64())])
-    with pytest.raises(CorpusError, match=r"'x\.csv'.*title \(string\), body \(string\), label \(int64\)"):
-        text_column(schema, "x.csv")
-    with pytest.raises(CorpusError, match=r"text \(int64\)"):
-        text_column(pa.schema([("text", pa.int64())]), "x.csv")
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz"])
 def test_empty_files_hold_no_documents(name: str, tmp_path: Path) -> None:
     for content in (b"", b" \n\n"):
@@ -119,16 +109,19 @@ def test_empty_files_hold_no_documents(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, content, needle",
     [
-        ("bin.txt", b"fine\n\x00\x01", r"not text: a NUL byte at byte 5"),
-        ("late.txt", b"x" * 3_000_000 + b"\n\x00\n", r"record 2 .* NUL"),
-        ("latin.txt", "fine\nnaïve\n".encode("latin-1"), r"not UTF-8 at byte 7"),
-        ("latin.csv", "text\nnaïve\n".encode("latin-1"), r"not UTF-8 at byte 7"),
-        ("late-latin.txt", b"x" * 3_000_000 + "ïe\n".encode("latin-1"), r"not UTF-8 at byte 3000000"),
-        ("cut.txt", "naï".encode()[:-1], r"not UTF-8"),
-        ("bad.jsonl", b'{"text": "a"}\nnot json\n', r"cannot be read \(JSON"),
-        ("bad.parquet", b"PAR1 no more", r"cannot be read"),
-        ("ragged.csv", b"text,n\na,1\nb,2,3,4\n", r"cannot be read"),
-        ("cut.txt.gz", gzip.compress(os.urandom(4000).hex().encode())[:-100], r"cannot be read"),
+        ("bin.txt", b"fine\n\x00\x01", r"line 2: this is not text: a NUL character"),
+        ("latin.jsonl", '{"text": "a"}\n{"text": "naïve"}\n'.encode("latin-1"), r"not UTF-8 at byte 26 \(line 2\)"),
+        ("latin.csv", "text\nnaïve\n".encode("latin-1"), r"not UTF-8 at byte 7 \(line 2\)"),
+        ("utf16.csv", "text\none\n".encode("utf-16"), r"it is UTF-16"),
+        ("nul.jsonl", b'{"text": "a\\u0000"}\n', r"line 1: .*NUL"),
+        ("bad.jsonl", b'{"text": "a"}\nnot json\n', r"line 2: this is not JSON"),
+        ("ids.jsonl", b'{"id": "a1", "text": ["p one", "p two"]}\n', r"line 1: the column 'text' holds a list"),
+        ("squad.json", b'{"version": "v2.0", "data": [{"title": "T"}]}', r"no text column"),
+        ("bad.parquet", b"PAR1 no more", r"cannot be read as Parquet"),
+        ("nul.parquet", parquet_bytes(["one", "a\0b"]), r"record 2 .* NUL"),
+        ("lists.parquet", parquet_bytes([["one"]]), r"values of type list<.*> in its column 'text'"),
+        ("ragged.csv", b"text,n\na,1\nb,2,3,4\n", r"line 3: 4 values where the header has 2"),
+        ("lines.txt", b'{"text": "a"}\n', r"let its name end in \.jsonl"),
         ("plain.txt.gz", b"plain\n", r"cannot be read \(Not a gzipped"),
     ],
 )
@@ -178,8 +171,86 @@ def test_hub_without_network_says_how_to_use_a_file(spec: str) -> None:
 
 
 def test_local_files_leave_nothing_in_the_cache_of_datasets(tmp_path: Path, tiny_corpus: Path) -> None:
-    import datasets
-
     before = set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*"))
     assert len(list(read_documents([str(tiny_corpus)]))) == 200
     assert set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*")) == before
+
+
+def test_other_columns_may_change_their_type_in_a_large_file(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for number in range(9000):
+            value: Any = number if number < 8000 else {"deep": [str(number), None]}
+            file.write(json.dumps({"text": f"document {number}", "x": value, "filler": "f" * 1500}) + "\n")
+    assert (tmp_path / "a.jsonl").stat().st_size > 13_000_000  # more than one of the parts that datasets reads
+    assert list(read_documents([str(tmp_path / "a.jsonl")])) == [f"document {number}" for number in range(9000)]
+
+
+def test_a_csv_whose_texts_begin_with_numbers_keeps_its_column(tmp_path: Path) -> None:
+    texts = [str(n) if n < 11_000 else f"document {n}" for n in range(20_000)]
+    (tmp_path / "a.csv").write_text("id,text\n" + "".join(f"a{n},{text}\n" for n, text in enumerate(texts)))
+    assert list(read_documents([str(tmp_path / "a.csv")])) == texts
+
+
+def test_pipes_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "63")
+    with subprocess.Popen(["sh", "-c", "printf 'one\\n\\ntwo\\n' > \"$0\"", tmp_path / "63"]):
+        assert list(read_documents([str(tmp_path / "63")])) == ["one", "two"]
+
+
+def test_saved_datasets_are_loaded(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_dict({"id": ["a", "b"], "text": ["one", None]})
+    other = datasets.Dataset.from_dict({"text": ["two"]})
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": other}).save_to_disk(tmp_path / "splits")
+    datasets.DatasetDict({"a": saved, "b": other}).save_to_disk(tmp_path / "others")
+    notes: list[str] = []
+    assert list(read_documents([str(tmp_path / "one")], notes.append)) == ["one"]
+    assert notes == []
+    assert list(read_documents([str(tmp_path / "splits")], notes.append)) == ["one"]
+    assert notes == [f"{tmp_path}/splits: of its splits train, test, train is read"]
+    assert list(read_documents([str(tmp_path / "others" / "b")])) == ["two"]
+    with pytest.raises(CorpusError, match=r"several splits \(a, b\), none of them train: .*others/a"):
+        list(read_documents([str(tmp_path / "others")]))
+    (tmp_path / "one" / "state.json").write_text("{}")
+    with pytest.raises(CorpusError, match=r"one' looks like a folder of datasets.save_to_disk and cannot be loaded"):
+        list(read_documents([str(tmp_path / "one")]))
+
+
+def test_folders_and_columns_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one", "n": 1}\n')
+    (tmp_path / "b.md").write_text("two\n")
+    notes: list[str] = []
+    assert list(read_documents([str(tmp_path)], notes.append)) == ["one"]
+    assert notes == [
+        f"left out of {tmp_path}: 1 with other endings (b.md)",
+        f"{tmp_path}/a.jsonl: documents are read from column 'body', the only one of strings",
+    ]
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_local_files_need_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "a.jsonl").write_text('{"text": "two"}\n')
+    refuse_locks(monkeypatch, errno.ENOLCK)
+    assert list(read_documents([str(tmp_path / "saved"), str(tmp_path / "a.jsonl")])) == ["one", "two"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_cache_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    load = datasets.load_dataset
+
+    def load_local(name: str, config: str | None, split: str) -> Any:
+        """A dataset goes into the cache, but comes from this disk."""
+        return load("text", data_files=[str(tmp_path / "a.txt")], split=split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    refuse_locks(monkeypatch, number)
+    with pytest.raises(CorpusError, match=r"'someone/text' cannot be put into the cache .* set HF_DATASETS_CACHE"):
+        list(read_documents(["someone/text"]))

@@ -59,6 +59,13 @@ def test_fingerprint_sees_where_documents_end() -> None:
     assert one.fingerprint() != other.fingerprint()
 
 
+def test_unknown_ids_are_counted() -> None:
+    for kept in ({}, {"limit": 1}):
+        with TokenSpool(unknown_id=7, **kept) as spool:
+            spool.add([*DOCUMENTS, [7, 7]])
+        assert (spool.unknown, spool.tokens) == (3, 8)
+
+
 def test_nothing_is_no_document() -> None:
     with TokenSpool() as spool:
         assert len(spool.ids()) == len(spool.starts()) == 0
@@ -77,5 +84,5 @@ def test_batches_are_bounded_and_change_nothing(tiny_tokenizer) -> None:
     documents = [*documents, "babo"]
     batches = list(tokenise(documents, tokenizer))
     assert len(batches) > 3
-    flat = [ids for batch in batches for ids in batch]
+    flat = [list(ids) for batch in batches for ids in batch]
     assert flat == [ids for ids in encode(tokenizer, documents, special=False) if ids]
