@@ -170,7 +170,7 @@ class MappingPlan:
                 f"--mapping {self.text!r} leaves out the student's last layer, and this student has only that one: "
                 "nothing would be learned; choose a --student of 2 layers or more, or --mapping last1"
             )
-        _check_student_layers((layer for layer, _ in self.pairs), student_layers, f"--mapping {self.text!r}")
+        check_student_layers((layer for layer, _ in self.pairs), student_layers, f"--mapping {self.text!r}")
 
     def for_depths(self, teacher_layers: int, student_layers: int) -> LayerMapping:
         """The mapping for two models. See `parse_mapping`.
@@ -188,8 +188,8 @@ class MappingPlan:
                 raise self._too_deep(name, teacher_layers, student_layers)
             pairs.update(_FORMULAS[name](teacher_layers, student_layers))
         # what was written out is checked already, what another package gives is not
-        _check_student_layers((layer for layer, _ in pairs), student_layers, f"--mapping {self.text!r}")
-        _check_teacher_layers((layer for _, layer in pairs), teacher_layers, f"--mapping {self.text!r}")
+        check_student_layers((layer for layer, _ in pairs), student_layers, f"--mapping {self.text!r}")
+        check_teacher_layers((layer for _, layer in pairs), teacher_layers, f"--mapping {self.text!r}")
         return LayerMapping(text=self.text, form=self.form, pairs=tuple(sorted(pairs)))
 
     def _too_deep(self, name: str, teacher_layers: int, student_layers: int) -> SettingsError:
@@ -199,33 +199,6 @@ class MappingPlan:
             f"{teacher_layers} layers, or --mapping {', '.join(_FOR_ANY_DEPTH)} or pairs such as "
             f"{student_layers}:{teacher_layers}"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionPlan:
-    """What `--attention-layer` says by itself: pairs (student layer, teacher layer), None being the student's last."""
-
-    text: str
-    pairs: tuple[tuple[int | None, int], ...]
-
-    def check_student(self, student_layers: int) -> None:
-        """Check what the student's depth alone decides.
-
-        Raises:
-            SettingsError: a pair names a layer that the student does not have.
-        """
-        named = (layer for layer, _ in self.pairs if layer is not None)
-        _check_student_layers(named, student_layers, f"--attention-layer {self.text!r}")
-
-    def for_depths(self, teacher_layers: int, student_layers: int) -> LayerPairs:
-        """The pairs for two models, ascending and each once.
-
-        Raises:
-            SettingsError: one names a layer that does not exist.
-        """
-        self.check_student(student_layers)
-        _check_teacher_layers((layer for _, layer in self.pairs), teacher_layers, f"--attention-layer {self.text!r}")
-        return tuple(sorted({(student_layers if layer is None else layer, taught) for layer, taught in self.pairs}))
 
 
 def parse_mapping(text: str, teacher_layers: int, student_layers: int) -> LayerMapping:
@@ -259,31 +232,8 @@ def read_mapping(text: str) -> MappingPlan:
     known = {*_SUMMANDS, *added_mappings(text)}
     named = tuple(part for part in parts if part in known)
     pairs = [_read_pair(pair, text) for part in parts if part not in known for pair in part.split(",")]
-    _check_numbering(pairs, f"--mapping {text!r}")
+    check_numbering(pairs, f"--mapping {text!r}")
     return MappingPlan(text="+".join(parts), form="pairs", formulas=named, pairs=tuple(pairs))
-
-
-def read_attention_layers(text: str) -> AttentionPlan:
-    """What `--attention-layer` says: a layer of the teacher such as `5`, or pairs `student:teacher` such as `2:4,3:5`.
-
-    Raises:
-        SettingsError: the text cannot be read, or names a layer 0.
-    """
-    given, written = f"--attention-layer {text!r}", text.replace(" ", "")
-    if written.isdecimal():
-        _check_numbering([(None, int(written))], given)
-        return AttentionPlan(text=text, pairs=((None, int(written)),))
-    pairs = []
-    for part in written.split(","):
-        pair = _as_pair(part)
-        if pair is None:
-            raise SettingsError(
-                f"{given} cannot be read at {part!r}: give a layer of the teacher such as 5, which the student's last "
-                "layer learns, or pairs student:teacher such as 2:4,3:5"
-            )
-        pairs.append(pair)
-    _check_numbering(pairs, given)
-    return AttentionPlan(text=text, pairs=tuple(pairs))
 
 
 def _ask_added(name: str, teacher_layers: int, student_layers: int) -> set[tuple[int, int]]:
@@ -313,7 +263,7 @@ def _check_alone(form: Form, parts: list[str], text: str) -> None:
 
 
 def _read_pair(pair: str, text: str) -> tuple[int, int]:
-    found = _as_pair(pair)
+    found = as_pair(pair)
     if found is None:
         known = (*MAPPINGS, *ADDED_MAPPINGS.names())
         raise SettingsError(
@@ -324,14 +274,20 @@ def _read_pair(pair: str, text: str) -> tuple[int, int]:
     return found
 
 
-def _as_pair(text: str) -> tuple[int, int] | None:
+def as_pair(text: str) -> tuple[int, int] | None:
+    """Layers of a pair such as `2:4`, None if this is none."""
     student_layer, colon, teacher_layer = text.partition(":")
     if not (colon and student_layer.isdecimal() and teacher_layer.isdecimal()):
         return None
     return int(student_layer), int(teacher_layer)
 
 
-def _check_numbering(pairs: Iterable[tuple[int | None, int]], given: str) -> None:
+def check_numbering(pairs: Iterable[tuple[int | None, int]], given: str) -> None:
+    """Check that layers are numbered from 1.
+
+    Raises:
+        SettingsError: one is numbered 0.
+    """
     for pair in pairs:
         for owner, layer in zip(("student", "teacher"), pair, strict=True):
             if layer == 0:
@@ -341,7 +297,12 @@ def _check_numbering(pairs: Iterable[tuple[int | None, int]], given: str) -> Non
                 )
 
 
-def _check_student_layers(named: Iterable[int], layers: int, given: str) -> None:
+def check_student_layers(named: Iterable[int], layers: int, given: str) -> None:
+    """Check that a student of so many layers has those named.
+
+    Raises:
+        SettingsError: it does not.
+    """
     for layer in sorted(named):
         if layer > layers:
             raise SettingsError(
@@ -350,7 +311,12 @@ def _check_student_layers(named: Iterable[int], layers: int, given: str) -> None
             )
 
 
-def _check_teacher_layers(named: Iterable[int], layers: int, given: str) -> None:
+def check_teacher_layers(named: Iterable[int], layers: int, given: str) -> None:
+    """Check that a teacher of so many layers has those named.
+
+    Raises:
+        SettingsError: it does not.
+    """
     for layer in sorted(named):
         if layer > layers:
             raise SettingsError(

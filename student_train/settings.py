@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from student_train.attention_layers import read_attention_layers
 from student_train.init_plan import read_init
-from student_train.layer_map import read_attention_layers, read_mapping
+from student_train.layer_map import read_mapping
 from student_train.registry import ADDED_METHODS
 from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError

@@ -115,3 +115,29 @@ def test_continuous_integration_runs_the_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text().rstrip().endswith("make test")
+
+
+def test_files_lie_beside_a_test_of_their_name() -> None:
+    """Where one has none, the face of its wing says which test is its first."""
+    alone, files = [], 0
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.name == "__init__.py" or len(path.read_text().splitlines()) <= 60:
+                continue
+            files += 1
+            named = f"`{path.name}`" in (path.parent / "__init__.py").read_text()
+            if not (ROOT / "tests" / path.relative_to(ROOT).parent / f"test_{path.name}").exists():
+                alone.append((str(path.relative_to(ROOT)), named))
+    assert len(alone) <= 0.2 * files
+    assert [path for path, named in alone if not named] == []
+
+
+def test_rooms_are_small() -> None:
+    """What grows beyond this holds a second subject, which wants a room of its own."""
+    lengths = sorted(
+        (len(path.read_text().splitlines()), str(path.relative_to(ROOT)))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    )
+    assert lengths[-1][0] <= 330, lengths[-1]
+    assert lengths[len(lengths) // 2][0] <= 140

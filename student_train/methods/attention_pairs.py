@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from student_train.layer_map import LayerPairs, read_attention_layers
+from student_train.attention_layers import read_attention_layers
+from student_train.layer_map import LayerPairs
 from student_train.methods.base import StudentNeeds
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.layers import default_attention_layer

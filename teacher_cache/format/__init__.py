@@ -7,4 +7,5 @@ bytes that a seal or commit vouches for, `read_groups` says what a store holds a
 
 Knows storages, codecs and manifests; no model is run here, no text read, nothing trained. Importing a file of this wing
 costs torch and zarr; importing the wing itself costs nothing.
+`arrays.py` is tested in `test_layout.py`.
 """

@@ -18,7 +18,8 @@ from functools import cached_property
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, TargetSpecs, describe_targets
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import ArraySpec, StoreLayout
+from teacher_cache.format.arrays import ArraySpec
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
     COMMITS,
     EXTENSIONS,

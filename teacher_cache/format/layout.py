@@ -41,7 +41,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from types import EllipsisType
 from typing import Self
 
@@ -52,42 +51,16 @@ from teacher_cache.codecs.packing import ranges
 from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS, VectorStream, attention_streams, vector_streams
+from teacher_cache.format.arrays import ArraySpec, coded_array, coded_path, ragged_array, whole_array
 
 _ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
 """Arrays of one number per row, with their types."""
-_CHUNK_BYTES = 2**19
 _ESCAPES_PER_CHUNK = 2**14
 _VALUES_PER_ESCAPE = 16
 _DRAWS_PER_CHUNK = 2**15
 _DRAWS = "logits/draws"
 DISTINCT = f"{_DRAWS}/distinct"
 """How many distinct ids each place has, where drawn ids are kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """One array of the store: the shape of a block of it, and of the chunks that block is compressed in.
-
-    A block holds `views` views one after another along `view_axis`, 0 or -1; None where there is one for all views, as
-    of the ids. A *ragged* array, [W, room], is filled in part only: `counted_by` is the path of the array whose numbers
-    for a view add up to how many entries it has there.
-    """
-
-    path: str
-    dtype: str
-    block_shape: tuple[int, ...]
-    chunk_shape: tuple[int, ...]
-    view_axis: int | None = None
-    views: int = 1
-    counted_by: str | None = None
-
-    def part_of_view(self, view: int) -> tuple[slice, ...]:
-        """The range of a block along each axis that belongs to one view; of a ragged array with all of its room."""
-        part = [slice(0, length) for length in self.block_shape]
-        if self.view_axis is not None:
-            size = self.block_shape[self.view_axis] // self.views
-            part[self.view_axis] = slice(view * size, (view + 1) * size)
-        return tuple(part)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,7 +131,7 @@ class StoreLayout:
     def coded_paths(self, stream: str) -> dict[str, str]:
         """Where each array of a stream in a fixed precision lies, by its codec's name for it."""
         specs = self.codecs[stream].arrays(self.stream(stream).width)
-        return {spec.name: _coded_path(stream, spec) for spec in specs}
+        return {spec.name: coded_path(stream, spec) for spec in specs}
 
     def arrays_in(self, *folders: str) -> list[str]:
         """The paths of the arrays that are one of these folders or lie below one, in the order of `arrays`."""
@@ -216,15 +189,15 @@ def _input_arrays(manifest: Manifest) -> list[ArraySpec]:
     rows, positions = manifest.block_rows, manifest.seq_len
     arrays = []
     if not manifest.inputs_held:
-        arrays = [_whole("input_ids", "int32", rows, positions)]
-        arrays += [_whole(name, dtype, rows) for name, dtype in _ROW_ARRAYS]
+        arrays = [whole_array("input_ids", "int32", rows, positions)]
+        arrays += [whole_array(name, dtype, rows) for name, dtype in _ROW_ARRAYS]
     if "masked" in manifest.targets.views() and "masked" not in manifest.inputs_held:
         views, places = manifest.views, manifest.masked_per_row
         arrays += [
-            _whole(f"masked/{name}", "int32", views * rows, places, views=views)
+            whole_array(f"masked/{name}", "int32", views * rows, places, views=views)
             for name in ("positions", "original_ids", "replacement_ids")
         ]
-        arrays.append(_whole("masked/count", "int32", views * rows, views=views))
+        arrays.append(whole_array("masked/count", "int32", views * rows, views=views))
     return arrays
 
 
@@ -246,13 +219,13 @@ def _logits_arrays(manifest: Manifest, codec: TopkCodec | SampleCodec | None) ->
         return []
     views, places = manifest.views_of("masked"), manifest.block_rows * manifest.masked_per_row
     if isinstance(codec, TopkCodec):
-        return [_coded("logits", array, views, places) for array in codec.arrays()]
+        return [coded_array("logits", array, views, places) for array in codec.arrays()]
     distinct = CodedArraySpec(name=DISTINCT.rpartition("/")[2], dtype="uint8", components=None)
     chunks = -(-places * codec.draws // _DRAWS_PER_CHUNK)
     return [
-        _coded(_DRAWS, distinct, views, places),
+        coded_array(_DRAWS, distinct, views, places),
         *(
-            _ragged(path, "uint8", views, chunks, _DRAWS_PER_CHUNK, counted_by=DISTINCT)
+            ragged_array(path, "uint8", views, chunks, _DRAWS_PER_CHUNK, counted_by=DISTINCT)
             for path in _draw_paths(codec).values()
         ),
     ]
@@ -262,7 +235,7 @@ def _stream_arrays(manifest: Manifest, stream: VectorStream, codec: VectorCodec 
     views, rows = manifest.views_of(stream.view), manifest.block_rows
     if codec is None:
         return _packed_arrays(stream, views, rows * manifest.seq_len)
-    return [_coded(stream.path, spec, views, rows * manifest.seq_len) for spec in codec.arrays(stream.width)]
+    return [coded_array(stream.path, spec, views, rows * manifest.seq_len) for spec in codec.arrays(stream.width)]
 
 
 def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpec]:
@@ -272,75 +245,12 @@ def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArrayS
     arrays = []
     for packing, part in ranges(stream.calibration.components):
         spec = CodedArraySpec(name=f"codes/{packing.name}", dtype=packing.dtype, components=part.stop - part.start)
-        arrays.append(_coded(stream.path, spec, views, packing.length(tokens)))
+        arrays.append(coded_array(stream.path, spec, views, packing.length(tokens)))
     chunks = -(-stream.width * tokens // (_VALUES_PER_ESCAPE * _ESCAPES_PER_CHUNK))
     index = "int32" if stream.width * tokens < 2**31 else "int64"
-    count = _whole(f"{stream.path}/escapes/count", "int32", views, views=views)
+    count = whole_array(f"{stream.path}/escapes/count", "int32", views, views=views)
     arrays.append(count)
     for name, dtype in (("index", index), ("value", "int16")):
         path = f"{stream.path}/escapes/{name}"
-        arrays.append(_ragged(path, dtype, views, chunks, _ESCAPES_PER_CHUNK, counted_by=count.path))
+        arrays.append(ragged_array(path, dtype, views, chunks, _ESCAPES_PER_CHUNK, counted_by=count.path))
     return arrays
-
-
-def _whole(path: str, dtype: str, *block_shape: int, views: int | None = None) -> ArraySpec:
-    """An array of one chunk a block; with `views`, these lie along the first axis."""
-    axis = None if views is None else 0
-    return ArraySpec(
-        path=path, dtype=dtype, block_shape=block_shape, chunk_shape=block_shape, view_axis=axis, views=views or 1
-    )
-
-
-def _ragged(path: str, dtype: str, views: int, chunks: int, chunk: int, *, counted_by: str) -> ArraySpec:
-    return ArraySpec(
-        path=path,
-        dtype=dtype,
-        block_shape=(views, chunks * chunk),
-        chunk_shape=(1, chunk),
-        view_axis=0,
-        views=views,
-        counted_by=counted_by,
-    )
-
-
-def _coded_path(folder: str, spec: CodedArraySpec) -> str:
-    return f"{folder}/{spec.name}" if spec.name else folder
-
-
-def _coded(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: int) -> ArraySpec:
-    """A coded array: chunks hold one view of a few components, so that a reader can take a single view."""
-    path = _coded_path(folder, spec)
-    if spec.row_shape is not None:
-        return _matrices(path, spec.dtype, spec.row_shape, views, tokens_per_view // spec.row_shape[-1])
-    lead: tuple[int, ...] = ()
-    chunk = lead
-    if spec.components is not None:
-        lead, chunk = (spec.components,), (_fitting(spec.components, tokens_per_view, spec.dtype),)
-    return ArraySpec(
-        path=path,
-        dtype=spec.dtype,
-        block_shape=(*lead, views * tokens_per_view),
-        chunk_shape=(*chunk, tokens_per_view),
-        view_axis=-1,
-        views=views,
-    )
-
-
-def _matrices(path: str, dtype: str, row_shape: tuple[int, ...], views: int, rows: int) -> ArraySpec:
-    """Chunks hold some heads of one row, so that a reader can take any rows."""
-    heads, *matrix = row_shape
-    return ArraySpec(
-        path=path,
-        dtype=dtype,
-        block_shape=(views * rows, heads, *matrix),
-        chunk_shape=(1, _fitting(heads, prod(matrix), dtype), *matrix),
-        view_axis=0,
-        views=views,
-    )
-
-
-def _fitting(number: int, values_each: int, dtype: str) -> int:
-    """How many components or heads, each of so many values, make a chunk: as many as fit that divide their number."""
-    itemsize = {"8": 1, "6": 2, "2": 4}[dtype[-1]]  # int8 and uint8, float16, float32 and int32
-    most = max(1, _CHUNK_BYTES // (values_each * itemsize))
-    return max(part for part in range(1, min(most, number) + 1) if number % part == 0)

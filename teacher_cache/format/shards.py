@@ -23,7 +23,7 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
-from teacher_cache.format.layout import ArraySpec
+from teacher_cache.format.arrays import ArraySpec
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArrayConfigLike

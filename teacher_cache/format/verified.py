@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from teacher_cache.errors import DamagedStoreError, StoreError
+from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.groups import Group, damaged_objects, mismatch
-from teacher_cache.format.layout import ArraySpec
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     COMMITS,

@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from student_train.layer_map import MAPPINGS, parse_mapping, read_attention_layers, read_mapping
+from student_train.attention_layers import read_attention_layers
+from student_train.layer_map import MAPPINGS, parse_mapping, read_mapping
 from teacher_cache.errors import SettingsError
 
 # (teacher layers, student layers) -> mapping -> teacher layers of student layer 1 | 2 | ..., "-" for none

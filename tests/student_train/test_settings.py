@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from student_train.attention_layers import read_attention_layers
 from student_train.init_plan import read_init
-from student_train.layer_map import MAPPINGS, parse_mapping, read_attention_layers
+from student_train.layer_map import MAPPINGS, parse_mapping
 from student_train.settings import TrainSettings, recorded_identity
 from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError

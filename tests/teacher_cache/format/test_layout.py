@@ -11,7 +11,8 @@ import pytest
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
-from teacher_cache.format.layout import ArraySpec, StoreLayout
+from teacher_cache.format.arrays import ArraySpec
+from teacher_cache.format.layout import StoreLayout
 
 SmallManifest = Callable[..., Manifest]
 HIDDEN = HiddenSpec(layer=2, codec="int8", view="masked")

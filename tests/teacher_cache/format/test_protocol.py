@@ -12,7 +12,7 @@ import pytest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, TargetSpecs
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import ArraySpec
+from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.protocol import (
     NOT_AN_OBJECT,
     Commit,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from teacher_cache.format.layout import ArraySpec
+from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.shards import create_array, decode_shard
 
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "float32")
