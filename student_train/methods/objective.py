@@ -103,10 +103,9 @@ class Objective(nn.Module):
 class ObjectivePlan:
     """The methods of this package that are asked for, checked against cache and student.
 
-    Those that read nothing but the manifest are `made`; `request` is what all of them read of the cache.
+    Those that read nothing but the manifest are `made`.
     """
 
-    request: TargetRequest
     made: Mapping[str, Method | LogitsMethod]
     attention: LayerPairs
     mapping: LayerMapping | None
@@ -122,12 +121,12 @@ def plan_objective(
     relation_heads: int | None = None,
     relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
     topk_loss: TopkLoss = "tail",
+    beside: Sequence[TargetRequest] = (),
 ) -> ObjectivePlan:
     """What `make_objective` is going to make. Asks the manifest alone: no row is read and no map is made.
 
-    Methods that other packages add are not made here: what they read is known once they are.
-
-    Args: those of `make_objective`.
+    Args: those of `make_objective`, and
+        beside: what methods that other packages add read. They are not made here, and it is known once they are.
 
     Raises:
         SettingsError: heads, layers or a vocabulary that do not fit.
@@ -145,7 +144,7 @@ def plan_objective(
         logits="od" in weights,
         masked="mlm" in weights,
     )
-    _require(source, request, layer_map)
+    _require(source, unite([request, *beside]), layer_map)
     made: dict[str, Method | LogitsMethod] = {}
     for name in weights:
         if name == "mha":
@@ -158,7 +157,7 @@ def plan_objective(
             made[name] = make_distribution_transfer(manifest, student, topk_loss)
         elif name == "mlm":
             made[name] = make_token_prediction(manifest, student)
-    return ObjectivePlan(request=request, made=made, attention=pairs, mapping=layer_map)
+    return ObjectivePlan(made=made, attention=pairs, mapping=layer_map)
 
 
 def unite(requests: Iterable[TargetRequest]) -> TargetRequest:
@@ -204,16 +203,6 @@ def make_objective(
         SettingsError: heads, layers or a vocabulary that do not fit.
         TargetsError: the cache lacks what the methods read.
     """
-    plan = plan_objective(
-        weights,
-        source=source,
-        student=student,
-        mapping=mapping,
-        attention_layer=attention_layer,
-        relation_heads=relation_heads,
-        relation_weights=relation_weights,
-        topk_loss=topk_loss,
-    )
     context = MethodContext(
         source=source,
         student=student,
@@ -226,7 +215,17 @@ def make_objective(
     )
     added = {name: make_added_method(name, context) for name in weights if name not in METHODS}
     added_requests = [method.request for method, _ in added.values()]
-    _require(source, unite([plan.request, *added_requests]), plan.mapping)
+    plan = plan_objective(
+        weights,
+        source=source,
+        student=student,
+        mapping=mapping,
+        attention_layer=attention_layer,
+        relation_heads=relation_heads,
+        relation_weights=relation_weights,
+        topk_loss=topk_loss,
+        beside=added_requests,
+    )
     as_they_are = {layer for request in added_requests for layer in _read_as_they_are(request)}
     made: dict[str, tuple[Method | LogitsMethod, nn.ModuleDict]] = {}
     for name in weights:

@@ -34,14 +34,10 @@ def test_a_record_replaces_the_one_before_it(tmp_path: Path) -> None:
     assert path.read_text() == "{2}\n" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_record_that_cannot_be_written_is_no_reason_to_fail(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_that_cannot_be_written_is_told_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "fidelity.json"
-    write_record("{}", path)
-    assert capsys.readouterr().err == (
-        f"kdeval: the record was not written to {str(path)!r} (No such file or directory)\n"
-    )
+    with pytest.raises(SettingsError, match=r"nowhere/fidelity.json' \(No such file or directory\).*will not find it"):
+        write_record("{}", path)
 
 
 def test_what_cannot_be_written_to_out_is_told_as_such(tmp_path: Path) -> None:

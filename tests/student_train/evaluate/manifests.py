@@ -14,7 +14,7 @@ def make_manifest(
     teacher = TeacherRecord(
         name="tiny",
         revision=None,
-        weights_sha256="0",
+        weights_sha256="0" * 64,
         model_type="bert",
         layers=4,
         hidden_size=32,

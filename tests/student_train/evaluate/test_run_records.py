@@ -61,7 +61,11 @@ def test_records_of_other_weights_do_not_count(tiny_teacher_copy: Any) -> None:
         ("finetune-sst2.json", "[1]", "an object is expected"),
         ("finetune-sst2.json", '{"evaluation": "fidelity"}', "'evaluation' is 'fidelity'"),
         ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0]}', "no entry 'scores'"),
-        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0], "scores": [NaN]}', "'scores' holds nan"),
+        (
+            "finetune-sst2.json",
+            '{"evaluation": "finetune", "seeds": [0], "scores": [NaN]}',
+            "it holds NaN, which is no number",
+        ),
         ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0, 0], "scores": [0.1, 0.2]}', "'seeds' [0, 0]"),
         ("latency.json", '{"evaluation": "latency", "measurements": [{"backend": 3}]}', "'backend' holds 3"),
         ("latency.json", '{"evaluation": "latency", "measurements": []}', "no entry 'parameters'"),

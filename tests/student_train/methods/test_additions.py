@@ -22,8 +22,9 @@ from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
 from student_train.methods.projections import make_map
 from student_train.run_files import read_records
-from student_train.students.shape import derive_config, parse_shape
-from student_train.students.student import build_student
+from student_train.student_shape import read_shape
+from student_train.students.shape import derive_config
+from student_train.students.student import build_student, plan_student
 from teacher_cache import TargetRequest, open_caches
 from teacher_cache.errors import SettingsError, TargetsError
 
@@ -150,7 +151,7 @@ def maps(student_width: int = 24) -> nn.ModuleDict:
 
 
 def student_config(folder: Path, shape: str = "2x24:4") -> PreTrainedConfig:
-    return derive_config(AutoConfig.from_pretrained(folder), parse_shape(shape), (2, 4))
+    return derive_config(AutoConfig.from_pretrained(folder), read_shape(shape).completed(), (2, 4))
 
 
 def test_the_factory_is_given_cache_student_and_flags(site: Site, tiny_teacher: Any, live_cache: Any) -> None:
@@ -177,7 +178,9 @@ def test_the_factory_is_given_cache_student_and_flags(site: Site, tiny_teacher: 
 def test_its_loss_and_the_gradient_of_its_maps(site: Site, tiny_teacher: Any, live_cache: Any) -> None:
     register_method("given")(lambda context: (Given(), maps()))
     cache = live_cache(tiny_teacher(), hidden=(4,))
-    built = build_student("2x24:4", teacher_folder=cache.folder, init="random", with_mlm_head=False, seed=0, seq_len=12)
+    built = build_student(
+        plan_student("2x24:4", teacher_folder=cache.folder, init="random", with_mlm_head=False, seq_len=12), seed=0
+    )
     model = DistillationModel(built.model, make_objective({"given": 1.0}, source=cache, student=built.model.config))
     batch = cache.batch([12, 5, 9])
     loss = model(batch)["given"]
@@ -223,7 +226,9 @@ def test_attention_of_the_student_is_recorded_for_a_method_that_reads_none_of_th
 
     register_method("sparse")(Sparse)
     cache = live_cache(tiny_teacher(), hidden=(4,))
-    built = build_student("2x24:4", teacher_folder=cache.folder, init="random", with_mlm_head=False, seed=0, seq_len=12)
+    built = build_student(
+        plan_student("2x24:4", teacher_folder=cache.folder, init="random", with_mlm_head=False, seq_len=12), seed=0
+    )
     model = DistillationModel(built.model, make_objective({"sparse": 1.0}, source=cache, student=built.model.config))
     assert model(cache.batch([12, 5]))["sparse"].total.item() > 0
 
@@ -238,8 +243,10 @@ def test_hidden_states_come_as_the_teacher_gave_them_though_hs_would_take_coordi
     both = make_objective({"hs": 1.0, "given": 1.0}, source=source, student=config, mapping="1:2,2:4")
     assert alone.request.rotated_layers == (2, 4) and both.request.rotated_layers == (2,)
     # what hs costs does not depend on the coordinates
-    built = build_student("2x32:4", teacher_folder=source.teacher_folder(), init="random", with_mlm_head=False, seed=0,
-                          seq_len=24)  # fmt: skip
+    built = build_student(
+        plan_student("2x32:4", teacher_folder=source.teacher_folder(), init="random", with_mlm_head=False, seq_len=24),
+        seed=0,
+    )
     costs = []
     for objective in (alone, both):
         losses = DistillationModel(built.model, objective)(source.read_rows(0, 8, objective.request))

@@ -12,7 +12,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from student_train.methods.base import StudentOutputs
 from student_train.methods.direct import VARIANCE_ROWS, VectorTransfer, make_vector_transfer, measure_spreads
 from student_train.methods.objective import Objective, make_objective
-from student_train.students.shape import derive_config, parse_shape
+from student_train.student_shape import read_shape
+from student_train.students.shape import derive_config
 from teacher_cache.contract.batch import AttentionVectors
 from teacher_cache.contract.targets import AttentionSpec, TargetSpecs
 from teacher_cache.errors import TargetsError
@@ -21,7 +22,7 @@ NAMES = ("query", "key", "value")
 
 
 def student_config(cache: Any, shape: str = "2x24:4") -> PreTrainedConfig:
-    return derive_config(AutoConfig.from_pretrained(cache.folder), parse_shape(shape), (2, 4))
+    return derive_config(AutoConfig.from_pretrained(cache.folder), read_shape(shape).completed(), (2, 4))
 
 
 def objective_of(cache: Any, method: str, layers: str | None = None, **options: Any) -> Objective:

@@ -16,6 +16,7 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpecs
 from teacher_cache.format.groups import Group
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import SEAL, TEACHER_FILES, has_teacher, read_manifest, read_teacher_files
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.format.transforms import read_projections
@@ -72,7 +73,7 @@ def test_projections_are_written_once_and_read_back(
 ) -> None:
     teacher, storage = Teacher.load(str(tiny_teacher("bert")), device="cpu"), LocalStorage(tmp_path)
     found = reach_attention(teacher, [Group(prefix="", manifest=attention_manifest, seal=None)], {})
-    write_projections(storage, attention_manifest, found)
+    write_projections(storage, StoreLayout.of(attention_manifest), found)
     before = {key: storage.read(key) for key in storage.list()}
     assert {key.split("/")[1] for key in before if key.startswith("attention/3/")} == {"3"}
     assert not storage.list("attention/2/")
@@ -81,7 +82,9 @@ def test_projections_are_written_once_and_read_back(
         assert torch.equal(getattr(read, name).weight, getattr(found[3], name).weight)
         assert torch.equal(getattr(read, name).bias, getattr(found[3], name).bias)
     zeros = Projection(weight=torch.zeros(32, 32), bias=torch.zeros(32))
-    write_projections(storage, attention_manifest, {3: AttentionProjections(query=zeros, key=zeros, value=zeros)})
+    write_projections(
+        storage, StoreLayout.of(attention_manifest), {3: AttentionProjections(query=zeros, key=zeros, value=zeros)}
+    )
     assert {key: storage.read(key) for key in storage.list()} == before, "what is there stays"
 
 
