@@ -147,7 +147,13 @@ class _Outcome:
     def to_json(self) -> dict[str, Any]:
         report = self.report
         groups = [
-            {"name": one.name, "sealed": one.sealed, "blocks": one.blocks, "missing_blocks": one.missing_blocks}
+            {
+                "name": one.name,
+                "sealed": one.sealed,
+                "blocks": one.blocks,
+                "missing_blocks": one.missing_blocks,
+                "seal_lost": one.seal_lost,
+            }
             for one in report.groups
         ]
         return {
@@ -164,6 +170,8 @@ class _Outcome:
         }
 
     def lines(self) -> Iterator[str]:
+        from teacher_cache.format.groups import LOST_SEAL  # zarr, which --help does not need
+
         report = self.report
         for finding in _first(report.findings):
             yield f"DAMAGED  {finding}"
@@ -173,7 +181,9 @@ class _Outcome:
             many = "1 object" if len(report.unknown) == 1 else f"{len(report.unknown)} objects"
             yield f"unknown  {many}, {size}, that nothing reads: {names}"
         for group in report.groups:
-            if not group.sealed:
+            if group.seal_lost:
+                yield f"SEAL LOST  {group.prefix}seal.json: of {group.name}, {LOST_SEAL}"
+            elif not group.sealed:
                 missing = format_ranges(group.missing_blocks)
                 lacks = f"blocks {missing} of {group.blocks}" if missing else "its seal"
                 yield f"unfinished  {group.name} lacks {lacks}"
@@ -190,6 +200,11 @@ class _Outcome:
             skipped = "; not compared with the teacher, mend it first" if self.deep_wanted else ""
             mend = "" if self.eviction is not None else "; --evict deletes what the same `kdcache build` makes again"
             return f"{found} {'object is' if found == 1 else 'objects are'} damaged ({checked}){mend}{skipped}"
+        lost = [group.name for group in report.groups if group.seal_lost]
+        if lost:
+            return (
+                f"the seal of {', '.join(lost)} is lost ({checked}), and until it is there again nothing of it is read"
+            )
         if self.deep is not None and not self.deep.ok:
             return f"as it was written ({checked}), but not what the teacher gives"
         if not report.finished:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.sweep_file import LAUNCHER, PROG, SweepRun, expand
 from cli.sweep_summary import as_table, completed, summarise, write_summary
+from student_train.out_folder import SWEEP_LOCK, hold_folder
 from student_train.train.signals import noted_signals
 from teacher_cache.errors import DistillationError, SettingsError
 
@@ -53,6 +54,7 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
 
     Raises:
         SettingsError: the file, or a run in it, cannot be; nothing is trained then.
+        TrainingError: another process is at work on this sweep, or its folder cannot be written.
     """
     runs = expand(content, path, argv)
     settings = runs[0].settings
@@ -67,15 +69,21 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
             f"that would all start them; run kdtrain by itself and put your launcher into the file, as {LAUNCHER}: "
             "torchrun --nproc-per-node 8"
         )
-    states = dict.fromkeys(completed({run.name: run.settings for run in runs}), "complete")
     if settings.dry_run:
+        states = _completed(runs)
         _check_against_caches([run for run in runs if run.name not in states], path)
         _list(runs, settings.json)
         return 0
+    with hold_folder(Path(settings.out).parent, SWEEP_LOCK):
+        return _run(runs, _launcher(content))
+
+
+def _run(runs: Sequence[SweepRun], launcher: Sequence[str]) -> int:
+    states = _completed(runs)
     with noted_signals() as received:
-        _train_all(runs, states, received, _launcher(content))
+        _train_all(runs, states, received, launcher)
     record = _write(runs, states)
-    print(json.dumps(record) if settings.json else as_table(record["runs"]))
+    print(json.dumps(record) if runs[0].settings.json else as_table(record["runs"]))
     if received and any(states.get(run.name) != "complete" for run in runs):
         _say("stopped; the same command goes on from here")
         return _SIGNALLED + received[0]
@@ -84,6 +92,10 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
         names = ", ".join(map(repr, failed))
         _say(f"{len(failed)} of {len(runs)} runs failed, see above: {names}; the same command tries them again")
     return int(bool(failed))
+
+
+def _completed(runs: Sequence[SweepRun]) -> dict[str, str]:
+    return dict.fromkeys(completed({run.name: run.settings for run in runs}), "complete")
 
 
 def _check_against_caches(runs: Sequence[SweepRun], path: Path) -> None:

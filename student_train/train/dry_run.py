@@ -18,12 +18,14 @@ from student_train.data.split import count_rows
 from student_train.engine.checkpoint import KEPT
 from student_train.engine.engine import running_engine
 from student_train.engine.memory import OF_TRAINING, explain_memory_errors, most_memory
+from student_train.engine.ranks import join_ranks
 from student_train.settings import TrainSettings
 from student_train.train.feed import Feed
 from student_train.train.loop import Progression, Trainer
 from student_train.train.metrics import Progress
 from student_train.train.prepare import TrainingRun
 from student_train.train.train import prepare
+from teacher_cache.device import choose_device_type
 
 STEPS = 3
 _FORWARD_SHARE = 1 / 3
@@ -61,7 +63,7 @@ def dry_run(settings: TrainSettings) -> Estimate:
     Raises:
         DistillationError: the training could not be.
     """
-    run, _, progress = prepare(settings)
+    run, _, progress = prepare(settings, join_ranks(choose_device_type(settings.device)))
     warmup = settings.warmup_steps(run.steps)
     with running_engine(run.model, run.config, device=run.device, warmup=warmup, steps=run.steps) as engine:
         try:

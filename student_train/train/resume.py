@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from student_train.engine.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
+from student_train.out_folder import RUN_LOCK, refuse_file
 from student_train.run_files import METRICS_NAME
 from student_train.settings import TrainSettings
 from student_train.students.export import UNFINISHED
 from teacher_cache.errors import TrainingError
 from teacher_cache.wording import some
+
+_OURS = (RUN_LOCK, UNFINISHED)
+"""What a killed run may leave behind, and nobody misses."""
 
 
 def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -23,9 +27,8 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
         TrainingError: OUT holds something that would be overwritten, or there is no such checkpoint.
     """
     out = Path(settings.out)
-    if out.exists() and not out.is_dir():
-        raise TrainingError(f"--out {settings.out!r} is a file: the student needs a directory; choose another --out")
-    found = sorted(path.name for path in out.iterdir() if path.name != UNFINISHED) if out.exists() else []
+    refuse_file(out)
+    found = sorted(path.name for path in out.iterdir() if path.name not in _OURS) if out.exists() else []
     ours = METRICS_NAME in found or FOLDER_NAME in found
     if found and (settings.resume == "never" or not ours):
         advice = "give --resume auto to go on with that run, or choose" if ours else "choose"

@@ -1,8 +1,9 @@
 """From settings to a student: prepare, train, export.
 
-What appears in OUT: `metrics.jsonl`, `tensorboard/` and `checkpoints/` during the training, and at its end the student
-as a Hugging Face directory with `provenance.json`. A run that a signal stopped leaves a checkpoint and exports
-nothing; a student that was exported there before stays.
+One run at a time may write into OUT: the first process holds the folder's lock. What appears there: `metrics.jsonl`,
+`tensorboard/` and `checkpoints/` during the training, and at its end the student as a Hugging Face directory with
+`provenance.json`. A run that a signal stopped leaves a checkpoint and exports nothing; a student that was exported
+there before stays.
 
 Of several processes each goes through all of it with its share of the rows; the first one writes, all but its part of
 a checkpoint, and tells. Where one fails, all end.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from typing import Any
 from student_train.engine.checkpoint import drop_beyond, load_checkpoint, read_marker
 from student_train.engine.engine import full_precision_weights, running_engine
 from student_train.engine.memory import OF_TRAINING, explain_memory_errors
-from student_train.engine.ranks import join_ranks
+from student_train.engine.ranks import Ranks, join_ranks
 from student_train.engine.universal import READ_UNIVERSAL, needs_universal, own_groups, universal_form
-from student_train.out_folder import explain_write_errors
+from student_train.out_folder import RUN_LOCK, explain_write_errors, hold_folder
 from student_train.settings import TrainSettings
 from student_train.train.best import drop_best, match_best, write_student
 from student_train.train.describe import describe_run
@@ -61,9 +62,17 @@ def train(settings: TrainSettings) -> TrainResult:
         DistillationError: something asked for cannot be, the cache cannot be read, OUT cannot be written, or a loss is
             NaN or infinite.
     """
+    ranks = join_ranks(choose_device_type(settings.device))
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.first:
+                held.enter_context(hold_folder(Path(settings.out), RUN_LOCK))
+        return _train(settings, ranks)
+
+
+def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     started = time.perf_counter()
-    run, checkpoint, progress = prepare(settings)
-    ranks = run.ranks
+    run, checkpoint, progress = prepare(settings, ranks)
     state, stopped_by, weights = Progression(), None, None
     with ranks.together(), explain_write_errors(Path(settings.out)):
         Path(settings.out).mkdir(parents=True, exist_ok=True)
@@ -86,13 +95,12 @@ def train(settings: TrainSettings) -> TrainResult:
     )
 
 
-def prepare(settings: TrainSettings) -> tuple[TrainingRun, Path | None, Progress]:
-    """Meet the other processes, prepare the run and say what it is; with the checkpoint to go on from, if there is one.
+def prepare(settings: TrainSettings, ranks: Ranks) -> tuple[TrainingRun, Path | None, Progress]:
+    """Prepare the run and say what it is; with the checkpoint to go on from, if there is one.
 
     Raises:
         DistillationError: something asked for cannot be, in this process or another; nothing has been written.
     """
-    ranks = join_ranks(choose_device_type(settings.device))
     progress = Progress(quiet=not ranks.first)
     with ranks.together():
         if settings.wandb is not None:

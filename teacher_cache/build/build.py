@@ -225,6 +225,8 @@ class _Job:
                 writer, self.teacher, self.rows, batch_rows, self.projections, self.progress.note
             )
             writer.write_metadata()
+            if (lost := writer.compare_lost_seal()) is not None:
+                self.progress.note(lost)
             work[writer.group.prefix] = sorted(set(range(manifest.blocks)) - writer.committed())
         return work
 

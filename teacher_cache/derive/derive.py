@@ -136,6 +136,8 @@ class _Job:
             self.progress.note(f"{path} is complete already: {manifest.rows} rows; nothing to do")
         for writer in writers:
             writer = self._write_constants(writer, found)
+            if (lost := writer.compare_lost_seal()) is not None:
+                self.progress.note(lost)
             missing = sorted(set(range(manifest.blocks)) - writer.committed())
             there = manifest.rows - manifest.rows_in(missing)
             self.progress.committed(there, manifest.rows, 0)

@@ -21,6 +21,7 @@ from teacher_cache.errors import StoreError
 from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
+    COMMIT_HASHES,
     COMMITS,
     EXTENSIONS,
     METADATA,
@@ -88,6 +89,24 @@ class Group:
             "run the same `kdcache build` or `kdcache derive` again, which goes on where it stopped: "
             f"{self.manifest.command}"
         )
+
+
+LOST_SEAL = (
+    "its seal is missing though everything else of it is there; run the same `kdcache build` or `kdcache derive` "
+    "again, which seals it"
+)
+"""What is to be said where `has_lost_seal`."""
+
+
+def has_lost_seal(storage: Storage, group: Group) -> bool:
+    """Whether a group without a seal has all commits and the list of them, which is written just before the seal.
+
+    Either its seal was deleted, or the command that made it was killed just there; nothing tells one from the other.
+    """
+    if group.seal is not None or storage.size(group.prefix + COMMIT_HASHES) is None:
+        return False
+    there = storage.list(f"{group.prefix}{COMMITS}/")
+    return all(group.prefix + commit_key(block) in there for block in range(group.manifest.blocks))
 
 
 def _describe_hidden(specs: Iterable[HiddenSpec]) -> list[str]:

@@ -149,6 +149,11 @@ def list_commit_hashes(hashes: Sequence[str]) -> bytes:
     return "".join(f"{digest}  {commit_key(block)}\n" for block, digest in enumerate(hashes)).encode()
 
 
+def list_commits(commits: Mapping[int, Commit]) -> bytes:
+    """The list of a group's commits, given by block."""
+    return list_commit_hashes([ObjectDigest.of(commits[block].to_bytes()).sha256 for block in sorted(commits)])
+
+
 def read_commit_hashes(data: bytes) -> list[str]:
     """The hashes of commits by block, of a list that is what was written."""
     return [line[:_HASH_DIGITS] for line in data.decode().splitlines()]

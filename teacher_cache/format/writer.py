@@ -26,6 +26,7 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import (
     Group,
+    has_lost_seal,
     read_commits,
     whole_blocks,
 )
@@ -40,7 +41,7 @@ from teacher_cache.format.protocol import (
     array_of,
     commit_key,
     digest_object,
-    list_commit_hashes,
+    list_commits,
     read_teacher_files,
     shard_key,
     write_manifest,
@@ -133,7 +134,7 @@ class GroupWriter:
         for commit in commits.values():
             for key, digest in commit.shards.items():
                 totals[array_of(key)] += digest.size
-        listed = list_commit_hashes([ObjectDigest.of(commits[block].to_bytes()).sha256 for block in sorted(commits)])
+        listed = list_commits(commits)
         objects = self._digest_objects(sizes) | {self.group.prefix + COMMIT_HASHES: ObjectDigest.of(listed)}
         seal = Seal(
             rows=self.manifest.rows,
@@ -171,7 +172,26 @@ class GroupWriter:
             ) from error
         return digests
 
+    def compare_lost_seal(self) -> str | None:
+        """What to say before a group whose seal is missing is sealed anew; None where none is missing.
+
+        Raises:
+            StoreError: its commits are others than those that were sealed.
+        """
+        if not has_lost_seal(self.storage, self.group):
+            return None
+        key = self.group.prefix + COMMIT_HASHES
+        if self.storage.read(key) != list_commits(read_commits(self.storage, self.group)):
+            raise StoreError(
+                f"{self.storage.location!r} is damaged: the commits of {self.group.name} are not those that {key!r} "
+                "lists, and the seal that could tell which of them was changed is missing; restore both from a copy, "
+                f"or run `kdcache verify --evict {self.storage.location}` and this command again"
+            )
+        return f"{self.group.name} lacks its seal alone; its commits are as they were listed, and it is sealed anew"
+
     def unseal(self) -> GroupWriter:
         """Declare the group unfinished, to write a block again; returns its writer from now on."""
         self.storage.delete(self.group.prefix + SEAL)
+        # a list without a seal would say that a seal was lost
+        self.storage.delete(self.group.prefix + COMMIT_HASHES)
         return GroupWriter(self.storage, replace(self.group, seal=None))

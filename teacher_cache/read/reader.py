@@ -22,7 +22,15 @@ from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest, conc
 from teacher_cache.contract.manifest import Manifest, merge_manifests, sha256_of_json
 from teacher_cache.contract.targets import VIEWS, View, describe_targets
 from teacher_cache.errors import StoreError, TargetsError
-from teacher_cache.format.groups import Group, read_commits, read_groups, readable_groups, whole_blocks
+from teacher_cache.format.groups import (
+    LOST_SEAL,
+    Group,
+    has_lost_seal,
+    read_commits,
+    read_groups,
+    readable_groups,
+    whole_blocks,
+)
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.format.transforms import read_projections, read_transform
@@ -119,6 +127,8 @@ class CacheReader:
 
     def _why_left_out(self, group: Group) -> str:
         names = f"\n{group.name} ({', '.join(describe_targets(group.manifest.targets))}) is left out: "
+        if has_lost_seal(self.storage, group):
+            return f"{names}{LOST_SEAL}: {group.manifest.command}"
         if group.seal is None:
             return f"{names}it is unfinished; {group.how_to_finish}"
         return f"{names}it needs {', '.join(sorted(group.needs))}, which is not finished"
@@ -247,6 +257,11 @@ class CacheReader:
 
 
 def _unfinished(storage: Storage, group: Group) -> StoreError:
+    if has_lost_seal(storage, group):
+        return StoreError(
+            f"{storage.location!r} is unfinished: without its seal nothing says that it is whole. For {group.name}, "
+            f"{LOST_SEAL}: {group.manifest.command}"
+        )
     done = len(whole_blocks(group, read_commits(storage, group), storage.list()))
     return StoreError(
         f"{storage.location!r} is unfinished ({done} of {group.manifest.blocks} blocks): what is missing would be read "

@@ -23,6 +23,7 @@ from teacher_cache.contract.streams import VECTORS
 from teacher_cache.device import choose_device, resolve_dtype
 from teacher_cache.errors import TeacherError
 from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections, Projection
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.families import position_limit
@@ -98,7 +99,7 @@ class Teacher:
 
     def start(self) -> None:
         """Move to the device, in the arithmetic asked for, ready to run."""
-        nn.Module.to(self.model, device=self.device, dtype=getattr(torch, self.dtype))
+        move_model(self.model, device=self.device, dtype=getattr(torch, self.dtype))
 
     def tap(self) -> None:
         """Make attention readable; refuses families where it is not."""

@@ -1,8 +1,8 @@
 """Take damage out of a store, so that the build that made it makes exactly the lost parts again.
 
 A damaged block is dropped whole: its commit first, so that it does not exist any more, then its shards. Metadata,
-teacher files, projections and variances are deleted; a build writes them again. Last goes the seal of the group, which
-is then unfinished. Being killed in between leaves damage that another run finds.
+teacher files, projections and variances are deleted; a build writes them again. Last go the list of commits and the
+seal of the group, which is then unfinished. Being killed in between leaves damage that another run finds.
 
 What a build cannot make again stays: a manifest, and the constants that calibration fixed (rotation, mean, step), which
 all blocks are coded with. A group that has lost such a thing is left alone altogether, because a new seal would vouch
@@ -15,7 +15,15 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from teacher_cache.format.groups import Group, is_nameless, readable_groups
-from teacher_cache.format.protocol import METADATA, SEAL, TEACHER_FILES, commit_key, read_manifest, shard_key
+from teacher_cache.format.protocol import (
+    COMMIT_HASHES,
+    METADATA,
+    SEAL,
+    TEACHER_FILES,
+    commit_key,
+    read_manifest,
+    shard_key,
+)
 from teacher_cache.storage.base import Storage
 from teacher_cache.verify.survey import Finding, GroupCheck
 from teacher_cache.verify.unfinished import is_calibrated
@@ -116,6 +124,8 @@ def _evict(storage: Storage, group: Group, findings: Iterable[Finding], shared: 
     objects = [key for finding in findings if finding.block is None for key in _objects_of(storage, group, finding)]
     for key in objects:
         storage.delete(key)
+    # one that is left without a seal would say that a seal was lost
+    storage.delete(group.prefix + COMMIT_HASHES)
     if group.seal is not None:
         storage.delete(group.prefix + SEAL)
     return EvictedGroup(

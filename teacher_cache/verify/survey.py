@@ -14,7 +14,7 @@ from typing import Literal
 
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
-from teacher_cache.format.groups import Group, counts_alike, mismatch, name_group
+from teacher_cache.format.groups import Group, counts_alike, has_lost_seal, mismatch, name_group, read_commits
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     METADATA,
@@ -27,6 +27,7 @@ from teacher_cache.format.protocol import (
     Seal,
     array_of,
     commit_key,
+    list_commits,
     parse_manifest,
     read_commit_hashes,
     read_teacher_files,
@@ -66,6 +67,8 @@ class GroupCheck:
     sealed: bool
     blocks: int
     missing_blocks: tuple[int, ...]
+    seal_lost: bool
+    """It is unfinished for want of a seal alone: one was there, or whatever made it was killed just before."""
     group: Group | None = field(repr=False)
 
     @property
@@ -101,6 +104,7 @@ class Survey:
         self.seal: Seal | None = None
         self.group: Group | None = None
         self.blocks = 0
+        self.seal_lost = False
 
     def result(self) -> GroupCheck:
         """What is known of the group."""
@@ -110,6 +114,7 @@ class Survey:
             sealed=self.seal is not None,
             blocks=self.blocks,
             missing_blocks=tuple(self.missing),
+            seal_lost=self.seal_lost,
             group=self.group,
         )
 
@@ -147,10 +152,23 @@ class Survey:
             return
         if not self.prefix:
             self._expect_teacher()
+        # one that is there and cannot be read is a finding already
+        self.seal_lost = self.prefix + SEAL not in self.sizes and has_lost_seal(self.storage, self.group)
+        if self.seal_lost and not self.findings:
+            self._compare_list()
         found, known = check_unsealed(self.storage, self.group, self.sizes, vouched)
         self.accounted |= known
         for key, what in found.items():
             self._find(key, self._part_of(key), what)
+
+    def _compare_list(self) -> None:
+        assert self.group is not None
+        key = self.prefix + COMMIT_HASHES
+        try:
+            if self.storage.read(key) != list_commits(read_commits(self.storage, self.group)):
+                self._find(key, "seal", "lists other commits than there are, and the seal that could tell is missing")
+        except OSError as error:
+            self._find(key, "seal", cannot_be_read(error))
 
     def _find(self, key: str, part: ObjectKind, what: str, block: int | None = None) -> None:
         self.findings.append(Finding(key=key, part=part, group=self.name, block=block, what=what))

@@ -175,7 +175,9 @@ def test_json(run: Run, store: Path) -> None:
         }
     ]
     assert found["evicted"]["groups"][0]["blocks"] == [1]
-    assert found["groups"] == [{"name": "the first build", "sealed": True, "blocks": 3, "missing_blocks": []}]
+    assert found["groups"] == [
+        {"name": "the first build", "sealed": True, "blocks": 3, "missing_blocks": [], "seal_lost": False}
+    ]
 
 
 def test_long_lists_are_cut(run: Run, store: Path) -> None:

@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from teacher_cache.build.build import build_cache
+from teacher_cache.build.build import Silent, build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.errors import StoreError
+from teacher_cache.errors import StoreError, TargetsError
+from teacher_cache.format.protocol import read_checked, write_checked
 from teacher_cache.read.info import describe_store
+from teacher_cache.read.pool import open_caches
 from teacher_cache.read.reader import CacheReader
+from teacher_cache.storage.local import LocalStorage
+from teacher_cache.verify.evict import evict_damage
+from teacher_cache.verify.verify import verify_store
 
 Settings = Callable[..., BuildSettings]
 
@@ -184,3 +189,64 @@ def test_the_parts_of_a_corpus_hold_every_row_once(small_settings: Settings, tmp
     assert torch.equal(torch.cat([part.row_id_B for part in have]), want.row_id_B)
     assert torch.equal(torch.cat([part.input_ids_BT for part in have]), want.input_ids_BT)
     shutil.rmtree(tmp_path / "1.zarr")
+
+
+class Notes(Silent):
+    """What a build says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("prefix, name", [("", "the first build"), ("extensions/1/", "extension 1")])
+def test_a_seal_that_was_deleted_is_missed_and_made_anew(
+    base: tuple[BuildSettings, dict[str, bytes]], small_settings: Settings, prefix: str, name: str
+) -> None:
+    settings, _ = base
+    out, wider = Path(settings.out), with_everything(settings, small_settings)
+    build_cache(wider)
+    whole = files_of(out)
+    assert not any(group.seal_lost for group in verify_store(out).groups)
+    (out / f"{prefix}seal.json").unlink()
+
+    report = verify_store(out)
+    assert not report.whole
+    assert [group.name for group in report.groups if group.seal_lost] == [name]
+    told = "its seal is missing though everything else of it is there; run the same `kdcache build`"
+    with pytest.raises((StoreError, TargetsError), match=told):
+        open_caches(str(out)).require(TargetRequest(hidden_layers=(3,)))
+
+    # other commits than were sealed must not come under a new seal
+    commit = out / f"{prefix}commits/00000001.json"
+    fields = read_checked(commit.read_bytes())
+    first = sorted(fields["shards"])[0]
+    fields["shards"][first]["sha256"] = "0" * 64
+    commit.write_bytes(write_checked(fields))
+    list_key = f"{prefix}commits.sha256"
+    assert list_key in [finding.key for finding in verify_store(out).findings]
+    with pytest.raises(StoreError, match=f"commits of {name} are not those that '{list_key}' lists"):
+        build_cache(wider)
+    commit.write_bytes(whole[commit.relative_to(out).as_posix()])
+
+    notes = Notes()
+    assert build_cache(wider, notes).computed_rows == 0
+    assert f"{name} lacks its seal alone; its commits are as they were listed, and it is sealed anew" in notes.said
+    assert files_of(out) == whole
+
+
+def test_blocks_that_are_built_again_are_no_lost_seal(
+    base: tuple[BuildSettings, dict[str, bytes]],
+) -> None:
+    settings, before = base
+    out = Path(settings.out)
+    (out / "input_ids/c/1/0/0").unlink()
+    evict_damage(LocalStorage(out))
+    assert not (out / "commits.sha256").exists()
+    assert not any(one.seal_lost for one in verify_store(out).groups)
+    notes = Notes()
+    build_cache(settings, notes)
+    assert not any("lacks its seal" in said for said in notes.said)
+    assert files_of(out) == before

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from student_train.evaluate.latency.models import TimedModel
 from student_train.evaluate.latency.onnx_export import open_session, run_session
 from student_train.evaluate.latency.schedule import Size
 from student_train.evaluate.latency.settings import LatencySettings
+from teacher_cache.models.arithmetic import move_model
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -68,7 +68,7 @@ def list_benches(
 def _pytorch_bench(models: Sequence[TimedModel], device: str, dtype: str, threads: int) -> Bench:
     torch.set_num_threads(threads)
     for model in models:
-        nn.Module.to(model.encoder, device=device, dtype=getattr(torch, dtype))
+        move_model(model.encoder, device=device, dtype=getattr(torch, dtype))
 
     def passes(size: Size) -> Sequence[Pass]:
         return [_pytorch_pass(model, size, device) for model in models]
