@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from teacher_cache.contract.manifest import TeacherRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.device import choose_device, resolve_dtype
 from teacher_cache.errors import TeacherError
-from teacher_cache.hub import HUB_ERRORS
 from teacher_cache.models.attention import AttentionProjections, Projection
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.families import position_limit
@@ -33,6 +30,7 @@ from teacher_cache.teacher.loading import (
     check_tokenizer,
     hash_weights,
     load_teacher_config,
+    load_tokenizer,
     refuse_other_architectures,
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
@@ -65,12 +63,13 @@ class Teacher:
         chosen = choose_device(device)
         config = load_teacher_config(name, revision)
         refuse_other_architectures(name, config)
+        tokenizer = load_tokenizer(name, config, revision)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
             model, info = AutoModelForMaskedLM.from_pretrained(
-                name, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
+                name, config=config, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
             )
-        except (*HUB_ERRORS, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        except Exception as error:
+            # as with its configuration: what is wrong with a file shows in many ways
             raise cannot_load(name, error) from error
         has_head = check_loaded(name, model, info["missing_keys"])
         check_tokenizer(name, tokenizer, config)
