@@ -22,6 +22,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+_SIZES = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "num_attention_heads": "attention heads",
+    "vocab_size": "vocabulary",
+}
+"""What is counted of every encoder, by the names that configurations have in common."""
+
 SWITCHES: Mapping[str, Any] = MappingProxyType(
     {
         "return_dict": True,
@@ -104,5 +112,15 @@ def why_not_an_encoder(config: PreTrainedConfig) -> str | None:
     if getattr(config, "is_decoder", False):
         return "a decoder"
     if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return None
+        return _what_it_lacks(config)
     return "a decoder" if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "without a masked-LM class in Transformers"
+
+
+def _what_it_lacks(config: PreTrainedConfig) -> str | None:
+    """FNet mixes tokens without attention, Perceiver and models of images and text keep their sizes elsewhere."""
+    for name, meaning in _SIZES.items():
+        size = getattr(config, name, None)
+        if not isinstance(size, int) or size < 1:
+            found = "not there" if size is None else f"{size!r}"
+            return f"an encoder whose {meaning} cannot be told ({name!r} in its configuration is {found})"
+    return None

@@ -41,12 +41,16 @@ def test_encoders_can_teach(family: str) -> None:
         ("t5", {}, "an encoder-decoder"),
         ("bart", {}, "an encoder-decoder"),
         ("vit", {}, "without a masked-LM class in Transformers"),
+        ("fnet", {}, "an encoder whose attention heads cannot be told"),
+        ("perceiver", {}, "an encoder whose layers cannot be told"),
+        ("modernvbert", {}, "an encoder whose layers cannot be told"),
+        ("esm", {}, "an encoder whose vocabulary cannot be told"),
     ],
 )
 def test_others_are_called_by_what_they_are(family: str, options: dict[str, bool], what: str, tmp_path: Path) -> None:
     """And a student is refused by the same rule as a teacher."""
     config = AutoConfig.for_model(family, **options)
-    assert why_not_an_encoder(config) == what
+    assert (why_not_an_encoder(config) or "").startswith(what)
     config.save_pretrained(tmp_path)
     with pytest.raises(StudentError, match=f"family '{family}', which is no encoder with a masked language model"):
         check_family(tmp_path)
