@@ -65,6 +65,10 @@ def derive_config(teacher: PreTrainedConfig, shape: StudentShape, layers: tuple[
         kept_per_layer = "layer" in name or name in _KEPT_PER_LAYER
         if kept_per_layer and isinstance(value, list) and len(value) == teacher.num_hidden_layers:
             values[name] = [value[layer - 1] for layer in layers]
+    if "per_layer_config" in values:
+        kept = {int(index): settings for index, settings in values["per_layer_config"].items()}
+        chosen = {number: kept.get(layer - 1) for number, layer in enumerate(layers)}
+        values["per_layer_config"] = {number: settings for number, settings in chosen.items() if settings is not None}
     values.update({teacher.attribute_map.get(name, name): size for name, size in sizes.items()})
     for leftover in ("architectures", "dtype", "_name_or_path", "transformers_version"):
         values.pop(leftover, None)

@@ -142,7 +142,7 @@ class Teacher:
         try:
             first, second = (self.run(ids_BT, length_B, hidden_layers=layers) for _ in range(2))
         except Exception as error:
-            # a family's own checks, and what it stumbles over: Nyströmformer wants rows of one length
+            # a family's own checks, and what it stumbles over: the mask does not fit Nyströmformer's landmarks
             raise self._not_readable(
                 f"does not run on rows of {seq_len} token ids and a mask ({type(error).__name__}: {first_line(error)})"
             ) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from student_train.student_shape import StudentShape, read_shape
 from student_train.students.shape import default_spec, derive_config, shape_of, student_shape
@@ -59,6 +59,20 @@ def test_settings_kept_per_layer_follow_the_chosen_layers(tiny_teacher: Any) -> 
 def test_attention_windows_follow_the_chosen_layers() -> None:
     teacher = AutoConfig.for_model("longformer", num_hidden_layers=4, attention_window=[8, 16, 32, 64])
     assert derive_config(teacher, shape(2, 32, 4, 64), (2, 4)).attention_window == [16, 64]
+
+
+def settled_layers(config: PreTrainedConfig) -> set[int]:
+    """Layers, counted from 0, that have settings of their own."""
+    return {int(index) for index in config.to_dict().get("per_layer_config") or {}}
+
+
+def test_settings_of_single_layers_follow_the_chosen_layers() -> None:
+    teacher = AutoConfig.for_model(
+        "neomme", num_hidden_layers=4, hidden_size=48, num_attention_heads=3, num_key_value_heads=3, head_dim=16
+    )
+    assert settled_layers(teacher) == {1, 3}
+    for layers, settled in {(2, 4): {0, 1}, (1, 4): {1}}.items():
+        assert settled_layers(derive_config(teacher, shape(2, 48, 3, 96), layers)) == settled
 
 
 @pytest.mark.parametrize(

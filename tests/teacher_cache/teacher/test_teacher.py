@@ -50,7 +50,7 @@ def test_rows_are_tried_before_anything_is_built(tiny_teacher: Callable[..., Pat
     with pytest.raises(TeacherError, match="family 'bert' computes other hidden states for the same row each time"):
         teacher.probe_rows(24)
     noise.remove()
-    teacher.model.bert.encoder.layer[1].register_forward_hook(lambda _, __, states: states[:, ::2])
+    teacher.model.bert.encoder.layer[3].register_forward_hook(lambda _, __, states: states[:, ::2])
     with pytest.raises(TeacherError, match=r"gives hidden state \d of 4 as \(1, 12, 32\) where .* give \(1, 24, 32\)"):
         teacher.probe_rows(24)
 
