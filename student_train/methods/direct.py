@@ -157,7 +157,9 @@ def measure_spreads(source: CacheSource, layers: Sequence[int]) -> dict[int, Vec
 def _vector_widths(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Widths of queries, keys and values; where queries share keys and values, those are narrower."""
     heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # MobileBERT's attention is narrower than its hidden states
+    width = getattr(config, "true_hidden_size", None) or config.hidden_size
+    head_width = getattr(config, "head_dim", None) or width // heads
     shared = (getattr(config, "num_key_value_heads", None) or heads) * head_width
     return heads * head_width, shared, shared
 

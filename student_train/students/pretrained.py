@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -24,10 +21,14 @@ from transformers import (
 
 from teacher_cache.errors import StudentError
 from teacher_cache.hub import why_unreadable
-from teacher_cache.models.families import encoder_of, pooler_option, quiet_transformers, why_not_an_encoder
+from teacher_cache.models.families import (
+    encoder_of,
+    pooler_option,
+    quiet_transformers,
+    read_config,
+    why_not_an_encoder,
+)
 
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
-_UNREADABLE = (OSError, RuntimeError, SafetensorError, *_MALFORMED)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -52,10 +53,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
         StudentError: there is none that can be read.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _UNREADABLE as error:
+        return read_config(folder, local_files_only=True)
+    except Exception as error:
+        # the file is anybody's: a field of a wrong type is stumbled over wherever it is first used
         raise _unreadable(folder, error) from error
-    return config
 
 
 def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
@@ -70,13 +71,15 @@ def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
         with quiet_transformers():
             model, report = loader.from_pretrained(
                 folder,
+                config=config,
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
             )
-    except _UNREADABLE as error:
+    except Exception as error:
+        # as with the configuration: what is wrong with a file shows in many ways
         raise _unreadable(folder, error) from error
     missing = frozenset(name for name in report["missing_keys"] if "pooler." not in name)
     encoder = {name for name in missing if not with_mlm_head or name.startswith(model.base_model_prefix + ".")}
@@ -124,7 +127,7 @@ def _load_vocabulary(folder: Path) -> Mapping[str, int]:
     try:
         with quiet_transformers():
             vocabulary: Mapping[str, int] = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
             ).get_vocab()
     except Exception as error:
         # the tokenizers library raises nothing more special

@@ -11,6 +11,8 @@ from student_train.student_shape import AskedShape, StudentShape, read_shape
 from teacher_cache.contract.layers import default_student_layers
 from teacher_cache.errors import SettingsError, StudentError
 
+_KEPT_PER_LAYER = ("attention_window",)
+"""Settings kept per layer whose names do not say so."""
 _FEED_FORWARD_NAMES = ("intermediate_size", "hidden_dim", "ffn_dim")
 
 
@@ -58,14 +60,36 @@ def derive_config(teacher: PreTrainedConfig, shape: StudentShape, layers: tuple[
         "num_attention_heads": shape.heads,
         _feed_forward_name(teacher): shape.intermediate_size,
     }
+    sizes |= _head_sizes(teacher, shape)
     for name, value in values.items():
-        if "layer" in name and isinstance(value, list) and len(value) == teacher.num_hidden_layers:
+        kept_per_layer = "layer" in name or name in _KEPT_PER_LAYER
+        if kept_per_layer and isinstance(value, list) and len(value) == teacher.num_hidden_layers:
             values[name] = [value[layer - 1] for layer in layers]
+    if "per_layer_config" in values:
+        kept = {int(index): settings for index, settings in values["per_layer_config"].items()}
+        chosen = {number: kept.get(layer - 1) for number, layer in enumerate(layers)}
+        values["per_layer_config"] = {number: settings for number, settings in chosen.items() if settings is not None}
     values.update({teacher.attribute_map.get(name, name): size for name, size in sizes.items()})
     for leftover in ("architectures", "dtype", "_name_or_path", "transformers_version"):
         values.pop(leftover, None)
     config: PreTrainedConfig = type(teacher).from_dict(values)
     return config
+
+
+def _head_sizes(teacher: PreTrainedConfig, shape: StudentShape) -> dict[str, int]:
+    """Sizes that families keep beside those of the shape and that follow from it: the width of a head, key heads.
+
+    Heads share keys and values in the teacher's proportion, where that can be.
+    """
+    sizes = {}
+    head_width, key_heads = getattr(teacher, "head_dim", None), getattr(teacher, "num_key_value_heads", None)
+    heads = teacher.num_attention_heads
+    if head_width is not None and (shape.hidden_size, shape.heads) != (teacher.hidden_size, heads):
+        sizes["head_dim"] = shape.hidden_size // shape.heads
+    if key_heads is not None and shape.heads != heads:
+        sharing = heads // key_heads
+        sizes["num_key_value_heads"] = shape.heads // sharing if shape.heads % sharing == 0 else shape.heads
+    return sizes
 
 
 def _feed_forward_name(config: PreTrainedConfig) -> str:

@@ -22,6 +22,7 @@ from student_train.student_shape import read_student
 from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
 from student_train.students.pretrained import check_family, load_config, vocabulary_difference
 from student_train.students.shape import derive_config, shape_of, student_shape
+from student_train.students.trial import explain_misfits, try_out
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, pooler_option, position_limit
 
@@ -35,6 +36,7 @@ class StudentPlan:
     layers: tuple[int, ...]
     teacher_folder: Path
     with_mlm_head: bool
+    seq_len: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +79,24 @@ def plan_student(
     else:
         shape = student_shape(asked, teacher_config)
         layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
-        config = derive_config(teacher_config, shape, layers)
+        with explain_misfits(teacher_config, str(shape)):
+            config = derive_config(teacher_config, shape, layers)
     for place in {place for place in (folder, plan.folder) if place is not None}:
         check_family(place)
         _check_vocabulary(place, teacher_folder)
     with torch.device("meta"):
-        student = _make_model(config, with_mlm_head)
+        with explain_misfits(config, str(spec)):
+            student = _make_model(config, with_mlm_head)
         _check_positions(student, seq_len, str(spec))
         if plan.insists:
             check_takeover(student, _make_model(teacher_config, with_mlm_head), plan)
     return StudentPlan(
-        config=config, init=plan, layers=layers, teacher_folder=teacher_folder, with_mlm_head=with_mlm_head
+        config=config,
+        init=plan,
+        layers=layers,
+        teacher_folder=teacher_folder,
+        with_mlm_head=with_mlm_head,
+        seq_len=seq_len,
     )
 
 
@@ -102,9 +111,10 @@ def build_student(plan: StudentPlan, *, seed: int, read_sample: ReadSample | Non
 
     Raises:
         SettingsError: the initialisation does not fit the teacher.
-        StudentError: the weights of a folder cannot be loaded.
+        StudentError: the weights of a folder cannot be loaded, or a model of this shape does not run.
     """
     model = _random_model(plan.config, plan.with_mlm_head, seed)
+    try_out(model, plan.seq_len)
     if plan.init.folder is not None:
         copied = copy_whole(model, plan.init.folder)
         origin = f"weights of {str(plan.init.folder)!r}"

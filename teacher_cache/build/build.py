@@ -103,6 +103,7 @@ def read_inputs(
     """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet."""
     teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
     seq_len = resolve_seq_len(settings, teacher)
+    teacher.probe_rows(seq_len)
     targets, projections = plan_targets(settings, teacher, progress.note)
     rows = pack_rows(settings, teacher, seq_len, progress)
     for source, count in rows.sources:

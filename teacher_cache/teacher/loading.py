@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from teacher_cache.errors import TeacherError
-from teacher_cache.hub import HUB_ERRORS, why_unreadable
-from teacher_cache.models.families import why_not_an_encoder
+from teacher_cache.hub import why_unreadable
+from teacher_cache.models.families import read_config, why_not_an_encoder
 
 
 def load_teacher_config(name: str, revision: str | None) -> PreTrainedConfig:
@@ -26,9 +26,28 @@ def load_teacher_config(name: str, revision: str | None) -> PreTrainedConfig:
         TeacherError: there is none, or it cannot be read.
     """
     try:
-        return cast("PreTrainedConfig", AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
-    except (*HUB_ERRORS, KeyError) as error:
+        return read_config(name, revision=revision)
+    except Exception as error:
+        # the file is anybody's: a field of a wrong type is stumbled over wherever it is first used
         raise cannot_load(name, error) from error
+
+
+def load_tokenizer(name: str, config: PreTrainedConfig, revision: str | None) -> Any:
+    """The tokenizer of a teacher by hub id or folder.
+
+    Raises:
+        TeacherError: it cannot be read, by this version or without a package that is not there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, config=config, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        # the tokenizers library raises nothing more special
+        raise TeacherError(
+            f"the tokenizer of teacher {name!r} cannot be read ({type(error).__name__}: {why_unreadable(error)}): text "
+            "cannot become token ids without it; where a newer version wrote it, install that version of tokenizers "
+            "and transformers; where a package is missing, install it; else give a folder with a tokenizer.json that "
+            "`AutoTokenizer.from_pretrained` reads"
+        ) from error
 
 
 def cannot_load(name: str, error: Exception) -> TeacherError:

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from teacher_cache.contract.manifest import TeacherRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.device import choose_device, resolve_dtype
-from teacher_cache.errors import TeacherError
-from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections, Projection
 from teacher_cache.models.attention_tap import enable_tap, record_attention
@@ -34,6 +31,7 @@ from teacher_cache.teacher.loading import (
     check_tokenizer,
     hash_weights,
     load_teacher_config,
+    load_tokenizer,
     refuse_other_architectures,
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
@@ -66,12 +64,13 @@ class Teacher:
         chosen = choose_device(device)
         config = load_teacher_config(name, revision)
         refuse_other_architectures(name, config)
+        tokenizer = load_tokenizer(name, config, revision)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
             model, info = AutoModelForMaskedLM.from_pretrained(
-                name, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
+                name, config=config, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
             )
-        except (*HUB_ERRORS, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        except Exception as error:
+            # as with its configuration: what is wrong with a file shows in many ways
             raise cannot_load(name, error) from error
         has_head = check_loaded(name, model, info["missing_keys"])
         check_tokenizer(name, tokenizer, config)
@@ -128,6 +127,41 @@ class Teacher:
             hidden={layer: encoded.hidden_states[layer] for layer in layers},
             attention=recorded.vectors,
             final_BTD=encoded.last_hidden_state,
+        )
+
+    @torch.inference_mode()
+    def probe_rows(self, seq_len: int) -> None:
+        """Try rows of so many positions, a quarter of them padding.
+
+        Raises:
+            TeacherError: the family does not run on token ids and a mask, does not give one vector for every token
+                after every layer, or gives other ones each time.
+        """
+        record = self.record
+        ids_BT = torch.arange(seq_len)[None] % record.vocab_size
+        length_B, layers = torch.tensor([seq_len - seq_len // 4]), range(record.layers + 1)
+        try:
+            first, second = (self.run(ids_BT, length_B, hidden_layers=layers) for _ in range(2))
+        except Exception as error:
+            # a family's own checks, and what it stumbles over: the mask does not fit Nyströmformer's landmarks
+            raise self._not_readable(
+                f"does not run on rows of {seq_len} token ids and a mask ({type(error).__name__}: {first_line(error)})"
+            ) from error
+        for layer in layers:
+            shape, width = tuple(first.hidden[layer].shape), record.hidden_size
+            if shape != (1, seq_len, width):
+                raise self._not_readable(
+                    f"gives hidden state {layer} of {record.layers} as {shape} where a row of {seq_len} tokens should "
+                    f"give (1, {seq_len}, {width})"
+                )
+            if not torch.allclose(first.hidden[layer], second.hidden[layer], rtol=0.05, atol=0.05, equal_nan=True):
+                raise self._not_readable("computes other hidden states for the same row each time")
+
+    def _not_readable(self, why: str) -> TeacherError:
+        return TeacherError(
+            f"teacher {self.record.name!r} of family {self.record.model_type!r} {why}: what students learn from is one "
+            "vector for every token after every layer; give --seq-len the length that the family asks for, if it names "
+            "one above, or choose a family such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
         )
 
     def head(self) -> MaskedLMHead:

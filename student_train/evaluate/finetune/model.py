@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -29,7 +27,7 @@ from transformers import (
 from student_train.evaluate.finetune.tasks import Task
 from student_train.students.pretrained import check_family, load_config
 from teacher_cache.errors import StudentError
-from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers
+from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers, read_config
 
 _HEADS = {
     "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
@@ -71,7 +69,7 @@ def load_tokenizer(folder: Path, task: Task) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:
         # the tokenizers library raises nothing more special
@@ -109,10 +107,9 @@ def load_for_task(folder: Path, task: Task, labels: Sequence[str], seed: int) ->
     set_seed(seed)
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(
+            config = read_config(
                 folder,
                 local_files_only=True,
-                trust_remote_code=False,
                 num_labels=len(names),
                 id2label=dict(enumerate(names)),
                 label2id={name: number for number, name in enumerate(names)},
@@ -130,7 +127,8 @@ def load_for_task(folder: Path, task: Task, labels: Sequence[str], seed: int) ->
             )
             if _has_task_head(config.architectures):
                 _copy_head(loader.from_config(config), model)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:
+        # the files are anybody's: what is wrong with them shows in many ways
         raise StudentError(
             f"{str(folder)!r} cannot be loaded with a head for task {task.name!r} ({error}): there is no model to "
             "fine-tune; give a folder with config.json and model.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,35 @@ def test_a_teacher_without_tokenizer_files_is_refused(tiny_teacher: Callable[...
         file.unlink()
     with pytest.raises(TeacherError, match="tokenizer"):
         Teacher.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"normalizer": {"type": "OfTheFuture"}}, "did not match any variant"),
+        ({"model": {"type": "OfTheFuture", "vocab": {}}}, "OfTheFuture|did not match any variant"),
+        ({"version": "9.0"}, "9.0|version"),
+        ({"added_tokens": 7}, "not iterable"),
+    ],
+    ids=str,
+)
+def test_tokenizers_that_cannot_be_read_are_a_message(
+    tiny_teacher_copy: Callable[..., Path], change: dict[str, Any], why: str
+) -> None:
+    path = tiny_teacher_copy("bert") / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TeacherError, match=f"(?s)tokenizer of teacher .* cannot be read .*({why}).*install"):
+        Teacher.load(str(path.parent))
+
+
+def test_a_tokenizer_without_its_package_is_a_message(tiny_teacher_copy: Callable[..., Path]) -> None:
+    """Japanese BERT cuts words with a package that not everybody has."""
+    path = tiny_teacher_copy("bert") / "tokenizer_config.json"
+    changes = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (path.parent / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    with pytest.raises(TeacherError, match="tokenizer of teacher .* cannot be read .*install"):
+        Teacher.load(str(path.parent))
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise"])

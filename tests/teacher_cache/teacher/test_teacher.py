@@ -41,6 +41,20 @@ def test_running_changes_no_weight(tiny_teacher: Callable[..., Path]) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+def test_rows_are_tried_before_anything_is_built(tiny_teacher: Callable[..., Path]) -> None:
+    teacher = Teacher.load(str(tiny_teacher("bert")))
+    teacher.probe_rows(24)
+    with pytest.raises(TeacherError, match="family 'bert' does not run on rows of 65 token ids .*BERT, RoBERTa"):
+        teacher.probe_rows(65)
+    noise = teacher.model.bert.encoder.layer[1].register_forward_hook(lambda _, __, it: it + torch.rand_like(it))
+    with pytest.raises(TeacherError, match="family 'bert' computes other hidden states for the same row each time"):
+        teacher.probe_rows(24)
+    noise.remove()
+    teacher.model.bert.encoder.layer[3].register_forward_hook(lambda _, __, states: states[:, ::2])
+    with pytest.raises(TeacherError, match=r"gives hidden state \d of 4 as \(1, 12, 32\) where .* give \(1, 24, 32\)"):
+        teacher.probe_rows(24)
+
+
 def test_the_head_is_tried_before_anything_is_built(tiny_teacher: Callable[..., Path]) -> None:
     teacher = Teacher.load(str(tiny_teacher("bert")))
     teacher.probe_head()
