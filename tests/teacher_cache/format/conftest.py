@@ -17,7 +17,7 @@ def small_manifest() -> Callable[..., Manifest]:
 def make_manifest(targets: TargetSpecs, **changes: object) -> Manifest:
     """5 rows of 4 tokens in blocks of 2, two masked views with one place a row; a teacher of width 32 and 300 ids."""
     teacher = TeacherRecord(
-        name="t", revision=None, weights_sha256="0", model_type="bert", layers=4, hidden_size=32, heads=4,
+        name="t", revision=None, weights_sha256="0" * 64, model_type="bert", layers=4, hidden_size=32, heads=4,
         vocab_size=300, max_positions=64, has_mlm_head=True,
     )  # fmt: skip
     return Manifest(
