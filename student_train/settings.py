@@ -143,6 +143,9 @@ class TrainSettings:
     """never refuses an OUT that holds something; auto goes on from its newest complete checkpoint, or starts afresh
     where there is none; anything else is the path of a checkpoint such as student/checkpoints/step-00000500."""
 
+    trust_checkpoint: bool = False
+    """Resume also from a checkpoint that others own or may write: loading one can run whatever code is in it."""
+
     seed: int = 0
     """Decides the order of the rows and every random weight."""
 
@@ -289,6 +292,7 @@ _FREE = frozenset(
         "out",
         "resume",
         "save_every",
+        "trust_checkpoint",
         "valid_every",
         "wandb",
     }
