@@ -276,27 +276,11 @@ def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings.identity(), **{_flag(name): value for name, value in folders.items()}}
 
 
-_FREE = frozenset(
-    {
-        "activation_checkpointing",
-        "cache",
-        "compile",
-        "deepspeed",
-        "device",
-        "dry_run",
-        "json",
-        "local_cache",
-        "local_cache_gib",
-        "micro_batch_size",
-        "on_bad_block",
-        "out",
-        "resume",
-        "save_every",
-        "trust_checkpoint",
-        "valid_every",
-        "wandb",
-    }
-)
+_FREE = frozenset({
+    "activation_checkpointing", "cache", "compile", "deepspeed", "device", "dry_run", "json", "local_cache",
+    "local_cache_gib", "micro_batch_size", "on_bad_block", "out", "resume", "save_every", "trust_checkpoint",
+    "valid_every", "wandb",
+})  # fmt: skip
 _LOWEST = {
     "steps": 0,
     "epochs": 0,
