@@ -152,7 +152,10 @@ class Ways:
         self.bare_loop = BareLoop(run)
         self.loaded_teacher = load_teacher(run)
         layers = run.objective.request.attention_layers
-        self.projections = {layer: read_projections(run.reader.storage, layer).to(run.device) for layer in layers}
+        width = run.reader.manifest.teacher.hidden_size
+        self.projections = {
+            layer: read_projections(run.reader.storage, layer, width).to(run.device) for layer in layers
+        }
         with closing(hidden_batches(run)) as held:
             shares = Feed(run, held, [], self.trainer.progress.skipped)
             found = [share for share in (shares.next() for _ in range(steps)) if share is not None]

@@ -12,6 +12,7 @@ import argparse
 import difflib
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,9 @@ COMMON_FLAGS = (
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SEVERAL = (tuple, list)
 NOTHING = ("", "~", "null")
+_MOST_CONFIG_BYTES = 2**20
+_MOST_CONFIG_VALUES = 100_000
+"""Far more than the flags of any sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +167,18 @@ def read_config(path: Path) -> Mapping[str, Any]:
     """The content of a configuration file, every value as it is written.
 
     Raises:
-        SettingsError: it cannot be read, or holds no settings.
+        SettingsError: it cannot be read, is larger than any settings, or holds none.
     """
     import yaml
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_once_each(yaml.BaseLoader))  # strings only
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.load(_read_text(path), Loader=_once_each(yaml.BaseLoader))  # strings only
+        _refuse_expansion(content)
+    except RecursionError as error:
+        raise SettingsError(
+            f"--config {str(path)!r} is nested too deeply for settings: give lines such as `seq_len: 128`"
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"--config {str(path)!r} cannot be read: {reason}; give a YAML file of flags") from error
     if content is None:  # an empty file
@@ -181,14 +190,34 @@ def read_config(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:  # perhaps a pipe, which has no size
+        data = file.read(_MOST_CONFIG_BYTES + 1)
+    if len(data) > _MOST_CONFIG_BYTES:
+        raise ValueError(f"it has more than {_MOST_CONFIG_BYTES} bytes, which are no flags")
+    return data.decode("utf-8")
+
+
+def _refuse_expansion(content: Any) -> None:
+    """An alias stands for a whole value: a few lines of aliases of aliases stand for more values than memory holds."""
+    waiting, seen = [content], 0
+    while waiting:
+        value = waiting.pop()
+        inside = [*value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+        seen += 1 + len(inside)
+        if seen > _MOST_CONFIG_VALUES:
+            raise ValueError(f"it has more than {_MOST_CONFIG_VALUES} values once every alias is filled in")
+        waiting += inside
+
+
 def _once_each(base: type[Any]) -> type[Any]:
     """A loader of mappings whose keys come once each: of two, YAML itself would drop the first without a word."""
     import yaml
 
     class Loader(base):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
+            keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+            twice = next((key for key, count in keys.items() if count > 1), None)
             if twice is not None:
                 raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
             return super().construct_mapping(node, deep)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ PROG = "kdtrain"
 SWEEP_KEYS = frozenset({"runs", "grid"})
 LAUNCHER = "launcher"
 DEFAULT_OUT = "students"
+MOST_RUNS = 10_000
 _OF_ALL = ("out", "resume", "dry_run", "json", LAUNCHER)
 _NAME = re.compile(r"\w[\w.,+=-]*")
 _OWN_FILES = ("summary.json", "summary.md")
@@ -52,7 +54,13 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
     flags_typed = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
     typed = {flag.removeprefix("--no-").removeprefix("--").replace("-", "_") for flag in flags_typed}
     grid, runs = _read_grid(content, path, typed), dict[str, SweepRun]()
-    for base, own in _read_runs(content, path).items():
+    bases = _read_runs(content, path)
+    if (asked := len(bases) * prod(map(len, grid.values()))) > MOST_RUNS:
+        raise SettingsError(
+            f"{str(path)!r}: runs and grid ask for {asked} trainings, which no sweep can do: there can be "
+            f"{MOST_RUNS} at most; give the grid fewer values, or make several files of it"
+        )
+    for base, own in bases.items():
         for values in product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
             differs = {**own, **chosen}

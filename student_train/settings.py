@@ -143,6 +143,9 @@ class TrainSettings:
     """never refuses an OUT that holds something; auto goes on from its newest complete checkpoint, or starts afresh
     where there is none; anything else is the path of a checkpoint such as student/checkpoints/step-00000500."""
 
+    trust_checkpoint: bool = False
+    """Resume also from a checkpoint that others own or may write: loading one can run whatever code is in it."""
+
     seed: int = 0
     """Decides the order of the rows and every random weight."""
 
@@ -273,26 +276,11 @@ def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings.identity(), **{_flag(name): value for name, value in folders.items()}}
 
 
-_FREE = frozenset(
-    {
-        "activation_checkpointing",
-        "cache",
-        "compile",
-        "deepspeed",
-        "device",
-        "dry_run",
-        "json",
-        "local_cache",
-        "local_cache_gib",
-        "micro_batch_size",
-        "on_bad_block",
-        "out",
-        "resume",
-        "save_every",
-        "valid_every",
-        "wandb",
-    }
-)
+_FREE = frozenset({
+    "activation_checkpointing", "cache", "compile", "deepspeed", "device", "dry_run", "json", "local_cache",
+    "local_cache_gib", "micro_batch_size", "on_bad_block", "out", "resume", "save_every", "trust_checkpoint",
+    "valid_every", "wandb",
+})  # fmt: skip
 _LOWEST = {
     "steps": 0,
     "epochs": 0,

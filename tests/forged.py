@@ -12,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
 from teacher_cache.contract.manifest import sha256_of_json
 
 Edit = Callable[[dict[str, Any]], object]
@@ -34,6 +38,14 @@ def edit_checked(path: Path, edit: Edit) -> None:
     fields.pop("sha256")
     edit(fields)
     path.write_bytes((json.dumps({**fields, "sha256": sha256_of_json(fields)}, indent=1) + "\n").encode())
+
+
+def edit_array(store: Path, path: str, block: int, edit: Callable[[NDArray[Any]], object]) -> None:
+    """Change one block of an array in place; its shard is written as a build writes it."""
+    array = zarr.open_array(str(store / path), mode="r+").with_config({"write_empty_chunks": True})
+    values = np.array(array[block])
+    edit(values)
+    array[block] = values
 
 
 def reseal(store: Path) -> None:

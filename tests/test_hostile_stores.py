@@ -8,24 +8,31 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from teacher_cache.build.build import Silent, build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.derive.derive import derive_store
 from teacher_cache.derive.settings import DeriveSettings
-from teacher_cache.errors import DistillationError, StoreError
+from teacher_cache.errors import DamagedStoreError, DistillationError, StoreError
+from teacher_cache.format.small_arrays import write_constant
 from teacher_cache.read.pool import open_caches
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.verify.evict import evict_damage
 from teacher_cache.verify.verify import verify_store
-from tests.forged import edit_checked, edit_manifest, reseal
+from tests.forged import edit_array, edit_checked, edit_manifest, reseal
+
+Edit = Callable[[NDArray[Any]], object]
 
 SENTINEL = b"somebody else's"
 
@@ -136,8 +143,6 @@ def reseal_keeping(store: Path, commit: bytes) -> None:
 def test_a_link_in_place_of_an_array_is_refused_and_nothing_is_unsealed(
     store: Path, whole_store: tuple[Path, BuildSettings], tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     shutil.move(store / "hidden" / "2", tmp_path / "stores" / "elsewhere")
     (store / "hidden" / "2").symlink_to(tmp_path / "stores" / "elsewhere")
     before = (store / "seal.json").read_bytes()
@@ -249,22 +254,134 @@ def test_constants_are_decoded_as_they_are_written_and_in_no_other_way(
     assert not (store / "pwned").exists()
 
 
-def test_constants_that_do_not_go_together_are_refused(store: Path) -> None:
-    import numpy as np
+CONSTANTS = {
+    "a mean of another width": ("hidden/2/mean", np.zeros(7, np.float32)),
+    "a step below 0": ("hidden/2/step", np.array(-1.0)),
+    "a step that is no number": ("hidden/2/step", np.array(np.nan)),
+    "a step that the manifest does not have": ("hidden/2/step", np.array(123.0)),
+    "a basis of one number": ("hidden/2/basis", np.ones((1, 1), np.float32)),
+    "a basis that is too wide": ("hidden/2/basis", np.ones((32, 5000), np.float32)),
+    "a basis of half precision": ("hidden/2/basis", np.ones((32, 32), np.float16)),
+    "a basis that is not finite": ("hidden/2/basis", np.full((32, 32), np.inf, np.float32)),
+    "a projection of another width": ("attention/3/projection/query/weight", np.ones((32, 16), np.float32)),
+    "a bias of another width": ("attention/3/projection/value/bias", np.ones(96, np.float32)),
+}
 
-    from teacher_cache.format.small_arrays import write_constant
 
-    for name, value in (("mean", np.zeros(7, np.float32)), ("step", np.array(-1.0)), ("step", np.array(np.nan))):
-        storage = LocalStorage(store)
-        before = {path: path.read_bytes() for path in (store / "hidden" / "2" / name).rglob("*") if path.is_file()}
-        write_constant(storage, f"hidden/2/{name}", value)
-        reseal(store)
-        with pytest.raises(StoreError, match="constants of 'hidden/2'"):
-            open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
-        for path, data in before.items():
-            path.write_bytes(data)
-        reseal(store)
-    open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,)))
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_that_cannot_be_are_refused(store: Path, name: str) -> None:
+    path, value = CONSTANTS[name]
+    write_constant(LocalStorage(store), path, value)
+    reseal(store)
+    with pytest.raises(StoreError, match=f"'{path}' (cannot be read|is 123.0)"):
+        open_caches([str(store)]).read_rows(0, 4, TargetRequest(hidden_layers=(2,), attention_layers=(3,)))
+    if value.size and float(value.flat[0]) != 123:
+        assert [finding.key for finding in verify_store(LocalStorage(store)).findings] == [f"{path}/zarr.json"]
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, np.nan, np.inf])
+def test_a_variance_is_a_number_above_0(store: Path, value: float) -> None:
+    write_constant(LocalStorage(store), "hidden/2/variance", np.array(value))
+    reseal(store)
+    with pytest.raises(StoreError, match="'hidden/2/variance' cannot be read"):
+        open_caches([str(store)]).hidden_variance(2)
+
+
+def first(value: int) -> Edit:
+    return lambda values: values.flat.__setitem__(0, value)
+
+
+NUMBERS: dict[str, tuple[str, Edit, str]] = {
+    "an id far beyond the vocabulary": ("input_ids", first(10**6), "holds 1000000, which must be an id"),
+    "an id below 0": ("input_ids", first(-1), "holds -1"),
+    "the largest id": ("input_ids", first(2**31 - 1), "holds 2147483647"),
+    "a length below 0": ("length", first(-5), "holds -5, which must be a number of tokens, 1 to 24"),
+    "no length": ("length", first(0), "holds 0"),
+    "a length beyond the row": ("length", first(1000), "holds 1000"),
+    "a row of another text": ("row_id", first(2**40), "holds 1099511627776"),
+    "a masked position beyond the row": ("masked/positions", first(999), "holds 999"),
+    "a masked position before the row": ("masked/positions", first(-30), "holds -30"),
+    "more masked positions than there is room": ("masked/count", first(99), "holds 99"),
+    "a replacement that is no id": ("masked/replacement_ids", first(10**6), "holds 1000000"),
+    "an original that is no id": ("masked/original_ids", first(-1), "holds -1"),
+    "an original that the row does not have": (
+        "masked/original_ids", lambda ids: np.add(ids, ids == ids.flat[0], ids), "its row has",
+    ),
+    "a probable id beyond the vocabulary": ("logits/ids/low", first(255), "below"),
+    "a tail that is no number": ("logits/log_tail", lambda tail: tail.fill(np.nan), "the logarithm of a probability"),
+    "a tail above 1": ("logits/log_tail", lambda tail: tail.fill(1), "the logarithm of a probability"),
+    "escapes below 0": ("hidden/2/escapes/count", first(-3), "counts -3 entries"),
+    "more escapes than room": ("hidden/2/escapes/count", first(10**6), "counts 1000000 entries"),
+    "an escape beyond its stream": ("hidden/2/escapes/index", lambda index: index.fill(10**9), "holds 1000000000"),
+    "escapes that fall": ("hidden/2/escapes/index", lambda index: index.fill(0), "above the one before it"),
+}  # fmt: skip
+DRAWS: dict[str, tuple[str, Edit, str]] = {
+    "more ids than draws": ("logits/draws/distinct", lambda distinct: distinct.fill(255), "at most 30|counts"),
+    "no ids at a masked position": ("logits/draws/distinct", lambda distinct: distinct.fill(0), "above 0"),
+    "draws of no one": ("logits/draws/counts", lambda counts: counts.fill(0), "at least 1"),
+    "more draws than were drawn": ("logits/draws/counts", lambda counts: counts.fill(255), "30 together"),
+    "a drawn id beyond the vocabulary": ("logits/draws/ids/low", lambda ids: ids.fill(255), "below"),
+}
+EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True, masked=True)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_cannot_be_are_refused_with_their_array_and_block(store: Path, name: str) -> None:
+    path, edit, what = NUMBERS[name]
+    if "escapes" in path:
+        edit_array(store, "hidden/2/escapes/count", 1, lambda count: count.fill(3))
+        edit_array(store, "hidden/2/escapes/index", 1, lambda index: np.copyto(index[:, :3], [1, 2, 3]))
+    edit_array(store, path, 1, edit)
+    reseal(store)
+    reader = open_caches([str(store)])
+    reader.read_rows(0, 8, EVERYTHING)
+    with pytest.raises(DamagedStoreError, match=f"of block 1 .*({what})"):
+        reader.read_rows(8, 16, EVERYTHING)
+
+
+@pytest.fixture(scope="session")
+def drawn_store(whole_store: tuple[Path, BuildSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drawn") / "cache.zarr"
+    build_cache(replace(whole_store[1], out=str(out), targets="logits", logits="sample", k=30))
+    return out
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_that_cannot_be_are_refused(drawn_store: Path, tmp_path: Path, name: str) -> None:
+    store = Path(shutil.copytree(drawn_store, tmp_path / "cache.zarr"))
+    path, edit, what = DRAWS[name]
+    open_caches([str(store)]).read_rows(0, 24, TargetRequest(logits=True))
+    edit_array(store, path, 1, edit)
+    reseal(store)
+    with pytest.raises(DamagedStoreError, match=f"of block 1 .*({what})"):
+        open_caches([str(store)]).read_rows(8, 16, TargetRequest(logits=True))
+
+
+def test_sizes_are_looked_at_before_anything_is_read(store: Path) -> None:
+    """Sparse files of 10 GB: reading one would take its memory."""
+    for name in ("seal.json", "zarr.json", "commits.sha256", "commits/00000001.json", "hidden/2/codes/byte/c/1/0/0"):
+        path = store / name
+        if not path.exists():
+            path = next((store / "hidden" / "2" / "codes").rglob("c/1/0/0"))
+        data = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(10 * 2**30)
+        with pytest.raises(StoreError, match="10737418240 bytes|damaged"):
+            open_caches([str(store)]).read_rows(8, 16, TargetRequest(hidden_layers=(2,)))
+        path.write_bytes(data)
+    open_caches([str(store)]).read_rows(8, 16, TargetRequest(hidden_layers=(2,)))
+
+
+@pytest.mark.parametrize("rows", [10**12, 3 * 10**7])
+def test_rows_that_nothing_vouches_for_take_no_memory(store: Path, rows: int) -> None:
+    edit_manifest(store, lambda fields: fields.update(rows=rows))
+    edit_checked(store / "seal.json", lambda fields: fields.update(rows=rows, blocks=-(-rows // 8)))
+    reseal(store)
+    tracemalloc.start()
+    with pytest.raises(StoreError, match="more than the 4194304|commits of another number"):
+        open_caches([str(store)])
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_json_nested_without_end_is_a_message(store: Path) -> None:

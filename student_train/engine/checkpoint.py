@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from student_train.engine.ranks import Ranks
+from student_train.engine.trust import close_to_others
 from student_train.out_folder import delete_marked, explain_write_errors
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import DistillationError, TrainingError
@@ -159,6 +160,7 @@ def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any], proce
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path / MARKER_NAME)
+    close_to_others(path)
     for folder in (path, path.parent):
         flush_to_disk(folder)
 

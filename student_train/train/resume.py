@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from student_train.engine.checkpoint import FOLDER_NAME, check_checkpoint, newest_checkpoint
+from student_train.engine.trust import check_trust
 from student_train.out_folder import RUN_LOCK, refuse_file
 from student_train.run_files import METRICS_NAME
 from student_train.settings import TrainSettings
@@ -24,7 +25,8 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
     """The checkpoint to go on from, or None to start afresh; `say` is told of damaged ones that are passed over.
 
     Raises:
-        TrainingError: OUT holds something that would be overwritten, or there is no such checkpoint.
+        TrainingError: OUT holds something that would be overwritten, there is no such checkpoint, or others may have
+            written it.
     """
     out = Path(settings.out)
     refuse_file(out)
@@ -37,7 +39,10 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
             f"{advice} another --out"
         )
     if settings.resume in ("never", "auto"):
-        return newest_checkpoint(out, say)
+        newest = newest_checkpoint(out, say)
+        if newest is not None and not settings.trust_checkpoint:
+            check_trust(newest)
+        return newest
     path = Path(settings.resume)
     check_checkpoint(path)
     if found and path.resolve().parent != (out / FOLDER_NAME).resolve():
@@ -45,4 +50,6 @@ def find_start(settings: TrainSettings, say: Callable[[str], None] = lambda _: N
             f"--resume {settings.resume!r} is a checkpoint of another run, and --out {settings.out!r} already holds "
             f"{some(list(map(repr, found)))}: they would be overwritten and mixed; choose another --out"
         )
+    if not settings.trust_checkpoint:
+        check_trust(path)
     return path

@@ -162,10 +162,10 @@ class _Job:
         _copy_teacher(self.source.reader, self.storage)
         if found and not writer.manifest.calibration:
             writer = keep_calibration(writer, found)
-        for path in writer.group.layout.constants:
+        for path, spec in writer.group.layout.constants.items():
             # projections and variances; those of the transforms are there
             if not has_constant(self.storage, path):
-                write_constant(self.storage, path, read_constant(self.source.reader.storage, path))
+                write_constant(self.storage, path, read_constant(self.source.reader.storage, path, spec))
         writer.write_metadata()
         return writer
 

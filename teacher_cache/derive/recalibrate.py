@@ -46,7 +46,7 @@ def recalibrate(source: SourceRows, derivation: Derivation, note: Callable[[str]
         path = origin.target.path
         if origin.way == "kept":
             record = derivation.source.manifest.calibration[origin.source.path]
-            found[path] = (read_transform(source.reader.storage, origin.source.path), record)
+            found[path] = (read_transform(source.reader.storage, origin.source), record)
             continue
         found[path] = (_coarsen if origin.way == "coarsened" else _recode)(source, derivation, origin)
         note(f"  {path}: NMSE {found[path][1].nmse:.3g} on rows held out, from {origin.source.codec}")
@@ -63,11 +63,11 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
     for origin in derivation.origins:
         if origin.target.target_nmse is None or origin.way == "kept":
             continue
-        transform = read_transform(storage, origin.target.path)
+        transform = read_transform(storage, origin.target)
         if origin.way == "recoded":
             coders[origin.target.path] = Quantiser(transform, _projections(source, origin))
             continue
-        before = read_transform(source.reader.storage, origin.source.path)
+        before = read_transform(source.reader.storage, origin.source)
         place = {column_D.numpy().tobytes(): number for number, column_D in enumerate(before.basis_DK.T)}
         try:
             order = [place[column_D.numpy().tobytes()] for column_D in transform.basis_DK.T]
@@ -82,7 +82,9 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
 
 
 def _projections(source: SourceRows, origin: StreamOrigin) -> AttentionProjections | None:
-    return read_projections(source.reader.storage, origin.target.layer + 1) if origin.target.projected else None
+    if not origin.target.projected:
+        return None
+    return read_projections(source.reader.storage, origin.target.layer + 1, origin.target.width)
 
 
 def _sample(derivation: Derivation) -> dict[str, list[SourcePiece]]:
@@ -120,7 +122,7 @@ def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -
     ratio = bisect_step(tune.added_error, (target - record.nmse) * variance, 1.0, 4.0 * tune.largest)
     coarser_NK = np.rint(np.concatenate([tune.codes_NK, check.codes_NK]) / np.float32(ratio)).astype(np.int16)
     order, components = choose_packings(coarser_NK, GROUP)
-    before = read_transform(source.reader.storage, origin.source.path)
+    before = read_transform(source.reader.storage, origin.source)
     step = record.step * ratio
     transform = replace(before, basis_DK=before.basis_DK[:, order].contiguous(), step=step)
     added = check.added_error(ratio) / variance if variance > 0 else 0.0

@@ -40,6 +40,15 @@ class ArraySpec:
         return tuple(part)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConstantSpec:
+    """An array of the store that is not cut into blocks. `positive`: each of its numbers is above 0."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    positive: bool = False
+
+
 def whole_array(path: str, dtype: str, *block_shape: int, views: int | None = None) -> ArraySpec:
     """An array of one chunk a block; with `views`, these lie along the first axis."""
     axis = None if views is None else 0
@@ -85,6 +94,12 @@ def coded_array(folder: str, spec: CodedArraySpec, views: int, tokens_per_view: 
     )
 
 
+def largest_shard(spec: ArraySpec) -> int:
+    """More bytes than a block of this array can take, however badly it is compressed."""
+    chunks = prod(length // chunk for length, chunk in zip(spec.block_shape, spec.chunk_shape, strict=True))
+    return 2 * prod(spec.block_shape) * _itemsize(spec.dtype) + 1024 * (chunks + 1)
+
+
 def _matrices(path: str, dtype: str, row_shape: tuple[int, ...], views: int, rows: int) -> ArraySpec:
     """Chunks hold some heads of one row, so that a reader can take any rows."""
     heads, *matrix = row_shape
@@ -100,6 +115,9 @@ def _matrices(path: str, dtype: str, row_shape: tuple[int, ...], views: int, row
 
 def _fitting(number: int, values_each: int, dtype: str) -> int:
     """How many components or heads, each of so many values, make a chunk: as many as fit that divide their number."""
-    itemsize = {"8": 1, "6": 2, "2": 4}[dtype[-1]]  # int8 and uint8, float16, float32 and int32
-    most = max(1, _CHUNK_BYTES // (values_each * itemsize))
+    most = max(1, _CHUNK_BYTES // (values_each * _itemsize(dtype)))
     return max(part for part in range(1, min(most, number) + 1) if number % part == 0)
+
+
+def _itemsize(dtype: str) -> int:
+    return {"8": 1, "6": 2, "2": 4, "4": 8}[dtype[-1]]  # int8 and uint8, float16, float32 and int32, int64

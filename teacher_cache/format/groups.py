@@ -18,7 +18,7 @@ from functools import cached_property
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, TargetSpecs, describe_targets
 from teacher_cache.errors import StoreError
-from teacher_cache.format.arrays import ArraySpec
+from teacher_cache.format.arrays import ArraySpec, largest_shard
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
@@ -29,10 +29,12 @@ from teacher_cache.format.protocol import (
     SEAL,
     Commit,
     Seal,
+    commit_hashes_size,
     commit_key,
     damage,
     parse_manifest,
     read_manifest,
+    read_small,
     shard_key,
 )
 from teacher_cache.storage.base import Storage
@@ -149,8 +151,8 @@ def is_nameless(storage: Storage, prefix: str) -> bool:
     if storage.size(prefix + SEAL) is not None:
         return False
     try:
-        data = storage.read(prefix + METADATA)
-    except FileNotFoundError:
+        data = read_small(storage, prefix + METADATA)
+    except (FileNotFoundError, ValueError):
         return True
     try:
         parse_manifest(data)
@@ -191,18 +193,24 @@ def with_what_they_need(storage: Storage, groups: Sequence[Group], chosen: Itera
 
 def _read_group(storage: Storage, prefix: str) -> Group:
     group = Group(prefix=prefix, manifest=read_manifest(storage, prefix), seal=read_seal(storage, prefix))
-    if group.seal is not None and not counts_alike(group.seal, group.manifest):
+    if group.seal is not None and not counts_alike(group.seal, prefix, group.manifest):
         raise StoreError(
             f"{storage.location!r} is damaged: {prefix + SEAL!r} counts other rows or blocks than the manifest beside "
-            "it: one is of another store; restore both from a copy, or delete the store's folder and build again"
+            "it, or lists commits of another number: one is of another store; restore both from a copy, or delete the "
+            "store's folder and build again"
         )
     return group
 
 
-def counts_alike(seal: Seal, manifest: Manifest) -> bool:
-    """Whether a seal is about as many rows and blocks as a manifest."""
+def counts_alike(seal: Seal, prefix: str, manifest: Manifest) -> bool:
+    """Whether the seal of a group is about as many rows and blocks as its manifest, and lists a commit for each.
+
+    What this holds for takes memory for its blocks only where there is a list on the disk that is as long.
+    """
     said = (seal.rows, seal.blocks, seal.format_version)
-    return said == (manifest.rows, manifest.blocks, manifest.format_version)
+    listed = seal.objects.get(prefix + COMMIT_HASHES)
+    counts = (manifest.rows, manifest.blocks, manifest.format_version)
+    return said == counts and listed is not None and listed.size == commit_hashes_size(manifest.blocks)
 
 
 def read_seal(storage: Storage, prefix: str) -> Seal | None:
@@ -212,7 +220,7 @@ def read_seal(storage: Storage, prefix: str) -> Seal | None:
         StoreError: there is a seal, and it is damaged.
     """
     try:
-        return Seal.from_bytes(storage.read(prefix + SEAL))
+        return Seal.from_bytes(read_small(storage, prefix + SEAL))
     except FileNotFoundError:
         return None
     except NOT_AN_OBJECT as error:
@@ -223,14 +231,30 @@ def read_seal(storage: Storage, prefix: str) -> Seal | None:
         ) from error
 
 
+def committed_blocks(keys: Iterable[str], prefix: str, blocks: int) -> list[int]:
+    """The blocks, of so many, that these keys have a commit of. The keys are looked at, not the blocks."""
+    folder = f"{prefix}{COMMITS}/"
+    names = [key.removeprefix(folder).removesuffix(".json") for key in keys if key.startswith(folder)]
+    numbers = sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+    return [block for block in numbers if block < blocks and prefix + commit_key(block) in keys]
+
+
+def is_shard(key: str, arrays: Mapping[str, ArraySpec], blocks: int) -> bool:
+    """Whether a key is that of one of so many blocks of one of these arrays."""
+    path, _, place = key.partition("/c/")
+    number = place.partition("/")[0]
+    if path not in arrays or not (number.isascii() and number.isdecimal()):
+        return False
+    return int(number) < blocks and key == shard_key(arrays[path], int(number))
+
+
 def read_commits(storage: Storage, group: Group) -> dict[int, Commit]:
     """Every commit of a group that can be read, by block."""
-    there = storage.list(f"{group.prefix}{COMMITS}/")
-    blocks = [block for block in range(group.manifest.blocks) if group.prefix + commit_key(block) in there]
+    blocks = committed_blocks(storage.list(f"{group.prefix}{COMMITS}/"), group.prefix, group.manifest.blocks)
 
     def read(block: int) -> Commit | None:
         try:
-            return Commit.from_bytes(storage.read(group.prefix + commit_key(block)))
+            return Commit.from_bytes(read_small(storage, group.prefix + commit_key(block)))
         except (FileNotFoundError, *NOT_AN_OBJECT):
             return None
 
@@ -246,6 +270,10 @@ def mismatch(group: Group, block: int, commit: Commit) -> str | None:
     lacking, foreign = sorted(expected - commit.shards.keys()), sorted(commit.shards.keys() - expected)
     if lacking or foreign:
         return f"lacks {lacking} and has {foreign}"
+    for spec in group.arrays.values():
+        size, most = commit.shards[shard_key(spec, block)].size, largest_shard(spec)
+        if size > most:
+            return f"says that {shard_key(spec, block)!r} has {size} bytes, where there can be {most} at most"
     return None
 
 

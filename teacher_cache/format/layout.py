@@ -51,7 +51,7 @@ from teacher_cache.codecs.packing import ranges
 from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS, VectorStream, attention_streams, vector_streams
-from teacher_cache.format.arrays import ArraySpec, coded_array, coded_path, ragged_array, whole_array
+from teacher_cache.format.arrays import ArraySpec, ConstantSpec, coded_array, coded_path, ragged_array, whole_array
 
 _ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
 """Arrays of one number per row, with their types."""
@@ -70,8 +70,8 @@ class StoreLayout:
     `streams` are the streams of vectors that are stored; `attention` has those that each attention layer is read from.
     `codecs` are those of streams in a fixed precision, by the stream's path (streams in an `nmse` codec have
     transforms), and `logits` is the codec of the output distribution. `arrays` are written
-    block by block, by path; of an `nmse` stream there are none before it is calibrated. `constants` are the paths of
-    the arrays that are not cut into blocks.
+    block by block, by path; of an `nmse` stream there are none before it is calibrated. `constants` are the arrays that
+    are not cut into blocks, by path.
     """
 
     manifest: Manifest
@@ -80,7 +80,7 @@ class StoreLayout:
     codecs: Mapping[str, VectorCodec]
     logits: TopkCodec | SampleCodec | None
     arrays: Mapping[str, ArraySpec]
-    constants: tuple[str, ...]
+    constants: Mapping[str, ConstantSpec]
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -98,7 +98,7 @@ class StoreLayout:
             codecs=codecs,
             logits=logits,
             arrays={spec.path: spec for spec in arrays},
-            constants=_constant_paths(manifest, streams, attention),
+            constants=_constants(manifest, streams, attention),
         )
 
     def stream(self, path: str) -> VectorStream:
@@ -164,24 +164,42 @@ def _attention_input(read_from: tuple[VectorStream, ...]) -> VectorStream | None
     return read_from[0] if read_from[0].source == "hidden" else None
 
 
-def _constant_paths(
+def transform_constants(stream: VectorStream) -> dict[str, ConstantSpec]:
+    """What calibration finds of an `nmse` stream: D numbers of a token are made of as many as the stream is wide."""
+    size = len(VECTORS) * stream.width if stream.projected else stream.width
+    return {
+        f"{stream.path}/basis": ConstantSpec(dtype="float32", shape=(size, stream.width)),
+        f"{stream.path}/mean": ConstantSpec(dtype="float32", shape=(size,)),
+        f"{stream.path}/step": ConstantSpec(dtype="float64", shape=(), positive=True),
+    }
+
+
+def projection_constants(layer: int, width: int) -> dict[str, ConstantSpec]:
+    """The maps from the input of an attention layer to its queries, keys and values, all of the teacher's width."""
+    shapes = {"weight": (width, width), "bias": (width,)}
+    return {
+        projection_path(layer, vector, part): ConstantSpec(dtype="float32", shape=shape)
+        for vector in VECTORS
+        for part, shape in shapes.items()
+    }
+
+
+def variance_constant(layer: int) -> tuple[str, ConstantSpec]:
+    """Where the total variance of a hidden state lies."""
+    return f"hidden/{layer}/variance", ConstantSpec(dtype="float64", shape=(), positive=True)
+
+
+def _constants(
     manifest: Manifest, streams: tuple[VectorStream, ...], attention: Mapping[int, tuple[VectorStream, ...]]
-) -> tuple[str, ...]:
-    paths = [
-        f"{stream.path}/{name}"
-        for stream in streams
-        if stream.target_nmse is not None
-        for name in ("basis", "mean", "step")
-    ]
-    paths += [f"hidden/{layer}/variance" for layer in manifest.targets.hidden_layers()]
-    paths += [
-        projection_path(layer, name, part)
-        for layer, read_from in attention.items()
-        if _attention_input(read_from) is not None
-        for name in VECTORS
-        for part in ("weight", "bias")
-    ]
-    return tuple(paths)
+) -> dict[str, ConstantSpec]:
+    found: dict[str, ConstantSpec] = {}
+    for stream in streams:
+        found |= transform_constants(stream) if stream.target_nmse is not None else {}
+    found |= map(variance_constant, manifest.targets.hidden_layers())
+    for layer, read_from in attention.items():
+        if _attention_input(read_from) is not None:
+            found |= projection_constants(layer, manifest.teacher.hidden_size)
+    return found
 
 
 def _input_arrays(manifest: Manifest) -> list[ArraySpec]:

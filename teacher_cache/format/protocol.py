@@ -17,7 +17,7 @@ from teacher_cache.contract.manifest import FORMAT_NAME, Manifest, sha256_of_jso
 from teacher_cache.errors import StoreError
 from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.schema import CommitSchema, SealSchema, TeacherFilesSchema, check_fields, check_manifest
-from teacher_cache.outside import visible_strings
+from teacher_cache.outside import MOST_BYTES, parse_json, visible_strings
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.keys import is_safe_key
 
@@ -67,6 +67,16 @@ def digest_object(storage: Storage, key: str) -> ObjectDigest:
         hasher.update(piece)
         size += len(piece)
     return ObjectDigest(size=size, sha256=hasher.hexdigest())
+
+
+def read_small(storage: Storage, key: str) -> bytes:
+    """An object that is small whatever the store holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is so large that it is something else, and was not read.
+    """
+    return storage.read(key, MOST_BYTES)
 
 
 def damage(storage: Storage, key: str, expected: ObjectDigest) -> str | None:
@@ -154,6 +164,14 @@ def list_commits(commits: Mapping[int, Commit]) -> bytes:
     return list_commit_hashes([ObjectDigest.of(commits[block].to_bytes()).sha256 for block in sorted(commits)])
 
 
+def commit_hashes_size(blocks: int) -> int:
+    """How many bytes the list of so many commits has; nothing grows with their number to know it."""
+    line = len(list_commit_hashes(["0" * _HASH_DIGITS]))
+    # numbers are written in eight digits, and in more where they need more
+    longer: int = sum(max(0, blocks - 10**digits) for digits in range(8, len(str(blocks))))
+    return blocks * line + longer
+
+
 def read_commit_hashes(data: bytes) -> list[str]:
     """The hashes of commits by block, of a list that is what was written."""
     return [line[:_HASH_DIGITS] for line in data.decode().splitlines()]
@@ -166,7 +184,7 @@ def write_checked(fields: Mapping[str, Any]) -> bytes:
 
 def read_checked(data: bytes) -> dict[str, Any]:
     """The fields that `write_checked` wrote, byte for byte; one of NOT_AN_OBJECT if it did not."""
-    fields: dict[str, Any] = json.loads(data)
+    fields: dict[str, Any] = parse_json(data)
     fields.pop(_CHECKSUM)
     if write_checked(fields) != data:
         raise ValueError(_NOT_ITS_CHECKSUM)
@@ -185,7 +203,7 @@ def parse_manifest(data: bytes) -> Manifest:
     Raises:
         StoreError: it is no manifest, or one of another format version.
     """
-    attributes = json.loads(data)["attributes"]
+    attributes = parse_json(data)["attributes"]
     fields = {key: value for key, value in attributes.items() if key != _CHECKSUM}
     Manifest.check_version(fields)
     check_manifest(fields)
@@ -206,7 +224,7 @@ def write_teacher_files(storage: Storage, files: Mapping[str, ObjectDigest]) -> 
 
 def read_teacher_files(storage: Storage) -> dict[str, ObjectDigest]:
     """The files of the teacher by key; FileNotFoundError or one of NOT_AN_OBJECT if there is no list of them."""
-    fields = read_checked(storage.read(TEACHER_FILES))
+    fields = read_checked(read_small(storage, TEACHER_FILES))
     check_fields(TeacherFilesSchema, fields)
     return _read_digests(fields["files"])
 
@@ -236,7 +254,7 @@ def read_manifest(storage: Storage, prefix: str = "") -> Manifest:
     """
     key = prefix + METADATA
     try:
-        return parse_manifest(storage.read(key))
+        return parse_manifest(read_small(storage, key))
     except FileNotFoundError as error:
         if not storage.list():
             raise StoreError(

@@ -20,6 +20,8 @@ from teacher_cache.storage.keys import is_safe_key
 _MOST_LAYERS = 4096
 _MOST_IDS = 2**24
 """Ids are exact in three bytes."""
+MOST_BLOCKS = 2**22
+"""Of a store. Each is a dozen files, and a look at an unfinished store lists those that are missing."""
 _SHOWN = 60
 
 Layer = Annotated[int, Field(ge=0, le=_MOST_LAYERS)]
@@ -204,6 +206,12 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
             _check_codec(f"targets.{name}.{number}.codec", spec["codec"])
     if (logits := targets["logits"]) is not None:
         _check_logits(logits, teacher["vocab_size"])
+    blocks = -(-fields["rows"] // fields["block_rows"])
+    if blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"the field 'rows' is {fields['rows']}: in blocks of {fields['block_rows']} they would be {blocks} blocks, "
+            f"more than the {MOST_BLOCKS} that a store can have"
+        )
     if fields["seq_len"] > teacher["max_positions"]:
         raise ValueError(f"the field 'seq_len' is {fields['seq_len']}: the teacher reads {teacher['max_positions']}")
     _check_calibration(fields["calibration"], teacher["hidden_size"], targets)

@@ -19,7 +19,9 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from teacher_cache.errors import StoreError
-from teacher_cache.format.protocol import METADATA, NOT_AN_OBJECT
+from teacher_cache.format.arrays import ConstantSpec
+from teacher_cache.format.protocol import METADATA, NOT_AN_OBJECT, read_small
+from teacher_cache.outside import parse_json
 from teacher_cache.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def write_metadata(storage: Storage, metadata: Mapping[str, bytes]) -> None:
 def _says_the_same(storage: Storage, key: str, data: bytes) -> bool:
     try:
         # as JSON: what another version of zarr wrote with other spaces may be under another group's seal
-        return bool(json.loads(storage.read(key)) == json.loads(data))
+        return bool(parse_json(read_small(storage, key)) == json.loads(data))
     except (FileNotFoundError, ValueError):
         return False
 
@@ -92,8 +94,8 @@ def has_constant(storage: Storage, path: str) -> bool:
     return len(storage.list(f"{path}/")) > 1
 
 
-def read_constant(storage: Storage, path: str) -> NDArray[Any]:
-    """What `write_constant` wrote.
+def read_constant(storage: Storage, path: str, spec: ConstantSpec | None = None) -> NDArray[Any]:
+    """What `write_constant` wrote; where a layout says what it must be, nothing else is taken.
 
     It is decoded here: zarr would follow whatever its metadata says, and some filters run code. Memory is that of the
     chunk on the disk, since nothing in it is compressed.
@@ -102,20 +104,36 @@ def read_constant(storage: Storage, path: str) -> NDArray[Any]:
         StoreError: it is missing, damaged, or not what `write_constant` writes.
     """
     try:
-        dtype, shape = _parse_metadata(json.loads(storage.read(f"{path}/{METADATA}")))
+        dtype, shape = _parse_metadata(parse_json(read_small(storage, f"{path}/{METADATA}")))
+        if spec is not None and (dtype.name, shape) != (spec.dtype, spec.shape):
+            raise ValueError(
+                f"it has {shape} numbers of {dtype.name}, the manifest implies {spec.shape} of {spec.dtype}"
+            )
         key = "/".join([path, "c", *("0" for _ in shape)])
         expected = prod(shape) * dtype.itemsize + _CRC_BYTES
         if (size := storage.size(key)) != expected:
             raise ValueError(f"{key!r} has {size} bytes, {shape} of {dtype} take {expected}")
-        data = storage.read(key)
+        data = storage.read(key, expected)
         if google_crc32c.value(data[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "little"):
             raise ValueError(f"{key!r} does not match its own checksum")
-        return np.frombuffer(data[:-_CRC_BYTES], dtype=dtype).reshape(shape).copy()
+        value = np.frombuffer(data[:-_CRC_BYTES], dtype=dtype).reshape(shape).copy()
+        if spec is not None:
+            _check_numbers(value, positive=spec.positive)
+        return value
     except (OSError, *NOT_AN_OBJECT) as error:
         raise StoreError(
             f"{storage.location!r} is damaged: {path!r} cannot be read ({error}). Its numbers are needed to code and "
             "decode; restore it from a copy, or delete the store and build it again"
         ) from error
+
+
+def _check_numbers(value: NDArray[Any], *, positive: bool) -> None:
+    wrong = ~np.isfinite(value)
+    if positive:
+        wrong |= value <= 0
+    if wrong.any():
+        found = float(value[wrong].flat[0])
+        raise ValueError(f"it holds {found!r}, where every number must be finite{' and above 0' if positive else ''}")
 
 
 def _parse_metadata(metadata: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:

@@ -20,7 +20,7 @@ from teacher_cache.codecs.nmse import (
 from teacher_cache.contract.manifest import TransformRecord
 from teacher_cache.contract.streams import VECTORS, VectorStream
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import StoreLayout, projection_path
+from teacher_cache.format.layout import StoreLayout, projection_constants, projection_path, transform_constants
 from teacher_cache.format.small_arrays import read_constant, write_constant
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections, Projection
@@ -42,7 +42,7 @@ def load_quantisers(
 ) -> dict[str, Quantiser]:
     """The coding direction of each calibrated stream by path."""
     return {
-        stream.path: Quantiser(read_transform(storage, stream.path), stream_projections(stream, projections))
+        stream.path: Quantiser(read_transform(storage, stream), stream_projections(stream, projections))
         for stream in layout.nmse_streams
     }
 
@@ -54,35 +54,33 @@ def stream_projections(
     return projections[stream.layer + 1] if stream.projected else None
 
 
-def read_transform(storage: Storage, path: str) -> Transform:
+def read_transform(storage: Storage, stream: VectorStream) -> Transform:
     """The constants of a calibrated stream of a store: what every run of its build codes with.
 
     Raises:
-        StoreError: they are missing, damaged, or do not go together.
+        StoreError: they are missing, damaged, or not what such a stream has.
     """
-    basis, mean, step = (read_constant(storage, f"{path}/{name}") for name in ("basis", "mean", "step"))
-    shapes = f"basis {basis.shape}, mean {mean.shape}, step {step.shape}"
-    if basis.ndim != 2 or mean.shape != basis.shape[:1] or step.shape:
-        raise _impossible(storage, path, f"have shapes that do not go together: {shapes}")
-    if not (np.isfinite(basis).all() and np.isfinite(mean).all() and 0 < float(step) < np.inf):
-        raise _impossible(storage, path, f"are no finite numbers, or the step {float(step)!r} is not above 0")
+    basis, mean, step = (read_constant(storage, path, spec) for path, spec in transform_constants(stream).items())
+    if stream.calibration is not None and float(step) != stream.calibration.step:
+        raise StoreError(
+            f"{storage.location!r} is damaged: '{stream.path}/step' is {float(step)!r} and the manifest says "
+            f"{stream.calibration.step!r}. One of them would scale every number wrongly; restore both from a copy, or "
+            "build the store again"
+        )
     return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
 
 
-def read_projections(storage: Storage, layer: int) -> AttentionProjections:
-    """The maps of a store from the input of an attention layer to its queries, keys and values."""
-    loaded = {}
-    for name in VECTORS:
-        parts = {
-            part: torch.from_numpy(read_constant(storage, projection_path(layer, name, part)))
-            for part in ("weight", "bias")
-        }
-        loaded[name] = Projection(**parts)
-    return AttentionProjections(**loaded)
+def read_projections(storage: Storage, layer: int, width: int) -> AttentionProjections:
+    """The maps of a store from the input of an attention layer to its queries, keys and values, of a teacher's width.
 
-
-def _impossible(storage: Storage, path: str, what: str) -> StoreError:
-    return StoreError(
-        f"{storage.location!r} is damaged: the constants of {path!r} {what}. Everything that is decoded with them "
-        "would be wrong; restore the store from a copy, or build it again"
+    Raises:
+        StoreError: they are missing, damaged, or of another teacher.
+    """
+    found = {
+        path: torch.from_numpy(read_constant(storage, path, spec))
+        for path, spec in projection_constants(layer, width).items()
+    }
+    parts = ("weight", "bias")
+    return AttentionProjections(
+        **{name: Projection(**{part: found[projection_path(layer, name, part)] for part in parts}) for name in VECTORS}
     )

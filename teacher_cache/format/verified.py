@@ -28,6 +28,7 @@ from teacher_cache.format.protocol import (
     commit_key,
     damage,
     read_commit_hashes,
+    read_small,
     read_teacher_files,
     shard_key,
     wrong_size,
@@ -108,9 +109,11 @@ class VerifiedObjects:
         if self._copies is not None and (copy := self._copies.read(digest.sha256)) is not None:
             return copy
         try:
-            data = self.storage.read(key)
+            data = self.storage.read(key, digest.size)
         except FileNotFoundError as error:
             raise self.damaged(key, "is missing") from error
+        except ValueError as error:
+            raise self.damaged(key, wrong_size(self.storage, key, digest) or "has another size") from error
         if len(data) != digest.size:
             raise self.damaged(key, f"has {len(data)} bytes instead of {digest.size}")
         if ObjectDigest.of(data) != digest:
@@ -136,7 +139,7 @@ class VerifiedObjects:
         sealed_as = None if group.seal is None else self._sealed_hashes(group, group.seal)[block]
         copy = None if self._copies is None or sealed_as is None else self._copies.read(sealed_as)
         try:
-            data = self.storage.read(key) if copy is None else copy
+            data = read_small(self.storage, key) if copy is None else copy
             commit = Commit.from_bytes(data)
         except (OSError, *NOT_AN_OBJECT) as error:
             raise self.damaged(key, f"cannot be read ({type(error).__name__}: {error})") from error
@@ -168,4 +171,12 @@ class VerifiedObjects:
         return DamagedStoreError(
             f"{self.storage.location!r} is damaged: {name} {what}. Its numbers would be wrong targets, so nothing was "
             f"read; restore it from a copy, {mend}"
+        )
+
+    def impossible(self, path: str, block: int, what: str) -> DamagedStoreError:
+        """What to raise where an array was committed with numbers that no build writes."""
+        return DamagedStoreError(
+            f"{self.storage.location!r} is damaged: {path!r} of block {block} {what}. It was written so, and would be "
+            "read as wrong rows or targets, so nothing of the block was taken; get the store from whoever built it, or "
+            "build it again"
         )

@@ -18,6 +18,7 @@ from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.shards import decode_shard
 from teacher_cache.format.verified import VerifiedObjects
 from teacher_cache.read.decode import CodedBlock, in_view
+from teacher_cache.read.values import ImpossibleError, check_entries, check_values
 
 
 class BlockLoader:
@@ -31,15 +32,19 @@ class BlockLoader:
         """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
 
         Raises:
-            StoreError: a shard is missing or not what was committed.
+            StoreError: a shard is missing, not what was committed, or holds numbers that cannot be.
         """
         arrays: dict[str, NDArray[np.generic]] = {}
         masked_view = masked_view if view == "masked" else 0
         views = self._layout.manifest.views_of(view)
         if not 0 <= masked_view < views:
             raise ValueError(f"masked view {masked_view} is not within 0..{views}")
-        for path in self._paths(request, view):
-            arrays[path] = self._load(path, block, masked_view, arrays)
+        try:
+            for path in self._paths(request, view):
+                arrays[path] = self._load(path, block, masked_view, arrays)
+            check_values(self._layout, block, arrays)
+        except ImpossibleError as error:
+            raise self._objects.impossible(error.path, block, str(error)) from error
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
     def _paths(self, request: TargetRequest, view: View) -> list[str]:
@@ -65,6 +70,7 @@ class BlockLoader:
         if spec.counted_by is None:
             return self.load_array(path, block, part)
         held = int(cast("Any", loaded[spec.counted_by]).sum(dtype=np.int64))
+        check_entries(spec.counted_by, held, spec.block_shape[-1])
         values: NDArray[np.generic] = self.load_array(path, block, (part[0], slice(0, held)))[0]
         return values
 

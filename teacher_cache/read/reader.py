@@ -31,7 +31,7 @@ from teacher_cache.format.groups import (
     readable_groups,
     whole_blocks,
 )
-from teacher_cache.format.layout import StoreLayout
+from teacher_cache.format.layout import StoreLayout, variance_constant
 from teacher_cache.format.small_arrays import read_constant
 from teacher_cache.format.transforms import read_projections, read_transform
 from teacher_cache.format.verified import VerifiedObjects
@@ -146,7 +146,7 @@ class CacheReader:
 
     def hidden_variance(self, layer: int) -> float:
         """E||h - mean||^2 of hidden state `layer`, summed over components: what HS losses are normalised by."""
-        return float(read_constant(self.storage, f"hidden/{layer}/variance"))
+        return float(read_constant(self.storage, *variance_constant(layer)))
 
     def teacher_folder(self) -> Path:
         """A Hugging Face folder with the teacher's configuration, weights and tokenizer, as it was written.
@@ -242,7 +242,7 @@ class CacheReader:
             if stream.projected:
                 found = projections_of_projected(self._transform_on(stream.path, "cpu"))
             else:
-                found = read_projections(self.storage, layer)
+                found = read_projections(self.storage, layer, stream.width)
                 if stream.calibration is not None:
                     found = fold_projections(self._transform_on(stream.path, "cpu"), found)
             self._projections[key] = found.to(device)
@@ -252,7 +252,7 @@ class CacheReader:
         """The constants of a calibrated stream, read once per device."""
         key = (path, str(device))
         if key not in self._transforms:
-            self._transforms[key] = read_transform(self.storage, path).to(device)
+            self._transforms[key] = read_transform(self.storage, self.layout.stream(path)).to(device)
         return self._transforms[key]
 
 

@@ -19,8 +19,8 @@ class Storage(Protocol):
     location: str
     """The root as the user wrote it."""
 
-    def read(self, key: str) -> bytes:
-        """An object; FileNotFoundError if there is none."""
+    def read(self, key: str, most_bytes: int | None = None) -> bytes:
+        """An object; FileNotFoundError if there is none. ValueError, unread, if it has more than `most_bytes`."""
 
     def stream(self, key: str) -> Iterator[bytes]:
         """An object in pieces; FileNotFoundError if there is none."""

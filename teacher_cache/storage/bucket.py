@@ -39,6 +39,7 @@ from teacher_cache.storage.failures import (
     require_aws_credentials,
     unreachable,
 )
+from teacher_cache.storage.keys import too_large
 
 try:
     import obstore
@@ -110,9 +111,18 @@ class Bucket:
 
     # ---- objects ----------------------------------------------------------------------------------------------------
 
-    def read(self, key: str) -> bytes:
-        """An object; FileNotFoundError if there is none."""
-        return self._ask("reading", key, lambda: obstore.get(self._store, key).bytes().to_bytes())
+    def read(self, key: str, most_bytes: int | None = None) -> bytes:
+        """An object; FileNotFoundError if there is none, ValueError if it has more than `most_bytes`."""
+
+        def get() -> bytes | int:
+            answer = obstore.get(self._store, key)
+            size = int(answer.meta["size"])
+            return size if most_bytes is not None and size > most_bytes else answer.bytes().to_bytes()
+
+        found = self._ask("reading", key, get)
+        if isinstance(found, int):
+            raise too_large(found, most_bytes)
+        return found
 
     def read_part(self, key: str, start: int, end: int, version: Version) -> bytes:
         """Bytes `start` up to `end` of an object, which must not have changed."""

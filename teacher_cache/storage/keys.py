@@ -41,3 +41,8 @@ def check_prefix(prefix: str, location: str) -> str:
     if folders:
         check_key(folders, location)
     return prefix
+
+
+def too_large(size: int, most_bytes: int | None) -> ValueError:
+    """What to raise instead of reading an object that is larger than what it should be."""
+    return ValueError(f"it has {size} bytes, where there can be {most_bytes} at most")

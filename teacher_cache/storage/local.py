@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from teacher_cache.disk import NO_SPACE, flush_to_disk, system_error_number
 from teacher_cache.errors import SpaceError, StoreError
-from teacher_cache.storage.keys import check_key, check_prefix
+from teacher_cache.storage.keys import check_key, check_prefix, too_large
 
 PARTIAL = ".partial"
 """How names of unfinished files end."""
@@ -38,10 +38,12 @@ class LocalStorage:
         self.location = str(location)
         self._root = Path(location)
 
-    def read(self, key: str) -> bytes:
-        file = self._file(key)
-        with _read_errors(file):
-            return file.read_bytes()
+    def read(self, key: str, most_bytes: int | None = None) -> bytes:
+        path = self._file(key)
+        with _read_errors(path), path.open("rb") as file:
+            if most_bytes is not None and (size := os.fstat(file.fileno()).st_size) > most_bytes:
+                raise too_large(size, most_bytes)
+            return file.read()
 
     def stream(self, key: str) -> Iterator[bytes]:
         path = self._file(key)

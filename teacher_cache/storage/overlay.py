@@ -30,12 +30,12 @@ class Overlay:
         before = (0 if key in self._deleted else self._base.size(key) or 0 for key in self.written)
         return sum(map(len, self.written.values())) - sum(before)
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most_bytes: int | None = None) -> bytes:
         if key in self.written:
             return self.written[key]
         if key in self._deleted:
             raise FileNotFoundError(key)
-        return self._base.read(key)
+        return self._base.read(key, most_bytes)
 
     def stream(self, key: str) -> Iterator[bytes]:
         if key in self.written or key in self._deleted:

@@ -43,8 +43,8 @@ class RemoteStorage:
         self._lease_seconds = lease_seconds
         self._lease: Lease | None = None
 
-    def read(self, key: str) -> bytes:
-        return self._bucket.read(self._checked(key))
+    def read(self, key: str, most_bytes: int | None = None) -> bytes:
+        return self._bucket.read(self._checked(key), most_bytes)
 
     def stream(self, key: str) -> Iterator[bytes]:
         found = self._bucket.measure(self._checked(key))

@@ -28,10 +28,10 @@ def impossible_contents(storage: Storage, layout: StoreLayout, seal: Seal) -> It
             read_teacher_files(storage)
         except (OSError, *NOT_AN_OBJECT) as error:
             yield TEACHER_FILES, f"was sealed with contents that cannot be read ({error})"
-    for path in layout.constants:
+    for path, spec in layout.constants.items():
         keys = [key for key in seal.objects if key.startswith(f"{path}/")]
         try:
-            read_constant(storage, path)
+            read_constant(storage, path, spec)
         except StoreError as error:
             if keys and is_as_sealed(*keys):
                 yield f"{path}/{METADATA}", f"was sealed as what no build writes ({error.__cause__})"

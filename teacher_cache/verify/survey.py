@@ -14,7 +14,16 @@ from typing import Literal
 
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
-from teacher_cache.format.groups import Group, counts_alike, has_lost_seal, mismatch, name_group, read_commits
+from teacher_cache.format.groups import (
+    Group,
+    committed_blocks,
+    counts_alike,
+    has_lost_seal,
+    is_shard,
+    mismatch,
+    name_group,
+    read_commits,
+)
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
     METADATA,
@@ -30,8 +39,8 @@ from teacher_cache.format.protocol import (
     list_commits,
     parse_manifest,
     read_commit_hashes,
+    read_small,
     read_teacher_files,
-    shard_key,
 )
 from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
@@ -122,7 +131,7 @@ class Survey:
         """Read seal, manifest and commits."""
         self.seal = self._read_seal()
         manifest = self._read_manifest()
-        if self.seal is not None and manifest is not None and not counts_alike(self.seal, manifest):
+        if self.seal is not None and manifest is not None and not counts_alike(self.seal, self.prefix, manifest):
             self._find(self.prefix + SEAL, "seal", "counts other rows or blocks than the manifest")
             self.seal = None
         if manifest is not None:
@@ -135,8 +144,7 @@ class Survey:
             for key, digest in commit.shards.items():
                 self.expected.append(Expected(key, digest, "shard", self.name, array_of(key), block))
         if self.group is not None:
-            arrays = self.group.arrays.values()
-            self.accounted |= {shard_key(spec, block) for spec in arrays for block in range(self.blocks)}
+            self.accounted |= {key for key in self.sizes if is_shard(key, self.group.arrays, self.blocks)}
         if self.seal is not None:
             self.expected += [
                 Expected(key, digest, self._part_of(key), self.name) for key, digest in self.seal.objects.items()
@@ -176,7 +184,7 @@ class Survey:
     def _read_seal(self) -> Seal | None:
         key = self.prefix + SEAL
         try:
-            return Seal.from_bytes(self.storage.read(key))
+            return Seal.from_bytes(read_small(self.storage, key))
         except FileNotFoundError:
             return None
         except (OSError, *NOT_AN_OBJECT) as error:
@@ -186,7 +194,7 @@ class Survey:
     def _read_manifest(self) -> Manifest | None:
         key = self.prefix + METADATA
         try:
-            return parse_manifest(self.storage.read(key))
+            return parse_manifest(read_small(self.storage, key))
         except FileNotFoundError:
             self._find(key, "manifest", "is missing")
         except (OSError, *NOT_AN_OBJECT) as error:
@@ -200,20 +208,19 @@ class Survey:
 
     def _read_commits(self) -> dict[int, Commit]:
         """The commits that are what they should be, by block; the others are findings."""
-        keys = {block: self.prefix + commit_key(block) for block in range(self.blocks)}
-        self.accounted |= set(keys.values())
-        self.missing = [block for block, key in keys.items() if key not in self.sizes]
+        there = committed_blocks(self.sizes, self.prefix, self.blocks)
+        self.accounted |= {self.prefix + commit_key(block) for block in there}
+        self.missing = sorted(set(range(self.blocks)).difference(there))
         if self.seal is not None:
             for block in self.missing:
-                self._find(keys[block], "commit", "is missing", block)
-        there = [block for block, key in keys.items() if key in self.sizes]
+                self._find(self.prefix + commit_key(block), "commit", "is missing", block)
         sealed = self._sealed_hashes()
         commits = {}
         for block, commit in zip(there, in_threads(partial(self._read_commit, sealed), there), strict=True):
             if isinstance(commit, Commit):
                 commits[block] = commit
             else:
-                self._find(keys[block], "commit", commit, block)
+                self._find(self.prefix + commit_key(block), "commit", commit, block)
         return commits
 
     def _sealed_hashes(self) -> list[str] | None:
@@ -221,15 +228,15 @@ class Survey:
         key = self.prefix + COMMIT_HASHES
         digest = None if self.seal is None else self.seal.objects.get(key)
         try:
-            data = None if digest is None else self.storage.read(key)
-        except OSError:
+            data = None if digest is None else self.storage.read(key, digest.size)
+        except (OSError, ValueError):
             return None  # the list is a finding of its own
         return read_commit_hashes(data) if data is not None and ObjectDigest.of(data) == digest else None
 
     def _read_commit(self, sealed: list[str] | None, block: int) -> Commit | str:
         """A commit, or what is wrong with it."""
         try:
-            data = self.storage.read(self.prefix + commit_key(block))
+            data = read_small(self.storage, self.prefix + commit_key(block))
             commit = Commit.from_bytes(data)
         except FileNotFoundError:
             return "is missing"

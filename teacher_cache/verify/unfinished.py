@@ -39,12 +39,12 @@ def check_unsealed(
     # a build writes what is not there; around a constant everything was there before its chunk
     wanted = {key: data for key, data in implied.items() if key in sizes}
     known = set(wanted)
-    for path in paths:
+    for path, spec in paths.items():
         keys = {key for key in sizes if key.startswith(f"{path}/")}
         # with its zarr.json alone it is about to be written, unless the manifest says that it has been
         if len(keys) > 1:
             try:
-                wanted |= encode_constant(path, read_constant(storage, path))
+                wanted |= encode_constant(path, read_constant(storage, path, spec))
             except StoreError:
                 found[max(keys - {f"{path}/{METADATA}"})] = "cannot be read as the constant that it holds"
         elif is_calibrated(group.manifest, path):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from cli.options import choose_command, parse
+from cli.options import choose_command, parse, read_config
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.settings import TrainSettings
 from teacher_cache.build.settings import BuildSettings
@@ -187,3 +187,31 @@ def test_choose_command(capsys) -> None:
     captured = capsys.readouterr()
     assert "make a store" in captured.out
     assert "did you mean 'build'" in captured.err
+
+
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))])
+FILES = {
+    "aliases of aliases": (BOMB, "values once every alias is filled in"),
+    "an alias of itself": ("seed: &a [*a]", "recursive"),
+    "brackets without end": ("seed: " + "[" * 100_000, "nested too deeply"),
+    "a mapping as a key": ("? {a: b}\n: c", "cannot be read"),
+    "bytes that are no text": ("\udcff", "cannot be read"),
+    "too much of it": ("# nothing\n" * 200_000, "more than 1048576 bytes"),
+    "a key of many twice": ("".join(f"k{n}: 1\n" for n in range(60_000)) + "k7: 1\n", "'k7' is given twice"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_settings_is_a_message(tmp_path: Path, name: str) -> None:
+    text, what = FILES[name]
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SettingsError, match=what) as caught:
+        read_config(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_aliases_that_save_typing_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("runs:\n  a: &a {method: mha}\n  b: *a\n")
+    assert read_config(path) == {"runs": {"a": {"method": "mha"}, "b": {"method": "mha"}}}

@@ -85,3 +85,9 @@ def test_wrong_usage_names_the_run(tmp_path: Path, capsys: Any, text: str) -> No
     with pytest.raises(SystemExit) as leaving:
         runs_of(tmp_path, text + "\n")
     assert leaving.value.code == 2 and "run 'a' of" in capsys.readouterr().err
+
+
+def test_a_grid_of_more_trainings_than_there_is_time_for_is_refused() -> None:
+    grid = {flag: [str(value) for value in range(100)] for flag in ("seed", "lr", "batch_size", "warmup", "steps")}
+    with pytest.raises(SettingsError, match="ask for 10000000000 trainings"):
+        expand({"grid": grid}, Path("sweep.yaml"), [])

@@ -73,10 +73,10 @@ class CarriedComparison:
         """Attention of `layer`, from the hidden state in `stream`."""
         self.layer = layer
         self.stream = stream
-        projections = read_projections(reader.storage, layer)
+        projections = read_projections(reader.storage, layer, stream.width)
         self.weight_DH = torch.cat([getattr(projections, name).weight for name in VECTORS]).double()
         self.declared = None if stream.calibration is None else stream.calibration.nmse
-        self.transform = None if stream.calibration is None else read_transform(reader.storage, stream.path)
+        self.transform = None if stream.calibration is None else read_transform(reader.storage, stream)
         self.errors = VectorErrors(f"attention/{layer}", None, reader.manifest.dtype)
         self.rounding = VectorErrors(stream.path, self.declared, reader.manifest.dtype)
 

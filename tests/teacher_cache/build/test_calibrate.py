@@ -120,7 +120,7 @@ def test_every_nmse_stream_is_calibrated_once(
         "attention/3/projected": pytest.approx(0.05, rel=0.3),
     }
     for path, width in (("hidden/2", 32), ("attention/3/projected", 96)):
-        transform = read_transform(storage, path)
+        transform = read_transform(storage, calibrated.group.layout.stream(path))
         assert transform.basis_DK.shape == (width, 32) and transform.step == records[path].step
         assert torch.allclose(transform.basis_DK.T @ transform.basis_DK, torch.eye(32), atol=1e-5)
         assert sum(records[path].components.values()) == 32

@@ -36,9 +36,9 @@ def all_escapes(store: Path, block_rows: int) -> tuple[StoreLayout, Transform, t
         targets=TargetSpecs(hidden=(hidden,)),
         calibration={"hidden/2": nothing},
     )
-    transform = read_transform(LocalStorage(store), "hidden/2")
     values_BTD = 30 * torch.randn(block_rows, 24, 32, generator=torch.Generator().manual_seed(0))
     layout = StoreLayout.of(manifest)
+    transform = read_transform(LocalStorage(store), layout.stream("hidden/2"))
     block = BlockTargets(layout, {"hidden/2": Quantiser(transform, None)})
     real_BT = torch.ones(block_rows, 24, dtype=torch.bool)
     outputs = TeacherOutputs(hidden={2: values_BTD}, attention={}, final_BTD=values_BTD)

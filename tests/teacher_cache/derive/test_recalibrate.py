@@ -112,7 +112,7 @@ def test_a_stream_that_is_kept_keeps_its_constants(nmse_store: Path) -> None:
     found = recalibrate(source, derivation, said.append)
     assert {path: record for path, (_, record) in found.items()} == source.manifest.calibration
     for path, (transform, _) in found.items():
-        want = read_transform(source.reader.storage, path)
+        want = read_transform(source.reader.storage, source.reader.layout.stream(path))
         assert torch.equal(transform.basis_DK, want.basis_DK) and torch.equal(transform.mean_D, want.mean_D)
     assert not said
     assert load_coders(source, derivation, source.reader.storage) == {}
@@ -125,7 +125,10 @@ def test_a_coarser_stream_keeps_its_rotation_but_for_the_order(nmse_store: Path)
     found = recalibrate(source, derivation, said.append)
     assert [line.split(":")[0].strip() for line in said] == ["hidden/2", "hidden/4"]
     for path, (transform, record) in found.items():
-        before, old = source.manifest.calibration[path], read_transform(source.reader.storage, path)
+        before, old = (
+            source.manifest.calibration[path],
+            read_transform(source.reader.storage, source.reader.layout.stream(path)),
+        )
         assert record.step > before.step and record.earlier_steps == (before.step,)
         assert record.nmse == pytest.approx(0.05, rel=0.15)
         assert sum(record.components.values()) == 32
@@ -144,7 +147,7 @@ def test_coders_come_from_the_constants_of_the_derived_store_alone(nmse_store: P
     write_constant(storage, f"{path}/step", np.array(transform.step))
     coder = load_coders(source, derivation, storage)[path]
     assert isinstance(coder, Coarsening)
-    before = read_transform(source.reader.storage, path)
+    before = read_transform(source.reader.storage, source.reader.layout.stream(path))
     assert coder.ratio == before.step / transform.step < 1
     assert torch.equal(before.basis_DK[:, torch.from_numpy(coder.order_D)], transform.basis_DK)
     write_constant(storage, f"{path}/basis", transform.basis_DK.neg().numpy())

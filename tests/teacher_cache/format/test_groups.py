@@ -219,10 +219,10 @@ def test_commits_are_read_several_at_a_time(chain: BuildSettings) -> None:
 
         together = threading.Barrier(2, timeout=10)
 
-        def read(self, key: str) -> bytes:
+        def read(self, key: str, most_bytes: int | None = None) -> bytes:
             if "/0000000" in key and not key.endswith("2.json"):
                 self.together.wait()
-            return super().read(key)
+            return super().read(key, most_bytes)
 
     storage = Slow(chain.out)
     commits = read_commits(storage, read_groups(storage)[0])

@@ -56,7 +56,7 @@ def test_hidden_states_and_the_most_probable_ids(small_manifest: SmallManifest) 
         "hidden/2/scale": ("float32", (16,)),
     }
     assert layout.arrays["hidden/2/codes"].chunk_shape == (32, 8), "a chunk holds one view"
-    assert layout.constants == ("hidden/2/variance",)
+    assert tuple(layout.constants) == ("hidden/2/variance",)
     assert layout.logits == TopkCodec(entries=3, vocab_size=300, log_probs="root8") and not layout.draw_paths
     assert layout.codecs["hidden/2"].name == "int8" and not layout.nmse_streams
 
@@ -88,7 +88,7 @@ def test_an_nmse_stream_has_arrays_once_it_is_calibrated(small_manifest: SmallMa
     layout = StoreLayout.of(before)
     assert shapes(layout) == INPUTS and not layout.codecs
     assert [stream.path for stream in layout.uncalibrated] == ["attention/3/projected"]
-    assert layout.constants == (
+    assert tuple(layout.constants) == (
         *(f"attention/3/projected/{name}" for name in ("basis", "mean", "step")),
         *PROJECTIONS,
     )

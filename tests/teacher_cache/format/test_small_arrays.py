@@ -28,6 +28,7 @@ VALUES = {
     "a number": np.array(0.1),
     "zeros": np.zeros((4, 2), dtype=np.float32),
     "halves": np.array([-1, 2**10], dtype=np.float16),
+    "a vector of doubles": np.array([-1, 2**40], dtype=np.float64),
 }
 
 
@@ -77,7 +78,7 @@ def test_half_of_one_is_none(storage: LocalStorage, lost: str) -> None:
     write_constant(storage, PATH, VALUES["a vector"])
     storage.delete(f"{PATH}/{lost}")
     assert not has_constant(storage, PATH)
-    with pytest.raises(StoreError, match="is damaged: 'hidden/2/mean' cannot be read"):
+    with pytest.raises(StoreError, match="No such file|has None bytes"):
         read_constant(storage, PATH)
 
 
