@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from cli.streams import discard, prepare_streams
 from teacher_cache.errors import DistillationError
 
 DISTRIBUTION = "kdcache"
@@ -38,6 +39,7 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
 
     `main` returns its exit code, or None for 0. A console script is `return run_command(_main, prog="kdtrain")`.
     """
+    prepare_streams()
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     debug, *verbose = COMMON_SWITCHES
     finder.add_argument(debug, action="store_true")
@@ -57,7 +59,7 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
         finally:
             sys.stdout.flush()  # while a closed pipe can still be told from a defect
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when the process ends
+        discard(sys.stdout.fileno())  # the flush when the process ends has nothing to complain about
         return BROKEN_PIPE
     except DistillationError as error:
         if options.debug:
