@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from teacher_cache.disk import NO_SPACE, system_error_number, write_whole
 from teacher_cache.errors import SettingsError, SpaceError
+from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +32,7 @@ def print_result(tables: Iterable[RenderableType], notes: Iterable[str], *, widt
         for table in tables:
             console.print(table)
         for note in notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"note: {visible(note)}", markup=False, highlight=False, soft_wrap=True)
     print(captured.get(), end="")
 
 
