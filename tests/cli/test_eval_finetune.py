@@ -59,11 +59,12 @@ def test_a_student_that_cannot_be_written_to(
 ) -> None:
     student = Path(arguments[2])
     (student / ".finetune-cache").write_text("")  # permissions would not stop the superuser
-    (student / "finetune-sst2.tmp").mkdir()
-    assert main([*arguments, "--seeds", "1", "--json"]) == 0
+    (student / "finetune-sst2.json").mkdir()
+    assert main([*arguments, "--seeds", "1", "--json"]) == 1
     output = capsys.readouterr()
     assert json.loads(output.out)["seeds"] == [0]
-    assert "the record was not written" in caplog.text
+    assert "the record was not written" in output.err
+    (student / "finetune-sst2.json").rmdir()
     assert "results are not kept" in caplog.text and "--cache-dir" in caplog.text
     assert main([*arguments, "--seeds", "1", "--cache-dir", str(student.parent / "kept")]) == 0
     assert len(list((student.parent / "kept").iterdir())) == 1
