@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cli.display import BuildDisplay
-from cli.entry import stops_on_sigterm
+from cli.entry import Stopping, stops_on_sigterm
 from cli.options import parse
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.wording import format_bytes
+
+if TYPE_CHECKING:
+    from teacher_cache.build.build import BuildProgress
 
 
 def build(argv: list[str]) -> int:
     """`kdcache build`; returns the exit code."""
     settings = parse(BuildSettings, argv, "kdcache build")
-    with stops_on_sigterm("kdcache build"):
+    with stops_on_sigterm("kdcache build") as stopping:
         progress = BuildDisplay()
         from transformers.utils import logging
 
-        from teacher_cache.build.build import build_cache
+        from teacher_cache.build.build import Silent, build_cache
         from teacher_cache.build.workers import Workers
 
         logging.disable_progress_bar()
         workers = Workers.from_environment()
-        report = build_cache(settings, progress if workers.first else None, workers)
+        report = build_cache(settings, _Stoppable(progress if workers.first else Silent(), stopping), workers)
     if not workers.first:
         return 0
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
@@ -30,3 +35,22 @@ def build(argv: list[str]) -> int:
         f"({rate:.1f} rows/s), wrote {format_bytes(report.written_bytes)}"
     )
     return 0
+
+
+class _Stoppable:
+    """Progress of a build, which starts when the teacher is loaded; a signal ends the build there at the latest."""
+
+    def __init__(self, shown: BuildProgress, stopping: Stopping) -> None:
+        self._shown, self._stopping = shown, stopping
+
+    def note(self, text: str) -> None:
+        self._stopping.go_on()
+        self._shown.note(text)
+
+    def tokenised(self, documents: int, tokens: int) -> None:
+        self._stopping.go_on()
+        self._shown.tokenised(documents, tokens)
+
+    def committed(self, rows: int, total: int, written_bytes: int) -> None:
+        self._stopping.go_on()
+        self._shown.committed(rows, total, written_bytes)

@@ -27,10 +27,11 @@ class DeriveFlags(DeriveSettings):
 def derive(argv: list[str]) -> int:
     """`kdcache derive`; returns the exit code."""
     settings = parse(DeriveFlags, argv, "kdcache derive")
-    with stops_on_sigterm("kdcache derive"):
+    with stops_on_sigterm("kdcache derive") as stopping:
         progress = BuildDisplay(f"opening {settings.src}")
         from teacher_cache.derive.derive import derive_store
 
+        stopping.go_on()
         report = derive_store(settings, progress)
     rate = report.written_rows / report.seconds if report.seconds else 0.0
     print(

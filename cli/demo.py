@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.entry import run_command
-from cli.eval_shared import writes_to
+from cli.eval_shared import print_result, writes_to
 from cli.options import parse
 from teacher_cache.errors import SettingsError, TeacherError
 
@@ -233,7 +233,6 @@ def _docstrings(file: Path, library: Path) -> Iterator[str]:
 
 
 def _show(records: dict[str, Any], out: Path, student: Path) -> None:
-    from rich.console import Console
 
     from student_train.evaluate.fidelity.records import FidelityReport, fidelity_table
     from student_train.evaluate.report.training_plot import plot_training
@@ -245,7 +244,7 @@ def _show(records: dict[str, Any], out: Path, student: Path) -> None:
     title = f"Student {provenance['student']['description']} — attention relations, {provenance['steps']} steps"
     plot_training(read_records(student / METRICS_NAME), reports, picture, title=title)
     print()
-    Console().print(fidelity_table(reports))
+    print_result([fidelity_table(reports)], [])
     print(f"\nTraining curve and fidelity: {picture}")
 
 

@@ -15,12 +15,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
+from cli.streams import discard, prepare_streams
 from teacher_cache.errors import DistillationError
 
 DISTRIBUTION = "kdcache"
@@ -38,6 +38,7 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
 
     `main` returns its exit code, or None for 0. A console script is `return run_command(_main, prog="kdtrain")`.
     """
+    prepare_streams()
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     debug, *verbose = COMMON_SWITCHES
     finder.add_argument(debug, action="store_true")
@@ -57,7 +58,7 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
         finally:
             sys.stdout.flush()  # while a closed pipe can still be told from a defect
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when the process ends
+        discard(sys.stdout.fileno())  # the flush when the process ends has nothing to complain about
         return BROKEN_PIPE
     except DistillationError as error:
         if options.debug:
@@ -83,19 +84,65 @@ def _tell_deepspeed() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-@contextmanager
-def stops_on_sigterm(prog: str) -> Iterator[None]:
-    """SIGTERM leaves the loop that writes blocks: those in hand are finished, all others start anew next time."""
+class Stopping:
+    """What a command that writes blocks does about SIGTERM, and while it loads about Ctrl-C.
 
-    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        print(f"{prog}: stopped; committed blocks are safe, run the same command to continue", file=sys.stderr)
+    While it loads, nothing is written yet and the process ends at once: code of libraries that runs then (imports,
+    callbacks) can swallow an exception, and the command would go on. Afterwards SIGTERM leaves the loop that writes
+    blocks: those in hand are finished, all others start anew next time.
+    """
+
+    def __init__(self, prog: str) -> None:
+        self._prog = prog
+        self._loading, self._stopped = True, False
+        self._before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, self._stop),
+            signal.SIGINT: signal.getsignal(signal.SIGINT),
+        }
+        if self._before[signal.SIGINT] is signal.default_int_handler:  # not where a shell has it ignored
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def go_on(self) -> None:
+        """Loading is over; stops where a signal was swallowed since. Called now and then."""
+        if self._loading:
+            self._loading = False
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+        if self._stopped:
+            raise SystemExit(TERMINATED)
+
+    def restore(self) -> None:
+        """Signals do again what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._stopped:
+            _tell(f"{self._prog}: stopped; committed blocks are safe, run the same command to continue")
+        self._stopped = True
+        if self._loading:
+            os._exit(TERMINATED)
         raise SystemExit(TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        _tell(f"{self._prog}: interrupted")
+        os._exit(INTERRUPTED)
+
+
+@contextmanager
+def stops_on_sigterm(prog: str) -> Iterator[Stopping]:
+    """A command that writes blocks, which calls `go_on` once it has loaded what it needs."""
+    stopping = Stopping(prog)
     try:
-        yield
+        yield stopping
+        stopping.go_on()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        stopping.restore()
+
+
+def _tell(text: str) -> None:
+    """One line on standard error, from a signal handler: what is being printed may be interrupted by it."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _set_up_logging(verbose: bool) -> None:

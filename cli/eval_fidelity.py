@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.eval_shared import make_record, print_result, write_record
+from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from teacher_cache.errors import StudentError
@@ -29,11 +29,8 @@ def fidelity(argv: list[str]) -> int:
     settings = parse(FidelitySettings, argv, "kdeval fidelity")
     report = _measure(settings)
     record = _to_json(make_record("fidelity", report.to_json()))
-    if settings.json:
-        print(json.dumps(json.loads(record)))
-    else:
-        _print_table(report)
-    write_record(record, Path(settings.student).expanduser() / RECORD_NAME)
+    path = Path(settings.student).expanduser() / RECORD_NAME
+    deliver(record, path, lambda: print(json.dumps(json.loads(record))) if settings.json else _print_table(report))
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.display import StatusLine
-from cli.eval_shared import make_record, print_result, write_record
+from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.latency.settings import LatencySettings
 
@@ -26,12 +26,9 @@ def latency(argv: list[str]) -> int:
     settings = parse(LatencySettings, argv, "kdeval latency")
     report = _measure(settings)
     record = make_record("latency", report.to_json())
-    if settings.json:
-        print(json.dumps(record, allow_nan=False))
-    else:
-        _print_table(report)
-    written = json.dumps(record, indent=2, allow_nan=False)
-    write_record(written, Path(settings.student).expanduser() / RECORD_NAME)
+    printed, written = (json.dumps(record, indent=indent, allow_nan=False) for indent in (None, 2))
+    path = Path(settings.student).expanduser() / RECORD_NAME
+    deliver(written, path, lambda: print(printed) if settings.json else _print_table(report))
     return 0
 
 

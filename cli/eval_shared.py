@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_cache.disk import NO_SPACE, system_error_number, write_whole
 from teacher_cache.errors import SettingsError, SpaceError
+from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,14 +27,32 @@ def print_result(tables: Iterable[RenderableType], notes: Iterable[str], *, widt
     from rich.console import Console
 
     console = Console(width=width)
-    for table in tables:
-        console.print(table)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    # rich itself would end the process where nobody reads standard output
+    with console.capture() as captured:
+        for table in tables:
+            console.print(table)
+        for note in notes:
+            console.print(f"note: {visible(note)}", markup=False, highlight=False, soft_wrap=True)
+    print(captured.get(), end="")
+
+
+def deliver(record: str, path: Path, show: Callable[[], None]) -> None:
+    """Leave a record beside the model that was measured, and then show it: nothing that is printed can lose it.
+
+    It is shown, too, where it cannot be written.
+
+    Raises:
+        SpaceError: the disk is full.
+        SettingsError: the folder cannot be written.
+    """
+    try:
+        write_record(record, path)
+    finally:
+        show()
 
 
 def write_record(record: str, path: Path) -> None:
-    """Leave a record beside the model that was measured; replaces the one before it whole.
+    """Write a record; replaces the one before it whole.
 
     Raises:
         SpaceError: the disk is full.

@@ -1,7 +1,8 @@
 """Flags -> DeepSpeed configuration: device, number type, sizes of passes, and the user's own JSON file on top.
 
 In: the settings. Out: values and a configuration that the engine takes. What a file must not decide, because the loader
-or the loop would not follow it, is refused here by name, before anything is written. Nothing of DeepSpeed is imported.
+or the loop would not follow it, is refused here by name, before anything is written. DeepSpeed is imported only where
+there is such a file, to know its names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any, NoReturn
 import torch
 
 from student_train.engine.engine import ADAM_BETAS, DeepSpeedConfig
+from student_train.engine.known_keys import check_keys
 from student_train.settings import TrainSettings
+from teacher_cache.device import choose_device_type
 from teacher_cache.errors import SettingsError
 
 TOKENS_PER_PASS = {"cpu": 8_192, "cuda": 65_536}
@@ -95,11 +98,13 @@ def make_config(
     }
     if settings.deepspeed is not None:
         override = _read_config(settings.deepspeed)
+        _check_types(settings.deepspeed, override)
         if not _keeps_adam(override):
             # what every optimizer of torch takes; the rest is AdamW's
             config["optimizer"]["params"] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         config = _merge(config, override, settings.deepspeed)
         _check_config(settings, config, micro_batch, processes, dtype)
+        check_keys(settings.deepspeed, override, config, device=choose_device_type(settings.device))
     return config
 
 
@@ -112,6 +117,20 @@ def flatten_config(config: DeepSpeedConfig) -> dict[str, Any]:
         elif name not in _SIZES:
             flat[name] = value
     return flat
+
+
+def _check_types(path: str, override: DeepSpeedConfig) -> None:
+    """Refuse an optimizer or a scheduler that is named by nothing.
+
+    DeepSpeed would compile an optimizer of its own for minutes, or train without a schedule.
+    """
+    for section, otherwise in (("optimizer", "AdamW"), ("scheduler", None)):
+        content = override.get(section)
+        if isinstance(content, dict) and not isinstance(kind := content.get("type", otherwise), str):
+            raise SettingsError(
+                f"--deepspeed {path!r} sets {section}.type to {kind!r}, which names no {section}: another one than you "
+                "mean, or none, would be used; give its name as a text, or leave the section out"
+            )
 
 
 def _keeps_adam(override: DeepSpeedConfig) -> bool:

@@ -83,7 +83,7 @@ def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warm
     Raises:
         TrainingError: DeepSpeed refuses the configuration.
     """
-    deepspeed = _import_deepspeed(device)
+    deepspeed = import_deepspeed(device)
     _start_process_group(deepspeed, device)
     if not config["zero_optimization"].get("stage"):
         config = config | {"gradient_clipping": 0.0}  # see clip_gradient
@@ -102,7 +102,7 @@ def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warm
                 lr_scheduler=None if "scheduler" in config else schedule,
                 dist_init_required=False,
             )
-    except _refusals(deepspeed) as error:
+    except refusals(deepspeed) as error:
         raise TrainingError(
             f"DeepSpeed refuses the configuration {json.dumps(config)} ({error}): training cannot start; correct the "
             "file given as --deepspeed"
@@ -110,13 +110,14 @@ def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warm
     return engine
 
 
-def _refusals(deepspeed: Any) -> tuple[type[Exception], ...]:
+def refusals(deepspeed: Any) -> tuple[type[Exception], ...]:
     """What DeepSpeed, and the optimizers that it makes, raise where a configuration does not fit."""
     own = (deepspeed.DeepSpeedConfigError, deepspeed.runtime.zero.utils.ZeRORuntimeException)
     return (AssertionError, ValueError, TypeError, KeyError, AttributeError, *own)
 
 
-def _import_deepspeed(device: str) -> Any:
+def import_deepspeed(device: str) -> Any:
+    """DeepSpeed, silent on standard output and ready to start on `device` without compiling anything."""
     # DeepSpeed picks its device when it is imported, and warns about having to
     os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed

@@ -189,12 +189,25 @@ def _read_scores(path: Path, record: Mapping[str, Any]) -> TaskScores:
     scores = [number(score, path, "scores") for score in get(record, "scores", list, path)]
     if len(scores) != len(seeds) or len(set(seeds)) < len(seeds) or not seeds:
         raise foreign(path, f"'scores' has {len(scores)} entries for the 'seeds' {seeds}")
+    _check_shown(path, record, len(seeds))
     return TaskScores(
         task=get(record, "task", str, path),
         metric=get(record, "metric", str, path),
         scores=dict(zip(seeds, scores, strict=True)),
         record=record,
     )
+
+
+def _check_shown(path: Path, record: Mapping[str, Any], seeds: int) -> None:
+    """What a report shows of a fine-tuning beside its scores; all of it may be missing."""
+    for name, entry in check(record.get("by_test") or {}, dict, path, "by_test").items():
+        entries = get(check(entry, dict, path, f"by_test: {name}"), "scores", list, path)
+        if len([number(score, path, f"by_test: {name}: scores") for score in entries]) != seeds:
+            raise foreign(path, f"the scores of {name!r} in 'by_test' are {len(entries)} for {seeds} seeds")
+    for name, count in check(record.get("examples") or {}, dict, path, "examples").items():
+        check(count, int, path, f"examples: {name}")
+    for rate in check(record.get("learning_rates") or [], list, path, "learning_rates"):
+        number(rate, path, "learning_rates")
 
 
 def _read_latency(path: Path, record: Mapping[str, Any] | None) -> LatencyRecord | None:

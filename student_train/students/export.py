@@ -6,9 +6,10 @@ only then moved file by file into place, the provenance record last: where that 
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ def export_student(
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = seq_len
+    readable = _readable(model, tokenizer.model_input_names)
+    if readable != tokenizer.model_input_names:
+        # its arguments say what is saved, and the attribute with which value
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = readable
     try:
         with explain_write_errors(out):
             _write(model, unfinished, tokenizer, provenance)
@@ -53,6 +58,17 @@ def export_student(
             _move(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _readable(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    """The tokenizer's outputs that the student can read, all values of them.
+
+    A teacher's tokenizer may number the second text of a pair, where the student's table has one type or none.
+    """
+    encoder = encoder_of(model)
+    taken = inspect.signature(encoder.forward).parameters
+    types = getattr(encoder.config, "type_vocab_size", 0)
+    return [name for name in names if name in taken and (name != "token_type_ids" or types >= 2)]
 
 
 def _move(unfinished: Path, out: Path) -> None:

@@ -36,6 +36,7 @@ from teacher_cache.format.transforms import load_quantisers
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.base import Storage, open_storage
+from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.threads import in_threads, writer_threads
 
@@ -91,8 +92,11 @@ def build_cache(
     """
     progress = Silent() if progress is None else progress
     workers = workers or Workers()
+    storage = open_storage(settings.out)
+    if workers.first and isinstance(storage, LocalStorage):
+        storage.refuse_unwritable()
     teacher, projections, rows, manifest = read_inputs(settings, progress)
-    job = _Job(settings, teacher, projections, rows, open_storage(settings.out), workers, progress)
+    job = _Job(settings, teacher, projections, rows, storage, workers, progress)
     with job.storage.lock() if workers.first else nullcontext():
         return job.run(manifest)
 

@@ -79,13 +79,12 @@ def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
     teacher.probe_head()
     if settings.logits == "sample":
         return LogitsSpec(form="sample", entries=settings.entries, codec="exact")
-    if settings.entries > teacher.record.vocab_size:
-        raise SettingsError(
-            f"--k {settings.entries} is more than the {teacher.record.vocab_size} ids of the vocabulary: give a "
-            "smaller number"
-        )
+    vocabulary = teacher.record.vocab_size
+    entries = min(settings.entries, vocabulary) if settings.k is None else settings.k
+    if entries > vocabulary:
+        raise SettingsError(f"--k {entries} is more than the {vocabulary} ids of the vocabulary: give a smaller number")
     # a share of the variance or a largest component means nothing for log-probabilities: one byte each
-    return LogitsSpec(entries=settings.entries, codec="float16" if settings.precision == "float16" else "root8")
+    return LogitsSpec(entries=entries, codec="float16" if settings.precision == "float16" else "root8")
 
 
 def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:

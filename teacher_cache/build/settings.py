@@ -61,7 +61,8 @@ class BuildSettings:
     from the whole distribution, one in each of K equal shares of its mass, with their counts: unbiased.
     """
     k: int | None = None
-    """Ids kept at each masked position (default: 64), or drawn with --logits sample (default: 50, at most 255)."""
+    """Ids kept at each masked position (default: 64, or all where there are fewer), or drawn with --logits sample
+    (default: 50, at most 255)."""
     precision: str = "nmse:1e-2"
     """float16, int8, int4, or nmse:X: hidden states and attention in as few bits as keep all but a share X of the
     variance.
@@ -133,7 +134,7 @@ class BuildSettings:
 
     @property
     def entries(self) -> int:
-        """Ids kept or drawn at each masked position."""
+        """Ids kept or drawn at each masked position; all ids, where the vocabulary has fewer than the default."""
         return _DEFAULT_ENTRIES[self.logits] if self.k is None else self.k
 
     def part_numbers(self) -> tuple[int, int] | None:

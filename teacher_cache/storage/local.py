@@ -159,6 +159,21 @@ class LocalStorage:
         finally:
             os.close(descriptor)
 
+    def refuse_unwritable(self) -> None:
+        """Find out before long work whether a store could be begun here, by writing an empty file and deleting it.
+
+        Nothing is tried in a store that exists: a finished one needs no writing.
+
+        Raises:
+            StoreError, SpaceError: it could not.
+        """
+        with self._explain_errors():
+            if self._root.is_dir() and any(self._root.iterdir()):
+                return
+            folder = next(each for each in (self._root, *self._root.absolute().parents) if each.exists())
+            with tempfile.NamedTemporaryFile(dir=folder, suffix=PARTIAL):
+                pass
+
     def remove_unfinished(self) -> None:
         with self._explain_errors():
             for path in list(self._root.rglob(f"*{PARTIAL}")):

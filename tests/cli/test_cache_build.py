@@ -57,6 +57,18 @@ def test_bad_input_is_one_message_and_exit_code_1(
     assert not out.exists()
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_teacher_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is neither a teacher nor a corpus, which would be found first else."""
+    (tmp_path / "file").write_text("")
+    for place in ("file/cache.zarr", "file"):
+        flags = ["--teacher", "no/such-model", "--corpus", "no.txt", "--out", str(tmp_path / place)]
+        assert kdcache.main(["build", *flags]) == 1
+        assert f"cannot write {str(tmp_path / place)!r} (Not a directory)" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_corpora_that_cannot_be_read(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the command, each with the store not begun."""
     files = {

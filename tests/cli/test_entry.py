@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 
-from cli.entry import run_command
+from cli.entry import run_command, stops_on_sigterm
 from teacher_cache.errors import CorpusError
 
 
@@ -61,6 +62,58 @@ def test_own_flags_are_taken_out_and_the_rest_kept_in_order() -> None:
 def test_version_is_answered_wherever_it_stands(argv: list[str], capsys) -> None:
     assert run_command(fail, "kdcache", argv) == 0
     assert capsys.readouterr().out == f"kdcache {version('kdcache')}\n"
+
+
+STOPPED = "kdcache build: stopped; committed blocks are safe, run the same command to continue\n"
+SWALLOW = """
+import os, signal, sys, weakref
+from cli.entry import run_command, stops_on_sigterm
+
+class Thing: ...
+
+def swallowed(number):
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), number))
+    del thing  # Python prints what a callback raises, and goes on
+
+def main(argv):
+    with stops_on_sigterm("kdcache build") as stopping:
+        if argv[0] == "loaded":
+            stopping.go_on()
+        swallowed(int(argv[1]))
+        if argv[0] == "loaded":
+            print("went on")
+    print("done")
+
+sys.exit(run_command(main, "kdcache", sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number, code, told", [(15, 143, STOPPED), (2, 130, "kdcache build: interrupted\n")])
+def test_a_signal_while_a_command_loads_cannot_be_swallowed(number: int, code: int, told: str) -> None:
+    command = [sys.executable, "-c", SWALLOW, "loading", str(number)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr, result.stdout) == (code, told, "")
+
+
+def test_a_signal_that_was_swallowed_later_still_ends_the_command() -> None:
+    command = [sys.executable, "-c", SWALLOW, "loaded", "15"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (143, "went on\n")
+    assert result.stderr.startswith(STOPPED) and result.stderr.count(STOPPED) == 1
+
+
+def be_stopped() -> None:
+    with stops_on_sigterm("kdcache build") as stopping:
+        stopping.go_on()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_while_blocks_are_written_leaves_as_an_exception() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        be_stopped()
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_reader_that_went_away_is_no_defect() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from cli.eval_shared import make_record, print_result, write_record, writes_to
+from cli.eval_shared import deliver, make_record, print_result, write_record, writes_to
 from teacher_cache.errors import SettingsError
 
 
@@ -34,10 +34,22 @@ def test_a_record_replaces_the_one_before_it(tmp_path: Path) -> None:
     assert path.read_text() == "{2}\n" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_record_that_cannot_be_written_is_told_as_lost(tmp_path: Path) -> None:
-    path = tmp_path / "nowhere" / "fidelity.json"
-    with pytest.raises(SettingsError, match=r"nowhere/fidelity.json' \(No such file or directory\).*will not find it"):
-        write_record("{}", path)
+def test_a_record_that_cannot_be_written_is_shown_and_told(tmp_path: Path) -> None:
+    path, shown = tmp_path / "nowhere" / "fidelity.json", []
+    with pytest.raises(SettingsError, match=r"the record was not written to .*fidelity.json' \(No such file"):
+        deliver("{}", path, lambda: shown.append("shown"))
+    assert shown == ["shown"]
+
+
+def test_a_record_is_there_before_it_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "fidelity.json"
+
+    def show() -> None:
+        assert path.read_text() == "{}\n"
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        deliver("{}", path, show)
 
 
 def test_what_cannot_be_written_to_out_is_told_as_such(tmp_path: Path) -> None:

@@ -6,18 +6,24 @@ what is missing. Scores are in hundredths, as the field writes them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from student_train.evaluate.compare.compare import AVERAGE, ComparedRow, Comparison
 from student_train.evaluate.compare.significance import CONFIDENCE, PairedDifference, Summary
+from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 LACKING = "–"
 SIGNIFICANT = 0.05
+_HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
+"""What begins a tag, a comment, a link or a character by name."""
+_MARKDOWN = re.compile(r"`|\](?=[(\[:])|\\(?=[!-/:-@\[-`{-~])")
+"""What begins code, ends the words of a link, or escapes what follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +51,14 @@ def rich_table(grid: Grid) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=grid.title, caption=grid.caption, title_justify="left", caption_justify="left")
+    def plain(text: str) -> str:
+        return escape(visible(text))
+
+    table = Table(title=plain(grid.title), caption=plain(grid.caption), title_justify="left", caption_justify="left")
     for place, column in enumerate(grid.columns):
-        table.add_column(escape(column), justify="left" if place < grid.words else "right", no_wrap=place > 0)
+        table.add_column(plain(column), justify="left" if place < grid.words else "right", no_wrap=place > 0)
     for line in grid.lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*map(plain, line))
     return table
 
 
@@ -59,14 +68,23 @@ def markdown(comparison: Comparison) -> str:
     for grid in comparison_grids(comparison):
         rule = [":--" if place < grid.words else "--:" for place in range(len(grid.columns))]
         lines = [_markdown_line(cells) for cells in (grid.columns, rule, *grid.lines)]
-        parts.append(f"## {grid.title}\n\n" + "\n".join(lines) + f"\n\n{grid.caption}\n")
+        parts.append(f"## {_plain(grid.title)}\n\n" + "\n".join(lines) + f"\n\n{_plain(grid.caption)}\n")
     if comparison.notes:
-        parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in comparison.notes) + "\n")
+        parts.append("## Notes\n\n" + "\n".join(f"- {_plain(note)}" for note in comparison.notes) + "\n")
     return "\n".join(parts)
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: names of runs, tasks and settings are anybody's."""
+    return _MARKDOWN.sub(lambda found: f"\\{found.group()}", _HTML.sub(_entity, visible(text)))
+
+
+def _entity(found: re.Match[str]) -> str:
+    return {"<": "&lt;", "&": "&amp;"}[found.group()]
 
 
 def _overview(comparison: Comparison) -> Grid:

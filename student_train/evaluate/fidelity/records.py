@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from teacher_cache.outside import visible
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -136,6 +138,7 @@ class Measure:
 
 def fidelity_table(reports: Mapping[str, FidelityReport]) -> Table:
     """One line per measure and one column per report; with two, how much better the second is than the first."""
+    from rich.markup import escape
     from rich.table import Table
 
     columns = {name: report.lines() for name, report in reports.items()}
@@ -148,7 +151,7 @@ def fidelity_table(reports: Mapping[str, FidelityReport]) -> Table:
     table.add_column("measure")
     table.add_column("where", style="dim")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(escape(visible(name)), justify="right")
     if len(columns) == 2:
         table.add_column("better by", justify="right")
     for key, measure in _union(columns).items():

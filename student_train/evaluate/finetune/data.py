@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from student_train.evaluate.finetune.examples import Examples, Source, check_examples, read_source, to_examples
 from student_train.evaluate.finetune.settings import FinetuneSettings
+from student_train.evaluate.finetune.tag_schemes import check_tags, find_scheme
 from student_train.evaluate.finetune.tasks import TASKS, Task, hub_sources
 from teacher_cache.errors import SettingsError, TaskError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Examples to train on, and those to measure on by name, `dev` first."""
+    """Examples to train on, and those to measure on by name, `dev` first; for tokens, the scheme of their tags."""
 
     task: Task
     train: Examples
     measured: Mapping[str, Examples]
+    scheme: str | None = None
 
     def all(self) -> dict[str, Examples]:
         """Every set of examples by name, `train` first."""
@@ -63,6 +65,7 @@ def read_data(settings: FinetuneSettings) -> TaskData:
     data = TaskData(task=task, train=training, measured=measured)
     if task.kind == "tokens":
         _check_entities(data)
+        data = replace(data, scheme=_scheme(data))
     return data
 
 
@@ -83,6 +86,16 @@ def _check_entities(data: TaskData) -> None:
                 f"those to train on in {data.train.origin!r} ({', '.join(sorted(known))}): every score would be 0; "
                 "give files with the same tags"
             )
+
+
+def _scheme(data: TaskData) -> str:
+    """The one scheme of all tags: a model that learned another one than it is measured in would score anything."""
+    sets = data.all().values()
+    scheme = find_scheme(data.labels(), ", ".join(dict.fromkeys(repr(each.origin) for each in sets)))
+    for examples in sets:
+        for words, tags in zip(examples.inputs, examples.labels, strict=True):
+            check_tags(words, tags, scheme, examples.origin)
+    return scheme
 
 
 def _entities(examples: Examples) -> set[str]:

@@ -109,6 +109,7 @@ class _Runs:
             "max_length": self.student.max_length,
             "precision": self.settings.precision,
             "device": self.device,
+            **({} if self.data.scheme is None else {"tag_scheme": self.data.scheme}),
         }
 
     @cached_property
@@ -164,9 +165,12 @@ class _Runs:
             advance=lambda step, steps: self.show(what, step, steps),
         )
         found = {name: _tags(each, labels) if task.kind == "tokens" else each for name, each in predictions.items()}
-        measured = self.data.measured.items()
+        scheme = self.data.scheme or "IOB"
+        measures = {
+            name: measure(task, found[name], examples.labels, scheme) for name, examples in self.data.measured.items()
+        }
         return {
-            "measures": {name: measure(task, found[name], examples.labels) for name, examples in measured},
+            "measures": measures,
             "cut": {name: inputs.cut for name, inputs in self.inputs.items()},
             "constant": [name for name, each in found.items() if _is_constant(each)],
         }

@@ -1,7 +1,7 @@
 """The metrics of a task, from predictions and labels, by the libraries that the field takes them from.
 
-Classes and scores through scikit-learn and scipy, entities through seqeval in its default mode, which counts as CoNLL's
-own script does and reads IOB1 and IOB2 alike. Costs seconds at most.
+Classes and scores through scikit-learn and scipy, entities through seqeval in the scheme of their tags. Costs seconds
+at most.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from student_train.evaluate.finetune.tag_schemes import score_entities
 from student_train.evaluate.finetune.tasks import Task
 from teacher_cache.errors import SettingsError
 
@@ -31,14 +32,14 @@ def require_libraries() -> None:
             raise SettingsError(f"kdeval finetune needs {package}, which is not installed: pip install 'kdcache[eval]'")
 
 
-def measure(task: Task, predictions: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
-    """Every metric of the task by name; `task.metric` is the one that counts.
+def measure(task: Task, predictions: Sequence[Any], labels: Sequence[Any], scheme: str = "IOB") -> dict[str, float]:
+    """Every metric of the task by name; `task.metric` is the one that counts. Tags are in `scheme`.
 
     A correlation with predictions that are all the same is not defined; it is given as 0, like any other prediction
     that carries no information.
     """
     if task.kind == "tokens":
-        return _entities(predictions, labels)
+        return score_entities(predictions, labels, scheme)
     if task.kind == "regression":
         return _correlations(np.asarray(predictions, np.float64), np.asarray(labels, np.float64))
     return _classes(task, predictions, labels)
@@ -61,14 +62,3 @@ def _correlations(predictions: Any, labels: Any) -> dict[str, float]:
         warnings.simplefilter("ignore")  # of constant input, which is what the 0 stands for
         found = {"spearman": spearmanr(predictions, labels)[0], "pearson": pearsonr(predictions, labels)[0]}
     return {name: 0.0 if math.isnan(value) else float(value) for name, value in found.items()}
-
-
-def _entities(predictions: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]) -> dict[str, float]:
-    from seqeval.metrics import f1_score, precision_score, recall_score
-
-    tags = ([list(each) for each in labels], [list(each) for each in predictions])
-    return {
-        "f1": float(f1_score(*tags, zero_division=0)),
-        "precision": float(precision_score(*tags, zero_division=0)),
-        "recall": float(recall_score(*tags, zero_division=0)),
-    }

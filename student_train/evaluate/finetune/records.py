@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_cache.disk import write_whole
-from teacher_cache.outside import parse_record
+from teacher_cache.outside import parse_record, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,10 +92,11 @@ def _summarise(scores: Sequence[float]) -> dict[str, Any]:
 
 def finetune_table(name: str, report: FinetuneReport) -> Table:
     """One line per set of examples, one column per seed, in hundredths as the field writes them."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=f"{report.task} of {name}: {report.metric} × 100",
+        title=escape(visible(f"{report.task} of {name}: {report.metric} × 100")),
         caption=_caption(report),
         title_justify="left",
         caption_justify="left",
@@ -105,7 +106,7 @@ def finetune_table(name: str, report: FinetuneReport) -> Table:
         table.add_column(f"seed {result.seed}", justify="right")
     table.add_column("mean ± sd" if len(report.seeds) > 1 else "mean", justify="right", style="bold")
     for each in ("dev", *report.tests):
-        table.add_row(f"{each} ({report.examples[each]:,})", *score_cells(report.scores_on(each)))
+        table.add_row(escape(visible(f"{each} ({report.examples[each]:,})")), *score_cells(report.scores_on(each)))
     if len(report.tests) > 1:
         table.add_row("mean of the tests", *score_cells(report.scores), style="bold")
     if len(report.settings["learning_rates"]) > 1:

@@ -3,7 +3,8 @@
 Read by suffix, each also with .gz: .tsv (tabs, no quoting, as GLUE comes), .csv, .jsonl or .json (one object a line).
 For token classification any other file is read as CoNLL columns: one token a line with its tag in the last column,
 separated by tabs or single spaces, an empty line after each sentence; WikiANN's language marks before tokens ("de:Der")
-are dropped. A file is held in memory as a whole (QQP, the largest here: 0.4 GB). What columns mean is not known here.
+are dropped, and a first column that counts the words is passed over. A file is held in memory as a whole (QQP, the
+largest here: 0.4 GB). What columns mean is not known here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ Record = tuple[int, dict[str, Any]]
 """The number of a line (of its last line, where a quoted field spans several) and the values in it by column."""
 TABLES = (".tsv", ".csv", ".jsonl", ".json")
 CONLL_COLUMNS = ("tokens", "ner_tags")
+_COUNT = re.compile(r"[0-9]+([-.][0-9]+)?")
+"""What CoNLL-U and its kin count words by; a range for words that are two in one, a point for those left out."""
+_NO_WORDS = (
+    "nothing but numbers in all of the file: they would be learned in place of words; give a file with a word in the "
+    "first column of each line, or in the second after a number, and its tag in the last"
+)
 _LANGUAGE_MARK = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*:")
 
 
@@ -128,14 +135,23 @@ def _read_json_lines(file: TaskFile) -> Iterator[Record]:
 
 def _read_conll(file: TaskFile) -> Iterator[Record]:
     sentences = list(_sentences(file))
+    if _are_counts(sentences):
+        sentences = list(_sentences(file, column=1))
+        if _are_counts(sentences):
+            number, words, _ = sentences[0]
+            raise _refuse_line(file, number, f"columns 1 and 2 (here {words[0]!r}) hold {_NO_WORDS}")
     marked = all(_LANGUAGE_MARK.match(word) for _, words, _ in sentences for word in words)
     for number, words, tags in sentences:
         plain = [_LANGUAGE_MARK.sub("", word, count=1) for word in words] if marked else words
         yield number, dict(zip(CONLL_COLUMNS, (plain, tags), strict=True))
 
 
-def _sentences(file: TaskFile) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Number of the first line, words and tags of each sentence."""
+def _are_counts(sentences: Sequence[tuple[int, list[str], list[str]]]) -> bool:
+    return bool(sentences) and all(_COUNT.fullmatch(word) for _, words, _ in sentences for word in words)
+
+
+def _sentences(file: TaskFile, column: int = 0) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Number of the first line, words and tags of each sentence; words stand in `column`, counted from 0."""
     words: list[str] = []
     tags: list[str] = []
     for number, line in enumerate([*file.text.split("\n"), ""], 1):
@@ -152,5 +168,7 @@ def _sentences(file: TaskFile) -> Iterator[tuple[int, list[str], list[str]]]:
                     f"{line[:80]!r} has no tag: each line of CoNLL columns has a token first and its tag last, with a "
                     "tab or a space between; an empty line ends a sentence",
                 )
-            words.append(columns[0])
+            if len(columns) < column + 2:
+                raise _refuse_line(file, number, f"column 1 (here {columns[0]!r}) holds {_NO_WORDS}")
+            words.append(columns[column])
             tags.append(columns[-1])

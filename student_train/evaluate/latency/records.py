@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from teacher_cache.outside import visible
 from teacher_cache.wording import format_bytes
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def latency_tables(name: str, report: LatencyReport) -> Group:
     from rich.text import Text
 
     groups = [list(group) for _, group in groupby(report.measurements, key=_place)]
-    heading = Text(f"Milliseconds of one forward pass of {name}", style="bold")
+    heading = Text(f"Milliseconds of one forward pass of {visible(name)}", style="bold")
     return Group(heading, *map(_table, groups), Text(_sizes(report), style="dim"))
 
 

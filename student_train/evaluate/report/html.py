@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NewType
 
+from teacher_cache.outside import visible
+
 Html = NewType("Html", str)
 """Text that is HTML already."""
 
@@ -56,12 +58,17 @@ td.number, th.number { padding-left: 8px; }
 """.strip()
 
 
+def _text(text: str) -> str:
+    """In one line, with nothing in it that acts in HTML or steers how other text looks."""
+    return escape(visible(text))
+
+
 def page(title: str, body: Sequence[Html]) -> Html:
     """A whole document."""
     return Html(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{_text(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -69,57 +76,57 @@ def page(title: str, body: Sequence[Html]) -> Html:
 
 def section(anchor: str, title: str, parts: Sequence[Html]) -> Html:
     """A part of the page under a heading."""
-    return Html(f'<section id="{anchor}">\n<h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>")
+    return Html(f'<section id="{anchor}">\n<h2>{_text(title)}</h2>\n' + "\n".join(parts) + "\n</section>")
 
 
 def heading_one(text: str) -> Html:
     """The name of the page."""
-    return Html(f"<h1>{escape(text)}</h1>")
+    return Html(f"<h1>{_text(text)}</h1>")
 
 
 def heading(text: str) -> Html:
     """A heading within a section."""
-    return Html(f"<h3>{escape(text)}</h3>")
+    return Html(f"<h3>{_text(text)}</h3>")
 
 
 def contents(titles: Sequence[tuple[str, str]]) -> Html:
     """Links to sections, given as anchor and title."""
-    return Html("<nav>" + "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in titles) + "</nav>")
+    return Html("<nav>" + "".join(f'<a href="#{anchor}">{_text(title)}</a>' for anchor, title in titles) + "</nav>")
 
 
 def facts(entries: Sequence[tuple[str, str]]) -> Html:
     """Tiles: what something is called, and what it is."""
-    tiles = (f'<div class="fact"><span>{escape(name)}</span><b>{escape(value)}</b></div>' for name, value in entries)
+    tiles = (f'<div class="fact"><span>{_text(name)}</span><b>{_text(value)}</b></div>' for name, value in entries)
     return Html('<div class="facts">' + "".join(tiles) + "</div>")
 
 
 def paragraph(text: str, kind: str = "") -> Html:
     """A paragraph; `kind` is a class of the style sheet."""
-    return Html(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
+    return Html(f'<p class="{kind}">{_text(text)}</p>' if kind else f"<p>{_text(text)}</p>")
 
 
 def missing(reason: str, command: str | None = None) -> Html:
     """Where a section has nothing to show: why, and the command that makes it if there is one."""
     code = "" if command is None else code_block(command)
-    return Html(f'<div class="missing"><p>{escape(reason)}</p>{code}</div>')
+    return Html(f'<div class="missing"><p>{_text(reason)}</p>{code}</div>')
 
 
 def code_block(text: str) -> Html:
-    """A command, as it is typed."""
-    return Html(f"<pre>{escape(text)}</pre>")
+    """Commands, as they are typed, one a line."""
+    return Html("<pre>" + "\n".join(map(_text, text.split("\n"))) + "</pre>")
 
 
 def picture(uri: str, description: str, caption: str = "") -> Html:
     """A picture that the page carries itself; `description` is for those who do not see it."""
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return Html(f'<figure><img src="{escape(uri)}" alt="{escape(description)}">{below}</figure>')
+    below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+    return Html(f'<figure><img src="{_text(uri)}" alt="{_text(description)}">{below}</figure>')
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1) -> Html:
     """A table whose first `words` columns are words and the others numbers."""
 
     def cell(tag: str, place: int, text: str) -> str:
-        return f"<{tag}>{escape(text)}</{tag}>" if place < words else f'<{tag} class="number">{escape(text)}</{tag}>'
+        return f"<{tag}>{_text(text)}</{tag}>" if place < words else f'<{tag} class="number">{_text(text)}</{tag}>'
 
     head = "".join(cell("th", place, text) for place, text in enumerate(columns))
     rows = ("<tr>" + "".join(cell("td", place, text) for place, text in enumerate(line)) + "</tr>" for line in lines)

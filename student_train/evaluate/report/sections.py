@@ -103,13 +103,12 @@ def tasks(records: RunRecords) -> list[Html]:
 
 def _task(found: TaskScores) -> list[Html]:
     record = found.record
-    by_test = record.get("by_test") if isinstance(record.get("by_test"), Mapping) else None
-    lines = [[name, *score_cells(entry.get("scores", []))] for name, entry in (by_test or {}).items()]
+    by_test = record.get("by_test") or {}
+    lines = [[name, *score_cells(entry["scores"])] for name, entry in by_test.items()]
     lines.append(["mean of the sets" if by_test else "score", *score_cells(list(found.scores.values()))])
     columns = [f"{found.metric} × 100", *(f"seed {seed}" for seed in found.scores), "mean ± sd"]
-    examples = record.get("examples")
-    sizes = ", ".join(f"{count:,} {name}" for name, count in examples.items()) if isinstance(examples, Mapping) else ""
-    rates = ", ".join(f"{rate:g}" for rate in record.get("learning_rates", []))
+    sizes = ", ".join(f"{count:,} {name}" for name, count in (record.get("examples") or {}).items())
+    rates = ", ".join(f"{rate:g}" for rate in record.get("learning_rates") or ())
     how = ". ".join(
         part for part in (sizes and f"Examples: {sizes}", rates and f"Learning rate by seed: {rates}") if part
     )
@@ -185,15 +184,23 @@ def provenance(records: RunRecords) -> list[Html]:
 
 
 def reproduce(records: RunRecords) -> list[Html]:
-    """The commands, as they were typed."""
+    """The commands that made the run."""
     if not records.commands:
         return [paragraph("No record names a command.", "note")]
     revision = records.provenance.get("git_revision")
     where = f"At revision {revision}, in" if revision else "In"
     return [
         paragraph(f"{where} the directory that the commands were typed in:"),
-        code_block("\n".join(records.commands)),
+        code_block("\n".join(map(_quoted, records.commands))),
     ]
+
+
+def _quoted(command: str) -> str:
+    """The command with nothing in it that a shell acts on: a record may be anybody's, and what it says is typed."""
+    try:
+        return shlex.join(shlex.split(command))
+    except ValueError:
+        return shlex.quote(command)
 
 
 def _reason(records: RunRecords, name: str, otherwise: str) -> str:

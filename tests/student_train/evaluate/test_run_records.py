@@ -54,6 +54,9 @@ def test_records_of_other_weights_do_not_count(tiny_teacher_copy: Any) -> None:
     assert found.tasks.keys() == {"cola", "rte"} and found.stale == ("finetune-sst2.json",)
 
 
+SCORED = '{"evaluation": "finetune", "seeds": [0], "scores": [0.1], '
+
+
 @pytest.mark.parametrize(
     "name, text, named",
     [
@@ -64,9 +67,18 @@ def test_records_of_other_weights_do_not_count(tiny_teacher_copy: Any) -> None:
         (
             "finetune-sst2.json",
             '{"evaluation": "finetune", "seeds": [0], "scores": [NaN]}',
-            "it holds NaN, which is no number",
+            "it holds NaN, which is no number of JSON",
         ),
         ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0, 0], "scores": [0.1, 0.2]}', "'seeds' [0, 0]"),
+        ("finetune-sst2.json", SCORED + '"by_test": {"de": {}}}', "no entry 'scores'"),
+        (
+            "finetune-sst2.json",
+            SCORED + '"by_test": {"de": {"scores": [0.1, 0.2]}}}',
+            "'de' in 'by_test' are 2 for 1 seeds",
+        ),
+        ("finetune-sst2.json", SCORED + '"by_test": [1]}', "'by_test' holds [1]"),
+        ("finetune-sst2.json", SCORED + '"examples": {"dev": "many"}}', "'examples: dev' holds 'many'"),
+        ("finetune-sst2.json", SCORED + '"learning_rates": ["fast"]}', "'learning_rates' holds 'fast'"),
         ("latency.json", '{"evaluation": "latency", "measurements": [{"backend": 3}]}', "'backend' holds 3"),
         ("latency.json", '{"evaluation": "latency", "measurements": []}', "no entry 'parameters'"),
         ("fidelity.json", '{"evaluation": "fidelity", "relations": []}', "KeyError: 'hidden'"),

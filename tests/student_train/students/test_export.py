@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,23 @@ def test_nothing_of_training_is_in_it(family: str, tiny_teacher: Any, live_cache
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tiny_teacher(family)).get_vocab()
     assert len(tokenizer("babo " * 50, truncation=True)["input_ids"]) == 12
     assert json.loads((tmp_path / "provenance.json").read_text()) == {"made": "here"}
+
+
+@pytest.mark.parametrize("family, types", [("roberta", 1), ("distilbert", 0), ("bert", 2)])
+def test_the_tokenizer_gives_what_the_student_reads(
+    family: str, types: int, tiny_teacher: Any, live_cache: Any, tmp_path: Path
+) -> None:
+    """A teacher may come with BERT's tokenizer, which numbers the texts of a pair, and have one type or none."""
+    teacher, folder = tiny_teacher(family, **({"type_vocab_size": types} if types else {})), tmp_path / "teacher"
+    shutil.copytree(teacher, folder)
+    named = ["input_ids", "token_type_ids", "attention_mask"]
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_input_names": named}))
+    student = trained_student(live_cache, teacher, {"mha": 1.0})
+    export(student, tmp_path / "out", folder)
+    pair = AutoTokenizer.from_pretrained(tmp_path / "out")("ba", "da", return_tensors="pt")
+    assert list(pair) == (named if types == 2 else ["input_ids", "attention_mask"])
+    assert AutoModel.from_pretrained(tmp_path / "out")(**pair)[0].isfinite().all()
 
 
 def test_training_goes_on_after_an_export(tiny_teacher: Any, live_cache: Any, tmp_path: Path) -> None:

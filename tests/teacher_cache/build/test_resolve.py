@@ -142,6 +142,17 @@ def test_defaults_that_depend_on_the_teacher(small_settings: Settings, small_tea
     assert resolve_seq_len(replace(settings, seq_len=5), small_teacher) == 5
 
 
+def test_of_a_small_vocabulary_every_id_is_kept_unless_more_are_asked_for(
+    small_settings: Settings, small_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of ESM's 33 amino acids and marks, of which the usual 64 cannot be kept; here 200, the usual 300."""
+    monkeypatch.setattr("teacher_cache.build.settings._DEFAULT_ENTRIES", {"topk": 300})
+    targets, _, _ = plan(small_settings(Path("never.zarr"), targets="logits", k=None), small_teacher)
+    assert targets.logits is not None and targets.logits.entries == 200
+    with pytest.raises(SettingsError, match="--k 300 is more than the 200 ids"):
+        plan(small_settings(Path("never.zarr"), targets="logits", k=300), small_teacher)
+
+
 def test_what_a_headless_teacher_cannot_give_is_left_out_and_said(
     small_settings: Settings, tiny_teacher: Callable[..., Path]
 ) -> None:

@@ -123,3 +123,21 @@ def test_for_a_terminal(comparison: Comparison) -> None:
             console.print(rich_table(grid))
     text = captured.get()
     assert "+1.25* [+0.20, +2.30] p 0.040" in text and "70.00 ± 1.23" in text and "a|b" in text
+
+
+NASTY = "<script>x</script> & &lt; `b` | [c](javascript:d) [/e] \\* \x1b[31m\nf"
+
+
+def test_names_are_text_in_markdown_and_on_a_terminal(comparison: Comparison) -> None:
+    row = replace(comparison.rows[1], row=replace(comparison.rows[1].row, name=NASTY))
+    nasty = replace(comparison, rows=(row, comparison.rows[0]), baseline=NASTY, notes=(NASTY,), tasks={"rte": NASTY})
+    text = markdown(nasty)
+    plain = r"&lt;script>x&lt;/script> & &amp;lt; \`b\` | [c\](javascript:d) [/e] \\* \x1b[31m\nf"
+    assert f"- {plain}\n" in text and f"## Differences to {plain}\n" in text
+    assert "| " + plain.replace("|", r"\|") + " |" in text
+    assert "<script" not in text and "\x1b" not in text
+    console = Console(file=io.StringIO(), width=400)
+    for grid in comparison_grids(nasty):
+        console.print(rich_table(grid))
+    printed = console.file.getvalue()
+    assert r"<script>x</script> & &lt; `b` | [c](javascript:d) [/e] \* \x1b[31m\nf" in printed and "\x1b" not in printed

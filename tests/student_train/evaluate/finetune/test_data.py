@@ -104,6 +104,27 @@ def test_tags(tmp_path: Path) -> None:
         read("ner", train_file=str(train), dev_file=str(dev))
 
 
+def test_all_tags_are_in_one_scheme(tmp_path: Path) -> None:
+    train, dev = tmp_path / "train.txt", tmp_path / "dev.txt"
+
+    def scheme(train_tags: str, dev_tags: str) -> str | None:
+        for path, tags in ((train, train_tags), (dev, dev_tags)):
+            path.write_text("".join(f"w{number}\t{tag}\n" for number, tag in enumerate(tags.split())))
+        return read("ner", train_file=str(train), dev_file=str(dev)).scheme
+
+    assert scheme("B-PER I-PER O", "I-PER O") == "IOB"
+    assert scheme("I-PER E-PER O", "E-PER O") == "IOE"
+    assert scheme("B-PER L-PER O", "U-PER O") == "BILOU"
+    assert scheme("B-PER M-PER E-PER O", "S-PER O") == "BMES"
+    with pytest.raises(TaskError, match=r"train.txt', '.*dev.txt' begin with 'B', 'L', 'S', which no scheme"):
+        scheme("B-PER L-PER O", "S-PER O")
+    # one file in IOB2 beside one in BILOU
+    with pytest.raises(
+        TaskError, match=r"dev.txt' holds 'w0 w1', tagged 'B-PER O': 'O' cannot follow 'B-PER' in BILOU"
+    ):
+        scheme("B-PER L-PER O U-PER", "B-PER O")
+
+
 def test_without_files_it_is_the_dataset_of_the_hub() -> None:
     with pytest.raises(TaskError, match="'nyu-mll/glue:sst2:train' is no local file"):
         read()

@@ -127,6 +127,7 @@ def test_the_best_learning_rate_on_dev_counts(finetune: Finetune, tmp_path: Path
 
 def test_words_that_were_cut_count_as_missed(finetune: Finetune) -> None:
     whole, _ = finetune("ner")
+    assert whole.settings["tag_scheme"] == "IOB"
     cut, _ = finetune("ner", max_length=8)
     assert cut.seeds[0].measures["dev"]["recall"] < whole.seeds[0].measures["dev"]["recall"] - 0.03
     assert any("of dev are longer than 8 tokens" in note for note in cut.notes)

@@ -69,6 +69,16 @@ def test_columns_of_conll(records_of: Any) -> None:
     ]
 
 
+def test_a_column_that_counts_the_words_is_passed_over(records_of: Any) -> None:
+    """As CoNLL-U and GermEval have it, from 1 or 0, with ranges; numbers among the words stay words."""
+    text = "1 Am an ADP O\n1-2 1996 1996 NUM B-DATE\n\n0 Oslo Oslo PROPN B-LOC\n"
+    assert records_of("train.conll", text, tokens=True) == [
+        (1, {"tokens": ["Am", "1996"], "ner_tags": ["O", "B-DATE"]}),
+        (4, {"tokens": ["Oslo"], "ner_tags": ["B-LOC"]}),
+    ]
+    assert records_of("train.conll", "1\tO\nx\tO\n", tokens=True)[0][1]["tokens"] == ["1", "x"]
+
+
 def test_marks_of_a_language_go_where_every_word_has_one(records_of: Any) -> None:
     marked = "zh-yue:a\tO\nzh-yue:b:c\tB-PER\n"
     assert records_of("train", marked, tokens=True)[0][1]["tokens"] == ["a", "b:c"]
@@ -84,6 +94,9 @@ def test_marks_of_a_language_go_where_every_word_has_one(records_of: Any) -> Non
         ("a.jsonl", '{"a": 1}\n{"a"', False, "line 2: this is not JSON"),
         ("a.jsonl", "[1]", False, r"line 1: '\[1\]' is no JSON object"),
         ("a.txt", "EU B-ORG\nPeter\n", True, "line 2: 'Peter' has no tag"),
+        ("a.conll", "\n1 B-PER\n2 O\n", True, r"line 2: column 1 \(here '1'\) holds nothing but numbers"),
+        ("a.conll", "1 x B-PER\n2 O\n", True, r"line 2: column 1 \(here '2'\) holds nothing but numbers"),
+        ("a.conll", "1 7 B-PER\n1 8 O\n", True, r"line 1: columns 1 and 2 \(here '7'\) hold nothing but numbers"),
         ("a.txt", "sentence\tlabel\n", False, "from its suffix '.txt'"),
         ("a.tsv", b"caf\xe9\t1\n", False, "cannot be read as text"),
     ],

