@@ -287,6 +287,13 @@ def test_a_variance_is_a_number_above_0(store: Path, value: float) -> None:
         open_caches([str(store)]).hidden_variance(2)
 
 
+def test_attention_of_a_hidden_state_that_is_not_there_is_refused(store: Path) -> None:
+    edit_manifest(store, lambda fields: fields["targets"]["attention"][0].update(layer=1))
+    reseal(store)
+    with pytest.raises(StoreError, match="is read with hidden 0"):
+        open_caches([str(store)])
+
+
 def first(value: int) -> Edit:
     return lambda values: values.flat.__setitem__(0, value)
 

@@ -204,6 +204,8 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     for name in ("hidden", "attention"):
         for number, spec in enumerate(targets[name]):
             _check_codec(f"targets.{name}.{number}.codec", spec["codec"])
+    for number, spec in enumerate(targets["attention"]):
+        _check_relations(f"targets.attention.{number}", spec)
     if (logits := targets["logits"]) is not None:
         _check_logits(logits, teacher["vocab_size"])
     blocks = -(-fields["rows"] // fields["block_rows"])
@@ -234,6 +236,14 @@ def _check_codec(place: str, codec: str) -> None:
         known = False
     if not known:
         raise ValueError(f"the field {place!r} is {codec!r}: it must be one of {', '.join(FIXED_PRECISIONS)} or nmse:X")
+
+
+def _check_relations(place: str, spec: Mapping[str, Any]) -> None:
+    matrix, heads, codec = spec["form"] == "matrix", spec["heads"], spec["codec"]
+    if matrix != (heads is not None):
+        raise ValueError(f"the field '{place}.heads' is {heads!r}: relations kept as matrices have heads, others none")
+    if matrix and codec != "float16":
+        raise ValueError(f"the field '{place}.codec' is {codec!r}: relations kept as matrices are float16")
 
 
 def _check_logits(logits: Mapping[str, Any], vocabulary: int) -> None:

@@ -96,6 +96,8 @@ class CacheReader:
         if groups[0] not in finished and not allow_unsealed:
             raise _unfinished(storage, groups[0])
         chosen = groups if allow_unsealed else readable_groups(finished)
+        if groups[0] not in chosen:
+            raise _needs_what_is_not_there(storage, groups[0])
         reader = cls(storage, chosen, [group for group in groups if group not in chosen], copies)
         reader._objects.check_metadata()
         return reader
@@ -266,4 +268,11 @@ def _unfinished(storage: Storage, group: Group) -> StoreError:
     return StoreError(
         f"{storage.location!r} is unfinished ({done} of {group.manifest.blocks} blocks): what is missing would be read "
         f"as zeros; {group.how_to_finish}"
+    )
+
+
+def _needs_what_is_not_there(storage: Storage, group: Group) -> StoreError:
+    return StoreError(
+        f"{storage.location!r} is damaged: {group.name} is read with {', '.join(sorted(group.needs))}, which no "
+        "finished part of the store holds, so nothing of it can be decoded; restore it from a copy, or build it again"
     )

@@ -37,7 +37,8 @@ FORGED: list[Change] = [
     ("targets.hidden.0.layer", [2]), ("targets.hidden.0.layer", 5), ("targets.hidden.0.layer", 4),
     ("targets.hidden.0.codec", "nmse:nan"), ("targets.hidden.0.codec", "nmse:inf"), ("targets.hidden.0.codec", None),
     ("targets.hidden.0.codec", "nmse:0.010"), ("targets.hidden.0.view", "x"), ("targets.attention.0.layer", 0),
-    ("targets.attention.0.heads", 0), ("targets.attention.0.form", "all"), ("corpus.specs", "text"),
+    ("targets.attention.0.heads", 0), ("targets.attention.0.heads", 4),
+    ("targets.attention.0.form", "matrix"), ("targets.attention.0.form", "all"), ("corpus.specs", "text"),
     ("corpus.rows", -1), ("inputs_held", ["plain", "x"]), ("dtype", "int8"), ("format_version", True),
     ("row_mode", "any"), ("first_row", -1), ("seed", "0"), ("software", {"torch": 2}), ("command", None),
 ]  # fmt: skip
