@@ -28,7 +28,7 @@ def small_rows(
     small_settings: Callable[..., BuildSettings], small_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory
 ) -> Rows:
     """40 rows of 24 positions."""
-    return pack_rows(small_settings(tmp_path_factory.mktemp("no-store")), small_teacher, 24)
+    return pack_rows(small_settings(tmp_path_factory.mktemp("no-store")), small_teacher, 24, Silent())
 
 
 class Notes(Silent):
