@@ -16,8 +16,9 @@ from student_train.engine.engine import DeepSpeedConfig, import_deepspeed, refus
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
 
-_SIZES = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-"""They fit together in one process, whatever the real ones are, which are checked elsewhere."""
+_WHOLE_BATCH = "train_batch_size"
+_SIZES = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+"""In place of the real ones, which are checked elsewhere; the whole batch follows from these and the processes."""
 _READ_LATER = ("params", "data_efficiency", "compression_training", "autotuning", "pipeline")
 """Sections that are handed on to what reads them when training starts, and refuses what it does not know."""
 
@@ -29,7 +30,7 @@ def check_keys(path: str, override: DeepSpeedConfig, config: DeepSpeedConfig, *,
         SettingsError: there is such a name, or DeepSpeed refuses a value.
     """
     deepspeed = import_deepspeed(device)
-    traced = _Traced(config | _SIZES)
+    traced = _Traced({name: value for name, value in config.items() if name != _WHOLE_BATCH} | _SIZES)
     try:
         with redirect_stdout(sys.stderr):
             deepspeed.DeepSpeedConfig(traced)

@@ -18,6 +18,7 @@ from teacher_cache.errors import StoreError
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_NO_VOCABULARY = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _MOST_JSON_BYTES = 256 * 2**20
 """A tokenizer of 250,000 ids takes 17 MB."""
 
@@ -28,6 +29,12 @@ def check_teacher_folder(folder: Path, names: Collection[str], location: str) ->
     Raises:
         StoreError: one of them is code, pickled, malformed, or names code to be run.
     """
+    if "config.json" not in names or not any(map(_may_hold_a_vocabulary, names)):
+        raise StoreError(
+            f"the teacher in {location!r} lists {', '.join(sorted(names)) or 'no files'}, and lacks its configuration "
+            "or the vocabulary of its tokenizer: no student could read the rows; restore the store from a copy, or "
+            "build it again"
+        )
     for name in sorted(names):
         suffix = Path(name).suffix.lower()
         if suffix in _CODE or suffix in _PICKLED:
@@ -35,6 +42,11 @@ def check_teacher_folder(folder: Path, names: Collection[str], location: str) ->
             raise _refused(location, name, f"is {what}")
         if suffix == ".json":
             _check_json(folder / name, name, location)
+
+
+def _may_hold_a_vocabulary(name: str) -> bool:
+    """Each kind of tokenizer has files of its own; here is what holds none in any of them."""
+    return name not in _NO_VOCABULARY and not name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _check_json(path: Path, name: str, location: str) -> None:

@@ -180,8 +180,12 @@ class GroupWriter:
         """
         if not has_lost_seal(self.storage, self.group):
             return None
+        commits = read_commits(self.storage, self.group)
+        if len(commits) < self.manifest.blocks:
+            # one cannot be read: its block is computed anew, as in any unfinished group
+            return None
         key = self.group.prefix + COMMIT_HASHES
-        if self.storage.read(key) != list_commits(read_commits(self.storage, self.group)):
+        if self.storage.read(key) != list_commits(commits):
             raise StoreError(
                 f"{self.storage.location!r} is damaged: the commits of {self.group.name} are not those that {key!r} "
                 "lists, and the seal that could tell which of them was changed is missing; restore both from a copy, "

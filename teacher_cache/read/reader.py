@@ -259,12 +259,12 @@ class CacheReader:
 
 
 def _unfinished(storage: Storage, group: Group) -> StoreError:
-    if has_lost_seal(storage, group):
+    done = len(whole_blocks(group, read_commits(storage, group), storage.list()))
+    if done == group.manifest.blocks and has_lost_seal(storage, group):
         return StoreError(
             f"{storage.location!r} is unfinished: without its seal nothing says that it is whole. For {group.name}, "
             f"{LOST_SEAL}: {group.manifest.command}"
         )
-    done = len(whole_blocks(group, read_commits(storage, group), storage.list()))
     return StoreError(
         f"{storage.location!r} is unfinished ({done} of {group.manifest.blocks} blocks): what is missing would be read "
         f"as zeros; {group.how_to_finish}"
