@@ -15,6 +15,7 @@ import torch
 
 from teacher_cache.build.passes import run_streams
 from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
+from teacher_cache.codecs.sinks import measure_ordinary
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.corpus.corpus import Rows
@@ -61,8 +62,12 @@ def calibrate_streams(
     for stream in streams:
         assert stream.target_nmse is not None
         maps = stream_projections(stream, projections)
-        found[stream.path] = calibrate(samples.pop(stream.path), stream.target_nmse, maps)
+        sample = samples.pop(stream.path)
+        found[stream.path] = calibrate(sample, stream.target_nmse, maps)
         note(f"  {stream.path}: NMSE {found[stream.path][1].nmse:.3g} on rows held out")
+        ordinary = measure_ordinary(torch.cat(sample.check), found[stream.path][0], maps)
+        if (warning := ordinary.note(stream.path, stream.target_nmse)) is not None:
+            note(warning)
     return found
 
 
