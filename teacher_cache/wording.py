@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+_LONGEST_COMMAND = 100_000
 
 
 def format_bytes(size: float) -> str:
@@ -50,6 +54,12 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     """`did you mean last or last1? Give` where names are close to what was given, else `give`: a list follows it."""
     close = get_close_matches(given, list(names), n=2)
     return f"did you mean {' or '.join(close)}? Give" if close else "give"
+
+
+def command_line() -> str:
+    """What was typed, as a shell takes it; of a very long line, such as thousands of file names, the first part."""
+    typed = shlex.join(sys.argv)
+    return typed if len(typed) <= _LONGEST_COMMAND else f"{typed[:_LONGEST_COMMAND]} ..."
 
 
 def or_nothing(value: Any) -> str:

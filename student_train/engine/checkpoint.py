@@ -159,8 +159,8 @@ def seal_checkpoint(path: Path, *, step: int, identity: Mapping[str, Any], proce
         json.dump(marker, stream, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(path / MARKER_NAME)
     close_to_others(path)
+    temporary.replace(path / MARKER_NAME)
     for folder in (path, path.parent):
         flush_to_disk(folder)
 

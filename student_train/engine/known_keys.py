@@ -39,6 +39,7 @@ def check_keys(path: str, override: DeepSpeedConfig, config: DeepSpeedConfig, *,
         raise SettingsError(
             f"--deepspeed {path!r} is refused by DeepSpeed ({what}): training would not start; correct the file"
         ) from error
+    traced.asked.add("sequence_parallel_size")  # asked for only where several processes run
     for section, name, known in _unknown(override, traced, ""):
         raise SettingsError(
             f"--deepspeed {path!r} sets {section + name!r}, which DeepSpeed does not know: it would be passed "

@@ -7,6 +7,7 @@ Cost: a look at each file, and the part of it that is not numbers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import stat
@@ -39,7 +40,10 @@ def check_trust(path: Path) -> None:
         TrainingError: somebody could, or something does.
     """
     for one in (path, *sorted(path.rglob("*"))):
-        facts = one.stat()
+        try:
+            facts = one.stat()
+        except OSError as error:
+            raise _refused(one, f"cannot be looked at ({error.strerror})") from error
         if facts.st_uid not in (os.geteuid(), 0):
             raise _refused(one, f"belongs to user {facts.st_uid}, and you are user {os.geteuid()}")
         if facts.st_mode & _OTHERS_WRITE:
@@ -51,9 +55,11 @@ def check_trust(path: Path) -> None:
 def close_to_others(path: Path) -> None:
     """Take the right to write a checkpoint from all others: whoever has it could run code where it is loaded."""
     for one in (path, *path.rglob("*")):
-        mode = one.stat().st_mode
-        if mode & _OTHERS_WRITE:
-            one.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
+        # file systems without such rights refuse, or do nothing: whoever resumes there is asked
+        with contextlib.suppress(OSError):
+            mode = one.stat().st_mode
+            if mode & _OTHERS_WRITE:
+                one.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
 
 
 def _check_pickle(file: Path) -> None:

@@ -7,8 +7,6 @@ before a row is read.
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,6 +30,7 @@ from teacher_cache.corpus.corpus import Rows, tokenizer_fingerprint
 from teacher_cache.errors import SettingsError, TeacherError
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.wording import command_line
 
 _DEFAULT_SEQ_LEN = 512
 _MUCH_MEMORY = 2**30
@@ -163,7 +162,7 @@ def make_manifest(
             "python": platform.python_version(),
             **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},
         },
-        command=shlex.join(sys.argv),
+        command=command_line(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -13,8 +13,6 @@ itself, in the form `input`. Nothing is read or written here.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,6 +36,7 @@ from teacher_cache.contract.targets import (
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.errors import SettingsError, TargetsError
 from teacher_cache.format.layout import StoreLayout
+from teacher_cache.wording import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +96,7 @@ def plan_derivation(layout: StoreLayout, settings: DeriveSettings) -> Derivation
         targets=_choose_targets(source, settings),
         inputs_held=(),
         calibration={},
-        command=f"{shlex.join(sys.argv)}; {settings.src} was made {source.created} by: {source.command}",
+        command=f"{command_line()}; {settings.src} was made {source.created} by: {source.command[:100_000]}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Derivation(source=layout, manifest=manifest, first=first)

@@ -192,8 +192,19 @@ def read_checked(data: bytes) -> dict[str, Any]:
 
 
 def write_manifest(storage: Storage, prefix: str, manifest: Manifest) -> None:
-    """Write the manifest of a group, in one piece, into the attributes of its zarr group."""
+    """Write the manifest of a group, in one piece, into the attributes of its zarr group.
+
+    Raises:
+        StoreError: no reader would take it.
+    """
     attributes = manifest.to_json()
+    try:
+        check_manifest(json.loads(json.dumps(attributes)))
+    except ValueError as error:
+        raise StoreError(
+            f"{storage.location!r} cannot be begun: {error}. A store that says so would be refused by everybody who "
+            "reads it; change the flag that this comes from"
+        ) from error
     storage.write(prefix + METADATA, _group_metadata({**attributes, _CHECKSUM: sha256_of_json(attributes)}))
 
 

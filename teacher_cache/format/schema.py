@@ -56,7 +56,7 @@ class TeacherSchema(_Strict):
 class CorpusSchema(_Strict):
     """`manifest.CorpusRecord`."""
 
-    specs: Annotated[list[Text], Field(max_length=2**16)]
+    specs: Annotated[list[Text], Field(max_length=2**24)]
     fingerprint: Text
     documents: Count
     tokens: Count

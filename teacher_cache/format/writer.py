@@ -180,11 +180,11 @@ class GroupWriter:
         """
         if not has_lost_seal(self.storage, self.group):
             return None
-        commits = read_commits(self.storage, self.group)
-        if len(commits) < self.manifest.blocks:
-            # one cannot be read: its block is computed anew, as in any unfinished group
+        key, commits = self.group.prefix + COMMIT_HASHES, read_commits(self.storage, self.group)
+        if len(whole_blocks(self.group, commits, self.storage.list())) < self.manifest.blocks:
+            # as in any unfinished group blocks are computed anew, and on another machine their commits are others
+            self.storage.delete(key)
             return None
-        key = self.group.prefix + COMMIT_HASHES
         if self.storage.read(key) != list_commits(commits):
             raise StoreError(
                 f"{self.storage.location!r} is damaged: the commits of {self.group.name} are not those that {key!r} "

@@ -129,7 +129,7 @@ def test_what_constructs_is_accepted_by_all_that_read_it_later(**values):
         assert read_attention_layers(made.attention_layer).for_depths(DEEP, depth)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(mapping=MAPPING_TEXTS, attention_layer=ATTENTION_TEXTS, init=INITS)
 def test_what_no_models_could_follow_is_refused_at_once(mapping, attention_layer, init):
     """The other way round: a text that no depths would make readable does not construct."""

@@ -44,8 +44,10 @@ def store(small_manifest: Callable[..., Manifest], tmp_path: Path) -> LocalStora
     writer = write_group(
         storage, "", small_manifest(TargetSpecs(hidden=(HiddenSpec(layer=2, codec="int8", view="masked"),)))
     )
-    storage.write("teacher/config.json", b"{}")
-    write_teacher_files(storage, {"teacher/config.json": ObjectDigest.of(b"{}")})
+    names = ("teacher/config.json", "teacher/tokenizer.json")
+    for name in names:
+        storage.write(name, b"{}")
+    write_teacher_files(storage, dict.fromkeys(names, ObjectDigest.of(b"{}")))
     writer.seal()
     return storage
 
