@@ -100,10 +100,8 @@ def _completed(runs: Sequence[SweepRun]) -> dict[str, str]:
 
 def _check_against_caches(runs: Sequence[SweepRun], path: Path) -> None:
     """Refuse the first run that its cache, or this machine, rules out. Opens each cache once."""
-    from student_train.train.prepare import (
-        check_run,
-        open_cache,
-    )  # torch, which a list of wrong flags need not wait for
+    # imports torch, which a list of wrong flags need not wait for
+    from student_train.train.prepare import check_run, open_cache
 
     readers: dict[tuple[str, ...], CacheSource] = {}
     for run in runs:
