@@ -3,10 +3,12 @@
 `packed` rows follow RoBERTa's "full sentences" (Liu et al. 2019, section 4.2): the token ids of all documents, joined
 by one separator token, are cut into rows of `seq_len` positions, which include the special tokens that the tokenizer
 puts around every sequence; the last row may be short and is padded. `document` rows hold the beginning of one document
-each.
+each. In `isolated` rows no document sees another: each is a segment of its own, which has the tokenizer's special
+tokens around it, and it is said where segments begin (`packing`). A causal model's rows end in text; its documents end
+in the token that ends a text (`frame`).
 
 Cost: one pass of the tokenizer over the text. Token ids stay in a temporary file (`TokenSpool`); memory holds 8 bytes
-per document and 24 per row.
+per document and 34 per row.
 
 A row's id is its number in packing order, and rows are kept in ascending order of a hash of (seed, row id), or in an
 order that mixes several sources (`mixing`): the first N rows are the same however many more are kept. A packed row
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,81 +28,34 @@ from numpy.typing import NDArray
 from teacher_cache.contract.manifest import CorpusRecord, RowMode, sha256_of_json
 from teacher_cache.corpus.columns import Note, no_note
 from teacher_cache.corpus.documents import read_documents
+from teacher_cache.corpus.frame import RowFrame
 from teacher_cache.corpus.mixing import Mix
-from teacher_cache.corpus.tokens import Ids, TokenSpool, encode, tell_unknown, tokenise
-from teacher_cache.errors import CorpusError, SettingsError, TeacherError
+from teacher_cache.corpus.packing import RowSpans, cut_at, cut_isolated
+from teacher_cache.corpus.tokens import Ids, TokenSpool, tell_unknown, tokenise
+from teacher_cache.errors import CorpusError, SettingsError
 from teacher_cache.random_bits import uniform_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
-PROBE = "a"
+Segments = Literal["joined", "isolated"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowBlock:
-    """Consecutive rows: padded ids, real positions, stable row ids, and the first document in each row."""
+    """Consecutive rows: padded ids, real positions, stable row ids, and the first document in each row.
+
+    `starts_BT` is True where a segment begins, as at position 0 of every row and at no padding; None of joined rows.
+    `learnt_BT` is True at tokens that a model is to learn to say; None where that is all of them.
+    """
 
     input_ids_BT: Ids
     length_B: NDArray[np.int32]
     row_id_B: NDArray[np.int64]
     document_B: NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowFrame:
-    """What stands around the text of every row, and what fills a short one."""
-
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-    separator: int
-    padding: int
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> RowFrame:
-        """Find the special tokens by encoding something: families differ, and the tokenizer alone knows.
-
-        Raises:
-            TeacherError: the tokenizer has no separator or no padding token.
-        """
-        plain = encode(tokenizer, [PROBE], special=False)[0]
-        whole = encode(tokenizer, [PROBE], special=True)[0]
-        starts = [at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain]
-        if not starts:
-            raise TeacherError(
-                f"the tokenizer {tokenizer.name_or_path!r} reads {PROBE!r} as {plain} alone and as {whole} in a row: "
-                "where text stands between special tokens cannot be told, so rows cannot be made; use the teacher's "
-                "own tokenizer"
-            )
-        start = starts[0]
-        separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-        for name, token in (("separator (sep_token or eos_token)", separator), ("padding", tokenizer.pad_token_id)):
-            if token is None:
-                raise TeacherError(
-                    f"the tokenizer {tokenizer.name_or_path!r} has no {name} token: rows of text cannot be made "
-                    "without it; set it in the teacher's tokenizer_config.json"
-                )
-        return cls(
-            prefix=tuple(whole[:start]),
-            suffix=tuple(whole[start + len(plain) :]),
-            separator=cast(int, separator),
-            padding=cast(int, tokenizer.pad_token_id),
-        )
-
-    def text_positions(self, seq_len: int) -> int:
-        """Positions of a row that hold text.
-
-        Raises:
-            SettingsError: the special tokens alone fill the row.
-        """
-        around = len(self.prefix) + len(self.suffix)
-        if seq_len <= around:
-            raise SettingsError(
-                f"--seq-len {seq_len!r} leaves no room for text: the tokenizer puts {around} special tokens around "
-                f"each row; give at least {around + 1}, 128 is usual"
-            )
-        return seq_len - around
+    starts_BT: NDArray[np.bool_] | None = None
+    learnt_BT: NDArray[np.bool_] | None = None
 
 
 class Rows:
@@ -113,21 +68,22 @@ class Rows:
         frame: RowFrame,
         seq_len: int,
         tokens: Ids,
-        bounds: NDArray[np.int64],
+        spans: RowSpans,
         first_document: NDArray[np.int64],
         kept_rows: NDArray[np.int64],
+        segment_starts: NDArray[np.int64] | None = None,
         first_row: int = 0,
         sources: Sequence[tuple[str, int]] = (),
     ) -> None:
-        """`bounds` has one entry more than there are rows: row r holds tokens[bounds[r]:bounds[r + 1]].
+        """`segment_starts`, of isolated rows, says where among `tokens` segments begin, beside those of the rows.
 
         `first_row` says where in the final order the kept rows begin; `sources`, of a mix, how many rows of each are
         kept.
         """
         self.record = record
         self._frame, self._seq_len = frame, seq_len
-        self._tokens, self._bounds, self._first_document = tokens, bounds, first_document
-        self._kept_rows = kept_rows
+        self._tokens, self._spans, self._first_document = tokens, spans, first_document
+        self._kept_rows, self._segment_starts = kept_rows, segment_starts
         self.first_row = first_row
         self.sources = sources
 
@@ -147,9 +103,10 @@ class Rows:
             frame=self._frame,
             seq_len=self._seq_len,
             tokens=self._tokens,
-            bounds=self._bounds,
+            spans=self._spans,
             first_document=self._first_document,
             kept_rows=self._kept_rows[start:stop],
+            segment_starts=self._segment_starts,
             first_row=self.first_row + start,
         )
 
@@ -159,22 +116,39 @@ class Rows:
     def read(self, start: int, stop: int) -> RowBlock:
         """Rows start..stop of the final order; T is `seq_len` for every row."""
         row_id_B = self._kept_rows[start:stop]
-        frame, first_B = self._frame, self._bounds[row_id_B]
-        text_B = self._bounds[row_id_B + 1] - first_B
+        frame, spans = self._frame, self._spans
+        first_B, stop_B = spans.start_R[row_id_B], spans.stop_R[row_id_B]
+        text_B = stop_B - first_B
+        head_B = len(frame.prefix) * spans.prefixed_R[row_id_B]
+        tail_B = len(frame.suffix) * spans.suffixed_R[row_id_B]
         input_ids_BT = np.full((len(row_id_B), self._seq_len), frame.padding, dtype=np.int32)
-        head, tail = len(frame.prefix), len(frame.suffix)
-        input_ids_BT[:, :head] = frame.prefix
-        offset = np.arange(self._seq_len - head - tail)
-        real = offset < text_B[:, None]
-        input_ids_BT[:, head : head + len(offset)][real] = self._tokens[(first_B[:, None] + offset)[real]]
-        after_text = head + text_B[:, None] + np.arange(tail)
-        np.put_along_axis(input_ids_BT, after_text, np.asarray(frame.suffix, dtype=np.int32)[None, :], axis=1)
+        offset_BT = np.arange(self._seq_len) - head_B[:, None]
+        real_BT = (offset_BT >= 0) & (offset_BT < text_B[:, None])
+        input_ids_BT[real_BT] = self._tokens[(first_B[:, None] + offset_BT)[real_BT]]
+        input_ids_BT[head_B > 0, : len(frame.prefix)] = frame.prefix
+        after_text_B = head_B + text_B
+        for place, token in enumerate(frame.suffix):
+            row_B = np.flatnonzero(tail_B)
+            input_ids_BT[row_B, after_text_B[row_B] + place] = token
         return RowBlock(
             input_ids_BT=input_ids_BT,
-            length_B=(head + text_B + tail).astype(np.int32),
+            length_B=(after_text_B + tail_B).astype(np.int32),
             row_id_B=row_id_B,
             document_B=self._first_document[row_id_B],
+            starts_BT=self._starts(first_B, stop_B, head_B),
         )
+
+    def _starts(
+        self, first_B: NDArray[np.int64], stop_B: NDArray[np.int64], head_B: NDArray[np.int64]
+    ) -> NDArray[np.bool_] | None:
+        if self._segment_starts is None:
+            return None
+        starts_BT = np.zeros((len(first_B), self._seq_len), dtype=bool)
+        starts_BT[:, 0] = True
+        low_B, high_B = (np.searchsorted(self._segment_starts, at_B) for at_B in (first_B + 1, stop_B))
+        for row, (low, high) in enumerate(zip(low_B, high_B, strict=True)):
+            starts_BT[row, self._segment_starts[low:high] - first_B[row] + head_B[row]] = True
+        return starts_BT
 
 
 def pack_corpus(
@@ -186,12 +160,15 @@ def pack_corpus(
     seed: int,
     max_rows: int | None = None,
     mix_alpha: float | None = None,
+    segments: Segments = "joined",
+    causal: bool = False,
     progress: Progress | None = None,
     note: Note = no_note,
 ) -> Rows:
     """Read, tokenise and pack a corpus. `progress` is told documents and tokens so far, once per million characters.
 
-    `note` is told, once each, what the user should know of how the corpus is read.
+    `causal` rows are for a model that guesses the next token. `note` is told, once each, what the user should know of
+    how the corpus is read.
 
     Raises:
         CorpusError: the text cannot be read, or there is none, or none that the tokenizer knows.
@@ -199,13 +176,21 @@ def pack_corpus(
         TeacherError: the tokenizer lacks a token that rows need.
         SpaceError: the disk of temporary files is full.
     """
-    frame = RowFrame.of(tokenizer)
+    frame = RowFrame.of(tokenizer, causal=causal)
     text_positions = frame.text_positions(seq_len)
-    packed = row_mode == "packed"
+    if causal and seq_len < 2:
+        raise SettingsError(
+            f"--seq-len {seq_len!r} leaves no token a next one, which a causal model guesses; give more"
+        )
+    packed, isolated = row_mode == "packed", segments == "isolated"
+    # documents that begin and end by themselves, or stand between special tokens of the row
+    alone = isolated if packed else causal
     mix = Mix.of(specs, mix_alpha)
     sources = [read_documents([spec], note) for spec in mix.specs] if mix else [read_documents(specs, note)]
     with TokenSpool(
-        separator=frame.separator if packed else None,
+        separator=frame.separator if packed and not alone else None,
+        prefix=frame.prefix if alone else (),
+        ending=frame.ending if alone else (),
         limit=None if packed else text_positions,
         unknown_id=tokenizer.unk_token_id,
     ) as spool:
@@ -217,9 +202,12 @@ def pack_corpus(
             "give a corpus with text"
         )
     tell_unknown(spool, tokenizer, note)
-    bounds = np.append(np.arange(0, len(ids), text_positions) if packed else starts, len(ids))
-    first_document = np.searchsorted(starts, bounds[:-1], side="right") - 1 if packed else np.arange(spool.documents)
-    rows = len(bounds) - 1
+    if packed and alone:
+        spans = cut_isolated(starts, len(ids), frame=frame, seq_len=seq_len, whole=None)
+    else:
+        spans = cut_at(np.arange(0, len(ids), text_positions) if packed else starts, len(ids), framed=not alone)
+    first_document = np.searchsorted(starts, spans.start_R, side="right") - 1
+    rows = len(spans)
     fingerprint, kept = spool.fingerprint(), list[tuple[str, int]]()
     if mix is None:
         order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
@@ -227,6 +215,8 @@ def pack_corpus(
         source_of_row = np.searchsorted(first_documents, first_document, side="right") - 1
         order, kept = mix.order_rows(seed, source_of_row, sizes, max_rows)
         fingerprint = sha256_of_json({"text": fingerprint, "sources": first_documents, **mix.identity()})
+    if isolated:
+        fingerprint = sha256_of_json({"text": fingerprint, "segments": segments})
     record = CorpusRecord(
         specs=tuple(specs), fingerprint=fingerprint, documents=spool.documents, tokens=spool.tokens, rows=rows
     )
@@ -235,9 +225,10 @@ def pack_corpus(
         frame=frame,
         seq_len=seq_len,
         tokens=ids,
-        bounds=bounds.astype(np.int64),
+        spans=spans,
         first_document=first_document.astype(np.int64),
         kept_rows=order[:max_rows].astype(np.int64),
+        segment_starts=starts if isolated else None,
         sources=kept,
     )
 

@@ -37,19 +37,27 @@ class TokenSpool:
     """The token ids of all documents, one after another, and a fingerprint of them.
 
     With a `separator`, that id is put before every document but the first; with a `limit`, only so many ids of each
-    document are kept. Neither changes the fingerprint, which covers every id of every document and where each ends.
-    Ids that are `unknown_id` are counted. Use it as a context: leaving it closes the file, which lives on for as long
-    as what `ids` mapped.
+    document are kept. `prefix` and `ending` are put around every document, the ending only where the whole document and
+    it are within the limit. None of this changes the fingerprint, which covers every id of every document and where
+    each ends. Ids that are `unknown_id` are counted. Use it as a context: leaving it closes the file, which lives on
+    for as long as what `ids` mapped.
     """
 
     def __init__(
-        self, *, separator: int | None = None, limit: int | None = None, unknown_id: int | None = None
+        self,
+        *,
+        separator: int | None = None,
+        prefix: Sequence[int] = (),
+        ending: Sequence[int] = (),
+        limit: int | None = None,
+        unknown_id: int | None = None,
     ) -> None:
         self.documents = 0
         self.tokens = 0
         self.unknown = 0
         self._unknown_id = unknown_id
         self._between = np.asarray([] if separator is None else [separator], dtype="<i4")
+        self._prefix, self._ending = (np.asarray(around, dtype="<i4") for around in (prefix, ending))
         self._limit = limit
         self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed on leaving the context
         self._starts = array("q")
@@ -74,7 +82,9 @@ class TokenSpool:
         ids = np.asarray(document, dtype="<i4")
         self._digest.update(len(ids).to_bytes(8, "little"))
         self._digest.update(ids.tobytes())
-        kept = np.concatenate((self._between if self.documents else self._between[:0], ids[: self._limit]))
+        whole = self._limit is None or len(ids) + len(self._ending) <= self._limit
+        before = self._between if self.documents else self._between[:0]
+        kept = np.concatenate((before, self._prefix, ids[: self._limit], self._ending if whole else self._ending[:0]))
         self._starts.append(self._written)
         self._written += len(kept)
         self.documents += 1

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from teacher_cache.corpus.corpus import RowFrame, Rows, pack_corpus, tokenizer_fingerprint
+from teacher_cache.corpus.corpus import Rows, pack_corpus, tokenizer_fingerprint
+from teacher_cache.corpus.frame import RowFrame
 from teacher_cache.errors import CorpusError, SettingsError, TeacherError
 from teacher_cache.random_bits import uniform_bits
 

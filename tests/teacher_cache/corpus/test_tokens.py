@@ -86,3 +86,12 @@ def test_batches_are_bounded_and_change_nothing(tiny_tokenizer) -> None:
     assert len(batches) > 3
     flat = [list(ids) for batch in batches for ids in batch]
     assert flat == [ids for ids in encode(tokenizer, documents, special=False) if ids]
+
+
+def test_prefix_and_ending_stand_around_documents_the_ending_of_whole_ones_alone() -> None:
+    with TokenSpool(prefix=(1, 2), ending=(3,), limit=3) as spool:
+        spool.add([[5, 6], [5, 6, 7], [5, 6, 7, 8]])
+        ids = spool.ids()
+    assert ids.tolist() == [1, 2, 5, 6, 3, 1, 2, 5, 6, 7, 1, 2, 5, 6, 7]
+    assert spool.starts().tolist() == [0, 5, 10]
+    assert (spool.documents, spool.tokens) == (3, 9)
