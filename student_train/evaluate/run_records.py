@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModel
 
 from student_train.evaluate.fidelity.records import FidelityReport
-from student_train.evaluate.latency.records import name_place
+from student_train.evaluate.latency.generation_records import name_place
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
 from student_train.run_files import PROVENANCE

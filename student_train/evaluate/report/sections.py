@@ -12,7 +12,7 @@ from typing import Any
 
 from student_train.evaluate.fidelity.records import format_value
 from student_train.evaluate.finetune.records import score_cells
-from student_train.evaluate.latency.records import name_place
+from student_train.evaluate.latency.generation_records import name_place
 from student_train.evaluate.report.html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
