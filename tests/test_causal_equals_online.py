@@ -1,13 +1,14 @@
 """For causal models too, training from the cache is training with the teacher in the loop.
 
 The online side knows nothing of rows that hold several documents: it cuts each row into its documents and reads every
-one of them alone, teacher and student, with nothing but `model(input_ids).logits`, losses in plain formulas and textbook
-AdamW. So it shows at once that packed is alone, that every position has its own next token, and that the loss is right.
+one of them alone, teacher and student, with nothing but `model(input_ids).logits`, losses in plain formulas and
+textbook AdamW. So it shows at once that packed is alone, that every position has its own next token, and that the loss is right.
 """
 
 from __future__ import annotations
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def documents_of(row: TargetBatch, number: int) -> list[Tensor]:
     assert row.starts_BT is not None
     ids_T = row.input_ids_BT[number, : int(row.length_B[number])].long()
     starts = [*row.starts_BT[number, : len(ids_T)].nonzero()[:, 0].tolist(), len(ids_T)]
-    return [ids_T[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+    return [ids_T[start:stop] for start, stop in pairwise(starts)]
 
 
 def online_losses(store: Path, teacher: PreTrainedModel, student: PreTrainedModel) -> list[dict[str, float]]:
