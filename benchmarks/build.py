@@ -142,9 +142,9 @@ def time_bare_teacher(settings: BuildSettings, batches: list[Batch]) -> float:
     for batch in batches:
         for targets in batch.values():
             final_BTD = teacher.run(targets.input_ids_BT, targets.length_B).final_BTD
-            if targets.masked is not None and head is not None:
-                positions_BM1 = targets.masked.positions_BM.unsqueeze(-1).to(final_BTD.device)
-                real_BM = targets.masked.real_BM().to(final_BTD.device)
+            if targets.places is not None and head is not None:
+                positions_BM1 = targets.places.positions_BM.unsqueeze(-1).to(final_BTD.device)
+                real_BM = targets.places.real_BM().to(final_BTD.device)
                 head(final_BTD.take_along_dim(positions_BM1, dim=1)[real_BM])
     if teacher.device.type == "cuda":
         torch.cuda.synchronize()

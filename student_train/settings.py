@@ -21,7 +21,7 @@ from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
 
-METHODS = ("mha", "direct", "hs", "od", "mlm")
+METHODS = ("mha", "direct", "hs", "od", "mlm", "lm")
 """The methods of this package; others may be added to `student_train.registry.ADDED_METHODS`."""
 READING_ATTENTION = ("mha", "direct")
 """The methods that `--attention-layer` is for."""

@@ -24,7 +24,7 @@ from student_train.students.student import build_student, plan_student
 from student_train.train.train import train
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.contract.batch import MaskedPositions, TargetBatch
+from teacher_cache.contract.batch import Places, TargetBatch
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.read.reader import CacheReader
 
@@ -127,8 +127,8 @@ class Online:
         return total / real_BT.sum()
 
     def distribution(self, targets: TargetBatch) -> Tensor:
-        masked = targets.masked
-        assert isinstance(masked, MaskedPositions)
+        masked = targets.places
+        assert isinstance(masked, Places)
         inputs = {"input_ids": targets.input_ids_BT, "attention_mask": targets.real_BT().long()}
         with torch.no_grad():
             teacher_BTV = self.teacher(**inputs).logits

@@ -88,8 +88,8 @@ def test_a_build_holds_logits_of_a_few_positions_only(store: tuple[Path, int]) -
 def test_positions_cost_few_bytes(store: tuple[Path, int]) -> None:
     """Of a distribution that is nearly flat: 64 ids hold 0.4% of it, and every draw is another id."""
     found = CacheReader.open(store[0]).read_rows(0, ROWS, TargetRequest(logits=True))["masked"]
-    assert found.masked is not None
-    positions = int(found.masked.count_B.sum())
+    assert found.places is not None
+    positions = int(found.places.count_B.sum())
     written = sum(size for path, size in describe_store(store[0]).bytes_per_array.items() if "logits/" in path)
     if isinstance(found.logits, SampledLogits):
         distinct = int((found.logits.counts_BMK > 0).sum())

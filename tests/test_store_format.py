@@ -182,7 +182,7 @@ def assert_close(plain: Array, tensor: Any, mask: Any = True, tolerance: float =
 
 def test_inputs(stores: Path) -> None:
     store, want = stores / "float16", ours(stores / "float16")
-    assert want.masked is not None
+    assert want.places is not None
     input_ids, count = of_rows(read(store, "input_ids")), masked(store, "count")
     for row, places in enumerate(count):
         positions = masked(store, "positions")[row, :places]
@@ -191,7 +191,7 @@ def test_inputs(stores: Path) -> None:
     assert (input_ids == want.input_ids_BT.numpy()).all()
     assert (of_rows(read(store, "length")) == want.length_B.numpy()).all()
     assert (of_rows(read(store, "row_id")) == want.row_id_B.numpy()).all()
-    assert (masked(store, "positions") == want.masked.positions_BM.numpy()).all()
+    assert (masked(store, "positions") == want.places.positions_BM.numpy()).all()
     assert of_rows(read(store, "length")).min() < T, "some rows have padding"
 
 

@@ -278,10 +278,10 @@ def _named(view: View, batch: TargetBatch, *, draws: int) -> Row:
     for layer, attention in batch.attention.items():
         held, suffix = ("_relations", "BATT") if isinstance(attention, AttentionRelations) else ("", "BTD")
         named |= {f"{prefix}{name}{held}_{layer}": getattr(attention, f"{name}_{suffix}") for name in VECTORS}
-    if batch.masked is not None:
-        named["masked_positions"] = batch.masked.positions_BM
-        named["masked_original_ids"] = batch.masked.original_ids_BM
-        named["masked_real"] = batch.masked.real_BM()
+    if batch.places is not None:
+        named["masked_positions"] = batch.places.positions_BM
+        named["masked_original_ids"] = batch.places.label_ids_BM
+        named["masked_real"] = batch.places.real_BM()
     if isinstance(batch.logits, TopkLogits):
         named["masked_top_ids"] = batch.logits.ids_BMK.long()
         named["masked_top_log_probs"] = batch.logits.log_probs_BMK

@@ -166,7 +166,7 @@ class CacheLoader(Iterator[TrainingBatch]):
         return TrainingBatch(
             position=position,
             pieces=tuple(pieces),
-            counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "masked", "rows")},
+            counts={name: sum(int(fact[name].sum()) for fact in facts) for name in ("positions", "places", "rows")},
             row_ids=tuple(row_id for fact in facts for row_id in fact["row_ids"].tolist()),
             blocks=tuple(dict.fromkeys(segment.block for segment in segments)),
             left_out=left_out,
@@ -254,10 +254,10 @@ def _name_block(error: Exception, reader: CacheSource, block: int) -> Exception:
 
 def _host_facts(blocks: Mapping[View, CodedBlock], start: int, stop: int) -> HostFacts:
     """Row ids, and what is counted, of rows start..stop of a block."""
-    (first, *_), masked = blocks.values(), [block for block in blocks.values() if "masked/count" in block.arrays]
+    first, *_ = blocks.values()
     return {
         "row_ids": first.on_host("row_id")[start:stop],
         "positions": first.on_host("length")[start:stop],
-        "masked": masked[0].on_host("masked/count")[start:stop] if masked else np.zeros(0),
+        "places": np.array([max(block.count_places(start, stop) for block in blocks.values())]),
         "rows": np.ones(stop - start),
     }

@@ -21,7 +21,7 @@ from student_train.students.pretrained import check_family, load_config, load_mo
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, position_limit
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.heads import LMHead
 from teacher_cache.outside import parse_record
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -34,7 +34,7 @@ class LoadedStudent:
 
     folder: Path
     encoder: PreTrainedModel
-    head: MaskedLMHead | None
+    head: LMHead | None
     provenance: Mapping[str, Any]
 
     @property
@@ -55,16 +55,16 @@ def load_student(folder: str | Path, device: str = "cpu") -> LoadedStudent:
             f"there is no student directory {str(folder)!r}: nothing can be measured; give --student the directory "
             "that kdtrain wrote (its --out) or any Hugging Face encoder directory"
         )
-    check_family(folder)
-    architectures = load_config(folder).architectures or []
-    with_head = any(name.endswith("ForMaskedLM") for name in architectures)
+    kind, architectures = check_family(folder), load_config(folder).architectures or []
+    # families name the class of a causal LM in several ways, and none is of use without its head
+    with_head = kind == "causal-lm" or any(name.endswith("ForMaskedLM") for name in architectures)
     loaded = load_model(folder, with_mlm_head=with_head)
     model = loaded.model
     nn.Module.to(model, device).eval()
     return LoadedStudent(
         folder=folder,
         encoder=encoder_of(model),
-        head=MaskedLMHead(model) if loaded.has_trained_head else None,
+        head=LMHead(model) if loaded.has_trained_head else None,
         provenance=_read_provenance(folder / PROVENANCE),
     )
 

@@ -59,7 +59,7 @@ class MethodContext:
 MethodWithMaps = tuple[Method, nn.ModuleDict]
 FactoryT = TypeVar("FactoryT", bound=Callable[[MethodContext], Method | MethodWithMaps])
 
-_READING_LOGITS = ("od", "mlm")
+_READING_LOGITS = ("od", "mlm", "lm")
 _OF_RECORDS = (
     "step", "loss", "grad_norm", "lr", "tokens", "rows", "skipped_rows", "seconds", "wait", "memory", "scaled_away",
 )  # fmt: skip
@@ -77,7 +77,8 @@ def register_method(name: str, *, reads_logits: bool = False) -> Callable[[Facto
     - `loss(outputs, batch, projections)`: a `LossSum`, the loss summed over what it counts (a float32 scalar with a
       gradient) and how many that are (an int64 scalar). `outputs[view].hidden[layer]` is the student's [B, T, D_S],
       `batch[view].hidden[layer]` the teacher's [B, T, D_T], `batch[view].real_BT()` says where tokens are;
-    - `counted`, what that is: "positions" (real ones), "masked" (masked positions) or "rows";
+    - `counted`, what that is: "positions" (real ones), "places" (masked positions, or those whose next token counts) or
+      "rows";
     - `describe()`, a JSON object for provenance.json.
 
     With `reads_logits` the student has a masked-LM head, and `outputs["masked"].head` maps [P, D_S] to its logits.

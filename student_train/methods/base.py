@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from student_train.losses.sums import LossSum
 from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
 from teacher_cache.contract.targets import View
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.heads import LMHead
 
-Counted = Literal["positions", "masked", "rows"]
-"""What a loss is a sum over: real positions, masked positions, or rows."""
+Counted = Literal["positions", "places", "rows"]
+"""What a loss is a sum over: real positions, places (masked positions, or those whose next token counts), or rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class StudentOutputs:
     hidden: Mapping[int, Tensor]
     attention: Mapping[int, AttentionVectors]
     last_hidden_BTD: Tensor
-    head: MaskedLMHead | None = None
+    head: LMHead | None = None
 
 
 @runtime_checkable

@@ -20,7 +20,8 @@ from teacher_cache.contract.targets import VIEWS, View
 from teacher_cache.errors import StudentError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.families import encoder_of
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.heads import LMHead
+from teacher_cache.models.inputs import forward_arguments
 
 
 class DistillationModel(nn.Module):
@@ -38,7 +39,7 @@ class DistillationModel(nn.Module):
         self.student = student
         self.objective = objective
         reads_logits = any(objective.needs(view).head for view in VIEWS)
-        self._head = MaskedLMHead(student) if reads_logits else None
+        self._head = LMHead(student) if reads_logits else None
         set_dropout(student, dropout)
         if any(objective.needs(view).attention_layers for view in VIEWS):
             enable_tap(student)
@@ -60,8 +61,8 @@ class DistillationModel(nn.Module):
         with record_attention(encoder, needs.attention_layers) as recorded:
             result = encoder(
                 input_ids=targets.input_ids_BT.long(),
-                attention_mask=targets.real_BT().long(),
                 output_hidden_states=bool(needs.hidden_layers),
+                **forward_arguments(encoder, targets.real_BT(), targets.starts_BT),
             )
         return StudentOutputs(
             hidden={layer: result.hidden_states[layer] for layer in needs.hidden_layers},

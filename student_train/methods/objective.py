@@ -28,6 +28,7 @@ from student_train.methods.od import (
     TopkLoss,
     logits_losses,
     make_distribution_transfer,
+    make_next_token_prediction,
     make_token_prediction,
 )
 from student_train.settings import METHODS, READING_ATTENTION
@@ -143,6 +144,7 @@ def plan_objective(
         attention_layers=tuple(sorted({teacher_layer for _, teacher_layer in pairs})),
         logits="od" in weights,
         masked="mlm" in weights,
+        next_tokens="lm" in weights,
     )
     _require(source, unite([request, *beside]), layer_map)
     made: dict[str, Method | LogitsMethod] = {}
@@ -157,6 +159,8 @@ def plan_objective(
             made[name] = make_distribution_transfer(manifest, student, topk_loss)
         elif name == "mlm":
             made[name] = make_token_prediction(manifest, student)
+        elif name == "lm":
+            made[name] = make_next_token_prediction(manifest, student)
     return ObjectivePlan(made=made, attention=pairs, mapping=layer_map)
 
 
@@ -169,6 +173,7 @@ def unite(requests: Iterable[TargetRequest]) -> TargetRequest:
         attention_layers=tuple(sorted({layer for request in all_of_them for layer in request.attention_layers})),
         logits=any(request.logits for request in all_of_them),
         masked=any(request.masked for request in all_of_them),
+        next_tokens=any(request.next_tokens for request in all_of_them),
     )
 
 

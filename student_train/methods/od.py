@@ -1,9 +1,10 @@
-"""The methods that read the student's logits at masked positions: `od` and `mlm`.
+"""The methods that read the student's logits at the places of a view: `od`, `mlm` and `lm`.
 
-`od` learns the teacher's distribution there, `mlm` the tokens that were masked; `od+mlm` is distillation with hard
-labels mixed in. Both say what they compare the logits with (`targets`), and `logits_losses` computes the losses of all
-of them from one pass of the student's head over each view, without ever holding all logits (see
-`losses/vocabulary.py`).
+Places are the masked positions of a masked LM, and positions of a causal one whose next token counts. `od` learns the
+teacher's distribution there, `mlm` the tokens that were masked, `lm` the next tokens; `od+mlm` and `od+lm` are
+distillation with hard labels mixed in. Each says what it compares the logits with (`targets`), and `logits_losses`
+computes the losses of all of them from one pass of the student's head over each view, without ever holding all logits
+(see `losses/vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from teacher_cache.contract.batch import Batch, SampledLogits, TargetBatch, Targ
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import LogitsForm, View
 from teacher_cache.errors import SettingsError
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.heads import LMHead
 
 TopkLoss = Literal["tail", "renormalise"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionTransfer:
-    """`od`: the teacher's distribution at masked positions: its most probable ids, or draws from it."""
+    """`od`: the teacher's distribution at the places of a view: its most probable ids, or draws from it."""
 
     view: View
     form: LogitsForm
     topk_loss: TopkLoss
     vocab_size: int
     temperature: float
-    counted: Counted = "masked"
+    counted: Counted = "places"
 
     @property
     def request(self) -> TargetRequest:
@@ -58,29 +59,32 @@ class DistributionTransfer:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPrediction:
-    """`mlm`: the cross-entropy of the tokens that stood at the masked positions. The teacher plays no part."""
+    """`mlm`: the cross-entropy of the tokens that stood at the masked positions; `lm`: that of the next tokens.
+
+    The teacher plays no part.
+    """
 
     vocab_size: int
     view: View = "masked"
     temperature: float = 1.0
-    counted: Counted = "masked"
+    counted: Counted = "places"
 
     @property
     def request(self) -> TargetRequest:
-        return TargetRequest(masked=True)
+        return TargetRequest(masked=self.view == "masked", next_tokens=self.view == "plain")
 
     def needs(self, view: View) -> StudentNeeds:
         return StudentNeeds(head=view == self.view)
 
     def targets(self, batch: TargetBatch) -> Targets:
-        """The original token of each place, as the only draw from a distribution that is sure of it."""
-        masked = batch.masked
-        assert masked is not None
-        ids_P1 = masked.original_ids_BM.reshape(-1, 1)
-        return SampledTargets(ids_PK=ids_P1, counts_PK=torch.ones_like(ids_P1), real_P=masked.real_BM().flatten())
+        """The token of each place, as the only draw from a distribution that is sure of it."""
+        places = batch.places
+        assert places is not None
+        ids_P1 = places.label_ids_BM.reshape(-1, 1)
+        return SampledTargets(ids_PK=ids_P1, counts_PK=torch.ones_like(ids_P1), real_P=places.real_BM().flatten())
 
     def describe(self) -> dict[str, Any]:
-        return {"targets": "original ids", "view": self.view}
+        return {"targets": "original ids" if self.view == "masked" else "next ids", "view": self.view}
 
 
 LogitsMethod = DistributionTransfer | TokenPrediction
@@ -99,20 +103,37 @@ def logits_losses(
     losses: dict[str, LossSum] = {}
     for view in dict.fromkeys(method.view for method in methods.values()):
         together = {name: method for name, method in methods.items() if method.view == view}
+        real_P = _real_places(batch[view], view)
         terms = [
-            LogitsTerm(method.targets(batch[view]), method.temperature, weights[name])
+            LogitsTerm(_at(method.targets(batch[view]), real_P), method.temperature, weights[name])
             for name, method in together.items()
         ]
-        totals_N = _losses_of_view(outputs[view], batch[view], terms, next(iter(together.values())).vocab_size)
+        totals_N = _losses_of_view(outputs[view], batch[view], real_P, terms, next(iter(together.values())).vocab_size)
         for name, total, term in zip(together, totals_N.unbind(), terms, strict=True):
             losses[name] = LossSum(total, term.targets.real_P.sum())
     return losses
 
 
-def _losses_of_view(student: StudentOutputs, target: TargetBatch, terms: list[LogitsTerm], vocab_size: int) -> Tensor:
-    assert student.head is not None and target.masked is not None
-    positions_BM1 = target.masked.positions_BM.long().unsqueeze(-1)
+def _real_places(target: TargetBatch, view: View) -> Tensor | None:
+    """Which of the B * M places of a causal row are real; None where nearly all are, as of masked positions.
+
+    Of conversations a third may be, and the head would be run at all of them.
+    """
+    assert target.places is not None
+    return target.places.real_BM().flatten().nonzero()[:, 0] if view == "plain" else None
+
+
+def _at(targets: Targets, places_P: Tensor | None) -> Targets:
+    return targets if places_P is None else type(targets)(*(part[places_P] for part in targets))
+
+
+def _losses_of_view(
+    student: StudentOutputs, target: TargetBatch, real_P: Tensor | None, terms: list[LogitsTerm], vocab_size: int
+) -> Tensor:
+    assert student.head is not None and target.places is not None
+    positions_BM1 = target.places.positions_BM.long().unsqueeze(-1)
     hidden_PD = student.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
+    hidden_PD = hidden_PD if real_P is None else hidden_PD[real_P]
     projection = _whole_projection(student.head)
     if projection is None:
         return recomputed_losses(student.head, hidden_PD, terms, vocab_size=vocab_size)
@@ -120,7 +141,7 @@ def _losses_of_view(student: StudentOutputs, target: TargetBatch, terms: list[Lo
     return projected_losses(hidden_PE, projection.weight, projection.bias, terms)
 
 
-def _whole_projection(head: MaskedLMHead) -> nn.Linear | None:
+def _whole_projection(head: LMHead) -> nn.Linear | None:
     """The map that ends the head, where it can be used by itself."""
     projection = head.projection
     # ZeRO 3 keeps parameters in pieces, and gathers them for the module that they belong to while that runs
@@ -130,8 +151,8 @@ def _whole_projection(head: MaskedLMHead) -> nn.Linear | None:
 def flat_targets(target: TargetBatch, topk_loss: TopkLoss = "tail") -> Targets:
     """The cached distribution at all places of a batch, row after row."""
     logits = target.logits
-    assert logits is not None and target.masked is not None
-    ids_PK, real_P = logits.ids_BMK.flatten(0, 1), target.masked.real_BM().flatten()
+    assert logits is not None and target.places is not None
+    ids_PK, real_P = logits.ids_BMK.flatten(0, 1), target.places.real_BM().flatten()
     if isinstance(logits, SampledLogits):
         return SampledTargets(ids_PK=ids_PK, counts_PK=logits.counts_BMK.flatten(0, 1), real_P=real_P)
     log_probs_PK = logits.log_probs_BMK.flatten(0, 1)
@@ -175,6 +196,16 @@ def make_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> Toke
     """
     _check_vocabulary("mlm", manifest, student)
     return TokenPrediction(vocab_size=student.vocab_size)
+
+
+def make_next_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> TokenPrediction:
+    """`lm` on a cache of a causal teacher.
+
+    Raises:
+        SettingsError: the student has another vocabulary.
+    """
+    _check_vocabulary("lm", manifest, student)
+    return TokenPrediction(vocab_size=student.vocab_size, view="plain")
 
 
 def _check_vocabulary(method: str, manifest: Manifest, student: PreTrainedConfig) -> None:

@@ -9,24 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoModel,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
+from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import StudentError
 from teacher_cache.hub import why_unreadable
 from teacher_cache.models.families import (
     encoder_of,
+    kind_of,
     pooler_option,
     quiet_transformers,
     read_config,
-    why_not_an_encoder,
+    with_head,
 )
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -42,7 +44,7 @@ class LoadedModel:
 
     @property
     def has_trained_head(self) -> bool:
-        """Whether there is a masked-LM head around the encoder and its weights came from the folder."""
+        """Whether there is a language-modelling head around the base model and its weights came from the folder."""
         return encoder_of(self.model) is not self.model and not self.missing
 
 
@@ -60,13 +62,13 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
-    """The model in `folder` as masked language model or as base model, without a pooler where the family allows.
+    """The model in `folder` as a masked or causal LM or as base model, without a pooler where the family allows.
 
     Raises:
-        StudentError: it cannot be loaded, or weights of its encoder are missing.
+        StudentError: it cannot be loaded, or weights of its base model are missing.
     """
     config = load_config(folder)
-    loader, options = (AutoModelForMaskedLM, {}) if with_mlm_head else (AutoModel, pooler_option(config))
+    loader, options = (_class_with_head(folder, config), {}) if with_mlm_head else (AutoModel, pooler_option(config))
     try:
         with quiet_transformers():
             model, report = loader.from_pretrained(
@@ -85,25 +87,32 @@ def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
     encoder = {name for name in missing if not with_mlm_head or name.startswith(model.base_model_prefix + ".")}
     if encoder:
         raise StudentError(
-            f"{str(folder)!r} lacks {len(encoder)} weights of its encoder, {min(encoder)!r} among them: random numbers "
-            "would stand in their place; give the folder of a complete model"
+            f"{str(folder)!r} lacks {len(encoder)} weights of its base model, {min(encoder)!r} among them: random "
+            "numbers would stand in their place; give the folder of a complete model"
         )
     return LoadedModel(model=model, missing=missing, unexpected=frozenset(report["unexpected_keys"]))
 
 
-def check_family(folder: Path) -> None:
-    """Refuse a model that is no encoder with a masked-LM class.
+def check_family(folder: Path) -> ModelKind:
+    """Refuse a model that is neither a masked nor a causal LM; which of them it is.
 
     Raises:
         StudentError: it is not, or its configuration cannot be read.
     """
     config = load_config(folder)
-    if why_not_an_encoder(config) is not None:
+    try:
+        return kind_of(config)
+    except ValueError as error:
         raise StudentError(
-            f"model {str(folder)!r} is of family {config.model_type!r}, which is no encoder with a masked language "
-            "model: no other kind can be trained or measured here; choose a family such as BERT, RoBERTa, XLM-R, "
-            "DistilBERT, ELECTRA or ModernBERT"
-        )
+            f"model {str(folder)!r} is of family {config.model_type!r}, {error}: no other kind than masked and causal "
+            "LMs can be trained or measured here; choose a family such as BERT, RoBERTa, XLM-R, ModernBERT, Llama, "
+            "Qwen, Gemma or GPT-2"
+        ) from None
+
+
+def _class_with_head(folder: Path, config: PreTrainedConfig) -> Any:
+    check_family(folder)
+    return with_head(config)
 
 
 def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from student_train.init_plan import InitPlan, read_init
 from student_train.student_shape import read_student
@@ -24,7 +24,7 @@ from student_train.students.pretrained import check_family, load_config, vocabul
 from student_train.students.shape import derive_config, shape_of, student_shape
 from student_train.students.trial import explain_misfits, try_out
 from teacher_cache.errors import StudentError
-from teacher_cache.models.families import encoder_of, pooler_option, position_limit
+from teacher_cache.models.families import encoder_of, pooler_option, position_limit, with_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,8 @@ def _random_model(config: PreTrainedConfig, with_mlm_head: bool, seed: int) -> P
 
 
 def _make_model(config: PreTrainedConfig, with_mlm_head: bool) -> PreTrainedModel:
-    loader, options = (AutoModelForMaskedLM, {}) if with_mlm_head else (AutoModel, pooler_option(config))
-    model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)  # type: ignore[no-untyped-call]
+    loader, options = (with_head(config), {}) if with_mlm_head else (AutoModel, pooler_option(config))
+    model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)
     return model
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from student_train.students.shape import shape_of
 from teacher_cache.errors import DistillationError, StudentError, first_line
 from teacher_cache.models.families import encoder_of
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.heads import LMHead
+from teacher_cache.models.inputs import forward_arguments
 
 
 @contextmanager
@@ -45,11 +46,12 @@ def try_out(model: PreTrainedModel, seq_len: int) -> None:
     ids_BT = torch.arange(seq_len)[None] % model.config.vocab_size
     nn.Module.eval(model)
     with explain_misfits(model.config, str(shape)):
-        answer = base(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), output_hidden_states=True)
+        arguments = forward_arguments(model, torch.ones_like(ids_BT, dtype=torch.bool))
+        answer = base(input_ids=ids_BT, output_hidden_states=True, **arguments)
         states = answer.hidden_states[: shape.layers + 1]
         found = [tuple(state.shape) for state in (*states, answer.last_hidden_state)]
         if found != [wanted] * (shape.layers + 2):
             raise ValueError(f"hidden states are {found} where {wanted} is needed after each of its layers")
         if base is not model:
-            MaskedLMHead(model)(answer.last_hidden_state[0, :1])
+            LMHead(model)(answer.last_hidden_state[0, :1])
     nn.Module.train(model, training)

@@ -251,7 +251,8 @@ def _plan(settings: TrainSettings, reader: CacheSource, ranks: Ranks) -> _Plan:
             settings.student,
             teacher_folder=reader.teacher_folder(),
             init=settings.init,
-            with_mlm_head=any(map(reads_logits, settings.methods())),
+            # a causal LM is nothing without its head, whether a loss reaches that or not
+            with_mlm_head=manifest.teacher.causal or any(map(reads_logits, settings.methods())),
             seq_len=manifest.seq_len,
         ),
     )

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.build.encode import BlockTargets
-from teacher_cache.build.passes import TeacherPass, run_views
+from teacher_cache.build.passes import TeacherPass, kept_positions, run_views
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.corpus.corpus import RowBlock
 from teacher_cache.corpus.masking import MaskedRows
-from teacher_cache.format.layout import StoreLayout
+from teacher_cache.format.layout import NEXT_KEPT, SEGMENT_STARTS, StoreLayout
+from teacher_cache.format.row_bits import pack_row_bits
 from teacher_cache.teacher.teacher import Teacher
 
 _PASSES_WAITING = 2
@@ -44,6 +45,11 @@ def compute_block(
     block.put_rows("length", rows.length_B)
     block.put_rows("row_id", rows.row_id_B)
     block.put_rows("document", rows.document_B)
+    if rows.starts_BT is not None:
+        block.put_rows(SEGMENT_STARTS, pack_row_bits(rows.starts_BT))
+    kept_BT = kept_positions(manifest, rows)
+    if kept_BT is not None:
+        block.put_rows(NEXT_KEPT, pack_row_bits(kept_BT))
     with overlap or Overlap(teacher.device) as coder:
         for one in run_views(manifest, teacher, layout.streams, rows, batch_rows, manifest.targets.views()):
             coder.submit(partial(_put_pass, block, teacher, one, rows.row_id_B))
@@ -52,11 +58,11 @@ def compute_block(
 
 def _put_pass(block: BlockTargets, teacher: Teacher, one: TeacherPass, row_id_B: NDArray[np.int64]) -> None:
     block.put_vectors(one)
-    if one.masked is not None:
-        if one.first == 0:
-            _put_mask(block, one.masked, one.masked_view * block.manifest.block_rows)
-        if block.manifest.targets.logits is not None:
-            _put_logits(block, teacher, one, one.masked, row_id_B)
+    if one.masked is not None and one.first == 0:
+        _put_mask(block, one.masked, one.masked_view * block.manifest.block_rows)
+    logits = block.manifest.targets.logits
+    if logits is not None and logits.view == one.view:
+        _put_logits(block, teacher, one, row_id_B)
 
 
 def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
@@ -66,15 +72,19 @@ def _put_mask(block: BlockTargets, masked: MaskedRows, first: int) -> None:
     block.put_rows("masked/count", masked.count_B, first)
 
 
-def _put_logits(
-    block: BlockTargets, teacher: Teacher, one: TeacherPass, masked: MaskedRows, row_id_B: NDArray[np.int64]
-) -> None:
-    final_BTD = one.outputs.final_BTD
-    part = slice(one.first, one.first + len(final_BTD))
-    positions_BM = torch.from_numpy(masked.positions_BM[part].astype(np.int64)).to(teacher.device)
-    real_BM = torch.arange(positions_BM.shape[1]) < torch.from_numpy(masked.count_B[part])[:, None]
-    final_BMD = final_BTD.gather(1, positions_BM[:, :, None].expand(-1, -1, final_BTD.shape[2]))
-    block.put_logits(one.masked_view, one.first, row_id_B[part], real_BM.to(teacher.device), final_BMD, teacher.head())
+def _put_logits(block: BlockTargets, teacher: Teacher, one: TeacherPass, row_id_B: NDArray[np.int64]) -> None:
+    places = one.places()
+    assert places is not None
+    positions_BM, real_BM = (torch.from_numpy(values) for values in places)
+    block.put_logits(
+        one.masked_view,
+        one.first,
+        row_id_B[one.first : one.first + len(real_BM)],
+        positions_BM,
+        real_BM,
+        one.outputs.final_BTD,
+        teacher.head(),
+    )
 
 
 class Overlap:

@@ -21,7 +21,13 @@ from teacher_cache.build.block import compute_block
 from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import MeasuredSample, forecast, refuse_without_room
-from teacher_cache.build.resolve import make_manifest, plan_targets, resolve_seq_len
+from teacher_cache.build.resolve import (
+    make_manifest,
+    plan_targets,
+    refuse_other_kind,
+    resolve_segments,
+    resolve_seq_len,
+)
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
 from teacher_cache.build.workers import Workers
@@ -106,8 +112,11 @@ def read_inputs(
 ) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
     """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet."""
     teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
+    refuse_other_kind(settings, teacher)
     seq_len = resolve_seq_len(settings, teacher)
     teacher.probe_rows(seq_len)
+    if resolve_segments(settings, teacher) == "isolated":
+        teacher.probe_segments(seq_len)
     targets, projections = plan_targets(settings, teacher, progress.note)
     rows = pack_rows(settings, teacher, seq_len, progress)
     for source, count in rows.sources:
@@ -125,6 +134,8 @@ def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress:
         seed=settings.seed,
         max_rows=settings.max_rows,
         mix_alpha=settings.mix_alpha,
+        segments=resolve_segments(settings, teacher),
+        causal=teacher.record.causal,
         progress=progress.tokenised,
         note=progress.note,
     )

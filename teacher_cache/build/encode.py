@@ -90,25 +90,31 @@ class BlockTargets:
         masked_view: int,
         first: int,
         row_id_B: NDArray[np.int64],
+        positions_BM: torch.Tensor,
         real_BM: torch.Tensor,
-        final_BMD: torch.Tensor,
+        final_BTD: torch.Tensor,
         head: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """Code the distribution at the masked positions of rows `first`, …, a bounded number of positions at a time.
+        """Code the distribution at the places of rows `first`, …, a bounded number of them at a time.
 
-        Only real places go through the head; `final_BMD` are final hidden states at the M places. `row_id_B` are the
-        rows' numbers in the corpus, which decide what is drawn.
+        Only real places go through the head; `positions_BM` and `real_BM` are on the host, and may have more columns
+        than a row has places where none of those is real. `row_id_B` are the rows' numbers in the corpus, which decide
+        what is drawn.
         """
-        codec, places = self.layout.logits, self.manifest.masked_per_row
+        spec, codec = self.manifest.targets.logits, self.layout.logits
+        assert spec is not None
+        places = self.manifest.places_of(spec.view)
         start = (masked_view * self.manifest.block_rows + first) * places
-        places_P = real_BM.flatten().nonzero()[:, 0]
-        if not len(places_P):
+        rows_P, ranks_P = real_BM.nonzero(as_tuple=True)
+        if not len(rows_P):
             return
-        final_PD = final_BMD.flatten(0, 1)[places_P]
+        places_P = rows_P * places + ranks_P
+        from_P = rows_P * final_BTD.shape[1] + positions_BM[rows_P, ranks_P]
+        final_PD = final_BTD.flatten(0, 1)[from_P.to(final_BTD.device)]
         at_once = max(1, _LOGITS_AT_ONCE.get(final_PD.device.type, 2**28) // self.manifest.teacher.vocab_size)
         chunks = max(1, -(-len(places_P) // at_once))
         for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
-            logits_PV, place_P = head(chunk_PD), chunk_P.cpu().numpy()
+            logits_PV, place_P = head(chunk_PD), chunk_P.numpy()
             if isinstance(codec, TopkCodec):
                 self._put_topk(codec, start + place_P, logits_PV)
             elif self._draws is not None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.logits import id_planes
 from teacher_cache.contract.layers import default_attention_layer, default_relation_heads, parse_layers
-from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.manifest import Manifest, Segments
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import (
     TARGETS,
@@ -46,10 +46,14 @@ def plan_targets(
         SettingsError: a layer does not exist, or more ids are to be kept than the vocabulary has.
     """
     names, codec = settings.target_names(), parse_precision(settings.precision)
+    causal = teacher.record.causal
+    if names is None and causal and teacher.record.has_mlm_head:
+        # every layer would cost ten times as much as the draws at each position
+        names = ("logits",)
     if names is None:
         names = TARGETS if teacher.record.has_mlm_head else tuple(name for name in TARGETS if name != "logits")
         if not teacher.record.has_mlm_head:
-            note(f"{settings.teacher} has no masked-LM head: building {', '.join(names)} (no logits)")
+            note(f"{settings.teacher} has no language-modelling head: building {', '.join(names)} (no logits)")
     logits = _logits_spec(settings, teacher) if "logits" in names else None
     hidden: tuple[HiddenSpec, ...] = ()
     if "hidden" in names:
@@ -71,19 +75,21 @@ def plan_targets(
 def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:
     if not teacher.record.has_mlm_head:
         raise TeacherError(
-            f"teacher {settings.teacher!r} has no masked-LM head in its checkpoint: its logits would come from random "
-            "weights; use --targets hidden,attention, or a checkpoint that was saved with its head"
+            f"teacher {settings.teacher!r} has no language-modelling head in its checkpoint: its logits would come "
+            "from random weights; use --targets hidden,attention, or a checkpoint that was saved with its head"
         )
     id_planes(teacher.record.vocab_size)
     teacher.probe_head()
-    if settings.logits == "sample":
-        return LogitsSpec(form="sample", entries=settings.entries, codec="exact")
+    causal, view = teacher.record.causal, teacher.record.distribution_view
+    asked = settings.entries(causal=causal)
+    if settings.logits_form(causal=causal) == "sample":
+        return LogitsSpec(form="sample", entries=asked, codec="exact", view=view)
     vocabulary = teacher.record.vocab_size
-    entries = min(settings.entries, vocabulary) if settings.k is None else settings.k
+    entries = min(asked, vocabulary) if settings.k is None else asked
     if entries > vocabulary:
         raise SettingsError(f"--k {entries} is more than the {vocabulary} ids of the vocabulary: give a smaller number")
     # a share of the variance or a largest component means nothing for log-probabilities: one byte each
-    return LogitsSpec(entries=entries, codec="float16" if settings.precision == "float16" else "root8")
+    return LogitsSpec(entries=entries, codec="float16" if settings.precision == "float16" else "root8", view=view)
 
 
 def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
@@ -158,6 +164,8 @@ def make_manifest(
         temperature=settings.temperature,
         dtype=teacher.dtype,
         targets=targets,
+        segments=resolve_segments(settings, teacher),
+        positions=(settings.positions or "all") if teacher.record.causal else None,
         software={
             "python": platform.python_version(),
             **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},
@@ -165,6 +173,35 @@ def make_manifest(
         command=command_line(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def refuse_other_kind(settings: BuildSettings, teacher: Teacher) -> None:
+    """Refuse what only masked LMs, or only causal LMs, can be asked for.
+
+    Raises:
+        SettingsError: a flag means nothing to this teacher.
+    """
+    kinds = {"causal-lm": "a causal LM, which reads rows as they are", "masked-lm": "a masked LM"}
+    asked = {
+        "--views": settings.views != BuildSettings.views,
+        "--mlm-probability": settings.mlm_probability != BuildSettings.mlm_probability,
+        "--hs-view masked": settings.hs_view == "masked",
+    }
+    help_with = "leave it out; --positions says after which positions the distribution is kept"
+    if not teacher.record.causal:
+        asked = {"--positions": settings.positions is not None}
+        help_with = "leave it out, or choose a causal LM such as Llama, Qwen or GPT-2"
+    wrong = next((flag for flag, given in asked.items() if given), None)
+    if wrong is not None:
+        raise SettingsError(
+            f"{wrong}: teacher {settings.teacher!r} is {kinds[teacher.record.kind]}, so that this would change "
+            f"nothing; {help_with}"
+        )
+
+
+def resolve_segments(settings: BuildSettings, teacher: Teacher) -> Segments:
+    """Whether documents that share a row see each other: as asked for, else not where the teacher is causal."""
+    return settings.segments or ("isolated" if teacher.record.causal else "joined")
 
 
 def resolve_seq_len(settings: BuildSettings, teacher: Teacher) -> int:

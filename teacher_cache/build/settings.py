@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from teacher_cache.contract.layers import read_layers
-from teacher_cache.contract.manifest import RowMode
+from teacher_cache.contract.manifest import RowMode, Segments
+from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.targets import MOST_DRAWS, LogitsForm, RelationMode, View, parse_precision, target_names_of
 from teacher_cache.errors import SettingsError
 
 DEFAULT_CORPUS = "Salesforce/wikitext:wikitext-103-raw-v1:train"
 _DEFAULT_ENTRIES = {"topk": 64, "sample": 50}
+_CAUSAL_DRAWS = 24
+"""Draws at each position of a causal teacher: on a 135M-parameter Llama 21.7 bytes, and a gradient 4.4 degrees from
+that of the whole distribution, where 8 draws take 9.8 bytes and give 9.9 degrees, and 50 take 36.2 and give 2.4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,7 @@ class BuildSettings:
     """Run the teacher once over a corpus and write what students learn from."""
 
     teacher: str
-    """Hugging Face id or folder of a masked-LM encoder."""
+    """Hugging Face id or folder of a masked LM (BERT, XLM-R, ModernBERT) or a causal LM (Llama, Qwen, GPT-2)."""
     revision: str | None = None
     """Revision of the teacher on the hub."""
     corpus: tuple[str, ...] = (DEFAULT_CORPUS,)
@@ -42,8 +46,12 @@ class BuildSettings:
     """Part i of n such as 2/8: build a store of these rows alone; several stores are read as one corpus."""
     rows: RowMode = "packed"
     """packed: rows are cut from joined documents. document: one truncated document a row."""
+    segments: Segments | None = None
+    """isolated: documents that share a row do not see each other, and each has positions of its own. joined: a row is
+    read as one text. Default: isolated for causal teachers, joined for masked LMs.
+    """
     targets: str | None = None
-    """Comma-separated: logits, hidden, attention. Default: all that the checkpoint can give."""
+    """Comma-separated: logits, hidden, attention. Default: all that the checkpoint can give; of causal LMs, logits."""
     layers: str = "uniform+last"
     """Hidden states to keep: 2,4,6, all, uniform:6, last:6 or uniform:6+last (default: for the default student)."""
     attention_layer: int | None = None
@@ -56,13 +64,18 @@ class BuildSettings:
     """With --relations matrix: relation heads, fixed in the store. Default: the largest divisor of the teacher's width
     up to a sixteenth of it.
     """
-    logits: LogitsForm = "topk"
-    """topk: the most probable ids at each masked position, and the mass outside them as one number. sample: ids drawn
-    from the whole distribution, one in each of K equal shares of its mass, with their counts: unbiased.
+    logits: LogitsForm | None = None
+    """topk: the most probable ids at each place, and the mass outside them as one number. sample: ids drawn from the
+    whole distribution, one in each of K equal shares of its mass, with their counts: unbiased. Default: topk at masked
+    positions, sample for causal teachers.
     """
     k: int | None = None
-    """Ids kept at each masked position (default: 64, or all where there are fewer), or drawn with --logits sample
-    (default: 50, at most 255)."""
+    """Ids kept at each place (default: 64, or all where there are fewer), or drawn with --logits sample (default: 50,
+    for causal teachers 24; at most 255)."""
+    positions: str | None = None
+    """Of causal teachers: after which positions of a row the distribution is kept: all, every:N (each N-th) or share:X
+    (a random share X). Default: all.
+    """
     precision: str = "nmse:1e-2"
     """float16, int8, int4, or nmse:X: hidden states and attention in as few bits as keep all but a share X of the
     variance.
@@ -102,7 +115,7 @@ class BuildSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')} {value!r} is too small: it must be at least {least}")
-        if self.logits == "sample" and self.entries > MOST_DRAWS:
+        if self.logits == "sample" and self.k is not None and self.k > MOST_DRAWS:
             raise SettingsError(
                 f"--k {self.k!r} draws a position cannot be kept: a count has one byte; ask for 1 to {MOST_DRAWS}"
             )
@@ -131,11 +144,19 @@ class BuildSettings:
         read_layers(self.layers)
         self.target_names()
         self.part_numbers()
+        if self.positions is not None:
+            parse_positions(self.positions)
 
-    @property
-    def entries(self) -> int:
-        """Ids kept or drawn at each masked position; all ids, where the vocabulary has fewer than the default."""
-        return _DEFAULT_ENTRIES[self.logits] if self.k is None else self.k
+    def logits_form(self, *, causal: bool) -> LogitsForm:
+        """What is kept of a distribution of such a teacher."""
+        return self.logits or ("sample" if causal else "topk")
+
+    def entries(self, *, causal: bool) -> int:
+        """Ids kept or drawn at each place; all ids, where the vocabulary has fewer than the default."""
+        form = self.logits_form(causal=causal)
+        if self.k is not None:
+            return self.k
+        return _CAUSAL_DRAWS if causal and form == "sample" else _DEFAULT_ENTRIES[form]
 
     def part_numbers(self) -> tuple[int, int] | None:
         """Which part of how many, the first being 1.

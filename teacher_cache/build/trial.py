@@ -26,7 +26,7 @@ from teacher_cache.build.block import compute_block
 from teacher_cache.build.build import BuildProgress
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import Forecast, MeasuredSample, forecast
-from teacher_cache.build.passes import run_streams, run_views
+from teacher_cache.build.passes import TeacherPass, run_streams, run_views
 from teacher_cache.build.sidecar import write_projections
 from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
@@ -55,6 +55,7 @@ _TEACHER_SECONDS = 30.0
 ENOUGH_PER_COMPONENT = 10
 """Sampled tokens for each component of a vector from which on calibration of the sample is like that of a build."""
 _TIMED_ROWS = 2
+_TIMED_PLACES = 64
 _TUNED_TOKENS = 2**14
 """Tokens of which all values are held; as many as a build holds."""
 
@@ -111,6 +112,8 @@ class Trial:
             for one in run_views(
                 manifest, self.teacher, layout.streams, part, self.batch_rows, manifest.targets.views()
             ):
+                if manifest.targets.logits is not None and one.kept_BT is not None:
+                    _run_head(self.teacher, one)
                 one.outputs.final_BTD.sum().item()  # wait for the device
         seconds = (time.monotonic() - started) / len(part.row_id_B)
         affordable = int(_TEACHER_SECONDS / max(seconds * passes, 1e-9))
@@ -168,6 +171,17 @@ class Trial:
         empty = shard_sizes(writer, 0, BlockTargets(layout, quantisers)) if missing else {}
         seconds = computing + packing / (os.cpu_count() or 1)
         return MeasuredSample(rows=taken, blocks=blocks, bytes_per_array=sizes, empty_bytes=empty, seconds=seconds)
+
+
+@torch.inference_mode()
+def _run_head(teacher: Teacher, one: TeacherPass) -> None:
+    """The head at the positions of a causal teacher's rows, which takes longer than the layers of a small one.
+
+    That of a masked LM is run at a seventh of them, which does not matter to how many rows are tried.
+    """
+    head = teacher.head()
+    for part_PD in one.outputs.final_BTD.flatten(0, 1).split(_TIMED_PLACES):
+        head(part_PD)
 
 
 def fitted_rows(manifest: Manifest, sample: int) -> set[int]:

@@ -1,6 +1,6 @@
 """Decoded targets of some rows: the one record that the training side sees of a cache.
 
-Shapes: B rows, T positions, D teacher width, A relation heads, M places for masked positions, K kept entries. A
+Shapes: B rows, T positions, D teacher width, A relation heads, M places, K kept entries. A
 `TargetBatch` belongs to one view: `input_ids_BT` is exactly what the teacher read to produce the targets beside it, so
 the student must read the same.
 """
@@ -21,12 +21,13 @@ RecordT = TypeVar("RecordT")
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRequest:
-    """Which targets to read: hidden states and attention by layer, the distribution at masked positions or not.
+    """Which targets to read: hidden states and attention by layer, the distribution at its places or not.
 
     `masked` asks for the masked view itself: its input, the masked positions and the ids that stood there. It comes
-    with every target of that view. Hidden states of `rotated_layers` come in the coordinates in which they are coded
-    (a `CacheSource` says for which layers it has a `rotation`): that saves a matrix product where a learned map
-    follows, and distances and variances are the same in both.
+    with every target of that view. `next_tokens` asks for the rows of a causal teacher with the positions whose next
+    token counts, and these tokens, which come with every target of such a teacher. Hidden states of `rotated_layers`
+    come in the coordinates in which they are coded (a `CacheSource` says for which layers it has a `rotation`): that
+    saves a matrix product where a learned map follows, and distances and variances are the same in both.
     """
 
     hidden_layers: tuple[int, ...] = ()
@@ -34,6 +35,7 @@ class TargetRequest:
     attention_layers: tuple[int, ...] = ()
     logits: bool = False
     masked: bool = False
+    next_tokens: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class TopkLogits:
 class SampledLogits:
     """Ids drawn from the teacher's distribution and how often each was drawn; ids of count 0 fill up and mean nothing.
 
-    The counts of a masked position add up to the number of draws, those of a place without one to 0.
+    The counts of a real place add up to the number of draws, those of one that fills up to 0.
     """
 
     ids_BMK: torch.Tensor
@@ -78,15 +80,19 @@ class SampledLogits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedPositions:
-    """Which positions were masked: the first `count_B` of M places are real, the others hold position 0."""
+class Places:
+    """The positions of a view that have a distribution and a label: the first `count_B` of M are real, others hold 0.
+
+    In a masked view they are the masked positions, and the labels are the ids that stood there. In the rows of a causal
+    teacher they are positions whose next token counts, and that token is the label.
+    """
 
     positions_BM: torch.Tensor
-    original_ids_BM: torch.Tensor
+    label_ids_BM: torch.Tensor
     count_B: torch.Tensor
 
     def real_BM(self) -> torch.Tensor:
-        """True at the places that hold a masked position."""
+        """True at the places that hold a position."""
         import torch
 
         places = torch.arange(self.positions_BM.shape[1], device=self.positions_BM.device)
@@ -95,14 +101,19 @@ class MaskedPositions:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetBatch:
-    """The input of one view and the targets that belong to it."""
+    """The input of one view and the targets that belong to it.
+
+    `starts_BT` is True where a segment of a row begins, in stores whose documents do not see each other; None where a
+    row is read as one.
+    """
 
     input_ids_BT: torch.Tensor
     length_B: torch.Tensor
     row_id_B: torch.Tensor
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
     attention: Mapping[int, AttentionVectors | AttentionRelations] = field(default_factory=dict)
-    masked: MaskedPositions | None = None
+    places: Places | None = None
+    starts_BT: torch.Tensor | None = None
     logits: TopkLogits | SampledLogits | None = None
 
     def real_BT(self) -> torch.Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
+from teacher_cache.contract.positions import places_per_row
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs, View, describe_targets
 from teacher_cache.errors import StoreError
 
@@ -21,6 +22,8 @@ FORMAT_NAME = "kdcache"
 FORMAT_VERSION = 1
 
 RowMode = Literal["packed", "document"]
+ModelKind = Literal["masked-lm", "causal-lm"]
+Segments = Literal["joined", "isolated"]
 
 
 def canonical_json(value: Any) -> str:
@@ -35,7 +38,10 @@ def sha256_of_json(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord:
-    """Which model the targets come from, and the sizes that students and readers need."""
+    """Which model the targets come from, and the sizes that students and readers need.
+
+    `has_mlm_head` says whether the checkpoint brought its language-modelling head, of whichever kind.
+    """
 
     name: str
     revision: str | None
@@ -47,6 +53,17 @@ class TeacherRecord:
     vocab_size: int
     max_positions: int
     has_mlm_head: bool
+    kind: ModelKind = "masked-lm"
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts the next token, and not masked ones."""
+        return self.kind == "causal-lm"
+
+    @property
+    def distribution_view(self) -> View:
+        """The view whose places have a distribution."""
+        return "plain" if self.causal else "masked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +104,10 @@ class Manifest:
     The rows are those from `first_row` on of the shuffled text. `calibration` has one record per stream in an `nmse`
     codec, by path, once the build has calibrated them. Targets that were added to a finished store have a manifest of
     their own, with `inputs_held` naming the views whose inputs the store holds already.
+
+    `segments`: whether documents that share a row see each other (`joined`) or not (`isolated`). `positions`, of causal
+    teachers alone: after which positions of a row the distribution is kept (`contract/positions.py`). Fields that came
+    later than the first stores are written only where they say something.
     """
 
     teacher: TeacherRecord
@@ -108,6 +129,8 @@ class Manifest:
     software: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     created: str = ""
+    segments: Segments = "joined"
+    positions: str | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -128,13 +151,19 @@ class Manifest:
         """M: places kept per row for masked positions, max(1, round(mlm_probability * seq_len))."""
         return max(1, round(self.mlm_probability * self.seq_len))
 
+    def places_of(self, view: View) -> int:
+        """M: places of a row in this view whose distribution can be kept; 0 where there are none."""
+        if view == "masked":
+            return self.masked_per_row
+        return 0 if self.positions is None else places_per_row(self.positions, self.seq_len)
+
     def views_of(self, view: View) -> int:
         """How many inputs of this view each row has: one plain, `views` masked ones."""
         return self.views if view == "masked" else 1
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
-        return {"format": FORMAT_NAME, **asdict(self)}
+        return {"format": FORMAT_NAME, **_without_defaults(self)}
 
     @staticmethod
     def check_version(data: Mapping[str, Any]) -> None:
@@ -200,6 +229,8 @@ class Manifest:
             "--mlm-probability": self.mlm_probability,
             "--temperature": self.temperature,
             "--dtype": self.dtype,
+            **({} if self.segments == "joined" else {"--segments": self.segments}),
+            **({} if self.positions is None else {"--positions": self.positions}),
             **describe_targets(self.targets),
         }
 
@@ -211,6 +242,19 @@ class Manifest:
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+
+
+_LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm"}
+"""Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
+
+
+def _without_defaults(record: Any) -> dict[str, Any]:
+    """`asdict`, but without later fields that say nothing new."""
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if name not in _LATER_FIELDS or value != _LATER_FIELDS[name]}
+
+    return asdict(record, dict_factory=keep)
 
 
 def merge_manifests(manifests: Sequence[Manifest]) -> Manifest:

@@ -5,7 +5,7 @@ a stream that keeps its codec are moved and not decoded, so that readers get the
 are the same too, its shards are handed on byte for byte, checked against their commit. Nothing is written here. In
 memory are one block, two bytes a value, and the decoded values of one stream in one view.
 
-Shapes: W views, R rows, T positions, M masked places, D components, N tokens.
+Shapes: W views, R rows, T positions, M places, D components, N tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
-from teacher_cache.format.layout import DISTINCT, StoreLayout
+from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, StoreLayout
 from teacher_cache.format.packed_streams import pack_stream
 from teacher_cache.format.writer import BlockValues
 
@@ -82,7 +82,7 @@ class BlockDeriver:
         begin, end = self.source.manifest.block_range(pieces[0].block)
         whole = (pieces[0].start, pieces[0].stop) == (0, end - begin) and len(pieces) == 1
         values: BlockValues = {}
-        for path in self.layout.arrays_in("input_ids", "length", "row_id", "document", "masked"):
+        for path in self.layout.arrays_in("input_ids", "length", "row_id", "document", "segments", "next", "masked"):
             values[path] = self._shard(path, pieces) if whole else self._move(path, path, pieces)
         values |= self._logits(pieces, whole)
         for origin in self.derivation.origins:
@@ -162,9 +162,15 @@ class BlockDeriver:
             path: self._move_draws(path, pieces) if path in ragged else self._move(path, path, pieces) for path in paths
         }
 
+    @property
+    def _places(self) -> int:
+        """M: places of a row that can have a distribution."""
+        spec = self.manifest.targets.logits
+        return 0 if spec is None else self.manifest.places_of(spec.view)
+
     def _move_draws(self, path: str, pieces: list[SourcePiece]) -> NDArray[Any]:
         """An array [W, room] of what lies place after place, as many entries each as `distinct` says."""
-        target, places = self._empty(path), self.manifest.masked_per_row
+        target, places = self._empty(path), self._places
         held_W = np.zeros(len(target), dtype=np.int64)
         for piece in pieces:
             entries = self.source.reader.load_array(path, piece.block)
@@ -177,12 +183,16 @@ class BlockDeriver:
         return target
 
     def _cut_logits(self, codec: TopkCodec, decoder: TopkCodec, pieces: list[SourcePiece]) -> BlockValues:
-        """Fewer ids, or log-probabilities in another codec. Places without a masked position stay zeros."""
+        """Fewer ids, or log-probabilities in another codec. Places that are not kept stay zeros."""
         coded = {one.name: self._empty(f"logits/{one.name}") for one in codec.arrays()}
-        rows, places = self.manifest.block_rows, self.manifest.masked_per_row
+        rows, places = self.manifest.block_rows, self._places
         for piece in pieces:
             load = self.source.reader.load_array
-            count_WR = load("masked/count", piece.block).reshape(-1, rows)[:, piece.start : piece.stop]
+            if NEXT_KEPT in self.layout.arrays:
+                count_W = np.bitwise_count(load(NEXT_KEPT, piece.block)).sum(axis=1, dtype=np.int64)
+            else:
+                count_W = load("masked/count", piece.block)
+            count_WR = count_W.reshape(-1, rows)[:, piece.start : piece.stop]
             view_E, row_E, place_E = np.nonzero(np.arange(places) < count_WR[:, :, None])
             from_E = (view_E * rows + row_E + piece.start) * places + place_E
             to_E = (view_E * rows + row_E + piece.to) * places + place_E

@@ -1,11 +1,13 @@
 """Where everything lies in a store: the zarr arrays that a manifest implies, their shapes, chunks and names.
 
 Every array has one axis of blocks in front and one shard per block, so that a block is written, checked, repaired and
-read by whole files. R rows a block, T positions, M places for masked positions, K kept entries, W views of a kind, N =
+read by whole files. R rows a block, T positions, M places, K kept entries, W views of a kind, N =
 W * R * T tokens (token ((w * R) + r) * T + t is position t of row r in view w), P = W * R * M places (likewise).
 
     input_ids            [blocks, R, T]    int32      rows as packed, padded
     length, row_id, document  [blocks, R]             real positions; number in the corpus; number of its first document
+    segments/starts      [blocks, R, ceil(T/8)]  uint8  bit t: a segment begins at position t; where they are isolated
+    next/kept            [blocks, R, ceil(T/8)]  uint8  bit t: what follows position t is kept; of causal teachers
     masked/positions, masked/original_ids, masked/replacement_ids  [blocks, W*R, M],  masked/count  [blocks, W*R]
     logits/ids/{low,middle,high}  [blocks, K, P]  uint8  bytes of the ids, most probable first: as many as V needs
     logits/log_probs     [blocks, K, P]               as coded by `codecs/logits.py`
@@ -52,6 +54,7 @@ from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS, VectorStream, attention_streams, vector_streams
 from teacher_cache.format.arrays import ArraySpec, ConstantSpec, coded_array, coded_path, ragged_array, whole_array
+from teacher_cache.format.row_bits import row_bytes
 
 _ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
 """Arrays of one number per row, with their types."""
@@ -59,6 +62,8 @@ _ESCAPES_PER_CHUNK = 2**14
 _VALUES_PER_ESCAPE = 16
 _DRAWS_PER_CHUNK = 2**15
 _DRAWS = "logits/draws"
+SEGMENT_STARTS = "segments/starts"
+NEXT_KEPT = "next/kept"
 DISTINCT = f"{_DRAWS}/distinct"
 """How many distinct ids each place has, where drawn ids are kept."""
 
@@ -209,6 +214,10 @@ def _input_arrays(manifest: Manifest) -> list[ArraySpec]:
     if not manifest.inputs_held:
         arrays = [whole_array("input_ids", "int32", rows, positions)]
         arrays += [whole_array(name, dtype, rows) for name, dtype in _ROW_ARRAYS]
+        said_of_positions = {SEGMENT_STARTS: manifest.segments == "isolated", NEXT_KEPT: manifest.positions is not None}
+        arrays += [
+            whole_array(path, "uint8", rows, row_bytes(positions)) for path, said in said_of_positions.items() if said
+        ]
     if "masked" in manifest.targets.views() and "masked" not in manifest.inputs_held:
         views, places = manifest.views, manifest.masked_per_row
         arrays += [
@@ -233,9 +242,10 @@ def _draw_paths(codec: SampleCodec) -> dict[str, str]:
 
 
 def _logits_arrays(manifest: Manifest, codec: TopkCodec | SampleCodec | None) -> list[ArraySpec]:
-    if codec is None:
+    spec = manifest.targets.logits
+    if codec is None or spec is None:
         return []
-    views, places = manifest.views_of("masked"), manifest.block_rows * manifest.masked_per_row
+    views, places = manifest.views_of(spec.view), manifest.block_rows * manifest.places_of(spec.view)
     if isinstance(codec, TopkCodec):
         return [coded_array("logits", array, views, places) for array in codec.arrays()]
     distinct = CodedArraySpec(name=DISTINCT.rpartition("/")[2], dtype="uint8", components=None)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from teacher_cache.codecs.packing import PACKINGS, ZERO
+from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.targets import FIXED_PRECISIONS, MOST_DRAWS, nmse_target, parse_precision
 from teacher_cache.errors import SettingsError
 from teacher_cache.storage.keys import is_safe_key
@@ -51,6 +52,7 @@ class TeacherSchema(_Strict):
     vocab_size: Annotated[int, Field(ge=1, le=_MOST_IDS)]
     max_positions: Annotated[int, Field(ge=1, le=2**32)]
     has_mlm_head: bool
+    kind: Literal["masked-lm", "causal-lm"] = "masked-lm"
 
 
 class CorpusSchema(_Strict):
@@ -131,6 +133,8 @@ class ManifestSchema(_Strict):
     software: dict[Text, Text]
     command: Text
     created: Text
+    segments: Literal["joined", "isolated"] = "joined"
+    positions: Annotated[str, Field(max_length=40)] | None = None
 
 
 class DigestSchema(_Strict):
@@ -200,6 +204,7 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     """
     check_fields(ManifestSchema, fields)
     teacher, targets = fields["teacher"], fields["targets"]
+    _check_positions(teacher.get("kind") == "causal-lm", fields.get("positions"))
     _check_layers(teacher["layers"], targets)
     for name in ("hidden", "attention"):
         for number, spec in enumerate(targets[name]):
@@ -207,7 +212,7 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     for number, spec in enumerate(targets["attention"]):
         _check_relations(f"targets.attention.{number}", spec)
     if (logits := targets["logits"]) is not None:
-        _check_logits(logits, teacher["vocab_size"])
+        _check_logits(logits, teacher["vocab_size"], "plain" if fields.get("positions") else "masked")
     blocks = -(-fields["rows"] // fields["block_rows"])
     if blocks > MOST_BLOCKS:
         raise ValueError(
@@ -246,15 +251,26 @@ def _check_relations(place: str, spec: Mapping[str, Any]) -> None:
         raise ValueError(f"the field '{place}.codec' is {codec!r}: relations kept as matrices are float16")
 
 
-def _check_logits(logits: Mapping[str, Any], vocabulary: int) -> None:
+def _check_positions(causal: bool, positions: str | None) -> None:
+    if causal != (positions is not None):
+        raise ValueError(f"the field 'positions' is {positions!r}: causal teachers have some, others none")
+    try:
+        known = positions is None or parse_positions(positions) == positions
+    except SettingsError:
+        known = False
+    if not known:
+        raise ValueError(f"the field 'positions' is {positions!r}: it must be all, every:N or share:X")
+
+
+def _check_logits(logits: Mapping[str, Any], vocabulary: int, view: str) -> None:
     entries, sampled = logits["entries"], logits["form"] == "sample"
     most = MOST_DRAWS if sampled else vocabulary
     if entries > most:
         raise ValueError(f"the field 'targets.logits.entries' is {entries}: there can be {most} at most")
     if sampled != (logits["codec"] == "exact"):
         raise ValueError(f"the field 'targets.logits.codec' is {logits['codec']!r}: not of the form {logits['form']!r}")
-    if logits["view"] != "masked":
-        raise ValueError(f"the field 'targets.logits.view' is {logits['view']!r}: distributions are of masked places")
+    if logits["view"] != view:
+        raise ValueError(f"the field 'targets.logits.view' is {logits['view']!r}: distributions are of the {view} view")
 
 
 def _check_calibration(calibration: Mapping[str, Any], width: int, targets: Mapping[str, Any]) -> None:

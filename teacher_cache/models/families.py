@@ -16,11 +16,15 @@ from torch import nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
+
+from teacher_cache.contract.manifest import ModelKind
 
 _SIZES = {
     "num_hidden_layers": "layers",
@@ -28,7 +32,7 @@ _SIZES = {
     "num_attention_heads": "attention heads",
     "vocab_size": "vocabulary",
 }
-"""What is counted of every encoder, by the names that configurations have in common."""
+"""What is counted of every model, by the names that configurations have in common."""
 
 SWITCHES: Mapping[str, Any] = MappingProxyType(
     {
@@ -75,12 +79,25 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
 
 def position_limit(model: PreTrainedModel) -> int | None:
     """The longest row that the model can read, None if nothing limits it."""
-    for path, module in model.base_model.named_modules():
-        # RoBERTa-like tables begin after the padding id, so they are longer than what can be read
-        if isinstance(module, nn.Embedding) and path.endswith("position_embeddings") and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
+    table = _padded_positions(model)
+    if table is not None:
+        return table.num_embeddings - first_position(model)
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     return positions
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a row's first token, as the model counts: RoBERTa-like tables begin after the padding id."""
+    table = _padded_positions(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def _padded_positions(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table of position embeddings that has a row for padding too; longer than what can be read."""
+    for path, module in model.base_model.named_modules():
+        if isinstance(module, nn.Embedding) and path.endswith("position_embeddings") and module.padding_idx is not None:
+            return module
+    return None
 
 
 def pooler_option(config: PreTrainedConfig) -> Mapping[str, Any]:
@@ -104,23 +121,43 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def why_not_an_encoder(config: PreTrainedConfig) -> str | None:
-    """What a model is instead of a masked-LM encoder, in words; None if it is one."""
+def kind_of(config: PreTrainedConfig) -> ModelKind:
+    """Whether a model predicts masked tokens or next ones: what its family is loaded as.
+
+    A family that can be both, such as BERT, is a masked LM unless its configuration says `is_decoder`.
+
+    Raises:
+        ValueError: neither; the message says in words what it is instead.
+    """
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        return "an encoder-decoder"
-    if getattr(config, "is_decoder", False):
-        return "a decoder"
-    if family in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return _what_it_lacks(config)
-    return "a decoder" if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "without a masked-LM class in Transformers"
+        raise ValueError("an encoder-decoder")
+    masked, causal = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES, family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not masked and not causal:
+        raise ValueError("without a masked-LM or causal-LM class in Transformers")
+    kind: ModelKind = "masked-lm" if masked and not getattr(config, "is_decoder", False) else "causal-lm"
+    if kind == "causal-lm" and not causal:
+        raise ValueError("a decoder without a causal-LM class in Transformers")
+    lacking = _what_it_lacks(config, "an encoder" if kind == "masked-lm" else "a decoder")
+    if lacking is not None:
+        raise ValueError(lacking)
+    return kind
 
 
-def _what_it_lacks(config: PreTrainedConfig) -> str | None:
+def with_head(config: PreTrainedConfig) -> Any:
+    """The class of Transformers that loads a model of this kind with its language-modelling head.
+
+    Raises:
+        ValueError: as `kind_of`.
+    """
+    return AutoModelForMaskedLM if kind_of(config) == "masked-lm" else AutoModelForCausalLM
+
+
+def _what_it_lacks(config: PreTrainedConfig, what: str) -> str | None:
     """FNet mixes tokens without attention, Perceiver and models of images and text keep their sizes elsewhere."""
     for name, meaning in _SIZES.items():
         size = getattr(config, name, None)
         if not isinstance(size, int) or size < 1:
             found = "not there" if size is None else f"{size!r}"
-            return f"an encoder whose {meaning} cannot be told ({name!r} in its configuration is {found})"
+            return f"{what} whose {meaning} cannot be told ({name!r} in its configuration is {found})"
     return None

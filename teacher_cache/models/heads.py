@@ -1,8 +1,9 @@
-"""The masked-LM head alone: logits at chosen positions only.
+"""The language-modelling head alone: logits at chosen positions only.
 
-`MaskedLMHead` runs the model's own forward with the encoder replaced by given hidden states, so that not a line is
-written per family. Where it ends in a plain linear map over the vocabulary, `projection` is that map and
-`before_projection` everything before it, for whoever cannot hold all logits.
+`LMHead` runs the model's own forward with the base model replaced by given hidden states, so that not a line is
+written per family, and soft caps and scales of logits are what the family makes of them. Where it ends in a plain
+linear map over the vocabulary, `projection` is that map and `before_projection` everything before it, for whoever
+cannot hold all logits.
 """
 
 from __future__ import annotations
@@ -19,15 +20,31 @@ from transformers.modeling_outputs import BaseModelOutput
 from teacher_cache.errors import TeacherError
 
 
+class _Answer(BaseModelOutput):
+    """Final hidden states and nothing else: what a family's model hands on beside its logits is None.
+
+    Decoders hand on a cache, some of them cross-attention, mixtures of experts what their routers said.
+    """
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _GivenHiddenStates(nn.Module):
-    """Stands where the encoder stands and hands over the hidden states that came in as input embeddings."""
+    """Stands where the base model stands and hands over the hidden states that came in as input embeddings."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """OPT calls what lies inside its base model."""
+        return self
 
     def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=inputs_embeds)
+        return _Answer(last_hidden_state=inputs_embeds)
 
 
-class MaskedLMHead:
-    """The masked-LM head of a model as a function of final hidden states. Shares the model's parameters.
+class LMHead:
+    """The head of a masked or causal LM as a function of final hidden states. Shares the model's parameters.
 
     `projection` is the linear map whose output is the logits, or None if the family's head does not end in one.
     """
@@ -36,8 +53,8 @@ class MaskedLMHead:
         prefix = model.base_model_prefix
         if prefix not in model._modules:
             raise TeacherError(
-                f"{type(model).__name__} has no masked-LM head over its encoder: logits cannot be computed; load it "
-                "with AutoModelForMaskedLM or leave logits out"
+                f"{type(model).__name__} has no head over its base model: logits cannot be computed; load it with "
+                "AutoModelForMaskedLM or AutoModelForCausalLM, or leave logits out"
             )
         self._model = model
 

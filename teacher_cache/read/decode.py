@@ -19,7 +19,7 @@ from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.batch import (
     AttentionRelations,
     AttentionVectors,
-    MaskedPositions,
+    Places,
     SampledLogits,
     TargetBatch,
     TargetRequest,
@@ -28,7 +28,8 @@ from teacher_cache.contract.batch import (
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
 from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
-from teacher_cache.format.layout import DISTINCT, StoreLayout
+from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, SEGMENT_STARTS, StoreLayout
+from teacher_cache.format.row_bits import unpack_row_bits
 from teacher_cache.models.attention import AttentionProjections, project_hidden
 
 
@@ -49,6 +50,12 @@ class CodedBlock:
         """This block on its way to a device, but for what is read on the host."""
         arrays, arrival = transfer.send(self.arrays, is_decoded_on_device)
         return replace(self, arrays=arrays, arrival=arrival)
+
+    def count_places(self, start: int, stop: int) -> int:
+        """How many real places rows start..stop have, counted from the first of the block; 0 without places."""
+        if "masked/count" in self.arrays:
+            return int(self.on_host("masked/count")[start:stop].sum())
+        return int(np.bitwise_count(self.on_host(NEXT_KEPT)[start:stop]).sum()) if NEXT_KEPT in self.arrays else 0
 
     def on_host(self, path: str) -> NDArray[Any]:
         """An array that stays on the host."""
@@ -99,14 +106,16 @@ class RowDecoder:
         if self.coded.arrival is not None:
             self.coded.arrival.await_in_current_stream()
         request, view, targets = self.coded.request, self.coded.view, self.manifest.targets
-        ids_BT, masked = self._host_rows("input_ids"), None
+        ids_BT, places = self._host_rows("input_ids"), None
         if view == "masked":
-            masked = MaskedPositions(
+            places = Places(
                 positions_BM=self._rows("masked/positions"),
-                original_ids_BM=self._rows("masked/original_ids"),
+                label_ids_BM=self._rows("masked/original_ids"),
                 count_B=self._rows("masked/count"),
             )
             ids_BT = self._replaced(ids_BT)
+        elif NEXT_KEPT in self.coded.arrays:
+            places = self._next_tokens(ids_BT)
         hidden = {
             n: self._vectors(f"hidden/{n}", rotated=n in request.rotated_layers)
             for n in request.hidden_layers
@@ -121,8 +130,9 @@ class RowDecoder:
             row_id_B=self._rows("row_id"),
             hidden=hidden,
             attention=attention,
-            masked=masked,
-            logits=self._logits() if request.logits and targets.logits and masked is not None else None,
+            places=places,
+            starts_BT=self._starts(),
+            logits=self._logits() if request.logits and in_view(targets.logits, view) else None,
         )
 
     def _host_rows(self, path: str) -> NDArray[np.int64]:
@@ -130,6 +140,23 @@ class RowDecoder:
 
     def _rows(self, path: str) -> torch.Tensor:
         return to_device(self._host_rows(path), self.device)
+
+    def _bits(self, path: str) -> NDArray[np.bool_]:
+        return unpack_row_bits(self.coded.on_host(path)[self.start : self.stop], self.manifest.seq_len)
+
+    def _starts(self) -> torch.Tensor | None:
+        return to_device(self._bits(SEGMENT_STARTS), self.device) if SEGMENT_STARTS in self.coded.arrays else None
+
+    def _next_tokens(self, ids_BT: NDArray[np.int64]) -> Places:
+        """The positions whose next token counts, ascending, and that token."""
+        kept_BT = self._bits(NEXT_KEPT)
+        count_B, places = kept_BT.sum(axis=1), self.manifest.places_of("plain")
+        positions_BM = np.argsort(~kept_BT, axis=1, kind="stable")[:, :places]
+        real_BM = np.arange(places) < count_B[:, None]
+        positions_BM = np.where(real_BM, positions_BM, 0)
+        labels_BM = np.where(real_BM, np.take_along_axis(ids_BT, positions_BM + 1, axis=1), 0)
+        moved = (to_device(values, self.device) for values in (positions_BM, labels_BM, count_B))
+        return Places(**dict(zip(("positions_BM", "label_ids_BM", "count_B"), moved, strict=True)))
 
     def _replaced(self, ids_BT: NDArray[np.int64]) -> NDArray[np.int64]:
         """The ids with the replacement ids at the real masked positions."""
@@ -193,7 +220,8 @@ class RowDecoder:
         return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
 
     def _logits(self) -> TopkLogits | SampledLogits:
-        places = self.manifest.masked_per_row
+        assert self.manifest.targets.logits is not None
+        places = self.manifest.places_of(self.manifest.targets.logits.view)
         shape = (self.stop - self.start, places)
         codec = self.layout.logits
         if isinstance(codec, TopkCodec):

@@ -59,6 +59,8 @@ class BlockLoader:
             folders.append("masked")
         if request.logits and in_view(targets.logits, view):
             folders.append("logits")
+        # an encoder's masked view has places of its own, and hears of segments as its plain one does
+        folders += ["segments"] if view == "masked" else ["segments", "next"]
         return ["input_ids", "length", "row_id", *self._layout.arrays_in(*folders)]
 
     def _load(

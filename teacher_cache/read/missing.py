@@ -12,7 +12,7 @@ from collections.abc import Callable
 from teacher_cache.codecs.nmse import Transform
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.targets import TargetSpecs, describe_targets
+from teacher_cache.contract.targets import describe_targets
 from teacher_cache.errors import TargetsError
 
 
@@ -23,13 +23,18 @@ def check_request(request: TargetRequest, manifest: Manifest, where: str, *, sev
         TargetsError: it does not.
     """
     targets = manifest.targets
-    lacking = _lacking(request, targets)
+    lacking = _lacking(request, manifest)
     if lacking == TargetRequest():
         return
     names = [f"hidden {layer}" for layer in lacking.hidden_layers]
     names += [f"attention {layer}" for layer in lacking.attention_layers]
     names += ["logits"] if lacking.logits else []
     names += ["masked views"] if lacking.masked else []
+    if lacking.next_tokens:
+        raise TargetsError(
+            f"{where!r} comes from the masked LM {manifest.teacher.name!r}: its rows have no next tokens to learn; use "
+            "--method mlm or od, or a cache of a causal teacher"
+        )
     raise TargetsError(
         f"{where!r} {'lack' if several else 'lacks'} {', '.join(names)}: the student would have nothing to learn from. "
         f"{'They have' if several else 'It has'} {', '.join(describe_targets(targets)) or 'no targets'}; "
@@ -37,12 +42,14 @@ def check_request(request: TargetRequest, manifest: Manifest, where: str, *, sev
     )
 
 
-def _lacking(request: TargetRequest, targets: TargetSpecs) -> TargetRequest:
+def _lacking(request: TargetRequest, manifest: Manifest) -> TargetRequest:
+    targets = manifest.targets
     return TargetRequest(
         hidden_layers=tuple(sorted(set(request.hidden_layers) - set(targets.hidden_layers()))),
         attention_layers=tuple(sorted(set(request.attention_layers) - set(targets.attention_layers()))),
         logits=request.logits and targets.logits is None,
         masked=request.masked and "masked" not in targets.views(),
+        next_tokens=request.next_tokens and manifest.positions is None,
     )
 
 

@@ -144,6 +144,8 @@ class CacheReader:
             used.add(targets.logits.view)
         if request.masked:
             used.add("masked")
+        if request.next_tokens:
+            used.add("plain")
         return tuple(view for view in VIEWS if view in used) or targets.views()[:1]
 
     def hidden_variance(self, layer: int) -> float:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec, id_planes
-from teacher_cache.format.layout import DISTINCT, StoreLayout
+from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, SEGMENT_STARTS, StoreLayout
+from teacher_cache.format.row_bits import pack_row_bits, unpack_row_bits
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,6 +47,7 @@ def check_values(layout: StoreLayout, block: int, arrays: Arrays) -> None:
     rows = last - first
     if "input_ids" in arrays:
         _check_rows(layout, arrays, rows)
+        _check_bits(layout, arrays, rows)
     if "input_ids" in arrays and "masked/positions" in arrays:
         _check_masks(layout, arrays, rows)
     if isinstance(layout.logits, TopkCodec) and "logits/log_tail" in arrays:
@@ -64,6 +66,38 @@ def _check_rows(layout: StoreLayout, arrays: Arrays, rows: int) -> None:
     _check_range(arrays, "input_ids", slice(rows), manifest.teacher.vocab_size, "an id of the teacher's vocabulary")
     _check_range(arrays, "length", slice(rows), manifest.seq_len + 1, "a number of tokens", lowest=1)
     _check_range(arrays, "row_id", slice(rows), max(manifest.corpus.rows, 1), "the number of a row of the text")
+
+
+def _check_bits(layout: StoreLayout, arrays: Arrays, rows: int) -> None:
+    """Segments begin at tokens, the first at the first; a position that is kept has a next token in its segment."""
+    seq_len = layout.manifest.seq_len
+    within_BT = np.arange(seq_len) < arrays["length"][:rows, None]
+    ends_BT = ~np.pad(within_BT[:, 1:], ((0, 0), (0, 1)))
+    if SEGMENT_STARTS in arrays:
+        starts_BT = _row_bits(arrays, SEGMENT_STARTS, rows, seq_len)
+        _refuse_bits(SEGMENT_STARTS, starts_BT & ~within_BT, "where a token is")
+        _refuse_bits(SEGMENT_STARTS, ~starts_BT[:, :1], "at the first position of a row too")
+        ends_BT = ends_BT | np.pad(starts_BT[:, 1:], ((0, 0), (0, 1)))
+    if NEXT_KEPT in arrays:
+        kept_BT, places = _row_bits(arrays, NEXT_KEPT, rows, seq_len), layout.manifest.places_of("plain")
+        _refuse_bits(NEXT_KEPT, kept_BT & ends_BT, "where a next token of the same segment is")
+        count_B = kept_BT.sum(axis=1)
+        _refuse(NEXT_KEPT, count_B, count_B > places, f"at most {places} positions of a row")
+
+
+def _row_bits(arrays: Arrays, path: str, rows: int, seq_len: int) -> NDArray[np.bool_]:
+    bytes_BN = arrays[path][:rows]
+    beyond_BN = pack_row_bits(np.ones((1, seq_len), dtype=np.bool_)) | bytes_BN
+    _refuse(path, bytes_BN, beyond_BN != pack_row_bits(np.ones((1, seq_len), dtype=np.bool_)), "bits within the row")
+    return unpack_row_bits(bytes_BN, seq_len)
+
+
+def _refuse_bits(path: str, wrong_BT: NDArray[np.bool_], must_be: str) -> None:
+    if wrong_BT.any():
+        row, position = np.argwhere(wrong_BT)[0].tolist()
+        raise ImpossibleError(
+            path, f"marks position {position} of row {row} of the block wrongly: a mark must be {must_be}"
+        )
 
 
 def _check_masks(layout: StoreLayout, arrays: Arrays, rows: int) -> None:
@@ -110,12 +144,19 @@ def _check_planes(path: str, planes: list[NDArray[np.uint8]], vocabulary: int) -
 
 def _check_draws(layout: StoreLayout, codec: SampleCodec, arrays: Arrays, rows: int) -> None:
     distinct_P, counts_E = arrays[DISTINCT], arrays[layout.draw_paths["counts"]].astype(np.int64)
-    places = layout.manifest.masked_per_row
+    spec = layout.manifest.targets.logits
+    assert spec is not None
+    places = layout.manifest.places_of(spec.view)
     _refuse(DISTINCT, distinct_P, distinct_P > codec.draws, f"at most {codec.draws}, the number of draws")
-    if "masked/count" in arrays:
+    if "masked/count" in arrays or NEXT_KEPT in arrays:
+        count_B = (
+            arrays["masked/count"][:rows]
+            if "masked/count" in arrays
+            else np.bitwise_count(arrays[NEXT_KEPT][:rows]).sum(axis=1)
+        )
         real_P = np.zeros(len(distinct_P), dtype=np.bool_)
-        real_P[: rows * places] = (np.arange(places) < arrays["masked/count"][:rows, None]).ravel()
-        _refuse(DISTINCT, distinct_P, (distinct_P > 0) != real_P, "above 0 at masked positions and 0 elsewhere")
+        real_P[: rows * places] = (np.arange(places) < count_B[:, None]).ravel()
+        _refuse(DISTINCT, distinct_P, (distinct_P > 0) != real_P, "above 0 at places that are kept and 0 elsewhere")
     held_P = distinct_P[distinct_P > 0].astype(np.int64)
     if not len(held_P):
         return

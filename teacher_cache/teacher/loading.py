@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import TeacherError
 from teacher_cache.hub import why_unreadable
-from teacher_cache.models.families import read_config, why_not_an_encoder
+from teacher_cache.models.families import kind_of, read_config
 
 
 def load_teacher_config(name: str, revision: str | None) -> PreTrainedConfig:
@@ -60,35 +61,39 @@ def cannot_load(name: str, error: Exception) -> TeacherError:
     )
 
 
-def refuse_other_architectures(name: str, config: PreTrainedConfig) -> None:
-    """Refuse what is no masked-LM encoder.
+def teacher_kind(name: str, config: PreTrainedConfig) -> ModelKind:
+    """Which kind of model a teacher is.
 
     Raises:
-        TeacherError: it is something else.
+        TeacherError: neither a masked nor a causal LM.
     """
-    what = why_not_an_encoder(config)
-    if what is not None:
+    try:
+        return kind_of(config)
+    except ValueError as error:
         raise TeacherError(
-            f"teacher {name!r} is of family {config.model_type!r}, {what}: only masked-LM encoders can be distilled "
-            "here; use a teacher such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
-        )
+            f"teacher {name!r} is of family {config.model_type!r}, {error}: only masked LMs (BERT, RoBERTa, XLM-R, "
+            "DistilBERT, ELECTRA, ModernBERT, ...) and causal LMs (Llama, Qwen, Mistral, Gemma, GPT-2, ...) can be "
+            "distilled here; use one of those"
+        ) from None
 
 
 def check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> bool:
-    """Whether the checkpoint brought a masked-LM head; refuses one that lacks part of the encoder."""
+    """Whether the checkpoint brought its head; refuses one that lacks part of the base model."""
     prefix = f"{model.base_model_prefix}."
     encoder_keys = {f"{prefix}{key}" for key in model.base_model.state_dict()}
     missing_in_encoder = sorted(set(missing) & encoder_keys)
     if missing_in_encoder:
         raise TeacherError(
-            f"the checkpoint of teacher {name!r} lacks {len(missing_in_encoder)} encoder weights (first: "
+            f"the checkpoint of teacher {name!r} lacks {len(missing_in_encoder)} weights of the base model (first: "
             f"{missing_in_encoder[0]!r}): they would be random numbers; give a complete checkpoint of this architecture"
         )
     return not set(missing)
 
 
-def check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> None:
+def check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig, kind: ModelKind) -> None:
     """Check that every token of the tokenizer has a row of the embeddings, and that rows can be padded.
+
+    Rows of a causal teacher need no padding token: nothing before it looks at what follows the last token.
 
     Raises:
         TeacherError: one has none, or they cannot.
@@ -106,7 +111,7 @@ def check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig) -> None
             f"{config.vocab_size - 1}: "
             "some tokens could not be read; the folder mixes files of different models"
         )
-    if tokenizer.pad_token_id is None:
+    if kind == "masked-lm" and tokenizer.pad_token_id is None:
         raise TeacherError(
             f"the tokenizer of teacher {name!r} has no padding token: short rows could not be filled; set pad_token in "
             "its tokenizer_config.json"

@@ -1,7 +1,7 @@
-"""The teacher: a frozen masked-LM encoder, loaded once, and what it computes for one batch.
+"""The teacher: a frozen masked or causal LM, loaded once, and what it computes for one batch.
 
-Loading refuses by name what cannot teach: decoders, encoder-decoders, families without a masked-LM class, incomplete
-checkpoints. A checkpoint without a masked-LM head loads (Transformers would fill the head with random numbers and warn
+Loading refuses by name what cannot teach: encoder-decoders, families without a language-modelling class, incomplete
+checkpoints. A checkpoint without its head loads (Transformers would fill the head with random numbers and warn
 at most); `has_mlm_head` is then False and logits are refused. Nothing is ever trained here, and no [B, T, V] tensor is
 made: logits come from `head`, at the positions it is given.
 """
@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from teacher_cache.contract.manifest import TeacherRecord
 from teacher_cache.contract.streams import VECTORS
@@ -23,8 +23,10 @@ from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections, Projection
 from teacher_cache.models.attention_tap import enable_tap, record_attention
-from teacher_cache.models.families import position_limit
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.families import position_limit, with_head
+from teacher_cache.models.heads import LMHead
+from teacher_cache.models.inputs import forward_arguments
+from teacher_cache.models.isolation import measure_isolation
 from teacher_cache.teacher.loading import (
     cannot_load,
     check_loaded,
@@ -32,7 +34,7 @@ from teacher_cache.teacher.loading import (
     hash_weights,
     load_teacher_config,
     load_tokenizer,
-    refuse_other_architectures,
+    teacher_kind,
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
 
@@ -41,7 +43,7 @@ _UNLIMITED_POSITIONS = 512
 
 
 class Teacher:
-    """A frozen encoder with its tokenizer."""
+    """A frozen model with its tokenizer."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, record: TeacherRecord, *, device: torch.device, dtype: str
@@ -58,22 +60,22 @@ class Teacher:
         """Load a teacher by hub id or folder.
 
         Raises:
-            TeacherError: it cannot be found, is not a masked-LM encoder, or its checkpoint is incomplete.
+            TeacherError: it cannot be found, is neither a masked nor a causal LM, or its checkpoint is incomplete.
             SettingsError: the device does not exist.
         """
         chosen = choose_device(device)
         config = load_teacher_config(name, revision)
-        refuse_other_architectures(name, config)
+        kind = teacher_kind(name, config)
         tokenizer = load_tokenizer(name, config, revision)
         try:
-            model, info = AutoModelForMaskedLM.from_pretrained(
+            model, info = with_head(config).from_pretrained(
                 name, config=config, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
             )
         except Exception as error:
             # as with its configuration: what is wrong with a file shows in many ways
             raise cannot_load(name, error) from error
         has_head = check_loaded(name, model, info["missing_keys"])
-        check_tokenizer(name, tokenizer, config)
+        check_tokenizer(name, tokenizer, config, kind)
         record = TeacherRecord(
             name=name,
             revision=revision or getattr(config, "_commit_hash", None),
@@ -85,6 +87,7 @@ class Teacher:
             vocab_size=config.vocab_size,
             max_positions=position_limit(model) or _UNLIMITED_POSITIONS,
             has_mlm_head=has_head,
+            kind=kind,
         )
         nn.Module.requires_grad_(model, False)
         nn.Module.eval(model)
@@ -114,15 +117,21 @@ class Teacher:
         *,
         hidden_layers: Iterable[int] = (),
         attention_layers: Iterable[int] = (),
+        starts_BT: torch.Tensor | None = None,
     ) -> TeacherOutputs:
-        """One forward pass of the encoder, without its head."""
+        """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated."""
         device = self.model.device
         input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
         positions = torch.arange(input_ids_BT.shape[1], device=device)
-        mask_BT = (positions[None, :] < length_B[:, None]).long()
+        real_BT = positions[None, :] < length_B[:, None]
+        starts_BT = None if starts_BT is None else starts_BT.to(device)
         layers = tuple(hidden_layers)
         with record_attention(self.model, attention_layers) as recorded:
-            encoded = self.model.base_model(input_ids_BT, attention_mask=mask_BT, output_hidden_states=bool(layers))
+            encoded = self.model.base_model(
+                input_ids_BT,
+                output_hidden_states=bool(layers),
+                **forward_arguments(self.model, real_BT, starts_BT),
+            )
         return TeacherOutputs(
             hidden={layer: encoded.hidden_states[layer] for layer in layers},
             attention=recorded.vectors,
@@ -157,6 +166,28 @@ class Teacher:
             if not torch.allclose(first.hidden[layer], second.hidden[layer], rtol=0.05, atol=0.05, equal_nan=True):
                 raise self._not_readable("computes other hidden states for the same row each time")
 
+    def probe_segments(self, seq_len: int) -> None:
+        """Try that documents which share a row of so many tokens do not see each other.
+
+        Raises:
+            TeacherError: they do, or the family cannot be told where they begin.
+        """
+        try:
+            found = measure_isolation(self.model, seq_len, with_head=self.record.has_mlm_head)
+        except ValueError as error:
+            why = str(error)
+        else:
+            if found.isolated:
+                return
+            why = f"packed and alone are not the same to it: {found}"
+        implementation = self.model.config._attn_implementation
+        raise TeacherError(
+            f"teacher {self.record.name!r} of family {self.record.model_type!r} (attention {implementation!r}) cannot "
+            f"keep the documents of a row apart: {why}. Its targets would be those of another text; use --segments "
+            "joined, where a row is read as one text, or --rows document, or a family such as Llama, Qwen, Mistral, "
+            "Gemma or GPT-2"
+        )
+
     def _not_readable(self, why: str) -> TeacherError:
         return TeacherError(
             f"teacher {self.record.name!r} of family {self.record.model_type!r} {why}: what students learn from is one "
@@ -164,9 +195,9 @@ class Teacher:
             "one above, or choose a family such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
         )
 
-    def head(self) -> MaskedLMHead:
-        """The masked-LM head: [P, D] -> [P, V]."""
-        return MaskedLMHead(self.model)
+    def head(self) -> LMHead:
+        """The language-modelling head: [P, D] -> [P, V]."""
+        return LMHead(self.model)
 
     @torch.inference_mode()
     def probe_attention(self, layer: int) -> AttentionProjections | None:
@@ -210,7 +241,7 @@ class Teacher:
 
     @torch.inference_mode()
     def probe_head(self) -> None:
-        """Try the masked-LM head on one position.
+        """Try the head on one position.
 
         Raises:
             TeacherError: the family's head needs more than final hidden states.
@@ -220,12 +251,12 @@ class Teacher:
             shape = tuple(self.head()(final_PD).shape)
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise TeacherError(
-                f"the masked-LM head of family {self.record.model_type!r} cannot be run on hidden states alone "
-                f"({error}): its logits are out of reach; leave logits out of --targets"
+                f"the language-modelling head of family {self.record.model_type!r} cannot be run on hidden states "
+                f"alone ({error}): its logits are out of reach; leave logits out of --targets"
             ) from error
         if shape != (1, self.record.vocab_size):
             raise TeacherError(
-                f"the masked-LM head of family {self.record.model_type!r} gives {shape} for one position of "
+                f"the language-modelling head of family {self.record.model_type!r} gives {shape} for one position of "
                 f"{self.record.vocab_size} ids: its logits cannot be read; leave logits out of --targets"
             )
 

@@ -218,9 +218,9 @@ def _check_row(model: PreTrainedModel, batch: TargetBatch, row: int) -> None:
         for name in VECTORS:
             want_TD = getattr(recorded.vectors[layer], f"{name}_BTD")[0][mask_BT[0]]
             _check_close(getattr(vectors, f"{name}_BTD")[row][mask_BT[0]], want_TD)
-    if isinstance(batch.logits, TopkLogits) and batch.masked is not None:
-        real_M = batch.masked.real_BM()[row]
-        want_MV = live.logits[0, batch.masked.positions_BM[row][real_M]].log_softmax(-1)
+    if isinstance(batch.logits, TopkLogits) and batch.places is not None:
+        real_M = batch.places.real_BM()[row]
+        want_MV = live.logits[0, batch.places.positions_BM[row][real_M]].log_softmax(-1)
         ids_MK = batch.logits.ids_BMK[row][real_M].long()
         _check_close(batch.logits.log_probs_BMK[row][real_M], want_MV.gather(1, ids_MK))
         assert torch.allclose(want_MV.topk(ids_MK.shape[1]).values.sum(1), want_MV.gather(1, ids_MK).sum(1), atol=1e-3)

@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM
 from student_train.registry import ADDED_MAPPINGS, ADDED_METHODS
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.contract.batch import Batch, MaskedPositions, TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.contract.batch import Batch, Places, TargetBatch, TargetRequest, TopkLogits
 from teacher_cache.contract.manifest import CorpusRecord, Manifest, TeacherRecord
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
 from teacher_cache.errors import TargetsError
@@ -71,17 +71,17 @@ class LiveCache:
     def pad_id(self) -> int:
         return 1 if "roberta" in self.manifest.teacher.model_type else 0
 
-    def _mask(self, ids_BT: Tensor, length_B: Tensor, places: int, generator: torch.Generator) -> MaskedPositions:
+    def _mask(self, ids_BT: Tensor, length_B: Tensor, places: int, generator: torch.Generator) -> Places:
         count_B = torch.minimum(length_B, torch.tensor(places))
         positions_BM = torch.zeros(len(length_B), places, dtype=torch.int32)
         for row, (length, count) in enumerate(zip(length_B.tolist(), count_B.tolist(), strict=True)):
             positions_BM[row, :count] = torch.randperm(length, generator=generator)[:count].sort().values
-        return MaskedPositions(
-            positions_BM=positions_BM, original_ids_BM=ids_BT.gather(1, positions_BM.long()).int(), count_B=count_B
+        return Places(
+            positions_BM=positions_BM, label_ids_BM=ids_BT.gather(1, positions_BM.long()).int(), count_B=count_B
         )
 
     @torch.no_grad()
-    def _targets(self, view: str, ids_BT: Tensor, length_B: Tensor, masked: MaskedPositions) -> TargetBatch:
+    def _targets(self, view: str, ids_BT: Tensor, length_B: Tensor, masked: Places) -> TargetBatch:
         specs = self.manifest.targets
         teacher = AutoModelForMaskedLM.from_pretrained(self.folder).eval()
         enable_tap(teacher)
@@ -89,7 +89,7 @@ class LiveCache:
             input_ids_BT=ids_BT.int(),
             length_B=length_B,
             row_id_B=torch.arange(len(length_B)),
-            masked=masked if view == "masked" else None,
+            places=masked if view == "masked" else None,
         )
         layers = [spec.layer for spec in specs.attention if spec.view == view]
         with record_attention(teacher.base_model, layers) as recorded:
@@ -100,7 +100,7 @@ class LiveCache:
             targets = replace(targets, logits=self._topk(out.logits, masked))
         return targets
 
-    def _topk(self, logits_BTV: Tensor, masked: MaskedPositions) -> TopkLogits:
+    def _topk(self, logits_BTV: Tensor, masked: Places) -> TopkLogits:
         logits_BMV = logits_BTV.take_along_dim(masked.positions_BM.long().unsqueeze(-1), dim=1)
         log_probs_BMV = (logits_BMV / self.manifest.temperature).log_softmax(-1)
         log_probs_BMK, ids_BMK = log_probs_BMV.topk(KEPT)

@@ -279,7 +279,7 @@ def assert_equal(have: list[TargetBatch], want: list[TargetBatch]) -> None:
 
 def tensors_of(batch: TargetBatch) -> list[torch.Tensor]:
     found = [batch.input_ids_BT, batch.length_B, batch.row_id_B, *batch.hidden.values()]
-    for record in (*batch.attention.values(), batch.masked, batch.logits):
+    for record in (*batch.attention.values(), batch.places, batch.logits):
         if record is not None:
             found += list(vars(record).values())
     return found

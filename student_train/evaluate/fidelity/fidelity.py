@@ -7,9 +7,9 @@ allow.
 - Hidden states: ||h_T - W h_S - b||^2 / E||h_T - mean||^2 with the best linear map (ridge regression), fitted on one
   half of the rows and measured on the other. The projections of training are never exported, and students that were
   trained without any are measured by the same rule.
-- Output distribution at masked positions: KL(teacher || student) with one bucket for all entries outside the teacher's
-  K most probable ones, and the share of positions at which both name the same most probable entry. Where the cache
-  holds draws instead, they stand for the distribution.
+- Output distribution at masked positions, or after the positions that are kept of a causal teacher's rows: KL(teacher
+  || student) with one bucket for all entries outside the teacher's K most probable ones, and the share of positions at
+  which both name the same most probable entry. Where the cache holds draws instead, they stand for the distribution.
 
 Cost: one student forward per view of the rows; memory for one batch and, per layer pair, d_S * (d_S + d_T) numbers. The
 teacher is not needed. The student's projections, dropout and engine play no part: it is loaded from its directory.
@@ -33,6 +33,7 @@ from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StudentError, TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
+from teacher_cache.models.inputs import forward_arguments
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
 Advance = Callable[[int, int], None]
@@ -106,7 +107,9 @@ def _without_untappable(plan: FidelityPlan, student: LoadedStudent) -> FidelityP
     try:
         enable_tap(student.encoder)
         with torch.inference_mode(), record_attention(student.encoder, {1}):
-            student.encoder(input_ids=token, attention_mask=torch.ones_like(token))
+            student.encoder(
+                input_ids=token, **forward_arguments(student.encoder, torch.ones_like(token, dtype=torch.bool))
+            )
     except TeacherError as error:
         return replace(plan, relations=(), notes=(*plan.notes, f"relations are not measured: {error}"))
     return plan
@@ -179,7 +182,9 @@ def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: 
     """One forward pass on exactly the input that the teacher read."""
     with record_attention(student.encoder, attention_layers) as recorded:
         result = student.encoder(
-            input_ids=targets.input_ids_BT.long(), attention_mask=targets.real_BT().long(), output_hidden_states=True
+            input_ids=targets.input_ids_BT.long(),
+            output_hidden_states=True,
+            **forward_arguments(student.encoder, targets.real_BT(), targets.starts_BT),
         )
     return StudentOutputs(
         hidden=dict(enumerate(result.hidden_states)),

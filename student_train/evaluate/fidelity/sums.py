@@ -109,8 +109,8 @@ class DistributionSum:
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
         """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
-        assert outputs.head is not None and targets.masked is not None
-        positions_BM1 = targets.masked.positions_BM.long().unsqueeze(-1)
+        assert outputs.head is not None and targets.places is not None
+        positions_BM1 = targets.places.positions_BM.long().unsqueeze(-1)
         hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
         taught = flat_targets(targets)
         place_P = taught.real_P.nonzero()[:, 0]

@@ -204,6 +204,7 @@ def _run(reader: CacheReader, teacher: Teacher, view: View, targets: TargetBatch
         targets.length_B,
         hidden_layers=hidden | {spec.layer - 1 for spec in attention if layout.attention_input(spec.layer) is not None},
         attention_layers=[spec.layer for spec in attention],
+        starts_BT=targets.starts_BT,
     )
     return _map(outputs, torch.Tensor.cpu)
 

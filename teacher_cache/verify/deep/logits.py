@@ -41,7 +41,7 @@ class _Distribution:
 
     def parts(self, row: DeepRow) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Places [P], and log-probabilities [P, V] of the row among others and alone."""
-        masked = row.targets.masked
+        masked = row.targets.places
         assert masked is not None
         place_P = masked.real_BM()[0].nonzero()[:, 0]
         positions_P = masked.positions_BM[0][place_P]

@@ -41,11 +41,11 @@ class InputComparison:
         self.wrong = 0
 
     def add(self, row: DeepRow) -> None:
-        masked = row.targets.masked
+        masked = row.targets.places
         assert masked is not None
         plain_T, seen_T = row.plain_ids_BT[0], row.targets.input_ids_BT[0]
         real_M = masked.real_BM()[0]
-        positions_P, original_P = masked.positions_BM[0][real_M], masked.original_ids_BM[0][real_M]
+        positions_P, original_P = masked.positions_BM[0][real_M], masked.label_ids_BM[0][real_M]
         inside_P = (positions_P >= 0) & (positions_P < row.targets.length_B[0])
         changed_T = seen_T != plain_T
         changed_T[positions_P[inside_P]] = False

@@ -30,7 +30,7 @@ def expected(source: CacheSource, row: int, masked_view: int = 0) -> dict[str, t
     """What a row of `EVERYTHING` should be, one call of `read_rows` a row."""
     batch = source.read_rows(row, row + 1, EVERYTHING, masked_view=masked_view)
     plain, masked = batch["plain"], batch["masked"]
-    vectors, places, logits = plain.attention[3], masked.masked, masked.logits
+    vectors, places, logits = plain.attention[3], masked.places, masked.logits
     found = {
         "row_id": plain.row_id_B,
         "attention_mask": (torch.arange(24) < plain.length_B[0]).long()[None],
@@ -42,7 +42,7 @@ def expected(source: CacheSource, row: int, masked_view: int = 0) -> dict[str, t
         "value_3": vectors.value_BTD,
         "masked_input_ids": masked.input_ids_BT,
         "masked_positions": places.positions_BM,
-        "masked_original_ids": places.original_ids_BM,
+        "masked_original_ids": places.label_ids_BM,
         "masked_real": torch.arange(places.positions_BM.shape[1])[None] < places.count_B[0],
         "masked_top_ids": logits.ids_BMK.long(),
         "masked_top_log_probs": logits.log_probs_BMK,

@@ -91,14 +91,14 @@ def test_batches_are_what_the_reader_reads_at_those_rows(reader, load):
         assert list(batch.row_ids) == batch.views["plain"].row_id_B.tolist()
         assert batch.counts == {
             "positions": int(batch.views["plain"].real_BT().sum()),
-            "masked": int(batch.views["masked"].masked.real_BM().sum()),
+            "masked": int(batch.views["masked"].places.real_BM().sum()),
             "rows": 12,
         }
 
 
 def test_the_two_masked_views_differ(reader):
     first, second = (reader.read_rows(0, 4, REQUEST, masked_view=view)["masked"] for view in (0, 1))
-    assert not torch.equal(first.masked.positions_BM, second.masked.positions_BM)
+    assert not torch.equal(first.places.positions_BM, second.places.positions_BM)
 
 
 def test_training_goes_on_from_any_position_exactly(load):

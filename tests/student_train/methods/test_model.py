@@ -131,7 +131,7 @@ def test_vectors_of_bert_step_by_step(bert: Any) -> None:
 
 def test_distribution_of_bert_step_by_step(bert: Any) -> None:
     _, batch, model, losses = bert
-    places, taught = batch["masked"].masked, batch["masked"].logits
+    places, taught = batch["masked"].places, batch["masked"].logits
     logits = plain_outputs(model, batch["masked"]).logits
     expected = 0.0
     for row, count in enumerate(places.count_B.tolist()):

@@ -49,20 +49,20 @@ def distil(cache: Any, weights: dict[str, float], **options: Any) -> Distillatio
 
 def masked_logits(model: PreTrainedModel, targets: TargetBatch) -> Tensor:
     """The logits at the real masked positions, row after row, by the model's own forward pass."""
-    assert targets.masked is not None
+    assert targets.places is not None
     logits_BTV = model(input_ids=targets.input_ids_BT.long(), attention_mask=targets.real_BT().long()).logits
-    logits_BMV = logits_BTV.take_along_dim(targets.masked.positions_BM.long().unsqueeze(-1), dim=1)
-    return logits_BMV[targets.masked.real_BM()]
+    logits_BMV = logits_BTV.take_along_dim(targets.places.positions_BM.long().unsqueeze(-1), dim=1)
+    return logits_BMV[targets.places.real_BM()]
 
 
 def plain_losses(model: PreTrainedModel, targets: TargetBatch, temperature: float) -> dict[str, Tensor]:
     """Both losses as sums, by autograd on all logits; the student's tail as 1 - sum q in float64."""
-    assert targets.masked is not None and isinstance(targets.logits, TopkLogits)
-    real_BM, logits_PV = targets.masked.real_BM(), masked_logits(model, targets).double()
+    assert targets.places is not None and isinstance(targets.logits, TopkLogits)
+    real_BM, logits_PV = targets.places.real_BM(), masked_logits(model, targets).double()
     q_PK = (logits_PV / temperature).softmax(1).gather(1, targets.logits.ids_BMK[real_BM].long())
     p_PK, rest_P = targets.logits.log_probs_BMK[real_BM].double().exp(), targets.logits.log_tail_BM[real_BM].exp()
     kept, rest = p_PK * (p_PK / q_PK).log(), rest_P * (rest_P / (1 - q_PK.sum(1))).log()
-    tokens_P = targets.masked.original_ids_BM[real_BM].long()
+    tokens_P = targets.places.label_ids_BM[real_BM].long()
     return {
         "od": temperature**2 * (kept.sum() + rest.sum()),
         "mlm": torch.nn.functional.cross_entropy(logits_PV, tokens_P, reduction="sum"),
@@ -144,7 +144,7 @@ def test_what_they_ask_for_and_say(tiny_teacher: Any, live_cache: Any) -> None:
 def full_distribution(cache: Any, temperature: float) -> tuple[Batch, Tensor]:
     """A batch whose targets are all ids of the live teacher's distribution, and its log-probabilities [P, V]."""
     batch = cache.batch(LENGTHS)
-    masked = batch["masked"].masked
+    masked = batch["masked"].places
     teacher = AutoModelForMaskedLM.from_pretrained(cache.folder).eval()
     with torch.no_grad():
         log_p_PV = (masked_logits(teacher, batch["masked"]) / temperature).log_softmax(1)
@@ -209,7 +209,7 @@ def test_tokens_need_the_masked_view_alone(tiny_parts: tuple[str, str]) -> None:
     for stores in (tiny_parts[:1], tiny_parts):
         batch = open_caches(stores).read_rows(95, 101, TargetRequest(masked=True))
         assert list(batch) == ["masked"] and batch["masked"].logits is None
-        assert batch["masked"].masked is not None and batch["masked"].masked.count_B.min() > 0
+        assert batch["masked"].places is not None and batch["masked"].places.count_B.min() > 0
 
 
 def test_tokens_are_learned_from_a_store_without_logits(make_tiny_store: Callable[..., Path], tmp_path: Path) -> None:

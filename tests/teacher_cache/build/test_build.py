@@ -61,9 +61,9 @@ def check_against_live_teacher(teacher: str, batch: Batch, precision: str, k: in
                     if precision == "float16":
                         assert (have_TD - want_TD).abs().max() <= 4e-3 * want_TD.abs().max()
             if targets.logits is not None:
-                assert targets.masked is not None
-                real_M = targets.masked.real_BM()[row]
-                positions_M = targets.masked.positions_BM[row][real_M]
+                assert targets.places is not None
+                real_M = targets.places.real_BM()[row]
+                positions_M = targets.places.positions_BM[row][real_M]
                 want_MV = (live.logits[0, positions_M] / temperature).double().log_softmax(-1)
                 if isinstance(targets.logits, SampledLogits):
                     points_MN = sample_points(0, targets.row_id_B[row].numpy().repeat(len(want_MV)), 0,
@@ -250,10 +250,10 @@ def test_a_longer_build_starts_with_the_same_rows_and_masks(small_settings: Sett
     for view in ("plain", "masked"):
         assert torch.equal(short[view].input_ids_BT, long[view].input_ids_BT)
         assert torch.equal(short[view].row_id_B, long[view].row_id_B)
-    short_masks, long_masks = short["masked"].masked, long["masked"].masked
+    short_masks, long_masks = short["masked"].places, long["masked"].places
     assert short_masks is not None
     assert long_masks is not None
-    for name in ("positions_BM", "original_ids_BM", "count_B"):
+    for name in ("positions_BM", "label_ids_BM", "count_B"):
         assert torch.equal(getattr(short_masks, name), getattr(long_masks, name))
 
 

@@ -80,10 +80,10 @@ def assert_equal_rows(have: TargetBatch, want: TargetBatch) -> None:
     for n, vectors in want.attention.items():
         for name in (f"{vector}_BTD" for vector in VECTORS):
             assert torch.allclose(getattr(have.attention[n], name), getattr(vectors, name), rtol=1e-6, atol=1e-6)
-    if want.masked is not None:
-        assert have.masked is not None
-        for name in ("positions_BM", "original_ids_BM", "count_B"):
-            assert torch.equal(getattr(have.masked, name), getattr(want.masked, name))
+    if want.places is not None:
+        assert have.places is not None
+        for name in ("positions_BM", "label_ids_BM", "count_B"):
+            assert torch.equal(getattr(have.places, name), getattr(want.places, name))
     assert type(have.logits) is type(want.logits)
     for name in vars(want.logits) if want.logits is not None else ():
         assert torch.equal(getattr(have.logits, name), getattr(want.logits, name))

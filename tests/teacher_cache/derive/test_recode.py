@@ -72,8 +72,8 @@ def test_fewer_ids_leave_their_mass_to_the_tail(
     for masked_view in range(source.manifest.views):
         have = reader.read_rows(0, reader.rows, wanted, masked_view=masked_view)["masked"]
         want = source.read_rows(first, first + reader.rows, wanted, masked_view=masked_view)["masked"]
-        assert isinstance(have.logits, TopkLogits) and isinstance(want.logits, TopkLogits) and want.masked is not None
-        real_BM = want.masked.real_BM()
+        assert isinstance(have.logits, TopkLogits) and isinstance(want.logits, TopkLogits) and want.places is not None
+        real_BM = want.places.real_BM()
         assert torch.equal(have.logits.ids_BMK, want.logits.ids_BMK[..., :3])
         assert torch.equal(have.logits.log_probs_BMK, want.logits.log_probs_BMK[..., :3])
         assert torch.equal(have.logits.log_tail_BM[~real_BM], want.logits.log_tail_BM[~real_BM])

@@ -16,31 +16,38 @@ from student_train.students.pretrained import check_family, load_config, load_mo
 from teacher_cache.errors import StudentError, TeacherError
 from teacher_cache.models.families import (
     encoder_of,
+    kind_of,
     pooler_option,
     position_limit,
     quiet_transformers,
     read_config,
-    why_not_an_encoder,
 )
 from teacher_cache.teacher.teacher import Teacher
+from tests import causal_models
 
 ENCODERS = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
 
 
 @pytest.mark.parametrize("family", [*ENCODERS, "camembert", "eurobert", "nomic_bert", "albert"])
 def test_encoders_can_teach(family: str) -> None:
-    assert why_not_an_encoder(AutoConfig.for_model(family)) is None
+    assert kind_of(AutoConfig.for_model(family)) == "masked-lm"
+
+
+@pytest.mark.parametrize("family", [*causal_models.FAMILIES, "bert"])
+def test_decoders_can_teach(family: str) -> None:
+    config = causal_models.make_model(family).config if family != "bert" else AutoConfig.for_model(family)
+    config.is_decoder = True
+    assert kind_of(config) == "causal-lm"
 
 
 @pytest.mark.parametrize(
     "family, options, what",
     [
-        ("gpt2", {}, "a decoder"),
-        ("llama", {}, "a decoder"),
-        ("bert", {"is_decoder": True}, "a decoder"),
+        ("mpnet", {"is_decoder": True}, "a decoder without a causal-LM class"),
+        ("gemma3", {}, "a decoder whose layers cannot be told"),
         ("t5", {}, "an encoder-decoder"),
         ("bart", {}, "an encoder-decoder"),
-        ("vit", {}, "without a masked-LM class in Transformers"),
+        ("vit", {}, "without a masked-LM or causal-LM class in Transformers"),
         ("fnet", {}, "an encoder whose attention heads cannot be told"),
         ("perceiver", {}, "an encoder whose layers cannot be told"),
         ("modernvbert", {}, "an encoder whose layers cannot be told"),
@@ -50,9 +57,10 @@ def test_encoders_can_teach(family: str) -> None:
 def test_others_are_called_by_what_they_are(family: str, options: dict[str, bool], what: str, tmp_path: Path) -> None:
     """And a student is refused by the same rule as a teacher."""
     config = AutoConfig.for_model(family, **options)
-    assert (why_not_an_encoder(config) or "").startswith(what)
+    with pytest.raises(ValueError, match=f"^{what}"):
+        kind_of(config)
     config.save_pretrained(tmp_path)
-    with pytest.raises(StudentError, match=f"family '{family}', which is no encoder with a masked language model"):
+    with pytest.raises(StudentError, match=f"family '{family}', {what}"):
         check_family(tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
-from teacher_cache.models.heads import MaskedLMHead
+from teacher_cache.models.heads import LMHead
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
 
@@ -24,7 +24,7 @@ def test_the_head_alone_equals_the_models_logits(
     with torch.no_grad():
         want = model(ids_BT, attention_mask=mask_BT).logits
         final = model.base_model(ids_BT, attention_mask=mask_BT).last_hidden_state
-        have = MaskedLMHead(model)(final[mask_BT.bool()])
+        have = LMHead(model)(final[mask_BT.bool()])
     assert torch.allclose(have, want[mask_BT.bool()], atol=1e-5)
     assert dict(model.named_parameters()).keys() == parameters.keys(), "the model itself is untouched"
 
@@ -52,7 +52,7 @@ def test_the_head_in_two_parts_equals_the_whole_head_with_gradients(
     tiny = family in FAMILIES
     model = AutoModelForMaskedLM.from_pretrained(tiny_teacher(family)) if tiny else random_model(family)
     names = dict(model.named_parameters()).keys()
-    head, hidden_PD = MaskedLMHead(model), torch.randn(7, 32)
+    head, hidden_PD = LMHead(model), torch.randn(7, 32)
     whole = head(hidden_PD)
     expected = torch.autograd.grad(whole.square().sum(), list(model.parameters()), allow_unused=True)
     last = head.projection
@@ -73,7 +73,7 @@ def test_a_head_that_goes_on_after_its_last_map_is_kept_whole() -> None:
     )  # fmt: skip
     model = AutoModelForMaskedLM.from_config(config)
     assert not model.lm_head.bias.any()
-    assert MaskedLMHead(model).projection is None
+    assert LMHead(model).projection is None
 
 
 def test_a_last_map_of_another_kind_is_kept_whole(tiny_teacher: Callable[..., Path]) -> None:
@@ -83,4 +83,4 @@ def test_a_last_map_of_another_kind_is_kept_whole(tiny_teacher: Callable[..., Pa
 
     model = AutoModelForMaskedLM.from_pretrained(tiny_teacher("bert"))
     model.set_output_embeddings(Halved(32, 200))
-    assert MaskedLMHead(model).projection is None
+    assert LMHead(model).projection is None

@@ -73,7 +73,7 @@ def test_masked_views_come_with_logits(small_settings: Settings, tmp_path: Path)
     assert flags == "--targets logits,hidden --layers 4"
     build_cache(with_flags(settings, flags))
     batch = CacheReader.open(settings.out).read_rows(0, 6, request)
-    assert batch["masked"].masked is not None and list(batch["plain"].hidden) == [2, 4]
+    assert batch["masked"].places is not None and list(batch["plain"].hidden) == [2, 4]
 
 
 def test_masked_views_of_a_teacher_without_a_head_come_with_another_target(
@@ -94,7 +94,7 @@ def test_masked_views_of_a_teacher_without_a_head_come_with_another_target(
     for flags in commands:
         build_cache(with_flags(settings, flags))
     batch = CacheReader.open(settings.out).read_rows(0, 6, request)
-    assert batch["masked"].masked is not None and list(batch["plain"].hidden) == [2, 3, 4]
+    assert batch["masked"].places is not None and list(batch["plain"].hidden) == [2, 3, 4]
 
 
 def test_masked_views_that_no_target_is_left_for(small_store: Path) -> None:

@@ -18,7 +18,7 @@ from student_train.evaluate.fidelity.fidelity import FidelitySums, measure_fidel
 from student_train.evaluate.fidelity.plan import FidelityPlan, HiddenPair, RelationPair
 from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.evaluate.load import LoadedStudent, load_student
-from teacher_cache.contract.batch import MaskedPositions, SampledLogits, TargetBatch, TopkLogits
+from teacher_cache.contract.batch import Places, SampledLogits, TargetBatch, TopkLogits
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from tests.plain_ridge import plain_ridge_error
 
@@ -47,7 +47,7 @@ def make_targets(teacher: Path, entries: int, temperature: float) -> TargetBatch
         row_id_B=torch.arange(ROWS),
         hidden={layer: output.hidden_states[layer] for layer in (2, 4)},
         attention=recorded.vectors,
-        masked=MaskedPositions(positions_BM=positions_BM, original_ids_BM=positions_BM, count_B=count_B),
+        places=Places(positions_BM=positions_BM, label_ids_BM=positions_BM, count_B=count_B),
         logits=TopkLogits(ids_BMK=top.indices, log_probs_BMK=top.values.float(), log_tail_BM=rest.float()),
     )
 
@@ -112,14 +112,14 @@ def test_measures_against_plain_arithmetic(tiny_teacher: Any, entries: int, temp
         halves = [(x[rows][real_BT[rows]], y[rows][real_BT[rows]]) for rows in (slice(0, 3), slice(3, 6))]
         assert pair.nmse == pytest.approx(plain_ridge_error(*halves[0], *halves[1], pair.ridge), rel=1e-3)
 
-    assert report.distribution is not None and targets.masked is not None and targets.logits is not None
+    assert report.distribution is not None and targets.places is not None and targets.logits is not None
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     with torch.no_grad():
         logits_BTV = model(targets.input_ids_BT, attention_mask=real_BT.long()).logits.double()
     kl, agreed, count = 0.0, 0, 0
     for row in range(ROWS):
-        for place in range(int(targets.masked.count_B[row])):
-            logits_V = logits_BTV[row, targets.masked.positions_BM[row, place]]
+        for place in range(int(targets.places.count_B[row])):
+            logits_V = logits_BTV[row, targets.places.positions_BM[row, place]]
             q_V = (logits_V / temperature).softmax(0)
             ids_K = targets.logits.ids_BMK[row, place]
             p_K = targets.logits.log_probs_BMK[row, place].double().exp()
@@ -142,7 +142,7 @@ def test_draws_stand_for_the_distribution(tiny_teacher: Any) -> None:
     drawn = SampledLogits(ids_BMK=pad(ids_BMK, (0, 1), value=1), counts_BMK=pad(counts_BMK, (0, 1)))
     targets = replace(targets, logits=drawn)
     report = measure(load_student(folder), targets, batch=4, plan=make_plan(), temperature=2.0)
-    model, masked = AutoModelForMaskedLM.from_pretrained(folder).eval(), targets.masked
+    model, masked = AutoModelForMaskedLM.from_pretrained(folder).eval(), targets.places
     assert report.distribution is not None and masked is not None
     with torch.no_grad():
         logits_BTV = model(targets.input_ids_BT, attention_mask=targets.real_BT().long()).logits.double()

@@ -9,7 +9,7 @@ from torch import Tensor
 from student_train.evaluate.fidelity.plan import HiddenPair, RelationPair
 from student_train.evaluate.fidelity.sums import DistributionSum, HiddenSum, RelationSum
 from student_train.methods.base import StudentOutputs
-from teacher_cache.contract.batch import AttentionVectors, MaskedPositions, SampledLogits, TargetBatch, TopkLogits
+from teacher_cache.contract.batch import AttentionVectors, Places, SampledLogits, TargetBatch, TopkLogits
 from tests.plain_ridge import plain_ridge_error
 
 LENGTHS = [7, 3, 5, 7]
@@ -91,9 +91,9 @@ def head_of(weight_VD: Tensor) -> object:
     return lambda hidden_PD: hidden_PD @ weight_VD.T
 
 
-PLACES = MaskedPositions(
+PLACES = Places(
     positions_BM=torch.tensor([[0, 4], [2, 0], [1, 3], [6, 5]]),
-    original_ids_BM=torch.zeros(4, 2, dtype=torch.int32),
+    label_ids_BM=torch.zeros(4, 2, dtype=torch.int32),
     count_B=torch.tensor([2, 1, 2, 0]),
 )
 REAL = [(0, 0, 0), (0, 1, 4), (1, 0, 2), (2, 0, 1), (2, 1, 3)]
@@ -112,7 +112,7 @@ def test_output_distributions(temperature: float, at_once: int, monkeypatch: pyt
     logits = TopkLogits(ids_BMK=ids_BMK.int(), log_probs_BMK=log_p_BMK, log_tail_BM=tail_BM)
     summed = DistributionSum(12, temperature)
     summed.add(
-        outputs_of(last_hidden_BTD=hidden_BTD, head=head_of(weight_VD)), targets_of(masked=PLACES, logits=logits)
+        outputs_of(last_hidden_BTD=hidden_BTD, head=head_of(weight_VD)), targets_of(places=PLACES, logits=logits)
     )
     found = summed.result()
     kl, agreed = 0.0, 0
@@ -137,7 +137,7 @@ def test_the_id_most_often_drawn_is_the_teachers_choice() -> None:
     summed = DistributionSum(5, 1.0)
     summed.add(
         outputs_of(last_hidden_BTD=torch.ones(4, 7, 6), head=head_of(weight_VD)),
-        targets_of(masked=PLACES, logits=SampledLogits(ids_BMK=ids_BMK, counts_BMK=counts_BMK)),
+        targets_of(places=PLACES, logits=SampledLogits(ids_BMK=ids_BMK, counts_BMK=counts_BMK)),
     )
     # first places agree (three rows have one), second ones do not (two rows)
     assert summed.result().top1_agreement == pytest.approx(3 / 5)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from teacher_cache.codecs.logits import LogProbabilityCodec
 from teacher_cache.codecs.sparse_logits import sample_points
-from teacher_cache.contract.batch import MaskedPositions, SampledLogits, TargetBatch, TopkLogits
+from teacher_cache.contract.batch import Places, SampledLogits, TargetBatch, TopkLogits
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import LogitsSpec, TargetSpecs
 from teacher_cache.teacher.outputs import TeacherOutputs
@@ -46,9 +46,9 @@ def make_row(logits: Any, final_TV: torch.Tensor, noise: float = 0.0) -> DeepRow
         input_ids_BT=torch.zeros(1, 24, dtype=torch.long),
         length_B=torch.tensor([24]),
         row_id_B=torch.tensor([17]),
-        masked=MaskedPositions(
+        places=Places(
             positions_BM=torch.tensor([[*POSITIONS, 0]]),
-            original_ids_BM=torch.zeros(1, PLACES),
+            label_ids_BM=torch.zeros(1, PLACES),
             count_B=torch.tensor([3]),
         ),
         logits=logits,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from teacher_cache.contract.batch import MaskedPositions, TargetBatch
+from teacher_cache.contract.batch import Places, TargetBatch
 from teacher_cache.teacher.outputs import TeacherOutputs
 from teacher_cache.verify.deep.rows import DeepRow, InputComparison
 
@@ -21,9 +21,9 @@ def row(seen: list[int], positions: list[int], original: list[int], count: int) 
         input_ids_BT=torch.tensor([seen]),
         length_B=torch.tensor([6]),
         row_id_B=torch.tensor([0]),
-        masked=MaskedPositions(
+        places=Places(
             positions_BM=torch.tensor([positions]),
-            original_ids_BM=torch.tensor([original]),
+            label_ids_BM=torch.tensor([original]),
             count_B=torch.tensor([count]),
         ),
     )
@@ -34,9 +34,9 @@ RIGHT = row([2, 4, 11, 12, 99, 3, 0, 0], [1, 4, 0], [10, 13, 0], 2)
 
 
 def masked(**changes: list[int]) -> DeepRow:
-    assert RIGHT.targets.masked is not None
+    assert RIGHT.targets.places is not None
     tensors = {name: torch.tensor([values]) for name, values in changes.items()}
-    return replace(RIGHT, targets=replace(RIGHT.targets, masked=replace(RIGHT.targets.masked, **tensors)))
+    return replace(RIGHT, targets=replace(RIGHT.targets, places=replace(RIGHT.targets.places, **tensors)))
 
 
 def seen(ids: list[int]) -> DeepRow:
@@ -52,7 +52,7 @@ def seen(ids: list[int]) -> DeepRow:
         (row(PLAIN, [0, 0, 0], [0, 0, 0], 0), 0),
         (seen([2, 4, 11, 7, 99, 3, 0, 0]), 1),
         (seen([2, 4, 11, 12, 99, 3, 0, 5]), 1),
-        (masked(original_ids_BM=[10, 12, 0]), 1),
+        (masked(label_ids_BM=[10, 12, 0]), 1),
         # at another position, the changed one is unaccounted for and the original does not fit
         (masked(positions_BM=[1, 3, 0]), 2),
         # the same position twice: one is too many, and position 4 is unaccounted for, and one original does not fit
@@ -74,7 +74,7 @@ def test_each_position_that_does_not_fit_is_counted(given: DeepRow, wrong: int) 
 
 def test_places_behind_the_count_mean_nothing() -> None:
     comparison = InputComparison()
-    comparison.add(masked(positions_BM=[1, 4, 999], original_ids_BM=[10, 13, 77]))
+    comparison.add(masked(positions_BM=[1, 4, 999], label_ids_BM=[10, 13, 77]))
     assert not comparison.results()[0].problem
 
 
