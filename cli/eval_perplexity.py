@@ -51,7 +51,8 @@ def _measure(settings: PerplexitySettings) -> PerplexityReport:
     with explain_memory_errors("a smaller --batch-size or --seq-len, or --device cpu"):
         report = measure_perplexity(
             settings,
-            lambda: read_documents(settings.text, note),
+            # without `chat`, all of them are plain text
+            lambda: (text for text in read_documents(settings.text, note) if isinstance(text, str)),
             device=choose_device_type(settings.device),
             show=status.show,
         )

@@ -5,7 +5,8 @@ They are part of a `LatencyReport`. Nothing is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -73,12 +74,43 @@ def generation_json(setup: GenerationSetup, timing: GenerationTiming) -> dict[st
     return {**asdict(setup), **asdict(timing), **speedups}
 
 
+def generation_from_json(record: Mapping[str, Any]) -> Generation:
+    """From what `generation_json` gave.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it is none.
+    """
+    counts = {name: _count(record[name]) for name in ("threads", "batch_size", "prompt_tokens", "new_tokens")}
+    where = {name: str(record[name]) for name in ("backend", "device", "dtype")}
+    names = ("first_token_ms", "first_token_p90_ms", "tokens_per_second")
+    times = {name: _positive(name, record[name]) for name in names}
+    beside = {
+        name: _positive(name, record[name])
+        for name in ("teacher_first_token_ms", "teacher_tokens_per_second")
+        if record.get(name) is not None
+    }
+    setup: dict[str, Any] = {**where, **counts}
+    return GenerationSetup(**setup), GenerationTiming(runs=_count(record["runs"]), **times, **beside)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{value!r} stands for a number of tokens, runs or threads")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name!r} is {value!r}")
+    return float(value)
+
+
 def name_place(device: str, threads: int) -> str:
     """`GPU`, or `CPU (2 threads)`."""
     return "GPU" if device == "cuda" else f"CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
-_FIRST, _RATE, _BESIDE = "first, ms", "tokens/s", ("teacher", "speed-up")
+_FIRST, _RATE, _BESIDE = "first ms", "tokens/s", ("teacher", "speed-up")
 
 
 def generation_tables(measured: Sequence[Generation]) -> list[Table]:
@@ -90,11 +122,12 @@ def generation_tables(measured: Sequence[Generation]) -> list[Table]:
 def _table(place: str, group: Sequence[Generation]) -> Table:
     from rich.table import Table
 
-    title = f"{place}: {group[0][0].new_tokens} tokens after each prompt, the first one and the rate of the others"
-    table = Table(title=title, title_justify="left")
+    title = f"{place}, {group[0][0].new_tokens} tokens after each prompt"
+    table = Table(title=title, title_justify="left", pad_edge=False)
     beside = _BESIDE if group[0][1].speedup is not None else ()
     for column in ("batch", "prompt", _FIRST, *beside, _RATE, *beside):
-        table.add_column(column, justify="right", style="bold" if column in (_FIRST, _RATE, "speed-up") else None)
+        bold = column in (_FIRST, _RATE, "speed-up")
+        table.add_column(column, justify="right", no_wrap=True, style="bold" if bold else None)
     for setup, timing in group:
         first, rate = (
             [_number(own), *([] if teacher is None else [_number(teacher), f"{speedup:.2f}x"])]

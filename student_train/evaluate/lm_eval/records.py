@@ -152,9 +152,13 @@ def result_lines(result: TaskResult) -> list[list[str]]:
         shots, examples = (LACKING if each is None else f"{each:,}" for each in (result.shots, result.examples))
         whole = [f"{'  ' if result.group else ''}{result.task}", shots, examples] if place == 0 else ["", "", ""]
         better = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
-        stderr = LACKING if metric.stderr is None else f"{metric.stderr:.4f}"
-        lines.append([whole[0], f"{name}{better}", f"{metric.value:.4f}", stderr, *whole[1:]])
+        stderr = LACKING if metric.stderr is None else _number(metric.stderr)
+        lines.append([whole[0], f"{name}{better}", _number(metric.value), stderr, *whole[1:]])
     return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def lm_eval_table(name: str, report: LmEvalReport) -> Table:

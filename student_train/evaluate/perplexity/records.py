@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,7 @@ class PerplexityReport:
 COLUMNS = ("", "perplexity", "bits a byte", "nats a token", "tokens", "bytes a token")
 
 
-def score_cells(score: TextScore) -> list[str]:
+def text_cells(score: TextScore) -> list[str]:
     """The numbers of a line of the table."""
     return [
         format_perplexity(score.perplexity),
@@ -168,10 +168,11 @@ def format_perplexity(value: float) -> str:
 
 def perplexity_table(name: str, report: PerplexityReport) -> Table:
     """A line for the student, and for the teacher if it was measured."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=f"Text under {visible(name)}",
+        title=f"Text under {escape(visible(name))}",
         caption=f"{report.documents:,} documents, {report.student_score.bytes:,} bytes; windows of {report.seq_len} "
         f"tokens, {report.stride} further each",
         title_justify="left",
@@ -180,10 +181,5 @@ def perplexity_table(name: str, report: PerplexityReport) -> Table:
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if place else "left")
     for role, score in report.lines():
-        table.add_row(role, *score_cells(score))
+        table.add_row(role, *text_cells(score))
     return table
-
-
-def joined(names: Sequence[str]) -> str:
-    """The files as a sentence names them."""
-    return ", ".join(names)
