@@ -136,7 +136,7 @@ class ChatEncoder:
         if at == 0 and not (before and text.startswith(before)):
             self._opening += 1
             return []
-        through, _ = self._render(chat, chat.messages[: at + 1])
+        through = text if at + 1 == len(chat.messages) else self._render(chat, chat.messages[: at + 1])[0]
         for beginning, said in ((before, "the prompt for it"), (through, "the conversation up to it")):
             if not text.startswith(beginning):
                 same = next(place for place, one in enumerate(beginning) if text[place : place + 1] != one)
