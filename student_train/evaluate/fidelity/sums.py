@@ -12,7 +12,7 @@ from torch import Tensor
 from student_train.data.split import RowRanges, abreast
 from student_train.evaluate.fidelity.plan import HiddenPair, RelationPair
 from student_train.evaluate.fidelity.records import DistributionFidelity, HiddenFidelity, RelationFidelity
-from student_train.losses.distributions import SampledTargets, Targets, logits_loss
+from student_train.losses.distributions import SampledTargets, Targets, logits_loss, within_vocabulary
 from student_train.losses.relations import one_relation_loss
 from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.methods.base import StudentOutputs
@@ -112,7 +112,8 @@ class DistributionSum:
         assert outputs.head is not None and targets.places is not None
         positions_BM1 = targets.places.positions_BM.long().unsqueeze(-1)
         hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
-        taught = flat_targets(targets)
+        # a causal student may have its vocabulary padded to fewer entries than its teacher's
+        taught = within_vocabulary(flat_targets(targets), self._vocab_size)
         place_P = taught.real_P.nonzero()[:, 0]
         run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
         for places in place_P.split(run):

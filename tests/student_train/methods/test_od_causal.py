@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from student_train.evaluate.fidelity.fidelity import measure_fidelity
 from student_train.methods.model import DistillationModel
 from student_train.methods.objective import make_objective
 from student_train.run_files import read_records
@@ -143,4 +144,6 @@ def test_a_student_of_another_padding_trains_and_is_exported(more: int, store: P
     assert len(losses) == 6 and losses[-1] < losses[0]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == TEACHER + more
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    fidelity = measure_fidelity(tmp_path / "out", [str(store)], rows=2)
+    assert fidelity.distribution is not None and 0 <= fidelity.distribution.kl < 20
     assert "language-modelling head" in json.dumps(provenance) and "masked-LM" not in json.dumps(provenance)
