@@ -19,8 +19,9 @@ demo: $(DEMO_INSTALLED)
 demo-causal: $(DEMO_CAUSAL_INSTALLED)
 	$(BIN)/python -m cli.demo_causal $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
 
+# files in the order of tests/conftest.py, the longest first; xdist would begin with those of the most tests
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # the long fault counts: builds and trainings killed at many moments, many changed bytes and stores, a server of object
 # storage away for longer

@@ -2,7 +2,8 @@
 
 The online side knows nothing of rows that hold several documents: it cuts each row into its documents and reads every
 one of them alone, teacher and student, with nothing but `model(input_ids).logits`, losses in plain formulas and
-textbook AdamW. So it shows at once that packed is alone, that every position has its own next token, and that the loss is right.
+textbook AdamW. So it shows at once that packed is alone, that every position has its own next token, and that the loss
+is right.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from teacher_cache.format.small_arrays import read_constant, write_constant
 from teacher_cache.storage.local import LocalStorage
 from tests.forged import edit_array, edit_checked, edit_manifest, reseal
 
-MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "150"))
+MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "80"))
 EVERY = 4 if MUTATIONS <= 150 else 1
 """Of so many changed stores one is given to a command that takes longer."""
 SEED = int(os.environ.get("KDCACHE_SEED", "0"))
