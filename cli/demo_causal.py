@@ -137,9 +137,8 @@ def _texts(settings: CausalDemoSettings, out: Path) -> tuple[str, str]:
 
 
 def _show(scores: dict[str, Any], out: Path) -> None:
-    from student_train.evaluate.perplexity.records import PerplexityReport, perplexity_table
-
     from cli.eval_shared import print_result
+    from student_train.evaluate.perplexity.records import PerplexityReport, perplexity_table
     from student_train.evaluate.report.training_plot import plot_training
     from student_train.run_files import METRICS_NAME, read_records
 
