@@ -74,7 +74,7 @@ def page(make_run: Any) -> Path:
     write(run / "latency.json", latency)
     fidelity = replace(make_fidelity(), cache=NASTY, notes=(NASTY,))
     write(run / "fidelity.json", {"evaluation": "fidelity", **fidelity.to_json(), "command": NASTY})
-    step = {"step": 1, "loss": 1.0, NASTY: 1.0, "lr": 0.1, "tokens": 9, "seconds": 0.5, "wait": 0.0}
+    step = {"step": 1, "loss": 1.0, NASTY: 1.0, "mha": 1.0, "lr": 0.1, "tokens": 9, "seconds": 0.5, "wait": 0.0}
     lines = [{"step": 0, "valid_loss": 2.0, f"valid_{NASTY}": 2.0}, step]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = run.parent / "report.html"
