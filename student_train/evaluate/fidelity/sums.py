@@ -125,12 +125,13 @@ class DistributionSum:
         self._agreed += int((logits_PV.argmax(1) == _most_probable(targets)).sum())
         self._positions += len(logits_PV)
 
-    def result(self) -> DistributionFidelity:
-        """Means over masked positions."""
-        positions = max(1, self._positions)
+    def result(self) -> DistributionFidelity | None:
+        """Means over masked positions; None where there was none, as nothing would look like a perfect student."""
+        if not self._positions:
+            return None
         return DistributionFidelity(
-            kl=self._kl / positions,
-            top1_agreement=self._agreed / positions,
+            kl=self._kl / self._positions,
+            top1_agreement=self._agreed / self._positions,
             positions=self._positions,
             temperature=self._temperature,
         )
