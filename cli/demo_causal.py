@@ -83,7 +83,18 @@ def run_demo(settings: CausalDemoSettings) -> int:
         prepare_folder(out, inputs, OWN_FILES)
     corpus, held_out = _texts(settings, out)
     cache, untrained, student = (str(out / name) for name in ("cache.zarr", "untrained", "student"))
-    train = ["--cache", cache, "--method", "od", "--student", settings.student, "--lr", "3e-4", "--valid-share", VALID_SHARE]
+    train = [
+        "--cache",
+        cache,
+        "--method",
+        "od",
+        "--student",
+        settings.student,
+        "--lr",
+        "3e-4",
+        "--valid-share",
+        VALID_SHARE,
+    ]
     rows = ["--seq-len", str(settings.seq_len), "--max-rows", str(settings.max_rows)]
     length = ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
     for command in (
@@ -96,7 +107,8 @@ def run_demo(settings: CausalDemoSettings) -> int:
             return code
     copy = str(Path(cache) / "teacher")
     text = ["--text", held_out, "--max-tokens", str(32 * settings.seq_len), "--seq-len", str(settings.seq_len)]
-    reports, scores = {}, {}
+    reports: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for name, folder, beside in (("untrained", untrained, []), ("trained", student, ["--teacher", copy])):
         for records, command in (
             (reports, ["kdeval", "fidelity", "--student", folder, "--cache", cache]),
@@ -109,7 +121,7 @@ def run_demo(settings: CausalDemoSettings) -> int:
                 return code
             records[name] = json.loads(printed.getvalue())
     _show(reports, scores, out)
-    latency = ["--batch-sizes", "1", "--lengths", "64", "--new-tokens", "16", "--seconds", LATENCY_SECONDS]
+    latency = ["--batch-sizes", "1", "--lengths", "32", "--new-tokens", "16", "--seconds", LATENCY_SECONDS]
     for command in (
         ["kdeval", "latency", "--student", student, "--teacher", copy, *latency],
         ["kdeval", "compare", untrained, student, "--out", str(out / "comparison")],
