@@ -27,6 +27,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.format.small_arrays import read_constant, write_constant
 from teacher_cache.storage.local import LocalStorage
 from tests.forged import edit_array, edit_checked, edit_manifest, reseal
+from tests.sinks import plant_sinks
 
 MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "80"))
 EVERY = 4 if MUTATIONS <= 150 else 1
@@ -43,7 +44,8 @@ NUMBERS = [0, -1, 1, 127, 255, 999, 10**6, 2**31 - 1, -(2**31), np.nan, np.inf, 
 ARRAYS = [
     "input_ids", "length", "row_id", "document", "masked/positions", "masked/original_ids", "masked/replacement_ids",
     "masked/count", "logits/ids/low", "logits/log_probs", "logits/log_tail", "hidden/2/escapes/count",
-    "hidden/2/escapes/index", "hidden/2/escapes/value", "hidden/4/scale",
+    "hidden/2/escapes/index", "hidden/2/escapes/value", "hidden/2/sinks/count", "hidden/2/sinks/index",
+    "hidden/2/sinks/value", "hidden/4/scale",
 ]  # fmt: skip
 CONSTANTS = ["basis", "mean", "step", "variance"]
 
@@ -64,7 +66,10 @@ def whole(
 ) -> tuple[Path, Path]:
     """A store, and a student of it."""
     folder = tmp_path_factory.mktemp("whole")
-    store = build(tiny_teacher(), tiny_corpus, folder / "cache.zarr")
+    teacher = Path(shutil.copytree(tiny_teacher(), folder / "teacher"))
+    plant_sinks(teacher, token_id=2)
+    store = build(teacher, tiny_corpus, folder / "cache.zarr")
+    assert (store / "hidden/2/sinks").is_dir()
     assert kdtrain.main([*training(store), "--out", str(folder / "student")]) == 0
     assert kdeval.main(["fidelity", "--student", str(folder / "student"), "--cache", str(store)]) == 0
     return store, folder / "student"
