@@ -43,6 +43,7 @@ from student_train.run_files import METRICS_NAME
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from tests.mutations import Change, Places
+from tests.sinks import plant_sinks
 
 MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "150"))
 FEW = MUTATIONS <= 150
@@ -124,9 +125,12 @@ def originals(
     tiny_corpus: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Original]:
-    """One store in the codecs by default, one with everything else: draws, other codecs, a later extension."""
+    """One store in the codecs by default, with sinks; one with everything else: draws, codecs, a later extension."""
     folder = tmp_path_factory.mktemp("originals")
-    first = build(tiny_teacher(), tiny_corpus, folder / "first.zarr", layers="2,4", precision="nmse:1e-1")
+    teacher = Path(shutil.copytree(tiny_teacher(), folder / "teacher"))
+    plant_sinks(teacher, token_id=2)
+    first = build(teacher, tiny_corpus, folder / "first.zarr", layers="2,4", precision="nmse:1e-1")
+    assert (first / "hidden/2/sinks").is_dir()
     other = folder / "second.zarr"
     options: dict[str, Any] = {"logits": "sample", "k": 30, "precision": "int8", "rows": "document"}
     build(tiny_teacher(), tiny_corpus, other, layers="2", **options)
