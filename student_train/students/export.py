@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import PROVENANCE
-from student_train.students.pretrained import causal, load_model
+from student_train.students.pretrained import causal, load_model, load_teacher_tokenizer
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers
@@ -48,13 +48,13 @@ def export_student(
         provenance: JSON record of where the student comes from.
 
     Raises:
-        StudentError: what was written does not load without missing or unexpected weights, or computes something else
-            than `model`.
+        StudentError: the tokenizer cannot be read, or what was written does not load without missing or unexpected
+            weights, or computes something else than `model`.
         SpaceError, TrainingError: it cannot be written.
     """
     unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: Any = load_teacher_tokenizer(teacher_folder)
     tokenizer.model_max_length = _longest_text(model, tokenizer, seq_len)
     readable = _readable(model, tokenizer.model_input_names)
     if readable != tokenizer.model_input_names:

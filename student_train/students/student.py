@@ -20,7 +20,13 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from student_train.init_plan import InitPlan, read_init
 from student_train.student_shape import read_student
 from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
-from student_train.students.pretrained import check_family, head_name, load_config, vocabulary_difference
+from student_train.students.pretrained import (
+    check_family,
+    head_name,
+    load_config,
+    load_teacher_tokenizer,
+    vocabulary_difference,
+)
 from student_train.students.shape import derive_config, shape_in_words, student_shape
 from student_train.students.trial import check_isolation, explain_misfits, try_out
 from teacher_cache.contract.manifest import ModelKind
@@ -79,10 +85,11 @@ def plan_student(
 
     Raises:
         SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
-        StudentError: a folder cannot be read, predicts masked tokens where the teacher predicts next ones or the other
-            way round, has another vocabulary, or has too few positions.
+        StudentError: a folder or the teacher's tokenizer cannot be read; a folder predicts masked tokens where the
+            teacher predicts next ones or the other way round, has another vocabulary, or too few positions.
     """
     teacher_config = load_config(teacher_folder)
+    load_teacher_tokenizer(teacher_folder)  # the export needs it, and after the training is too late to find out
     asked = read_student(spec)
     folder = asked if isinstance(asked, Path) else None
     plan = read_init(init, from_folder=folder)

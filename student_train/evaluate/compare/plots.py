@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from student_train.evaluate.compare.compare import ComparedRow, Comparison
-from student_train.evaluate.drawing import GREY, LIGHT, PALETTE, new_figure, spread_labels, style_axes
+from student_train.evaluate.drawing import GREY, LIGHT, PALETTE, as_it_is, new_figure, spread_labels, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,11 +110,11 @@ def _plot(
         value, deviation = quality.values[row.name]
         axes.errorbar(
             costs[row.name], value, yerr=deviation, color=colors[method], fmt="o", markersize=8, capsize=3,
-            elinewidth=1.2, label=None if method in seen else method, markeredgecolor="white",
+            elinewidth=1.2, label=None if method in seen else as_it_is(method), markeredgecolor="white",
         )  # fmt: skip
         seen.add(method)
     axes.set_xlabel(label)
-    axes.set_ylabel(quality.label)
+    axes.set_ylabel(as_it_is(quality.label))
     axes.margins(x=0.12, y=0.14)
     if min(costs[row.name] for row in rows) * 4 < max(costs[row.name] for row in rows):
         axes.set_xscale("log")

@@ -41,6 +41,14 @@ def test_two_plots_with_a_colour_for_each_method(make_run: Any, tmp_path: Path) 
             assert (np.abs(pixels - color).max(axis=2) < 8).any(), color
 
 
+def test_names_that_look_like_formulas_are_drawn(make_run: Any, tmp_path: Path) -> None:
+    run = make_run("a")
+    timed(run, 3.0)
+    finetuned(run, "$\\frac{$", [0.7, 0.8])
+    (latency, _) = plot_comparison(compare_runs([str(run)]), tmp_path)
+    drawn(latency)
+
+
 def test_quality_is_the_average_or_else_the_distance_to_the_teacher(make_run: Any) -> None:
     run = make_run("a")
     bare = compare_runs([str(run)])
