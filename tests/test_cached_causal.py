@@ -21,7 +21,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import SampledLogits, TargetBatch, TargetRequest, TopkLogits
 from teacher_cache.random_bits import uniform_bits
 from teacher_cache.read.reader import CacheReader
-from tests.causal_models import FAMILIES, WORDS, save_teacher, write_corpus
+from tests.causal_models import FAMILIES, WORDS, save_teacher
 
 T, ROWS, R = 24, 13, 5
 ARITHMETIC = 2e-4
@@ -30,21 +30,11 @@ ARITHMETIC = 2e-4
 Build = Callable[..., CacheReader]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("llama"))
-
-
 @pytest.fixture
-def build(corpus: Path, llama: Path, tmp_path: Path) -> Build:
-    def make(teacher: Path = llama, **changes: Any) -> CacheReader:
+def build(causal_corpus: Path, causal_teacher: Path, tmp_path: Path) -> Build:
+    def make(teacher: Path = causal_teacher, **changes: Any) -> CacheReader:
         values: dict[str, Any] = {
-            "teacher": str(teacher), "corpus": (str(corpus),), "out": str(tmp_path / "cache.zarr"),
+            "teacher": str(teacher), "corpus": (str(causal_corpus),), "out": str(tmp_path / "cache.zarr"),
             "seq_len": T, "max_rows": ROWS, "block_rows": R, "batch_size": 3, "device": "cpu",
         }  # fmt: skip
         settings = BuildSettings(**{**values, **changes})
@@ -157,10 +147,12 @@ def test_packed_is_alone_in_every_family(build: Build, family: str, tmp_path: Pa
 
 @pytest.mark.parametrize("precision", ["float16", "nmse:1e-2"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_most_probable_ids_and_their_tail(build: Build, llama: Path, precision: str, temperature: float) -> None:
+def test_the_most_probable_ids_and_their_tail(
+    build: Build, causal_teacher: Path, precision: str, temperature: float
+) -> None:
     k = 6
     reader = build(targets="logits", logits="topk", k=k, precision=precision, temperature=temperature)
-    batch, model = plain(reader, logits=True), in_double(llama)
+    batch, model = plain(reader, logits=True), in_double(causal_teacher)
     logits, places = batch.logits, batch.places
     assert isinstance(logits, TopkLogits) and places is not None
     assert_places(batch, [candidates(batch, row) for row in range(ROWS)])
@@ -184,7 +176,7 @@ def test_the_most_probable_ids_and_their_tail(build: Build, llama: Path, precisi
 
 @pytest.mark.parametrize("segments", ["isolated", "joined"])
 @pytest.mark.parametrize("positions", ["every:3", "every:50", "share:0.3", "share:0.001"])
-def test_fewer_positions(build: Build, llama: Path, positions: str, segments: str) -> None:
+def test_fewer_positions(build: Build, causal_teacher: Path, positions: str, segments: str) -> None:
     reader = build(targets="logits", positions=positions, segments=segments, seed=5)
     batch = plain(reader, logits=True)
     assert (batch.starts_BT is None) == (segments == "joined")
@@ -200,20 +192,20 @@ def test_fewer_positions(build: Build, llama: Path, positions: str, segments: st
         order = sorted(all_of_row, key=lambda t: int(uniform_bits(5, np.int64(number_of), 0, np.int64(t), 4)))
         expected.append(sorted(order[:keep]))
     assert_places(batch, expected)
-    assert_draws_are_live(in_double(llama), batch, 24, seed=5)
+    assert_draws_are_live(in_double(causal_teacher), batch, 24, seed=5)
 
 
 @pytest.mark.parametrize(
     "settings", [{"segments": "joined"}, {"rows": "document"}, {"segments": "joined", "rows": "document"}]
 )
-def test_rows_that_are_one_text(build: Build, llama: Path, settings: dict[str, str]) -> None:
+def test_rows_that_are_one_text(build: Build, causal_teacher: Path, settings: dict[str, str]) -> None:
     reader = build(targets="logits,hidden", layers="4", precision="float16", **settings)
     batch = plain(reader, logits=True, hidden_layers=(4,))
     assert "segments" not in settings or batch.starts_BT is None
     for row in range(ROWS):
         assert len(list(documents(batch, row))) == 1
     assert_places(batch, [list(range(int(length) - 1)) for length in batch.length_B])
-    assert_draws_are_live(in_double(llama), batch, 24)
+    assert_draws_are_live(in_double(causal_teacher), batch, 24)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
@@ -251,7 +243,7 @@ def test_an_encoder_reads_each_document_alone_too(
             )
 
 
-def test_draws_are_unbiased(build: Build, llama: Path, tmp_path: Path) -> None:
+def test_draws_are_unbiased(build: Build, causal_teacher: Path, tmp_path: Path) -> None:
     """The same text in many rows is drawn for anew in each: counts / N average to the probabilities."""
     rows, draws = 600, 8
     text = tmp_path / "same.txt"
@@ -263,7 +255,7 @@ def test_draws_are_unbiased(build: Build, llama: Path, tmp_path: Path) -> None:
     batch = plain(reader, logits=True)
     logits = batch.logits
     assert isinstance(logits, SampledLogits) and batch.input_ids_BT.unique(dim=0).shape[0] == 1
-    log_probs_TV, _ = run_alone(in_double(llama), batch, 0)
+    log_probs_TV, _ = run_alone(in_double(causal_teacher), batch, 0)
     expected_PV = log_probs_TV[:6].exp()
     share_BPV = torch.zeros(rows, 6, expected_PV.shape[1], dtype=torch.float64)
     share_BPV.scatter_add_(2, logits.ids_BMK[:, :6].long(), logits.counts_BMK[:, :6].double() / draws)
