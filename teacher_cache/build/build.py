@@ -136,6 +136,7 @@ def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress:
         mix_alpha=settings.mix_alpha,
         segments=resolve_segments(settings, teacher),
         causal=teacher.record.causal,
+        chat=settings.chat or None,
         progress=progress.tokenised,
         note=progress.note,
     )

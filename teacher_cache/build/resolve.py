@@ -189,7 +189,7 @@ def refuse_other_kind(settings: BuildSettings, teacher: Teacher) -> None:
     }
     help_with = "leave it out; --positions says after which positions the distribution is kept"
     if not teacher.record.causal:
-        asked = {"--positions": settings.positions is not None}
+        asked = {"--positions": settings.positions is not None, "--chat": settings.chat}
         help_with = "leave it out, or choose a causal LM such as Llama, Qwen or GPT-2"
     wrong = next((flag for flag, given in asked.items() if given), None)
     if wrong is not None:

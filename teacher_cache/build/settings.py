@@ -50,6 +50,11 @@ class BuildSettings:
     """isolated: documents that share a row do not see each other, and each has positions of its own. joined: a row is
     read as one text. Default: isolated for causal teachers, joined for masked LMs.
     """
+    chat: bool = False
+    """Insist on conversations in the corpus (a column messages, or prompt and completion), written by the tokenizer's
+    chat template; distributions are kept in the assistant's turns alone. They are read so wherever such a column is
+    there and the teacher is causal; with this flag a corpus without one is refused.
+    """
     targets: str | None = None
     """Comma-separated: logits, hidden, attention. Default: all that the checkpoint can give; of causal LMs, logits."""
     layers: str = "uniform+last"

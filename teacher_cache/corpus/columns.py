@@ -240,5 +240,6 @@ def _holds_text(value: list[Any] | dict[str, Any]) -> bool:
 def _say(value: Any) -> str:
     if isinstance(value, str):
         return f"the string {value[:40]!r}"
-    words = {list: "a list", dict: "an object", type(None): "nothing", bool: "a number or truth value"}
+    words = {list: "a list", dict: "an object", type(None): "nothing"}
+    words |= dict.fromkeys((bool, int, float), "a number or truth value")
     return words.get(type(value), type(value).__name__)

@@ -1,9 +1,12 @@
-"""Corpus specifications -> documents: one string per line of text or record of a table.
+"""Corpus specifications -> documents: one string per line of text or record of a table, or one conversation.
 
 A specification is a local file, a pipe, a glob, a folder, or the name of a dataset on the Hugging Face hub,
 `name[:config[:split]]`. Local files are read by their suffix: .jsonl and .json, .csv and .tsv (each also .gz), and
 .parquet; any other file is read as text, a document a line. They are streamed and leave nothing behind. A folder that
 `datasets.save_to_disk` wrote is loaded by `datasets`, as are datasets of the hub, which go into its cache.
+
+Conversations are read from tables that hold some (`conversations`), if they are to be: always (True), where a table
+has them (None), or never (False).
 
 Blank documents are left out and surrounding white space is dropped. Nothing is tokenised, mixed or shuffled here.
 """
@@ -13,17 +16,35 @@ from __future__ import annotations
 import errno
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import has_magic
 from itertools import chain
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
-from teacher_cache.corpus.columns import Note, json_kind, no_note, record_texts, text_column, written_kind
+from teacher_cache.corpus.columns import (
+    Kind,
+    Note,
+    Record,
+    json_kind,
+    no_note,
+    record_texts,
+    text_column,
+    written_kind,
+)
+from teacher_cache.corpus.conversations import (
+    CHAT_COLUMNS,
+    PAIR_COLUMNS,
+    Chat,
+    arrow_columns,
+    read_chats,
+    record_columns,
+)
 from teacher_cache.corpus.folders import SUFFIXES, find_local, suffix_of
 from teacher_cache.corpus.json_files import read_json
 from teacher_cache.corpus.plain_text import read_plain_text
@@ -40,29 +61,30 @@ HELP_LOCAL = "give the path of a local file instead (txt, txt.gz, jsonl, csv, pa
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without file locks answers
 
 
-def read_documents(specs: Sequence[str], note: Note = no_note) -> Iterator[str]:
+def read_documents(specs: Sequence[str], note: Note = no_note, *, chat: bool | None = False) -> Iterator[str | Chat]:
     """The documents of every specification, one after another, in a fixed order (files of a glob by name).
 
     Local files are looked up at once, so that a wrong path is found before anything is read; names on the hub are when
     their turn comes. `note` is told what is left out of folders, and which column is read where its name does not say.
 
     Raises:
-        CorpusError: nothing is at a specification, or what is there cannot be read as text.
+        CorpusError: nothing is at a specification, or what is there cannot be read as text, or has no conversations
+            and must.
     """
-    return chain.from_iterable([_find(spec, note) for spec in specs])
+    return chain.from_iterable([_find(spec, note, chat) for spec in specs])
 
 
-def _find(spec: str, note: Note) -> Iterator[str]:
+def _find(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     found = find_local(spec)
     found.tell(spec, note)
     if found.paths:
-        return (document for path in found.paths for document in _read_path(path, note))
+        return (document for path in found.paths for document in _read_path(path, note, chat))
     if _means_local(spec) or not HUB_NAME.fullmatch(spec):
         raise CorpusError(
             f"no file matches the corpus {spec!r}: there is nothing to read; check the path (relative ones start from "
             f"{str(Path.cwd())!r})"
         )
-    return _read_hub(spec, note)
+    return _read_hub(spec, note, chat)
 
 
 def _means_local(spec: str) -> bool:
@@ -73,27 +95,58 @@ def _means_local(spec: str) -> bool:
 # ---- local files ----------------------------------------------------------------------------------------------------
 
 
-def _read_path(path: Path, note: Note) -> Iterator[str]:
+def _read_path(path: Path, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     suffix = suffix_of(path)
     if path.is_dir():
-        texts = _read_saved(path, note)
-    elif suffix in (".jsonl", ".json"):
-        texts = record_texts(path, read_json(path), json_kind, note)
-    elif suffix in (".csv", ".tsv"):
-        texts = record_texts(path, (read_csv if suffix == ".csv" else read_tsv)(path), written_kind, note)
-    elif suffix == ".parquet":
-        texts = _read_parquet(path, note)
-    else:
-        texts = read_plain_text(path)
+        return _read_saved(path, note, chat)
+    if suffix == ".parquet":
+        return _read_parquet(path, note, chat)
+    if suffix in (".jsonl", ".json"):
+        return _read_records(path, read_json(path, numbers=chat is not False), json_kind, note, chat)
+    if suffix in (".csv", ".tsv"):
+        return _read_records(path, (read_csv if suffix == ".csv" else read_tsv)(path), written_kind, note, chat)
+    if chat:
+        _refuse_text(str(path), "plain text")
+    return _stripped(read_plain_text(path))
+
+
+def _read_records(
+    path: Path, records: Iterator[Record], kind_of: Callable[[Any], Kind], note: Note, chat: bool | None
+) -> Iterator[str | Chat]:
+    first = next(records, None)
+    if first is None:
+        return
+    records = chain([first], records)
+    columns = () if chat is False else record_columns(first[1])
+    if columns:
+        yield from read_chats(str(path), records, columns, note)
+        return
+    if chat:
+        _refuse_text(str(path), f"columns {', '.join(first[1])}")
+    yield from _stripped(record_texts(path, records, kind_of, note))
+
+
+def _stripped(texts: Iterable[str]) -> Iterator[str]:
     return filter(None, map(str.strip, texts))
 
 
-def _read_parquet(path: Path, note: Note) -> Iterator[str]:
+def _refuse_text(origin: str, what: str) -> NoReturn:
+    raise CorpusError(
+        f"the corpus {origin!r} has {what}, and --chat asks for conversations: which tokens are answers would not be "
+        f"known; give a table with a column {' or '.join(CHAT_COLUMNS)}, or {' and '.join(PAIR_COLUMNS)}, or leave out "
+        "--chat to read text as well"
+    )
+
+
+def _read_parquet(path: Path, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     try:
         with path.open("rb") as file:
             table = pyarrow.parquet.ParquetFile(file)
-            column = text_column(table.schema_arrow, str(path), note)
-            yield from _column(table.iter_batches(RECORDS_AT_ONCE, columns=[column]), str(path))
+
+            def read(columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+                return cast("Iterable[pa.RecordBatch]", table.iter_batches(RECORDS_AT_ONCE, columns=columns))
+
+            yield from _read_table(table.schema_arrow, read, str(path), note, chat)
     except READING_ERRORS as error:
         raise CorpusError(
             f"the corpus file {str(path)!r} cannot be read as Parquet ({first_line(error)}): it is damaged or "
@@ -101,7 +154,7 @@ def _read_parquet(path: Path, note: Note) -> Iterator[str]:
         ) from error
 
 
-def _read_saved(folder: Path, note: Note) -> Iterator[str]:
+def _read_saved(folder: Path, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     """A folder that `datasets.save_to_disk` wrote; of several splits, train."""
     try:
         saved = datasets.load_from_disk(str(folder))
@@ -116,7 +169,7 @@ def _read_saved(folder: Path, note: Note) -> Iterator[str]:
             if len(splits) > 1:
                 note(f"{folder}: of its splits {', '.join(splits)}, train is read")
             saved = saved[chosen]
-        yield from _dataset_texts(saved, str(folder), note)
+        yield from _read_dataset(saved, str(folder), note, chat)
     except (*READING_ERRORS, KeyError, TypeError) as error:
         raise CorpusError(
             f"the corpus {str(folder)!r} looks like a folder of datasets.save_to_disk and cannot be loaded "
@@ -127,10 +180,11 @@ def _read_saved(folder: Path, note: Note) -> Iterator[str]:
 # ---- datasets -------------------------------------------------------------------------------------------------------
 
 
-def _read_hub(spec: str, note: Note) -> Iterator[str]:
+def _read_hub(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     name, config, split = [*spec.split(":", 2), "", ""][:3]
     try:
-        yield from _dataset_texts(datasets.load_dataset(name, config or None, split=split or "train"), spec, note)
+        dataset = datasets.load_dataset(name, config or None, split=split or "train")
+        yield from _read_dataset(dataset, spec, note, chat)
     except (*READING_ERRORS, *HUB_ERRORS) as error:
         if system_error_number(error) in _NO_LOCKS:
             raise CorpusError(
@@ -144,10 +198,31 @@ def _read_hub(spec: str, note: Note) -> Iterator[str]:
         ) from error
 
 
-def _dataset_texts(records: datasets.Dataset, origin: str, note: Note) -> Iterator[str]:
-    column = text_column(records.features.arrow_schema, origin, note)
-    tables = records.select_columns([column]).with_format("arrow").iter(batch_size=RECORDS_AT_ONCE)
-    return _column(tables, origin)
+def _read_dataset(records: datasets.Dataset, origin: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
+    def read(columns: Sequence[str]) -> Iterable[pa.Table]:
+        tables = records.select_columns(list(columns)).with_format("arrow").iter(batch_size=RECORDS_AT_ONCE)
+        return cast("Iterable[pa.Table]", tables)
+
+    return _read_table(records.features.arrow_schema, read, origin, note, chat)
+
+
+def _read_table(
+    schema: pa.Schema,
+    read: Callable[[Sequence[str]], Iterable[pa.Table | pa.RecordBatch]],
+    origin: str,
+    note: Note,
+    chat: bool | None,
+) -> Iterator[str | Chat]:
+    """What a table with types holds, given how to read some of its columns."""
+    columns = () if chat is False else arrow_columns(schema)
+    if columns:
+        wanted = [*columns, *(name for name in ("tools",) if name in schema.names)]
+        rows = (row for table in read(wanted) for row in table.to_pylist())
+        yield from read_chats(origin, enumerate(rows, 1), columns, note)
+        return
+    if chat:
+        _refuse_text(origin, f"columns {', '.join(schema.names)}")
+    yield from _stripped(_column(read([text_column(schema, origin, note)]), origin))
 
 
 def _column(tables: Iterable[pa.Table | pa.RecordBatch], origin: str) -> Iterator[str]:

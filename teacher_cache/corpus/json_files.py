@@ -2,7 +2,7 @@
 
 Records are taken one at a time from a window of the file that grows with the longest of them, so memory does not grow
 with the file, whatever the layout. Every record stands for itself: what type a column has elsewhere is no matter.
-Numbers and truth values are only told from other values, never kept.
+Numbers are only told from other values and not kept, unless `numbers` are asked for (arguments of a tool may be some).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_WORD = 16  # an error so close to the end of the window may be a literal or an escape that is cut there
 
 
-def read_json(path: Path) -> Iterator[Record]:
-    """The records of a JSON file; a list of strings gives records of a column `text`.
+def read_json(path: Path, *, numbers: bool = False) -> Iterator[Record]:
+    """The records of a JSON file; a list of strings gives records of a column `text`. With `numbers`, they are kept.
 
     Raises:
         CorpusError: the file cannot be read, is not JSON, or holds something else than objects.
     """
     with open_text(path, newline=None) as text:
-        yield from _Window(path, text).records()
+        yield from _Window(path, text, _KEEPING if numbers else _DECODER).records()
 
 
 class _DuplicateError(Exception):
@@ -44,13 +44,18 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 # bool is the cheapest function that takes any digits and keeps none of them
 _DECODER = json.JSONDecoder(parse_int=bool, parse_float=bool, object_pairs_hook=_without_duplicates)
+_MOST_DIGITS = 300  # more are taken for a measurement: Python refuses to read a number of thousands
+_KEEPING = json.JSONDecoder(
+    parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float(digits),
+    object_pairs_hook=_without_duplicates,
+)
 
 
 class _Window:
     """The part of a file in which the next value is looked for."""
 
-    def __init__(self, path: Path, text: TextIO) -> None:
-        self._path, self._text = path, text
+    def __init__(self, path: Path, text: TextIO, decoder: json.JSONDecoder) -> None:
+        self._path, self._text, self._decoder = path, text, decoder
         self._buffer, self._at = "", 0
         self._line = 1  # of the character at `_at`
 
@@ -98,7 +103,7 @@ class _Window:
     def _value(self) -> Any:
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._buffer, self._at)
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 if self._may_be_cut(error) and self._read_on():
                     continue

@@ -10,16 +10,12 @@ Cost: a hash per position where a share is drawn. The result is stored, not deri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.contract.positions import parse_positions, share_of, step_of
+from teacher_cache.corpus.rows import RowBlock
 from teacher_cache.random_bits import uniform_bits
-
-if TYPE_CHECKING:
-    from teacher_cache.corpus.corpus import RowBlock
 
 # last coordinate of the hash, as in `masking.py` (0, 1, 2) and `codecs/sparse_logits.py` (3)
 _KEPT = 4

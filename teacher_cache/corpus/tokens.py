@@ -2,7 +2,7 @@
 
 The tokenizer gets about a million characters at a time, a longer document in pieces (`pieces`), and works on the
 documents of such a batch in parallel. The ids go to an unnamed temporary file, 4 bytes each, which the operating system
-removes when the process ends, however that ends; memory keeps 8 bytes per document, and all ids of one document at a
+removes when the process ends, however that ends; memory keeps 9 bytes per document, and all ids of one document at a
 time. TMPDIR says where the file lies.
 """
 
@@ -31,6 +31,8 @@ Ids = NDArray[np.int32]
 CHARACTERS_AT_ONCE = 1 << 20
 DOCUMENTS_AT_ONCE = 2048
 _MUCH_UNKNOWN = 0.01
+_ONES = 1 << 20
+_CHAT = 1 << 63  # beside the length of a document of which only some ids are learnt
 
 
 class TokenSpool:
@@ -39,8 +41,11 @@ class TokenSpool:
     With a `separator`, that id is put before every document but the first; with a `limit`, only so many ids of each
     document are kept. `prefix` and `ending` are put around every document, the ending only where the whole document and
     it are within the limit. None of this changes the fingerprint, which covers every id of every document and where
-    each ends. Ids that are `unknown_id` are counted. Use it as a context: leaving it closes the file, which lives on
-    for as long as what `ids` mapped.
+    each ends. Ids that are `unknown_id` are counted. Use it as a context: leaving it closes the files, which live on
+    for as long as what `ids` and `learnt` mapped.
+
+    Documents of which only some ids are learnt (`add_whole`) get nothing around them. From the first of them on there
+    is a second file, which holds a byte for each id in the first.
     """
 
     def __init__(
@@ -54,12 +59,15 @@ class TokenSpool:
     ) -> None:
         self.documents = 0
         self.tokens = 0
+        self.whole = bytearray()
+        """A 1 for each document of `add_whole`."""
         self.unknown = 0
         self._unknown_id = unknown_id
         self._between = np.asarray([] if separator is None else [separator], dtype="<i4")
         self._prefix, self._ending = (np.asarray(around, dtype="<i4") for around in (prefix, ending))
         self._limit = limit
         self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed on leaving the context
+        self._learnt: BinaryIO | None = None
         self._starts = array("q")
         self._written = 0
         self._digest = hashlib.sha256()
@@ -69,14 +77,44 @@ class TokenSpool:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        if self._learnt is not None:
+            self._learnt.close()
 
     def add(self, documents: Sequence[Sequence[int]]) -> None:
-        """Append documents, each its token ids.
+        """Append documents, each its token ids, all of which are learnt.
 
         Raises:
             SpaceError: the disk is full.
         """
+        before = self._written
         write(self._file, b"".join(map(self._take, documents)))
+        if self._learnt is not None:
+            write(self._learnt, bytes([1]) * (self._written - before))
+
+    def add_whole(self, documents: Sequence[tuple[Ids, NDArray[np.bool_]]]) -> None:
+        """Append documents that have all around them already: ids, and which of them are learnt.
+
+        The fingerprint covers the latter as well. A separator before one is not learnt.
+
+        Raises:
+            SpaceError: the disk is full.
+        """
+        if self._learnt is None:
+            self._learnt = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed on leaving the context
+            for start in range(0, self._written, _ONES):
+                write(self._learnt, bytes([1]) * min(_ONES, self._written - start))
+        ids, flags = list[bytes](), list[bytes]()
+        for document, learnt in documents:
+            whole = np.asarray(document, dtype="<i4")
+            self._digest.update((len(whole) | _CHAT).to_bytes(8, "little"))
+            self._digest.update(whole.tobytes() + np.packbits(learnt).tobytes())
+            between = self._between if self.documents else self._between[:0]
+            limit = None if self._limit is None else self._limit + len(self._prefix)
+            ids.append(np.concatenate((between, whole[:limit])).tobytes())
+            flags.append(bytes(len(between)) + learnt[:limit].astype(np.uint8).tobytes())
+            self._count(whole, len(flags[-1]), whole=True)
+        write(self._file, b"".join(ids))
+        write(self._learnt, b"".join(flags))
 
     def _take(self, document: Sequence[int]) -> bytes:
         ids = np.asarray(document, dtype="<i4")
@@ -85,19 +123,29 @@ class TokenSpool:
         whole = self._limit is None or len(ids) + len(self._ending) <= self._limit
         before = self._between if self.documents else self._between[:0]
         kept = np.concatenate((before, self._prefix, ids[: self._limit], self._ending if whole else self._ending[:0]))
+        self._count(ids, len(kept), whole=False)
+        return kept.tobytes()
+
+    def _count(self, ids: Ids, kept: int, *, whole: bool) -> None:
         self._starts.append(self._written)
-        self._written += len(kept)
+        self._written += kept
+        self.whole.append(whole)
         self.documents += 1
         self.tokens += len(ids)
         if self._unknown_id is not None:
             self.unknown += int(np.count_nonzero(ids == self._unknown_id))
-        return kept.tobytes()
 
     def ids(self) -> Ids:
         """All ids, mapped from the file."""
         if not self._written:
             return np.empty(0, dtype=np.int32)
         return np.memmap(self._file, dtype="<i4", mode="r", shape=(self._written,))
+
+    def learnt(self) -> NDArray[np.bool_] | None:
+        """Which of `ids` are learnt, mapped from the file; None where all are."""
+        if self._learnt is None or not self._written:
+            return None
+        return np.memmap(self._learnt, dtype=np.bool_, mode="r", shape=(self._written,))
 
     def starts(self) -> NDArray[np.int64]:
         """Where each document starts among `ids`, the separator before it included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from teacher_cache.corpus.corpus import RowBlock, pack_corpus
 from teacher_cache.corpus.frame import RowFrame
+from teacher_cache.corpus.next_tokens import next_token_places
 from teacher_cache.corpus.packing import RowSpans, cut_at, cut_isolated
+from teacher_cache.errors import CorpusError, SettingsError
 
 Segment = list[int]
 BOS, EOS = 2, 3
@@ -228,4 +231,106 @@ def test_fingerprint_tells_isolated_rows_from_joined_ones(causal_tokenizer, tmp_
         for segments in ("joined", "isolated")
         for causal in (True, False)
     }  # fmt: skip
+    assert len(seen) == 2
+
+
+# ---- conversations --------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<bos>' + message['role'] + '\n' + message['content'] + '<eos>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<bos>assistant\n' }}{% endif %}"
+)
+
+
+def write_chats(path: Path) -> list[list[tuple[str, bool]]]:
+    """Conversations, and their pieces with what is learnt."""
+    draw, found = random.Random(2), []
+    with path.open("w") as file:
+        for number in range(50):
+            messages = [
+                {"role": ("user", "assistant")[at % 2], "content": " ".join(["cat"] * draw.choice((0, 1, 3, 30)))}
+                for at in range(2 + number % 3)
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+            pieces = []
+            for message in messages:
+                said = message["role"] == "assistant"
+                pieces += [(f"<bos>{message['role']}\n", False), (message["content"] + "<eos>", said), ("\n", False)]
+            found.append(pieces)
+    return found
+
+
+@pytest.mark.parametrize("segments", ["isolated", "joined"])
+@pytest.mark.parametrize("row_mode", ["packed", "document"])
+def test_text_and_conversations_in_rows(segments: str, row_mode: str, causal_tokenizer, tmp_path: Path) -> None:
+    tokenizer = causal_tokenizer("<bos> $A")
+    tokenizer.chat_template = TEMPLATE
+    chats, texts, notes = write_chats(tmp_path / "a.jsonl"), write_documents(tmp_path / "b.txt"), list[str]()
+    seq_len, frame = 48, RowFrame.of(tokenizer, causal=True)
+    rows = pack_corpus(
+        [str(tmp_path / "a.jsonl"), str(tmp_path / "b.txt")], tokenizer, seq_len=seq_len, row_mode=row_mode, seed=5,
+        segments=segments, causal=True, note=notes.append,
+    )  # fmt: skip
+
+    def encoded(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    # a token's id and whether it is learnt, as one number that a plain walk carries along
+    talks = [[2 * one + said for text, said in pieces for one in encoded(text)] for pieces in chats]
+    documents = [[2 * one + 1 for one in encoded(text)] for text in texts]
+    marked = RowFrame(prefix=(2 * BOS,), suffix=(), separator=2 * EOS, ending=(2 * EOS + 1,), padding=0)
+    if row_mode == "document":
+        alone = [[2 * BOS, *one, 2 * EOS + 1] for one in documents]
+        expected = [[one[:seq_len]] for one in [*talks, *alone]]
+    elif segments == "isolated":
+        expected = plain_rows([*talks, *documents], marked, seq_len, [1] * len(talks) + [0] * len(documents))
+    else:
+        stream: list[int] = []
+        for number, one in enumerate([*talks, *documents]):
+            stream += [*([2 * EOS + (number >= len(talks))] if stream else []), *one]
+        step = seq_len - len(frame.prefix)
+        expected = [[[2 * BOS, *stream[at : at + step]]] for at in range(0, len(stream), step)]
+    block = rows.read(0, len(rows))
+    assert block.learnt_BT is not None
+    both = RowBlock(**{**vars(block), "input_ids_BT": 2 * block.input_ids_BT + block.learnt_BT})
+    if segments == "joined":
+        assert both.starts_BT is None
+        starts_BT = np.arange(seq_len) < np.ones((len(rows), 1))
+        both = RowBlock(**{**vars(both), "starts_BT": starts_BT})
+    found = segments_of(both)
+    # the prefix of a document is never a next token: whether it is learnt does not matter
+    assert [[[one & ~1 if one // 2 == BOS else one for one in part] for part in row] for row in found] == [
+        [[one & ~1 if one // 2 == BOS else one for one in part] for part in row] for row in expected
+    ]
+    assert not block.learnt_BT[np.arange(seq_len) >= block.length_B[:, None]].any()
+    kept_BT = next_token_places(block, positions="all", seed=0)
+    silent = int((~kept_BT.any(axis=1)).sum())
+    said = f"{silent} of {len(rows)} rows hold no token that is to be learnt, only what answers are given to"
+    assert notes == [f"{tmp_path / 'a.jsonl'}: conversations are read from column 'messages'", *([said] * (silent > 0))]
+    assert silent > 0 or segments == "joined"
+
+
+def test_rows_that_teach_nothing_at_all_are_refused(causal_tokenizer, tmp_path: Path) -> None:
+    tokenizer = causal_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    messages = [{"role": "user", "content": "cat " * 40}, {"role": "assistant", "content": "cat"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    settings = {"seq_len": 16, "row_mode": "document", "seed": 0, "causal": True}
+    with pytest.raises(CorpusError, match="none of the 1 rows holds a token that is to be learnt"):
+        pack_corpus([str(tmp_path / "a.jsonl")], tokenizer, **settings)
+    with pytest.raises(SettingsError, match="this teacher is an encoder"):
+        pack_corpus([str(tmp_path / "a.jsonl")], tokenizer, **{**settings, "causal": False, "chat": True})
+
+
+def test_fingerprint_sees_answers(causal_tokenizer, tmp_path: Path) -> None:
+    tokenizer = causal_tokenizer()
+    write_chats(tmp_path / "a.jsonl")
+    seen = set()
+    for template in (TEMPLATE, TEMPLATE.replace("'<bos>assistant\n'", "'<bos>'")):
+        tokenizer.chat_template = template
+        rows = pack_corpus(
+            [str(tmp_path / "a.jsonl")], tokenizer, seq_len=48, row_mode="packed", seed=5, segments="isolated",
+            causal=True, chat=True,
+        )  # fmt: skip
+        seen.add(rows.record.fingerprint)
     assert len(seen) == 2

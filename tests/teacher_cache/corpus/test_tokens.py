@@ -6,6 +6,7 @@ import hashlib
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from teacher_cache.corpus.tokens import CHARACTERS_AT_ONCE, TokenSpool, encode, tokenise, write
@@ -95,3 +96,31 @@ def test_prefix_and_ending_stand_around_documents_the_ending_of_whole_ones_alone
     assert ids.tolist() == [1, 2, 5, 6, 3, 1, 2, 5, 6, 7, 1, 2, 5, 6, 7]
     assert spool.starts().tolist() == [0, 5, 10]
     assert (spool.documents, spool.tokens) == (3, 9)
+
+
+def test_what_is_learnt_lies_beside_the_ids_once_it_is_not_all() -> None:
+    flags = [np.array([False, True]), np.array([False, False, True, True])]
+    chats = [(np.array([5, 6], dtype=np.int32), flags[0]), (np.array([5, 6, 7, 8], dtype=np.int32), flags[1])]
+    with TokenSpool(prefix=(1,), ending=(3,), limit=2, separator=9) as spool:
+        spool.add(DOCUMENTS[1:2])
+        assert spool.learnt() is None
+        spool.add_whole(chats)
+        spool.add(DOCUMENTS[1:2])
+        ids, learnt = spool.ids(), spool.learnt()
+    assert ids.tolist() == [1, 8, 3, 9, 5, 6, 9, 5, 6, 7, 9, 1, 8, 3]  # a whole document has room for a prefix
+    assert learnt is not None
+    assert learnt.tolist() == [*[True] * 3, *[False, False, True], *[False, False, False, True], *[True] * 4]
+    assert list(spool.whole) == [0, 1, 1, 0]
+    assert (spool.documents, spool.tokens) == (4, 8)
+
+
+def test_fingerprint_sees_what_is_learnt() -> None:
+    seen = set()
+    for flags in ([False, True], [True, True], None):
+        with TokenSpool() as spool:
+            if flags is None:
+                spool.add([[5, 6]])
+            else:
+                spool.add_whole([(np.array([5, 6], dtype=np.int32), np.array(flags))])
+            seen.add(spool.fingerprint())
+    assert len(seen) == 3
