@@ -23,7 +23,9 @@ class BuildSettings:
     """Run the teacher once over a corpus and write what students learn from."""
 
     teacher: str
-    """Hugging Face id or folder of a masked LM (BERT, XLM-R, ModernBERT) or a causal LM (Llama, Qwen, GPT-2)."""
+    """Hugging Face id or folder of a masked LM (BERT, XLM-R, ModernBERT) or a causal LM (Llama, Qwen, GPT-2), or a GGUF
+    file of one: its path, or hub id and file as OWNER/NAME/model.gguf.
+    """
     revision: str | None = None
     """Revision of the teacher on the hub."""
     corpus: tuple[str, ...] = (DEFAULT_CORPUS,)
