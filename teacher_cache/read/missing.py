@@ -30,6 +30,11 @@ def check_request(request: TargetRequest, manifest: Manifest, where: str, *, sev
     names += [f"attention {layer}" for layer in lacking.attention_layers]
     names += ["logits"] if lacking.logits else []
     names += ["masked views"] if lacking.masked else []
+    if lacking.masked and manifest.teacher.causal:
+        raise TargetsError(
+            f"{where!r} comes from the causal LM {manifest.teacher.name!r}, which reads rows as they are: there are no "
+            "masked words to learn; use --method lm or od, or a cache of a masked LM"
+        )
     if lacking.next_tokens:
         raise TargetsError(
             f"{where!r} comes from the masked LM {manifest.teacher.name!r}: its rows have no next tokens to learn; use "
