@@ -6,6 +6,7 @@ packing, mask, codec or head of ours; kept positions by loops over tokens.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,37 @@ def test_an_encoder_reads_each_document_alone_too(
             assert torch.allclose(
                 logits.log_probs_BMK[row, :count].double().exp(), there_PK.exp(), rtol=0.01, atol=1e-4
             )
+
+
+@pytest.mark.parametrize("form", ["sample", "topk"])
+def test_a_trained_teacher_on_real_text(
+    build: Build, shared_data: Path, shared_corpus: Path, tmp_path: Path, form: str
+) -> None:
+    """A Llama of 1,024 ids that has learnt: sure predictions beside open ones."""
+    text = tmp_path / "text.txt"
+    with gzip.open(shared_corpus, "rt", encoding="utf-8") as lines:
+        text.write_text("".join(line[:300].strip() + "\n" for line, _ in zip(lines, range(20), strict=False)))
+    teacher = shared_data / "causal-tiny"
+    reader = build(
+        teacher, corpus=(str(text),), targets="logits", logits=form, seq_len=96, max_rows=8, precision="float16"
+    )
+    batch, model = plain(reader, logits=True), in_double(teacher)
+    assert batch.starts_BT is not None and batch.places is not None and batch.starts_BT.sum() > 8
+    assert_places(batch, [candidates(batch, row) for row in range(8)])
+    if form == "sample":
+        assert assert_draws_are_live(model, batch, 24) > 500
+        return
+    logits, surprise = batch.logits, []
+    assert isinstance(logits, TopkLogits)
+    for row in range(8):
+        log_probs_TV, _ = run_alone(model, batch, row)
+        count = int(batch.places.count_B[row])
+        log_probs_PV = log_probs_TV[batch.places.positions_BM[row, :count]]
+        there_PK = log_probs_PV.gather(1, logits.ids_BMK[row, :count].long())
+        assert torch.allclose(there_PK, log_probs_PV.topk(64).values, atol=ARITHMETIC)
+        assert torch.allclose(logits.log_probs_BMK[row, :count].double(), there_PK, rtol=6e-4, atol=ARITHMETIC)
+        surprise.append(-log_probs_PV.gather(1, batch.places.label_ids_BM[row, :count, None]))
+    assert torch.cat(surprise).mean() < np.log(1024) - 0.5, "the labels are what this teacher was trained to guess"
 
 
 def test_draws_are_unbiased(build: Build, causal_teacher: Path, tmp_path: Path) -> None:

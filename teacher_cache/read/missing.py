@@ -62,7 +62,7 @@ def _advice(lacking: TargetRequest, manifest: Manifest, several: bool) -> str:
     if lacking.logits and not manifest.teacher.has_mlm_head:
         return (
             f"no store of the teacher {manifest.teacher.name!r} can have logits, because its checkpoint has no "
-            "masked-LM head: leave them out, or build a store of a teacher that has one"
+            "language-modelling head: leave them out, or build a store of a teacher that has one"
         )
     flags = _flags(lacking, manifest)
     if flags is None:

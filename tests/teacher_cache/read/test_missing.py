@@ -114,7 +114,7 @@ def test_logits_of_a_teacher_without_a_head_are_not_promised(small_store: Path) 
     headless = replace(
         manifest, teacher=replace(manifest.teacher, has_mlm_head=False), targets=replace(manifest.targets, logits=None)
     )
-    with pytest.raises(TargetsError, match="lacks logits.*no masked-LM head") as refused:
+    with pytest.raises(TargetsError, match="lacks logits.*no language-modelling head") as refused:
         check_request(TargetRequest(logits=True), headless, "cache.zarr")
     assert "--targets" not in str(refused.value)
 
