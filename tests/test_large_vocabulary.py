@@ -114,7 +114,7 @@ def test_od_trains_in_bounded_memory_and_learns(store: tuple[Path, int], tmp_pat
     assert 0 < largest.elements <= LOGITS_AT_A_TIME < ROWS * SEQ_LEN * VOCABULARY / 10
     settings = TrainSettings(
         method="od", cache=(str(store[0]),), out=str(tmp_path / "student"), student="2x16:2", init="random", steps=8,
-        batch_size=8, lr=2e-2, warmup=1, valid_share=0.1, device="cpu",
+        batch_size=8, lr=2e-2, warmup=1, valid_share=0.1, valid_every=8, device="cpu",
     )  # fmt: skip
     result = train(settings)
     first = next(

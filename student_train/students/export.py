@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import PROVENANCE
-from student_train.students.pretrained import load_model
+from student_train.students.pretrained import load_model, load_teacher_tokenizer
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, quiet_transformers
@@ -39,12 +39,13 @@ def export_student(
         provenance: JSON record of where the student comes from.
 
     Raises:
-        StudentError: what was written does not load without missing or unexpected weights.
+        StudentError: the tokenizer cannot be read, or what was written does not load without missing or unexpected
+            weights.
         SpaceError, TrainingError: it cannot be written.
     """
     unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: Any = load_teacher_tokenizer(teacher_folder)
     tokenizer.model_max_length = seq_len
     readable = _readable(model, tokenizer.model_input_names)
     if readable != tokenizer.model_input_names:

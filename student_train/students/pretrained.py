@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from teacher_cache.contract.manifest import ModelKind
@@ -130,6 +131,28 @@ def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:
         return None
     differing = {token for token, _ in _load_vocabulary(folder).items() ^ _load_vocabulary(teacher_folder).items()}
     return f"other ids for {len(differing)} tokens such as {min(differing)!r}" if differing else None
+
+
+def load_teacher_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in the teacher's folder inside a cache.
+
+    Raises:
+        StudentError: it cannot be read.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:
+        # the tokenizers library raises nothing more special
+        raise StudentError(
+            f"the tokenizer of the cache's teacher cannot be read ({type(error).__name__}: {why_unreadable(error)}): "
+            "token ids are no words without it, and a student would be exported without one; where a newer version "
+            "wrote it, install that version of tokenizers and transformers, else get the store from whoever built it, "
+            "or build it again"
+        ) from error
+    return tokenizer
 
 
 def _load_vocabulary(folder: Path) -> Mapping[str, int]:

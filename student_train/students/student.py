@@ -20,7 +20,12 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from student_train.init_plan import InitPlan, read_init
 from student_train.student_shape import read_student
 from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
-from student_train.students.pretrained import check_family, load_config, vocabulary_difference
+from student_train.students.pretrained import (
+    check_family,
+    load_config,
+    load_teacher_tokenizer,
+    vocabulary_difference,
+)
 from student_train.students.shape import derive_config, shape_of, student_shape
 from student_train.students.trial import explain_misfits, try_out
 from teacher_cache.errors import StudentError
@@ -67,9 +72,11 @@ def plan_student(
 
     Raises:
         SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
-        StudentError: a folder cannot be read, has another vocabulary, or has too few positions.
+        StudentError: a folder or the teacher's tokenizer cannot be read; a folder has another vocabulary, or too few
+            positions.
     """
     teacher_config = load_config(teacher_folder)
+    load_teacher_tokenizer(teacher_folder)  # the export needs it, and after the training is too late to find out
     asked = read_student(spec)
     folder = asked if isinstance(asked, Path) else None
     plan = read_init(init, from_folder=folder)
