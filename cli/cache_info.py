@@ -43,12 +43,16 @@ def _print_info(info: StoreInfo) -> None:
     manifest = info.manifest
     teacher = manifest.teacher
     state = "complete" if info.sealed else "UNFINISHED: repeat the command that made it to complete it"
+    kind = " (causal LM)" if teacher.causal else ""
+    apart = ", documents do not see each other" if manifest.segments == "isolated" else ""
+    room = manifest.places_of("plain")
+    places = [("places", f"{manifest.positions}: the next token after up to {room} of a row")] if room else []
     rows = [
         ("store", f"{info.path} (format {manifest.format_version}), {state}"),
         (
             "teacher",
             (
-                f"{teacher.name}: {teacher.model_type}, {teacher.layers} layers x {teacher.hidden_size}, "
+                f"{teacher.name}: {teacher.model_type}{kind}, {teacher.layers} layers x {teacher.hidden_size}, "
                 f"{teacher.heads} heads, {teacher.vocab_size} ids, weights {teacher.weights_sha256[:12]}"
             ),
         ),
@@ -59,8 +63,9 @@ def _print_info(info: StoreInfo) -> None:
                 f"tokens, {manifest.corpus.rows} rows"
             ),
         ),
-        ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}, seed {manifest.seed}"),
+        ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}{apart}, seed {manifest.seed}"),
         ("views", f"{', '.join(manifest.targets.views())}" + (f" x {manifest.views}" if manifest.views > 1 else "")),
+        *places,
         ("blocks", f"{manifest.blocks} of {manifest.block_rows} rows each"),
         *_describe(manifest.targets),
         ("built", f"{manifest.created} by: {manifest.command}"),

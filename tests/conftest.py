@@ -253,6 +253,22 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def causal_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama of 4 layers of 32, 4 query and 2 key heads, 105 ids, 64 positions. Read only."""
+    from tests import causal_models
+
+    return causal_models.save_teacher(tmp_path_factory.mktemp("causal-teacher"))
+
+
+@pytest.fixture(scope="session")
+def causal_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 documents of up to 30 of the words that `tests/causal_models.py` has tokens for, a line each."""
+    from tests import causal_models
+
+    return causal_models.write_corpus(tmp_path_factory.mktemp("causal-corpus") / "text.txt")
+
+
 def make_tokenizer(family: str = "bert", max_length: int = 64) -> PreTrainedTokenizerFast:
     """One id per word of TINY_WORDS, special tokens first in the family's order; `[CLS] text [SEP]`."""
     from tokenizers import Tokenizer

@@ -329,6 +329,17 @@ def test_attention_of_a_hidden_state_that_is_not_there_is_refused(store: Path) -
         open_caches([str(store)])
 
 
+def test_a_finished_store_without_its_calibration_is_refused(store: Path, tmp_path: Path) -> None:
+    edit_manifest(store, lambda fields: fields["calibration"].clear())
+    reseal(store)
+    for read in (
+        lambda: open_caches([str(store)]),
+        lambda: derive_store(DeriveSettings(src=str(store), dst=str(tmp_path / "derived"))),
+    ):
+        with pytest.raises(StoreError, match="does not say how 'hidden/2' was calibrated"):
+            read()
+
+
 def first(value: int) -> Edit:
     return lambda values: values.flat.__setitem__(0, value)
 
@@ -397,6 +408,134 @@ def test_draws_that_cannot_be_are_refused(drawn_store: Path, tmp_path: Path, nam
     reseal(store)
     with pytest.raises(DamagedStoreError, match=f"of block 1 .*({what})"):
         open_caches([str(store)]).read_rows(8, 16, TargetRequest(logits=True))
+
+
+# ---- causal stores --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def whole_causal_store(causal_teacher: Path, causal_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 rows of 21 positions, so that the last of three bytes has three bits that mean nothing."""
+    out = tmp_path_factory.mktemp("causal") / "cache.zarr"
+    build_cache(
+        BuildSettings(
+            teacher=str(causal_teacher), corpus=(str(causal_corpus),), out=str(out), seq_len=21, max_rows=24,
+            block_rows=8, k=8, positions="every:2",
+        )
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def causal(whole_causal_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole_causal_store, tmp_path / "stores" / "cache.zarr"))
+
+
+def bit(row: int, position: int, value: int) -> Edit:
+    def edit(bytes_BN: NDArray[Any]) -> None:
+        byte, place = divmod(position, 8)
+        bytes_BN[row, byte] = int(bytes_BN[row, byte]) & (255 - (1 << place)) | value << place
+
+    return edit
+
+
+BITS: dict[str, tuple[str, Edit, str]] = {
+    "a segment that begins beyond the row": ("segments/starts", bit(2, 21, 1), "bits within the row"),
+    "no segment at the first position": ("segments/starts", bit(3, 0, 0), "position 0 of row 3 .* first position"),
+    "segments everywhere": ("segments/starts", lambda starts: starts.fill(255), "bits within the row"),
+    "a place beyond the row": ("next/kept", bit(1, 23, 1), "bits within the row"),
+    "a place at the last position": ("next/kept", bit(0, 20, 1), "position 20 of row 0 .* next token"),
+    "places everywhere": ("next/kept", lambda kept: np.copyto(kept, np.uint8([255, 255, 31])), "of the same segment"),
+    "no places": ("next/kept", lambda kept: kept.fill(0), "above 0 at places that are kept and 0 elsewhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_bits_that_cannot_be_are_refused(causal: Path, name: str) -> None:
+    path, edit, what = BITS[name]
+    edit_array(causal, path, 1, edit)
+    reseal(causal)
+    reader = open_caches([str(causal)])
+    reader.read_rows(0, 8, TargetRequest(logits=True))
+    with pytest.raises(DamagedStoreError, match=f"of block 1 .*({what})"):
+        reader.read_rows(8, 16, TargetRequest(logits=True))
+
+
+def test_a_place_at_the_last_token_of_a_segment_is_refused(causal: Path) -> None:
+    """What follows it belongs to another document, or is padding."""
+    reader = open_caches([str(causal)])
+    batch = reader.read_rows(8, 16, TargetRequest(next_tokens=True))["plain"]
+    assert batch.starts_BT is not None
+    row, position = batch.starts_BT[:, 1:].nonzero()[0].tolist()
+    edit_array(causal, "next/kept", 1, bit(row, position, 1))
+    reseal(causal)
+    with pytest.raises(DamagedStoreError, match=f"marks position {position} of row {row} of the block wrongly"):
+        open_caches([str(causal)]).read_rows(8, 16, TargetRequest(logits=True))
+
+
+def test_more_places_than_there_is_room_for_are_refused(causal: Path) -> None:
+    """Every second position of a row has 10 places; its segments leave room to mark more."""
+    batch = open_caches([str(causal)]).read_rows(8, 16, TargetRequest(next_tokens=True))["plain"]
+    assert batch.starts_BT is not None
+    real_BT, starts_BT = batch.real_BT().numpy(), batch.starts_BT.numpy()
+    possible_BT = np.pad(real_BT[:, 1:] & ~starts_BT[:, 1:], ((0, 0), (0, 1)))
+    assert possible_BT.sum(axis=1).max() > 10
+    edit_array(
+        causal, "next/kept", 1, lambda kept: np.copyto(kept, np.packbits(possible_BT, axis=1, bitorder="little"))
+    )
+    reseal(causal)
+    with pytest.raises(DamagedStoreError, match="at most 10 positions of a row"):
+        open_caches([str(causal)]).read_rows(8, 16, TargetRequest(next_tokens=True))
+
+
+FIELDS: dict[str, tuple[dict[str, Any], str]] = {
+    "positions of none": ({"positions": "every:0"}, "'positions' is 'every:0'"),
+    "positions of too many": ({"positions": "share:1.5"}, "'positions' is 'share:1.5'"),
+    "positions written otherwise": ({"positions": "share:1.0"}, "'positions' is 'share:1.0'"),
+    "positions of another type": ({"positions": 2}, "'positions' is 2"),
+    "positions without end": ({"positions": "every:" + "9" * 10_000}, "'positions' is 'every:999"),
+    "no positions": ({"positions": None}, "'positions' is None: causal teachers have some"),
+    "another kind": ({"teacher": {"kind": "x"}}, "'teacher.kind' is 'x'"),
+    "a kind of another type": ({"teacher": {"kind": ["causal-lm"]}}, "'teacher.kind'"),
+    "an encoder with positions": ({"teacher": {"kind": "masked-lm"}}, "'positions' is 'every:2': causal teachers"),
+    "other segments": ({"segments": "apart"}, "'segments' is 'apart'"),
+    "distributions of masked views": ({"targets": {"logits": {"view": "masked"}}}, "'targets.logits.view' is 'masked'"),
+    "a row of one": ({"seq_len": 1}, "'seq_len' is 1: rows of a causal teacher have 2"),
+}
+
+
+def merge(fields: dict[str, Any], changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            merge(fields[name], value)
+        else:
+            fields[name] = value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_of_a_causal_store_that_cannot_be_are_refused(causal: Path, name: str) -> None:
+    changes, what = FIELDS[name]
+    edit_manifest(causal, lambda fields: merge(fields, changes))
+    reseal(causal)
+    with pytest.raises(StoreError, match=what) as caught:
+        open_caches([str(causal)])
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_encoder_store_that_claims_positions_is_refused(store: Path) -> None:
+    edit_manifest(store, lambda fields: fields.update(positions="all"))
+    reseal(store)
+    with pytest.raises(StoreError, match="'positions' is 'all': causal teachers have some, others none"):
+        open_caches([str(store)])
+
+
+@pytest.mark.parametrize("changes", [{"segments": "joined"}, {"positions": "every:3"}, {"positions": "all"}])
+def test_fields_that_could_be_but_are_not_those_of_the_arrays(causal: Path, changes: dict[str, str]) -> None:
+    """A forged field that names other shapes, or leaves an array out, is refused with the array or the seal."""
+    edit_manifest(causal, lambda fields: fields.update(changes))
+    reseal(causal)
+    with pytest.raises(StoreError):
+        open_caches([str(causal)]).read_rows(0, 24, TargetRequest(logits=True))
 
 
 def test_sizes_are_looked_at_before_anything_is_read(store: Path) -> None:

@@ -180,6 +180,75 @@ def assert_close(plain: Array, tensor: Any, mask: Any = True, tolerance: float =
     assert not wrong.any()
 
 
+# ---- a causal teacher -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["all", "every:3", "share:0.4"])
+def causal_store(
+    request: pytest.FixtureRequest, causal_teacher: Path, causal_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("causal") / "cache.zarr"
+    build_cache(
+        BuildSettings(
+            teacher=str(causal_teacher), corpus=(str(causal_corpus),), out=str(out), seq_len=21, max_rows=ROWS,
+            block_rows=R, k=K, positions=request.param,
+        )
+    )  # fmt: skip
+    return out
+
+
+def test_places_and_draws_of_a_causal_teacher(causal_store: Path) -> None:
+    attributes = json.loads((causal_store / "zarr.json").read_text())["attributes"]
+    assert attributes["teacher"]["kind"] == "causal-lm" and attributes["segments"] == "isolated"
+    kind, _, number = attributes["positions"].partition(":")
+    room = {
+        "all": lambda: 20,
+        "every": lambda: -(-20 // int(number)),
+        "share": lambda: max(1, round(20 * float(number))),
+    }
+    places = room[kind]()
+    want = CacheReader.open(causal_store).read_rows(0, ROWS, TargetRequest(logits=True))["plain"]
+    assert want.places is not None and isinstance(want.logits, SampledLogits) and want.starts_BT is not None
+
+    def bits(path: str) -> Array:
+        values = of_rows(read(causal_store, path))
+        assert values.shape == (ROWS, 3) and values.dtype == np.uint8
+        return np.unpackbits(values, axis=1, bitorder="little")[:, :21].astype(bool)
+
+    starts, kept, ids = bits("segments/starts"), bits("next/kept"), of_rows(read(causal_store, "input_ids"))
+    assert (starts == want.starts_BT.numpy()).all() and starts[:, 0].all()
+    assert not (kept[:, :-1] & starts[:, 1:]).any(), "nothing is kept at the last token of a segment"
+    assert want.places.positions_BM.shape == (ROWS, places)
+    distinct = read(causal_store, "logits/draws/distinct")
+    assert distinct.shape == (-(-ROWS // R), R * places)
+    gaps, counts = (read(causal_store, f"logits/draws/{name}") for name in ("ids/low", "counts"))
+    for row in range(ROWS):
+        positions = kept[row].nonzero()[0]
+        count = int(want.places.count_B[row])
+        assert want.places.positions_BM[row, :count].tolist() == positions.tolist()
+        assert want.places.label_ids_BM[row, :count].tolist() == ids[row, positions + 1].tolist()
+        block, inside = divmod(row, R)
+        for place in range(places):
+            at = inside * places + place
+            held = int(distinct[block, at])
+            assert (held > 0) == (place < count)
+            part = slice(int(distinct[block, :at].sum(dtype=int)), int(distinct[block, : at + 1].sum(dtype=int)))
+            drawn = dict(
+                zip(gaps[block, 0, part].astype(int).cumsum().tolist(), counts[block, 0, part].tolist(), strict=True)
+            )
+            assert sum(drawn.values()) == (K if held else 0)
+            pairs = zip(
+                want.logits.ids_BMK[row, place].tolist(), want.logits.counts_BMK[row, place].tolist(), strict=True
+            )
+            assert drawn == {token: times for token, times in pairs if times}
+
+
+def test_stores_of_masked_lms_say_nothing_of_it(stores: Path) -> None:
+    attributes = json.loads((stores / "nmse" / "zarr.json").read_text())["attributes"]
+    assert not {"segments", "positions"} & attributes.keys() and "kind" not in attributes["teacher"]
+    assert not (stores / "nmse" / "next").exists() and not (stores / "nmse" / "segments").exists()
+
+
 def test_inputs(stores: Path) -> None:
     store, want = stores / "float16", ours(stores / "float16")
     assert want.places is not None

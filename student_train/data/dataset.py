@@ -58,9 +58,15 @@ class CacheDataset(Dataset[Row]):
     | `masked_tail_log_prob` | [M] | log of the mass of all other ids |
     | `masked_drawn_ids`, `masked_draw_counts` | [M, K] | in place of them, where the cache holds draws |
 
+    | `segment_starts` | [T] | True where a document begins that does not see those before it, in caches of such rows |
+    | `next_positions`, `next_ids` | [M] | of a causal teacher: after which positions it was asked, and what came next |
+    | `next_real` | [M] | False at places that only fill up |
+    | `next_top_ids`, ..., `next_drawn_ids`, ... | [M, K] | what it says comes there, as in the masked view |
+
     T is the length of a row, D the teacher's width. The keys of a view are there only if the request needs it, and
     those of the masked view begin with `masked_`: also `masked_hidden_L`, where the cache was built with `--hs-view
-    masked`. A student must read the input of the view whose targets it learns.
+    masked`. A student must read the input of the view whose targets it learns, and where there are `segment_starts`,
+    each document for itself.
 
     `masked_view` may be set between epochs, up to the number of `views` that the store was built with.
     """
@@ -278,18 +284,21 @@ def _named(view: View, batch: TargetBatch, *, draws: int) -> Row:
     for layer, attention in batch.attention.items():
         held, suffix = ("_relations", "BATT") if isinstance(attention, AttentionRelations) else ("", "BTD")
         named |= {f"{prefix}{name}{held}_{layer}": getattr(attention, f"{name}_{suffix}") for name in VECTORS}
+    if batch.starts_BT is not None:
+        named["segment_starts"] = batch.starts_BT
+    places, label = ("next", "ids") if view == "plain" else ("masked", "original_ids")
     if batch.places is not None:
-        named["masked_positions"] = batch.places.positions_BM
-        named["masked_original_ids"] = batch.places.label_ids_BM
-        named["masked_real"] = batch.places.real_BM()
+        named[f"{places}_positions"] = batch.places.positions_BM
+        named[f"{places}_{label}"] = batch.places.label_ids_BM
+        named[f"{places}_real"] = batch.places.real_BM()
     if isinstance(batch.logits, TopkLogits):
-        named["masked_top_ids"] = batch.logits.ids_BMK.long()
-        named["masked_top_log_probs"] = batch.logits.log_probs_BMK
-        named["masked_tail_log_prob"] = batch.logits.log_tail_BM
+        named[f"{places}_top_ids"] = batch.logits.ids_BMK.long()
+        named[f"{places}_top_log_probs"] = batch.logits.log_probs_BMK
+        named[f"{places}_tail_log_prob"] = batch.logits.log_tail_BM
     if isinstance(batch.logits, SampledLogits):
         # as many columns in every row: how many ids are distinct differs from row to row
-        named["masked_drawn_ids"] = _widened(batch.logits.ids_BMK.long(), draws)
-        named["masked_draw_counts"] = _widened(batch.logits.counts_BMK.long(), draws)
+        named[f"{places}_drawn_ids"] = _widened(batch.logits.ids_BMK.long(), draws)
+        named[f"{places}_draw_counts"] = _widened(batch.logits.counts_BMK.long(), draws)
     return named
 
 

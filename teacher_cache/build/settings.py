@@ -23,7 +23,9 @@ class BuildSettings:
     """Run the teacher once over a corpus and write what students learn from."""
 
     teacher: str
-    """Hugging Face id or folder of a masked LM (BERT, XLM-R, ModernBERT) or a causal LM (Llama, Qwen, GPT-2)."""
+    """Hugging Face id or folder of a masked LM (BERT, XLM-R, ModernBERT) or a causal LM (Llama, Qwen, GPT-2), or a GGUF
+    file of one: its path, or hub id and file as OWNER/NAME/model.gguf.
+    """
     revision: str | None = None
     """Revision of the teacher on the hub."""
     corpus: tuple[str, ...] = (DEFAULT_CORPUS,)
@@ -120,10 +122,7 @@ class BuildSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"--{name.replace('_', '-')} {value!r} is too small: it must be at least {least}")
-        if self.logits == "sample" and self.k is not None and self.k > MOST_DRAWS:
-            raise SettingsError(
-                f"--k {self.k!r} draws a position cannot be kept: a count has one byte; ask for 1 to {MOST_DRAWS}"
-            )
+        self.entries(causal=False)
         if self.relation_heads is not None and self.relations != "matrix":
             raise SettingsError(
                 f"--relation-heads {self.relation_heads!r} would change nothing: only --relations matrix fixes the "
@@ -157,8 +156,17 @@ class BuildSettings:
         return self.logits or ("sample" if causal else "topk")
 
     def entries(self, *, causal: bool) -> int:
-        """Ids kept or drawn at each place; all ids, where the vocabulary has fewer than the default."""
+        """Ids kept or drawn at each place; all ids, where the vocabulary has fewer than the default.
+
+        Raises:
+            SettingsError: there are more draws than can be counted.
+        """
         form = self.logits_form(causal=causal)
+        if form == "sample" and self.k is not None and self.k > MOST_DRAWS:
+            raise SettingsError(
+                f"--k {self.k!r} draws a position cannot be kept: a count has one byte; ask for 1 to {MOST_DRAWS}, or "
+                "for --logits topk"
+            )
         if self.k is not None:
             return self.k
         return _CAUSAL_DRAWS if causal and form == "sample" else _DEFAULT_ENTRIES[form]

@@ -259,7 +259,7 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[tuple[str, Any, Any]]:
         """Entries of `identity` in which `self` and `other` differ, with both values."""
-        mine, theirs = self.identity(), other.identity()
+        mine, theirs = ({**_LATER_ENTRIES, **one.identity()} for one in (self, other))
         return [
             (name, mine.get(name), theirs.get(name))
             for name in sorted(mine.keys() | theirs.keys())
@@ -269,6 +269,10 @@ class Manifest:
 
 _LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None}
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
+
+
+_LATER_ENTRIES = {"--segments": "joined"}
+"""Entries of an identity that are left out where they say what all stores of before were."""
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:

@@ -199,6 +199,12 @@ def _read_group(storage: Storage, prefix: str) -> Group:
             "it, or lists commits of another number: one is of another store; restore both from a copy, or delete the "
             "store's folder and build again"
         )
+    if group.seal is not None and group.layout.uncalibrated:
+        raise StoreError(
+            f"{storage.location!r} is damaged: the manifest of {group.name} does not say how "
+            f"{group.layout.uncalibrated[0].path!r} was calibrated, so its codes mean nothing; restore it from a copy, "
+            "or delete the store's folder and build again"
+        )
     return group
 
 

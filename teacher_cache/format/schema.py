@@ -214,7 +214,7 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     """
     check_fields(ManifestSchema, fields)
     teacher, targets = fields["teacher"], fields["targets"]
-    _check_positions(teacher.get("kind") == "causal-lm", fields.get("positions"))
+    _check_positions(teacher.get("kind") == "causal-lm", fields.get("positions"), fields["seq_len"])
     _check_layers(teacher["layers"], targets)
     for name in ("hidden", "attention"):
         for number, spec in enumerate(targets[name]):
@@ -261,7 +261,9 @@ def _check_relations(place: str, spec: Mapping[str, Any]) -> None:
         raise ValueError(f"the field '{place}.codec' is {codec!r}: relations kept as matrices are float16")
 
 
-def _check_positions(causal: bool, positions: str | None) -> None:
+def _check_positions(causal: bool, positions: str | None, seq_len: int) -> None:
+    if causal and seq_len < 2:
+        raise ValueError(f"the field 'seq_len' is {seq_len}: rows of a causal teacher have 2 tokens at least")
     if causal != (positions is not None):
         raise ValueError(f"the field 'positions' is {positions!r}: causal teachers have some, others none")
     try:

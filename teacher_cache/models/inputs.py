@@ -6,7 +6,8 @@ layer, sliding windows among them. A mask of ones beside them would switch that 
 each other and sit at wrong positions, which is worse than one or the other.
 
 Encoders get a mask of pairs [B, 1, T, T], and positions that start anew. Padding is a segment of its own there, so that
-no row of the mask is empty. `probe_isolation` shows whether a model does what is meant.
+no row of the mask is empty. A ready mask is taken as it is, also by layers that look no further than a window: those of
+ModernBERT get one of their own. `measure_isolation` shows whether a model does what is meant.
 
 Shapes: B rows, T positions.
 """
@@ -17,7 +18,7 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from teacher_cache.models.families import encoder_of, first_position, kind_of
 
@@ -39,7 +40,17 @@ def forward_arguments(
     if causal:
         return {"use_cache": False, "position_ids": positions_BT}
     segment_BT = (starts_BT.cumsum(dim=1) * real_BT)[:, None]
-    return {"attention_mask": segment_BT[..., None] == segment_BT[..., None, :], "position_ids": positions_BT}
+    pairs_B1TT = segment_BT[..., None] == segment_BT[..., None, :]
+    return {"attention_mask": _by_kind_of_layer(model.config, pairs_B1TT), "position_ids": positions_BT}
+
+
+def _by_kind_of_layer(config: PreTrainedConfig, pairs_B1TT: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    """One mask, or one for each kind of layer where some have a window: positions up to its width away, both ways."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return pairs_B1TT
+    position_T = torch.arange(pairs_B1TT.shape[-1], device=pairs_B1TT.device)
+    near_TT = (position_T[:, None] - position_T).abs() <= config.sliding_window
+    return {"full_attention": pairs_B1TT, "sliding_attention": pairs_B1TT & near_TT}
 
 
 def restarting_positions(starts_BT: torch.Tensor) -> torch.Tensor:

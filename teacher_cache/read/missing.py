@@ -30,6 +30,11 @@ def check_request(request: TargetRequest, manifest: Manifest, where: str, *, sev
     names += [f"attention {layer}" for layer in lacking.attention_layers]
     names += ["logits"] if lacking.logits else []
     names += ["masked views"] if lacking.masked else []
+    if lacking.masked and manifest.teacher.causal:
+        raise TargetsError(
+            f"{where!r} comes from the causal LM {manifest.teacher.name!r}, which reads rows as they are: there are no "
+            "masked words to learn; use --method lm or od, or a cache of a masked LM"
+        )
     if lacking.next_tokens:
         raise TargetsError(
             f"{where!r} comes from the masked LM {manifest.teacher.name!r}: its rows have no next tokens to learn; use "
@@ -57,7 +62,7 @@ def _advice(lacking: TargetRequest, manifest: Manifest, several: bool) -> str:
     if lacking.logits and not manifest.teacher.has_mlm_head:
         return (
             f"no store of the teacher {manifest.teacher.name!r} can have logits, because its checkpoint has no "
-            "masked-LM head: leave them out, or build a store of a teacher that has one"
+            "language-modelling head: leave them out, or build a store of a teacher that has one"
         )
     flags = _flags(lacking, manifest)
     if flags is None:

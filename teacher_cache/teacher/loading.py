@@ -17,30 +17,35 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import TeacherError
 from teacher_cache.hub import why_unreadable
-from teacher_cache.models.families import kind_of, read_config
+from teacher_cache.models.families import kind_of, read_config, with_head
+from teacher_cache.teacher.gguf import cannot_unpack, files_in, forget_packing, is_gguf, locate, unpacking
 
 
 def load_teacher_config(name: str, revision: str | None) -> PreTrainedConfig:
-    """The configuration of a teacher by hub id or folder.
+    """The configuration of a teacher by hub id, folder or GGUF file.
 
     Raises:
         TeacherError: there is none, or it cannot be read.
     """
+    source, options = locate(name)
     try:
-        return read_config(name, revision=revision)
+        return read_config(source, revision=revision, **options)
     except Exception as error:
         # the file is anybody's: a field of a wrong type is stumbled over wherever it is first used
         raise cannot_load(name, error) from error
 
 
 def load_tokenizer(name: str, config: PreTrainedConfig, revision: str | None) -> Any:
-    """The tokenizer of a teacher by hub id or folder.
+    """The tokenizer of a teacher by hub id, folder or GGUF file.
 
     Raises:
         TeacherError: it cannot be read, by this version or without a package that is not there.
     """
+    source, options = locate(name)
     try:
-        return AutoTokenizer.from_pretrained(name, config=config, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            source, config=config, revision=revision, trust_remote_code=False, **options
+        )
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise TeacherError(
@@ -51,8 +56,41 @@ def load_tokenizer(name: str, config: PreTrainedConfig, revision: str | None) ->
         ) from error
 
 
+def load_model(name: str, config: PreTrainedConfig, revision: str | None) -> tuple[PreTrainedModel, Iterable[str]]:
+    """The model with its head, in the arithmetic of its checkpoint, and the weights that this lacks.
+
+    Raises:
+        TeacherError: it cannot be read.
+    """
+    source, options = locate(name)
+    try:
+        model, info = with_head(config).from_pretrained(
+            source,
+            config=config,
+            revision=revision,
+            dtype="auto",
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
+            **unpacking(name),
+        )
+    except Exception as error:
+        # as with its configuration: what is wrong with a file shows in many ways
+        raise cannot_load(name, error) from error
+    if is_gguf(name):
+        forget_packing(model)
+    return model, info["missing_keys"]
+
+
 def cannot_load(name: str, error: Exception) -> TeacherError:
     """What to tell of a teacher that Transformers or the hub could not give."""
+    if is_gguf(name):
+        return cannot_unpack(name, error)
+    if inside := files_in(name):
+        return TeacherError(
+            f"teacher {name!r} is a folder of GGUF files and no Hugging Face model: which of them is to teach is not "
+            f"said; give one, such as --teacher {inside[0]}"
+        )
     kind = "it is there, but not a readable model" if name and Path(name).exists() else "no hub id and no folder"
     return TeacherError(
         f"teacher {name!r} cannot be loaded ({kind}): {why_unreadable(error)}\nThere is nothing to distil from without "

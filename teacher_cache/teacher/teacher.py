@@ -23,15 +23,15 @@ from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections, Projection
 from teacher_cache.models.attention_tap import enable_tap, record_attention
-from teacher_cache.models.families import position_limit, with_head
+from teacher_cache.models.families import position_limit
 from teacher_cache.models.heads import LMHead
 from teacher_cache.models.inputs import forward_arguments
 from teacher_cache.models.isolation import measure_isolation
 from teacher_cache.teacher.loading import (
-    cannot_load,
     check_loaded,
     check_tokenizer,
     hash_weights,
+    load_model,
     load_teacher_config,
     load_tokenizer,
     teacher_kind,
@@ -57,7 +57,7 @@ class Teacher:
 
     @classmethod
     def load(cls, name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto") -> Teacher:
-        """Load a teacher by hub id or folder.
+        """Load a teacher by hub id, folder or GGUF file.
 
         Raises:
             TeacherError: it cannot be found, is neither a masked nor a causal LM, or its checkpoint is incomplete.
@@ -67,14 +67,8 @@ class Teacher:
         config = load_teacher_config(name, revision)
         kind = teacher_kind(name, config)
         tokenizer = load_tokenizer(name, config, revision)
-        try:
-            model, info = with_head(config).from_pretrained(
-                name, config=config, revision=revision, dtype="auto", output_loading_info=True, trust_remote_code=False
-            )
-        except Exception as error:
-            # as with its configuration: what is wrong with a file shows in many ways
-            raise cannot_load(name, error) from error
-        has_head = check_loaded(name, model, info["missing_keys"])
+        model, missing = load_model(name, config, revision)
+        has_head = check_loaded(name, model, missing)
         check_tokenizer(name, tokenizer, config, kind)
         record = TeacherRecord(
             name=name,

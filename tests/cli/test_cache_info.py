@@ -85,3 +85,26 @@ def test_info_of_what_is_not_a_store(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "notes.txt").write_text("something else")
     assert kdcache.main(["info", str(tmp_path)]) == 1
     assert "is not a store" in capsys.readouterr().err
+
+
+def test_a_causal_store(
+    causal_teacher: Path, causal_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "cache.zarr")
+    build_cache(
+        BuildSettings(
+            teacher=str(causal_teacher), corpus=(str(causal_corpus),), out=out, seq_len=16, max_rows=8, device="cpu",
+            positions="every:4",
+        )
+    )  # fmt: skip
+    text = told(Path(out), capsys)
+    for line in (
+        r"teacher +.*: llama \(causal LM\), 4 layers x 32",
+        r"rows +8 x 16 tokens, packed, documents do not see each other, seed 0",
+        r"views +plain$",
+        r"places +every:4: the next token after up to 4 of a row",
+        r"logits +sample 24, plain view",
+        r"segments/starts +\d+",
+        r"next/kept +\d+",
+    ):
+        assert re.search(line, text, re.MULTILINE), line

@@ -58,6 +58,35 @@ def nmse_store(small_settings: Callable[..., BuildSettings], tmp_path_factory: p
 
 
 @pytest.fixture(scope="session")
+def causal_settings(causal_teacher: Path, causal_corpus: Path) -> Callable[..., BuildSettings]:
+    """Settings of a causal store of up to 40 rows x 24 tokens in blocks of 8: draws after every position."""
+
+    def settings(out: Path, **changes: object) -> BuildSettings:
+        values: dict[str, object] = {
+            "teacher": str(causal_teacher),
+            "corpus": (str(causal_corpus),),
+            "out": str(out),
+            "seq_len": 24,
+            "max_rows": 40,
+            "block_rows": 8,
+            "batch_size": 5,
+            "k": 8,
+            "layers": "2,4",
+        }
+        return BuildSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def causal_store(causal_settings: Callable[..., BuildSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished causal store of draws and float16 hidden states, documents isolated. Read only."""
+    out = tmp_path_factory.mktemp("causal") / "cache.zarr"
+    build_cache(causal_settings(out, targets="logits,hidden", precision="float16"))
+    return out
+
+
+@pytest.fixture(scope="session")
 def plain_manifest() -> Callable[..., Manifest]:
     """`plain_manifest(targets, **changes)`: a manifest written by hand: 40 rows of 24 positions in blocks of 16.
 

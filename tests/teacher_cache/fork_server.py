@@ -14,7 +14,8 @@ import sys
 from typing import Any
 
 import torch
-import transformers.models.bert.modeling_bert  # noqa: F401  what a build would import while it loads the teacher
+import transformers.models.bert.modeling_bert
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings

@@ -31,7 +31,11 @@ from teacher_cache.verify.verify import verify_store
 Settings = Callable[..., BuildSettings]
 FAULTS = int(os.environ.get("KDCACHE_FAULTS", "3"))
 FLIPS = int(os.environ.get("KDCACHE_FLIPS", "12"))
-EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
+
+
+def everything(reader: CacheReader) -> TargetRequest:
+    """Hidden states 2 and 4, distributions, and the attention that a store of an encoder holds."""
+    return TargetRequest(hidden_layers=(2, 4), attention_layers=reader.manifest.targets.attention_layers(), logits=True)
 
 
 # ---- builds that are killed -----------------------------------------------------------------------------------------
@@ -198,6 +202,21 @@ def test_builds_killed_in_front_of_file_operations_end_as_an_uninterrupted_one(
         shutil.rmtree(out)
 
 
+def test_builds_of_a_causal_teacher_killed_in_front_of_file_operations_too(
+    server: ForkServer, causal_settings: Settings, tmp_path: Path
+) -> None:
+    changes = {"targets": "logits,hidden", "positions": "share:0.5", "precision": "nmse:1e-2", "max_rows": 20}
+    want, settings = (causal_settings(tmp_path / name / "cache.zarr", **changes) for name in ("whole", "killed"))
+    operations = server.build(want)
+    for fault in range(FAULTS):
+        kill_before = 1 + (2 * fault + 1) * operations // (2 * FAULTS)
+        assert server.wait(server.start(settings, kill_before)) == -signal.SIGKILL, server.output.read_text()
+        assert_unfinished_and_unharmed(Path(settings.out))
+        server.build(settings)
+        assert_same(Path(settings.out), Path(want.out))
+        shutil.rmtree(settings.out)
+
+
 def test_adding_a_layer_killed_at_random_moments_leaves_the_base_as_it_is(
     server: ForkServer, killed_settings: Settings, uninterrupted: tuple[Path, int, float], tmp_path: Path
 ) -> None:
@@ -257,7 +276,7 @@ def read_everything(store: Path) -> list[TargetBatch]:
     reader.teacher_folder()
     batches = []
     for masked_view in range(reader.manifest.views):
-        batches += reader.read_rows(0, reader.rows, EVERYTHING, masked_view=masked_view).values()
+        batches += reader.read_rows(0, reader.rows, everything(reader), masked_view=masked_view).values()
     return batches
 
 
@@ -279,6 +298,8 @@ def assert_equal(have: list[TargetBatch], want: list[TargetBatch]) -> None:
 
 def tensors_of(batch: TargetBatch) -> list[torch.Tensor]:
     found = [batch.input_ids_BT, batch.length_B, batch.row_id_B, *batch.hidden.values()]
+    if batch.starts_BT is not None:
+        found.append(batch.starts_BT)
     for record in (*batch.attention.values(), batch.places, batch.logits):
         if record is not None:
             found += list(vars(record).values())
@@ -299,10 +320,16 @@ def flips(store: Path, keys: list[str]) -> Iterator[tuple[str, int]]:
         (store / key).write_bytes(data)
 
 
-def test_every_changed_byte_is_found_and_never_read_as_numbers(nmse_store: Path, tmp_path: Path) -> None:
-    store = Path(shutil.copytree(nmse_store, tmp_path / "cache.zarr"))
+@pytest.mark.parametrize("kind", ["nmse", "causal"])
+def test_every_changed_byte_is_found_and_never_read_as_numbers(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    store = Path(shutil.copytree(request.getfixturevalue(f"{kind}_store"), tmp_path / "cache.zarr"))
     want = read_everything(store)
-    for key, position in flips(store, sorted(files_of(store))):
+    # of a causal store what others do not have, and the rest now and then
+    keys = sorted(files_of(store))
+    own = [key for key in keys if key.startswith(("next/", "segments/", "logits/draws/"))]
+    for key, position in flips(store, own + keys if kind == "causal" else keys):
         where = f"byte {position} of {key}"
         assert [finding.key for finding in verify_store(LocalStorage(store)).findings] == [key], where
         message = refusal(store, want)

@@ -8,6 +8,7 @@ Shapes: T positions, P masked positions of a row, V vocabulary, K entries, N dra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -97,11 +98,13 @@ class TopkComparison(_Distribution):
         )
 
     def _bound_tail(self, log_tail: torch.Tensor) -> torch.Tensor:
+        """Entries that a derived store has dropped are in the tail as they were coded, and nothing says how many."""
         bound = 2 * LogProbabilityCodec("float16").error_bound(log_tail)
         if self.spec.codec != "float16":
-            # entries that a derived store has dropped are in it as they were coded
-            bound = bound + _COARSEST * log_tail.exp() + 1e-6
-        return bound
+            return bound + _COARSEST * log_tail.exp() + 1e-6
+        # each was off by 2^-11 of its own logarithm, which most of all are if they share the mass evenly
+        others = math.log(max(1, self.manifest.teacher.vocab_size - self.spec.entries))
+        return bound + log_tail.exp() * torch.expm1(2.0**-11 * (others - log_tail.clamp_min(-1e3)))
 
     def _compare(
         self,

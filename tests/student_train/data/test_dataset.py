@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from student_train import BlockSampler, CacheDataset
 from student_train.data.batches import training_batches
 from student_train.data.source import split_source
-from teacher_cache import TargetRequest, open_caches
+from teacher_cache import BuildSettings, TargetRequest, build_cache, open_caches
 from teacher_cache.errors import SettingsError, StoreError, TargetsError
 from teacher_cache.read.pool import CacheSource
 from teacher_cache.storage.base import open_storage
@@ -120,6 +120,34 @@ def test_keys_and_shapes_of_one_view_draws_and_matrices(
     # rows have different numbers of distinct draws, all of them as many columns
     assert batch["masked_drawn_ids"].shape == batch["masked_draw_counts"].shape == (24, 4, 20)
     assert (batch["masked_draw_counts"].sum(-1) == 20 * batch["masked_real"]).all()
+
+
+@pytest.mark.parametrize("form", ["sample", "topk"])
+def test_rows_of_a_causal_teacher(causal_teacher: Path, causal_corpus: Path, tmp_path: Path, form: str) -> None:
+    """Its places are those of the plain view; a student reads documents for themselves where they begin anew."""
+    out = str(tmp_path / "cache.zarr")
+    build_cache(
+        BuildSettings(
+            teacher=str(causal_teacher), corpus=(str(causal_corpus),), out=out, seq_len=16, max_rows=20, block_rows=8,
+            logits=form, k=9, segments="isolated" if form == "sample" else "joined",  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+    dataset = CacheDataset(out, TargetRequest(logits=True), rows="all")
+    batch = default_collate([dataset[row] for row in range(20)])
+    want = open_caches(out).read_rows(0, 20, TargetRequest(logits=True))["plain"]
+    assert want.places is not None
+    inputs = {"row_id", "attention_mask", "input_ids", "next_positions", "next_ids", "next_real"}
+    assert torch.equal(batch["next_positions"], want.places.positions_BM) and batch["next_ids"].shape == (20, 15)
+    assert torch.equal(batch["next_real"], want.places.real_BM())
+    following = batch["input_ids"].gather(1, batch["next_positions"] + 1)
+    assert torch.equal(following[batch["next_real"]], batch["next_ids"][batch["next_real"]])
+    if form == "sample":
+        assert batch.keys() == inputs | {"segment_starts", "next_drawn_ids", "next_draw_counts"}
+        assert torch.equal(batch["segment_starts"], want.starts_BT)
+        assert (batch["next_draw_counts"].sum(-1) == 9 * batch["next_real"]).all()
+    else:
+        assert batch.keys() == inputs | {"next_top_ids", "next_top_log_probs", "next_tail_log_prob"}
+        assert torch.equal(batch["next_top_log_probs"], want.logits.log_probs_BMK)
 
 
 def test_hidden_states_of_the_masked_view_are_named_after_it(

@@ -106,7 +106,7 @@ def test_cached_equals_live_for_every_target_and_family(small_settings: Settings
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(10, 40, EVERYTHING)
     assert set(batch) == {"plain", "masked"}
-    check_against_live_teacher(settings.teacher, batch, "float16", settings.entries)
+    check_against_live_teacher(settings.teacher, batch, "float16", settings.entries(causal=False))
 
 
 @pytest.mark.parametrize("precision", ["float16", "nmse:1e-2"])
@@ -134,14 +134,14 @@ def test_int4_is_within_its_declared_error(small_settings: Settings, tmp_path: P
     settings = small_settings(tmp_path / "cache.zarr", precision="int4", targets="hidden,logits")
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 20, TargetRequest(hidden_layers=(2, 4), logits=True))
-    check_against_live_teacher(settings.teacher, batch, "int4", settings.entries)
+    check_against_live_teacher(settings.teacher, batch, "int4", settings.entries(causal=False))
 
 
 def test_int8_is_within_its_declared_error_at_any_temperature(small_settings: Settings, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "cache.zarr", precision="int8", temperature=2.5, relations="qkv")
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 20, EVERYTHING)
-    check_against_live_teacher(settings.teacher, batch, "int8", settings.entries, temperature=2.5)
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.entries(causal=False), temperature=2.5)
 
 
 def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_cached_equals_live_on_the_real_teacher(shared_teacher: Path, shared_cor
     )  # fmt: skip
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 8, EVERYTHING)
-    check_against_live_teacher(settings.teacher, batch, "float16", settings.entries)
+    check_against_live_teacher(settings.teacher, batch, "float16", settings.entries(causal=False))
 
 
 def test_log_probabilities_take_a_byte_where_vectors_take_a_share_of_their_variance(
@@ -165,7 +165,7 @@ def test_log_probabilities_take_a_byte_where_vectors_take_a_share_of_their_varia
     settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", targets="logits")
     build_cache(settings)
     batch = CacheReader.open(settings.out).read_rows(0, 20, TargetRequest(logits=True))
-    check_against_live_teacher(settings.teacher, batch, "int8", settings.entries)
+    check_against_live_teacher(settings.teacher, batch, "int8", settings.entries(causal=False))
 
 
 def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_masked_hidden_states_and_several_views(small_settings: Settings, tmp_pa
     second = reader.read_rows(14, 20, EVERYTHING, masked_view=1)
     assert set(first) == {"masked"}
     assert not torch.equal(first["masked"].input_ids_BT, second["masked"].input_ids_BT)
-    check_against_live_teacher(settings.teacher, first, "float16", settings.entries)
-    check_against_live_teacher(settings.teacher, second, "float16", settings.entries)
+    check_against_live_teacher(settings.teacher, first, "float16", settings.entries(causal=False))
+    check_against_live_teacher(settings.teacher, second, "float16", settings.entries(causal=False))
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
@@ -235,7 +235,7 @@ def test_a_checkpoint_without_head_gives_all_but_logits(
     assert reader.views_for(TargetRequest(hidden_layers=(2,))) == ("plain",)
     _, info = AutoModel.from_pretrained(reader.teacher_folder(), output_loading_info=True)
     assert not [key for key in info["missing_keys"] if not key.startswith("pooler")]
-    with pytest.raises(TeacherError, match="no masked-LM head"):
+    with pytest.raises(TeacherError, match="no language-modelling head"):
         build_cache(small_settings(tmp_path / "no.zarr", teacher=headless, targets="logits"))
     assert not (tmp_path / "no.zarr").exists()
 

@@ -160,7 +160,7 @@ def test_what_a_headless_teacher_cannot_give_is_left_out_and_said(
     targets, said, _ = plan(small_settings(Path("never.zarr")), teacher)
     assert targets.logits is None and targets.hidden and targets.attention
     (line,) = said
-    assert line.endswith("has no masked-LM head: building hidden, attention (no logits)")
+    assert line.endswith("has no language-modelling head: building hidden, attention (no logits)")
     with pytest.raises(TeacherError, match="would come from random weights; use --targets hidden,attention"):
         plan(small_settings(Path("never.zarr"), targets="logits"), teacher)
 

@@ -66,8 +66,10 @@ def test_no_other_part_can_be_named(part: str) -> None:
 
 def test_defaults_that_depend_on_one_another() -> None:
     assert settings().part_numbers() is None and settings().target_names() is None
-    assert [settings(logits=form).entries for form in ("topk", "sample")] == [64, 50]
-    assert settings(logits="sample", k=255).entries == 255
+    assert [settings(logits=form).entries(causal=False) for form in ("topk", "sample")] == [64, 50]
+    assert [settings(logits=form).entries(causal=True) for form in ("topk", "sample")] == [64, 24]
+    assert [settings().logits_form(causal=causal) for causal in (False, True)] == ["topk", "sample"]
+    assert settings(logits="sample", k=255).entries(causal=False) == 255
     assert settings(relations="matrix", relation_heads=4).relation_heads == 4
 
 

@@ -45,3 +45,14 @@ def test_an_encoder_is_given_pairs_of_one_segment_and_padding_by_itself() -> Non
     of_segment = [0, 0, 0, 1, 1, 2, 3, 9]
     assert mask_TT.tolist() == [[a == b for b in of_segment] for a in of_segment]
     assert given["position_ids"][0].tolist() == [2, 3, 4, 2, 3, 2, 2, 3], "tables of this family begin at 2"
+
+
+def test_layers_with_a_window_are_given_a_mask_of_their_own() -> None:
+    config = AutoConfig.for_model("modernbert", vocab_size=50, hidden_size=16, num_hidden_layers=2, pad_token_id=1,
+                                  num_attention_heads=2, intermediate_size=16, local_attention=2)  # fmt: skip
+    model = AutoModelForMaskedLM.from_config(config)
+    masks = forward_arguments(model, torch.ones_like(STARTS_BT), STARTS_BT)["attention_mask"]
+    of_segment = [0, 0, 0, 1, 1, 2, 3, 3]
+    assert masks["full_attention"][0, 0].tolist() == [[a == b for b in of_segment] for a in of_segment]
+    near = [[abs(i - j) <= 1 for j in range(8)] for i in range(8)]
+    assert masks["sliding_attention"][1, 0].tolist() == near, "half a window to each side"

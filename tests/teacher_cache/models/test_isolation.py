@@ -40,6 +40,17 @@ def test_encoders_keep_packed_documents_apart(family: str) -> None:
     assert found.isolated and found.difference < 1e-4
 
 
+def test_windows_of_an_encoder_hold_within_a_segment() -> None:
+    """A window shorter than the segments, in most layers: one mask for all layers would have widened it."""
+    config = AutoConfig.for_model(
+        "modernbert", vocab_size=100, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=1, initializer_range=0.2, local_attention=8,
+        global_attn_every_n_layers=3,
+    )  # fmt: skip
+    found = measure_isolation(AutoModelForMaskedLM.from_config(config).eval(), LENGTH, with_head=True)
+    assert found.isolated and found.difference < 1e-4
+
+
 @pytest.mark.parametrize("family", ["bloom", "mpt"])
 def test_families_without_positions_say_so(family: str) -> None:
     with pytest.raises(ValueError, match="takes no positions"):

@@ -114,6 +114,14 @@ def test_logits_of_a_teacher_without_a_head_are_not_promised(small_store: Path) 
     headless = replace(
         manifest, teacher=replace(manifest.teacher, has_mlm_head=False), targets=replace(manifest.targets, logits=None)
     )
-    with pytest.raises(TargetsError, match="lacks logits.*no masked-LM head") as refused:
+    with pytest.raises(TargetsError, match="lacks logits.*no language-modelling head") as refused:
         check_request(TargetRequest(logits=True), headless, "cache.zarr")
     assert "--targets" not in str(refused.value)
+
+
+def test_of_the_other_kind_of_teacher_there_is_nothing_to_add(small_store: Path, causal_store: Path) -> None:
+    message = refusal(CacheReader.open(causal_store), TargetRequest(masked=True, logits=True))
+    assert "comes from the causal LM" in message and "use --method lm or od" in message and "`" not in message
+    message = refusal(CacheReader.open(small_store), TargetRequest(next_tokens=True, logits=True))
+    assert "comes from the masked LM" in message and "use --method mlm or od" in message
+    CacheReader.open(causal_store).require(TargetRequest(next_tokens=True, logits=True, hidden_layers=(2, 4)))

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config
+from transformers import AutoConfig, AutoModelForMaskedLM, T5Config
 
 from teacher_cache.errors import TeacherError
 from teacher_cache.teacher.loading import check_loaded, check_tokenizer, hash_weights, load_teacher_config
 from teacher_cache.teacher.teacher import Teacher
+from tests.causal_models import save_teacher
 
 
 def test_unknown_names_say_what_to_do() -> None:
@@ -24,10 +25,9 @@ def test_unknown_names_say_what_to_do() -> None:
         Teacher.load("no/such-teacher")
 
 
-def test_decoders_and_encoder_decoders_are_refused_by_family(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(TeacherError, match="family 'gpt2', a decoder"):
-        Teacher.load(str(tmp_path / "gpt2"))
+def test_decoders_teach_and_encoder_decoders_are_refused_by_family(tmp_path: Path) -> None:
+    record = Teacher.load(str(save_teacher(tmp_path / "gpt2", "gpt2", vocab_size=112)), device="cpu").record
+    assert (record.kind, record.distribution_view, record.layers, record.max_positions) == ("causal-lm", "plain", 4, 64)
     T5Config().save_pretrained(tmp_path / "t5")
     with pytest.raises(TeacherError, match="family 't5', an encoder-decoder"):
         Teacher.load(str(tmp_path / "t5"))
@@ -39,7 +39,7 @@ def test_an_incomplete_checkpoint_is_refused(tiny_teacher: Callable[..., Path], 
     lost = next(name for name in weights if "layer.2.attention.self.query.weight" in name)
     del weights[lost]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TeacherError, match="lacks 1 encoder weights.*layer.2.attention.self.query.weight"):
+    with pytest.raises(TeacherError, match="lacks 1 weights of the base model.*layer.2.attention.self.query.weight"):
         Teacher.load(str(folder))
 
 
@@ -101,20 +101,23 @@ def test_what_is_outside_of_the_encoder_may_be_missing(tiny_teacher: Callable[..
 def test_missing_encoder_weights_are_counted_and_one_is_named(tiny_teacher: Callable[..., Path]) -> None:
     model = AutoModelForMaskedLM.from_pretrained(tiny_teacher("bert"))
     lost = [f"bert.encoder.layer.{layer}.output.dense.bias" for layer in (3, 1, 2)]
-    with pytest.raises(TeacherError, match=r"lacks 3 encoder weights \(first: 'bert.encoder.layer.1.output.dense.bias"):
+    with pytest.raises(
+        TeacherError, match=r"lacks 3 weights of the base model \(first: 'bert.encoder.layer.1.output.dense.bias"
+    ):
         check_loaded("teacher", model, [*lost, "cls.predictions.bias"])
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_tokenizer: Callable[..., Any]) -> None:
     tokenizer = tiny_tokenizer("bert")
-    check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=200))
+    check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=200), "masked-lm")
     with pytest.raises(
         TeacherError, match="has ids up to 199, its embeddings end at 198: .* files of different models"
     ):
-        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=199))
+        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=199), "masked-lm")
     tokenizer.pad_token = None
     with pytest.raises(TeacherError, match="no padding token: .* set pad_token in its tokenizer_config.json"):
-        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=200))
+        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("bert", vocab_size=200), "masked-lm")
+    check_tokenizer("teacher", tokenizer, AutoConfig.for_model("llama", vocab_size=200), "causal-lm")
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"model_type": "no-such-family"}', b"\xff\xfe"])

@@ -208,3 +208,24 @@ def test_an_id_beyond_the_vocabulary_is_not_taken_for_the_nearest(
     assert not any(problems(make_row(right, final_TV), spec).values())
     right.ids_BMK[right.ids_BMK == token] = beside
     assert any(problems(make_row(right, final_TV), spec).values())
+
+
+def test_a_flat_tail_of_dropped_entries_is_within_its_bound(plain_manifest: Callable[..., Manifest]) -> None:
+    """Derived from a store that kept half of the ids in half precision: each is off by a share of its own logarithm."""
+    final_TV = 0.3 * given_logits(5)
+    fine_PV = final_TV[POSITIONS].double().log_softmax(dim=1)
+    top = fine_PV.topk(VOCABULARY // 2, dim=1)
+    coded_PK = top.values.half()
+    # all rounded the same way, as far as they can be
+    off_PK = torch.where(
+        coded_PK.double() < top.values, torch.nextafter(coded_PK, torch.zeros_like(coded_PK)), coded_PK
+    )
+    rest_P = 1 - top.values.exp().sum(dim=1)
+    tail_P = (off_PK.double().exp()[:, TOPK.entries :].sum(dim=1) + rest_P).log().half()
+    stored = stored_topk(final_TV)
+    pad = torch.nn.functional.pad
+    derived = replace(stored, log_tail_BM=pad(tail_P.float(), (0, 1))[None])
+    manifest = plain_manifest(TargetSpecs(logits=TOPK))
+    comparison = TopkComparison(manifest, TOPK, GivenLogits())  # type: ignore[arg-type]
+    comparison.add(make_row(derived, final_TV))
+    assert not [check for check in comparison.results() if check.problem]

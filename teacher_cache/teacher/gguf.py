@@ -1,0 +1,84 @@
+"""Teachers in GGUF files, the form of llama.cpp: unpacked to plain float32 weights as they are loaded.
+
+Named by the path of the file, or by hub id and file (`OWNER/NAME/model.gguf`). Transformers reads configuration,
+tokenizer and weights out of it, of the architectures and number types that it knows; the packages `gguf` and
+`accelerate` are needed for that. What a store keeps of such a teacher is a plain Hugging Face folder.
+
+Cost: the unpacked model, four bytes a weight; and a few seconds for the lists of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from teacher_cache.errors import TeacherError
+from teacher_cache.hub import why_unreadable
+
+_SUFFIX = ".gguf"
+_PACKAGES = ("gguf", "accelerate")
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a teacher's name is that of a GGUF file, as Transformers tells them: in small letters."""
+    return name.endswith(_SUFFIX)
+
+
+def locate(name: str) -> tuple[str, dict[str, str]]:
+    """What Transformers is to load a teacher from: a folder or hub id, and the options that say which file of it.
+
+    Raises:
+        TeacherError: the teacher is a GGUF file, and a package that reads it is not installed.
+    """
+    if not is_gguf(name):
+        return name, {}
+    for package in _PACKAGES:
+        if find_spec(package) is None:
+            raise TeacherError(
+                f"teacher {name!r} is a GGUF file, and to unpack it takes the package {package!r}, which is not "
+                "installed: pip install 'kdcache[gguf]'"
+            )
+    path = Path(name)
+    if not path.parent.is_dir() and not path.is_absolute() and len(path.parts) > 2:
+        owner, repository, *inside = path.parts
+        return f"{owner}/{repository}", {"gguf_file": "/".join(inside)}
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def unpacking(name: str) -> dict[str, Any]:
+    """Options of Transformers that make it unpack a GGUF file's weights; none for other teachers.
+
+    Versions that have kernels for a GPU would leave them in their blocks; those of before know no such option.
+    """
+    packed = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": packed(dequantize=True)} if is_gguf(name) and packed is not None else {}
+
+
+def forget_packing(model: PreTrainedModel) -> None:
+    """Let a model that was unpacked be what it is by now, plain weights: Transformers would refuse to save it."""
+    unpacked: Any = model
+    unpacked.hf_quantizer, unpacked.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def cannot_unpack(name: str, error: Exception) -> TeacherError:
+    """What to tell of a GGUF file that Transformers could not read."""
+    kind = "the file is there" if Path(name).is_file() else "no such file, and no hub id with a file"
+    return TeacherError(
+        f"teacher {name!r} cannot be unpacked from GGUF ({kind}): {why_unreadable(error)}\nThere is nothing to distil "
+        "from without its weights; Transformers knows some architectures and number types only: give another file of "
+        "the model, such as its Q8_0 or F16, or the folder of the original (config.json, model.safetensors, tokenizer)"
+    )
+
+
+def files_in(name: str) -> list[str]:
+    """The GGUF files of a folder that is no Hugging Face model itself, in order."""
+    folder = Path(name)
+    if not name or not folder.is_dir() or (folder / "config.json").exists():
+        return []
+    return sorted(str(path) for path in folder.iterdir() if is_gguf(path.name))
