@@ -13,8 +13,10 @@ For batches of some thousand positions of text (documents isolated, as a build h
 
 The store's forms are read back by its reader. What the losses make of them is `causal_forms.py`.
 
-Students, all from the teacher: `near`, 26 of 30 layers (the others dropped uniformly, nothing trained), where training
-spends its time; `half`, 15 of 30, where it begins; `far`, logits of `near` times 0.7 with normal noise of deviation 1.
+Students, all from the teacher: `near`, with some of its layers (--near, the others dropped uniformly, nothing trained),
+near its teacher where few are dropped, as training ends; `half`, as it begins; `far`, logits of `near` times 0.7 with
+normal noise of deviation 1. How far each is, as KL(teacher || student), is measured too: it decides the angles, since
+what a form adds to a gradient is not less where the gradient is.
 
 The teacher's final states and the figures of each batch stay in --work, and a run goes on from there. Cost for
 SmolLM2-135M at 4,096 positions: 4e12 multiplications for a batch, most of them in the last layer, and 0.8 GB for its
@@ -48,9 +50,9 @@ from teacher_cache.codecs.logits import SampleCodec
 from teacher_cache.codecs.sparse_logits import draw_samples
 from teacher_cache.contract.targets import LogitsSpec
 
-DRAWS = (8, 16, 24, 50)
+DRAWS = (8, 12, 16, 24, 50)
 TOPK = (12, 64)
-SLOTS = (12, 24)
+SLOTS = 24
 SHARE = 0.2
 """The b of `differences`: more does not pay, for the few ids that q expects and p has not decide how it varies."""
 STUDENTS = ("near", "half", "far")
@@ -69,6 +71,7 @@ def main() -> None:
     options = parse_options()
     texts = Texts(options)
     results: dict[str, dict[str, list[float]]] = {}
+    measured = []
     for number in range(options.batches):
         found = kept(
             texts.folder / f"batch-{number}",
@@ -76,6 +79,7 @@ def main() -> None:
             partial(measure, texts, number),
             finished=f"batch {number + 1} of {options.batches} done",
         )
+        measured.append({name: found[name] for name in ("entropy", "kl")})
         for form, figures in found["forms"].items():
             for name, value in figures.items():
                 results.setdefault(form, {}).setdefault(name, []).append(value)
@@ -87,6 +91,7 @@ def main() -> None:
         positions=[len(texts.batch(number).places_P) for number in range(options.batches)],
         students={"near": options.near, "half": options.half, "far": "near, logits x 0.7, noise of deviation 1"},
         seq_len=options.seq_len,
+        measured=measured,
         median=medians,
         batches=results,
     )
@@ -100,7 +105,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--positions", type=int, default=4096, help="of a batch, about")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--batches", type=int, default=3)
-    parser.add_argument("--near", type=int, default=26, help="layers of the student near its teacher")
+    parser.add_argument("--near", type=int, default=29, help="layers of the student near its teacher")
     parser.add_argument("--half", type=int, default=15, help="layers of the student where training begins")
     parser.add_argument("--students", default=",".join(STUDENTS), help="some of these")
     return parser.parse_args()
@@ -140,7 +145,8 @@ def plain_forms(batch: Batch) -> dict[str, tuple[float, Form]]:
     for k, (name, size) in PLAIN.items():
         ids, p = ids_PK[:, :k], p_PK[:, :k]
         kept = KeptTargets(ids, p.log(), torch.ones(len(p), dtype=torch.bool))
-        forms[f"{name}, renormalised"] = size, stored(kept)
+        if k not in TOPK:
+            forms[f"{name}, renormalised"] = size, stored(kept)
         forms[f"{name}, rest left out"] = size, lambda at, _, ids=ids, p=p: left_out(ids[at], p[at])
         if k in PUBLISHED:
             forms[f"{name}, rest even"] = size, lambda at, _, ids=ids, p=p: spread(ids[at], p[at], vocabulary)
@@ -159,18 +165,12 @@ def candidates(batch: Batch) -> dict[str, tuple[float, Form]]:
     packed = SampleCodec(draws=24, vocab_size=vocabulary).pack(ids_PN.sort(dim=1).values.numpy())
     size = compressed((packed.distinct_P, *packed.entries.values())) / places
     forms["24 systematic draws, by probability"] = size, lambda at, _: drawn(ids_PN[at])
-    for slots in SLOTS:
-        random = np.random.default_rng(1000 * batch.number + slots)
-        samples = {chunk.start: keep(batch.probabilities(chunk), slots, random) for chunk in batch.chunks()}
-        whole = joined(list(samples.values()))
-        forms[f"{slots} slots, thresholded"] = (
-            whole.bytes(vocabulary, every_p=False) / places,
-            lambda at, _, samples=samples: samples[at.start].gradient(),
-        )
-        forms[f"{slots} slots, differences"] = (
-            whole.bytes(vocabulary, every_p=True) / places,
-            lambda at, q_PV, samples=samples: samples[at.start].differences(q_PV, SHARE),
-        )
+    random = np.random.default_rng(1000 + batch.number)
+    samples = {chunk.start: keep(batch.probabilities(chunk), SLOTS, random) for chunk in batch.chunks()}
+    whole = joined(list(samples.values()))
+    sizes = [whole.bytes(vocabulary, every_p=every) / places for every in (False, True)]
+    forms[f"{SLOTS} slots, thresholded"] = sizes[0], lambda at, _: samples[at.start].gradient()
+    forms[f"{SLOTS} slots, differences"] = sizes[1], lambda at, q_PV: samples[at.start].differences(q_PV, SHARE)
     return forms
 
 
@@ -191,7 +191,7 @@ def measure(texts: Texts, number: int, folder: Path) -> dict[str, Any]:
         forms = make_forms(texts, batch, Path(scratch))
     found = {name: {"bytes": size} for name, (size, _) in forms.items()}
     found["24 draws"]["coded"] = coded_bytes(batch, 24)
-    expected_PE, noise = batch.expected(), torch.Generator().manual_seed(number)
+    expected_PE, noise, kl = batch.expected(), torch.Generator().manual_seed(number), {}
     for layers, names in ((options.near, ("near", "far")), (options.half, ("half",))):
         wanted = [name for name in names if name in options.students.split(",")]
         if not wanted:
@@ -200,7 +200,9 @@ def measure(texts: Texts, number: int, folder: Path) -> dict[str, Any]:
         final_PE = student.final(batch)
         for name in wanted:
             say(f"batch {number + 1}: {name}")
-            gradients = hidden_gradients(batch, forms, final_PE.detach(), expected_PE, noise if name == "far" else None)
+            gradients, kl[name] = hidden_gradients(
+                batch, forms, final_PE.detach(), expected_PE, noise if name == "far" else None
+            )
             full = student.gradient(final_PE, gradients.pop("full"))
             for form, gradient_PE in gradients.items():
                 own = student.gradient(final_PE, gradient_PE)
@@ -209,6 +211,7 @@ def measure(texts: Texts, number: int, folder: Path) -> dict[str, Any]:
                 found[form][f"{name}, length"] = float(own.norm() / full.norm())
     return {
         "entropy": batch.entropy(),
+        "kl": kl,
         "forms": {form: {name: float(f"{value:.4g}") for name, value in one.items()} for form, one in found.items()},
     }
 
@@ -244,22 +247,27 @@ def hidden_gradients(
     final_PE: Tensor,
     expected_PE: Tensor,
     noise: torch.Generator | None,
-) -> dict[str, Tensor]:
-    """The gradient of the final states [P, E] by form, and of the full distribution; with `noise`, of noisy logits.
+) -> tuple[dict[str, Tensor], float]:
+    """The gradient of the final states [P, E] by form, and of the full distribution; and KL(teacher || student).
+
+    With `noise`, of noisy logits.
 
     Noisy logits are z' = 0.7 z + noise, of which the gradient is 0.7 times; that changes no angle, and is left out.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in ("full", *forms)}
+    kl = 0.0
     for chunk in batch.chunks():
         logits_PV = final_PE[chunk] @ batch.weight_VE.T
         if noise is not None:
             logits_PV = 0.7 * logits_PV + torch.randn(logits_PV.shape, generator=noise)
         q_PV = logits_PV.softmax(1)
+        log_p_PV = batch.logits_PV[chunk].log_softmax(1)
+        kl += float((log_p_PV.exp() * (log_p_PV - logits_PV.log_softmax(1))).sum())
         own_PE = q_PV @ batch.weight_VE
         parts["full"].append(own_PE - expected_PE[chunk])
         for name, (_, form) in forms.items():
             parts[name].append(form(chunk, q_PV).hidden_gradient(own_PE, batch.weight_VE))
-    return {name: torch.cat(each) for name, each in parts.items()}
+    return {name: torch.cat(each) for name, each in parts.items()}, kl / len(final_PE)
 
 
 def report(medians: dict[str, dict[str, float]], title: str) -> None:

@@ -136,13 +136,14 @@ def test_a_stored_form_is_measured_as_it_lies_on_the_disk(forms: Any, folder: Pa
     torch.testing.assert_close(p_PV, batch.logits_PV.softmax(1), rtol=2e-3, atol=1e-6)
     student = causal_batches.Student(options.teacher, 3, texts.teacher)
     final_PE = student.final(batch)
-    found = causal_codes.hidden_gradients(
+    found, kl = causal_codes.hidden_gradients(
         batch, {"whole": (0.0, causal_codes.stored(whole))}, final_PE.detach(), batch.expected(), None
     )
     full, own = (student.gradient(final_PE, found[name]) for name in ("full", "whole"))
     # the same by autograd alone, over all logits at once
     log_q_PV = (final_PE @ batch.weight_VE.T).log_softmax(1)
-    loss = -(batch.logits_PV.softmax(1) * log_q_PV).sum(1).mean()
+    loss = (batch.logits_PV.softmax(1) * (batch.logits_PV.log_softmax(1) - log_q_PV)).sum(1).mean()
+    assert kl == pytest.approx(float(loss), rel=1e-4)
     plain = torch.cat([part.flatten() for part in torch.autograd.grad(loss, student.weights)]).double()
     assert float((full - plain).norm() / plain.norm()) < 1e-4
     assert float((own - plain).norm() / plain.norm()) < 1e-2
