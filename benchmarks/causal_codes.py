@@ -161,10 +161,12 @@ def candidates(batch: Batch) -> dict[str, tuple[float, Form]]:
     """Forms that the store has not, as bytes of arrays compressed one by one, without a shard around them."""
     forms: dict[str, tuple[float, Form]] = {}
     places, vocabulary = batch.logits_PV.shape
-    ids_PN = sorted_draws(batch, 24)
-    packed = SampleCodec(draws=24, vocab_size=vocabulary).pack(ids_PN.sort(dim=1).values.numpy())
-    size = compressed((packed.distinct_P, *packed.entries.values())) / places
-    forms["24 systematic draws, by probability"] = size, lambda at, _: drawn(ids_PN[at])
+    similar_V = similar_together(batch.weight_VE)
+    for order, order_V in {"id": torch.arange(vocabulary), "probability": None, "likeness": similar_V}.items():
+        ids_PN = systematic_draws(batch, 24, order_V)
+        packed = SampleCodec(draws=24, vocab_size=vocabulary).pack(ids_PN.sort(dim=1).values.numpy())
+        size = compressed((packed.distinct_P, *packed.entries.values())) / places
+        forms[f"24 systematic draws, ids by {order}"] = size, lambda at, _, ids_PN=ids_PN: drawn(ids_PN[at])
     random = np.random.default_rng(1000 + batch.number)
     samples = {chunk.start: keep(batch.probabilities(chunk), SLOTS, random) for chunk in batch.chunks()}
     whole = joined(list(samples.values()))
@@ -174,14 +176,41 @@ def candidates(batch: Batch) -> dict[str, tuple[float, Form]]:
     return forms
 
 
-def sorted_draws(batch: Batch, draws: int) -> Tensor:
-    """Ids at points 1/N apart of the cumulative distribution, the most probable ids first, one random start a place."""
+def systematic_draws(batch: Batch, draws: int, order_V: Tensor | None) -> Tensor:
+    """Ids at points 1/N apart of the cumulative distribution, one random start a place, in this order of the ids.
+
+    None: the most probable ids of each place first. In every order each id is drawn N p times on average.
+    """
     random, parts = np.random.default_rng(500 + batch.number), []
     for chunk in batch.chunks():
-        sorted_PV, order_PV = batch.logits_PV[chunk].sort(dim=1, descending=True)
-        points_PN = (np.arange(draws) + random.random((len(sorted_PV), 1))) / draws
-        parts.append(order_PV.gather(1, torch.from_numpy(draw_samples(sorted_PV, points_PN, 1.0)).long()))
+        logits_PV = batch.logits_PV[chunk]
+        if order_V is None:
+            ordered_PV, ids_PV = logits_PV.sort(dim=1, descending=True)
+        else:
+            ordered_PV, ids_PV = logits_PV[:, order_V], order_V.expand_as(logits_PV)
+        points_PN = (np.arange(draws) + random.random((len(logits_PV), 1))) / draws
+        parts.append(ids_PV.gather(1, torch.from_numpy(draw_samples(ordered_PV, points_PN, 1.0)).long()))
     return torch.cat(parts)
+
+
+def similar_together(weight_VE: Tensor, levels: int = 9) -> Tensor:
+    """An order of the ids in which those whose rows of the head are alike are near each other.
+
+    Halved again and again along the direction in which the rows of each part differ most (power iteration).
+    """
+
+    def halved(ids_K: Tensor, levels: int) -> Tensor:
+        if levels == 0 or len(ids_K) < 4:
+            return ids_K
+        centred_KE = weight_VE[ids_K] - weight_VE[ids_K].mean(0)
+        direction_E = torch.ones(weight_VE.shape[1])
+        for _ in range(6):
+            direction_E = centred_KE.T @ (centred_KE @ direction_E)
+            direction_E /= direction_E.norm()
+        sorted_K = ids_K[(centred_KE @ direction_E).argsort()]
+        return torch.cat([halved(part, levels - 1) for part in sorted_K.tensor_split(2)])
+
+    return halved(torch.arange(len(weight_VE)), levels)
 
 
 def measure(texts: Texts, number: int, folder: Path) -> dict[str, Any]:
