@@ -93,7 +93,8 @@ class Texts:
 
     def _final(self, number: int, rows: RowBlock) -> Tensor:
         """The teacher's final states [N, E] at all positions of the rows."""
-        path = self.folder / f"final-{self.rows_each}x{self.options.seq_len}-{number}.npy"
+        read = self.teacher.record.weights_sha256[:8], self.rows.record.fingerprint[:8]
+        path = self.folder / f"final-{'-'.join(read)}-{self.rows_each}x{self.options.seq_len}-{number}.npy"
         if not path.exists():
             ids_BT, length_B = torch.from_numpy(rows.input_ids_BT).long(), torch.from_numpy(rows.length_B)
             starts_BT = None if rows.starts_BT is None else torch.from_numpy(rows.starts_BT)
