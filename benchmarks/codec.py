@@ -42,7 +42,7 @@ from rich.table import Table
 
 from teacher_cache.build.resolve import make_manifest, plan_targets
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.codecs.nmse import share_rows
+from teacher_cache.codecs.sample import share_rows
 from teacher_cache.contract.layers import default_relation_heads, parse_layers
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import parse_precision

@@ -121,7 +121,8 @@ class StoreCoder(ABC):
         """The components' codes in memory before packing or compression, [C, N] array after array; scales as well."""
         if self.quantisers:
             values_ND = self.recorded.hidden[self.layer].flatten(0, 1)
-            yield self.quantisers[self.stream.path].quantise(values_ND).numpy()
+            quantiser = self.quantisers[self.stream.path]
+            yield quantiser.quantise(values_ND, None, quantiser.find_sinks(values_ND)).numpy()
             return
         loaded = [self.load(block).arrays for block in range(self.manifest.blocks)]
         for spec in self.arrays:

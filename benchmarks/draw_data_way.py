@@ -50,6 +50,7 @@ class Station:
 
 def stations() -> tuple[Station, ...]:
     """The boxes from top to bottom."""
+    measures = list(kdeval.COMMANDS)
     caretakers = [name for name in kdcache.COMMANDS if name != "build"]
     return (
         Station(
@@ -79,7 +80,7 @@ def stations() -> tuple[Station, ...]:
         ),
         Station(
             name="measures",
-            lines=(" · ".join(kdeval.COMMANDS),),
+            lines=tuple(map(" · ".join, (measures[:4], measures[4:]))),
             folders=("student_train: evaluate",),
             fill="#eadcf8",
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -33,12 +34,17 @@ class RecordedTeacher:
         for first in track(range(0, len(rows), _ROWS_AT_ONCE), "the teacher reads the rows"):
             part = rows.read(first, min(first + _ROWS_AT_ONCE, len(rows)))
             ids_BT = torch.from_numpy(part.input_ids_BT).long()
-            outputs = teacher.run(ids_BT, torch.from_numpy(part.length_B), hidden_layers=tuple(self.hidden))
+            outputs = teacher.run(
+                ids_BT,
+                torch.from_numpy(part.length_B),
+                hidden_layers=tuple(self.hidden),
+                starts_BT=None if part.starts_BT is None else torch.from_numpy(part.starts_BT),
+            )
             for layer, values_BTD in outputs.hidden.items():
                 self.hidden[layer][first : first + len(ids_BT)] = values_BTD.float().cpu()
             self._place |= {ids.numpy().tobytes(): first + row for row, ids in enumerate(ids_BT)}
 
-    def run(self, input_ids_BT: torch.Tensor, length_B: torch.Tensor, **layers: Iterable[int]) -> TeacherOutputs:
+    def run(self, input_ids_BT: torch.Tensor, length_B: torch.Tensor, **layers: Any) -> TeacherOutputs:
         """The recorded hidden states of these rows; without a copy where the rows follow one another."""
         places = [self._place[ids.numpy().tobytes()] for ids in input_ids_BT]
         following = places == list(range(places[0], places[0] + len(places)))

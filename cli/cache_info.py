@@ -78,6 +78,12 @@ def _print_info(info: StoreInfo) -> None:
         calibration = manifest.calibration.get(path)
         error = f"{calibration.nmse:.3g}" if calibration else "-"
         print(f"{path:<28}{bits:>14.3f}{error:>14}")
+    for path, record in manifest.calibration.items():
+        if (sinks := record.sinks) is not None:
+            print(
+                f"{path}: sinks, {sinks.share:.2%} of the tokens, own {sinks.variance:.0%} of the variance: kept in "
+                f"{sinks.dtype} where farther than {sinks.distance:.4g} from the mean, and not in the NMSE"
+            )
     print(f"\n{'array':<28}{'bytes':>14}{'bytes/token':>14}")
     for array, size in info.bytes_per_array.items():
         print(f"{array:<28}{size:>14,}{info.bytes_per_token(array):>14.2f}")

@@ -30,9 +30,9 @@ _FILE_WIDTH = 240
 class CompareSettings:
     """Compare runs: what they are, fidelity, scores on tasks with significance, latency; in tables and plots.
 
-    Reads the records that kdtrain and kdeval fidelity, finetune and latency left in the directories, and measures
-    nothing. Trainings that differ in their --seed alone make one row. Differences to the baseline are paired over the
-    seeds that both have.
+    Reads the records that kdtrain and the other commands of kdeval left in the directories, and measures nothing.
+    Trainings that differ in their --seed alone make one row. Differences to the baseline are paired over the seeds that
+    both have.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]

@@ -43,7 +43,7 @@ def _measure(settings: LatencySettings) -> LatencyReport:
     devices = ("cpu", "cuda") if with_gpu and settings.device == "auto" else ("cuda",) if with_gpu else ("cpu",)
     with explain_memory_errors("smaller --batch-sizes or --lengths, or --device cpu"):
         report = measure_latency(settings, devices=devices, show=status.show)
-    status.show(f"measured {len(report.measurements)} combinations", last=True)
+    status.show(f"measured {len(report.measurements or report.generation)} combinations", last=True)
     return report
 
 

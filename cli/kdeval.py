@@ -14,11 +14,15 @@ from cli.eval_compare import CompareSettings, compare
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
+from cli.eval_lm_eval import lm_eval
+from cli.eval_perplexity import perplexity
 from cli.eval_report import ReportSettings, report
 from cli.options import Command, run_chosen
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
+from student_train.evaluate.lm_eval.settings import LmEvalSettings
+from student_train.evaluate.perplexity.settings import PerplexitySettings
 
 PROG = "kdeval"
 COMMANDS = {
@@ -32,10 +36,20 @@ COMMANDS = {
         settings=FinetuneSettings,
         line="how well a student does when it is fine-tuned on a task: GLUE, XNLI, token classification",
     ),
+    "perplexity": Command(
+        run=perplexity,
+        settings=PerplexitySettings,
+        line="how well a causal student predicts text: perplexity, and bits per byte, which compare over tokenizers",
+    ),
+    "lm-eval": Command(
+        run=lm_eval,
+        settings=LmEvalSettings,
+        line="how well a causal student does on tasks of lm-evaluation-harness",
+    ),
     "latency": Command(
         run=latency,
         settings=LatencySettings,
-        line="how long a forward pass of a student takes, and how much faster that is than its teacher",
+        line="how long a student takes for a forward pass, or for its answer if it is causal, and its teacher",
     ),
     "compare": Command(
         run=compare,

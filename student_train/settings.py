@@ -71,8 +71,9 @@ class TrainSettings:
     models' probabilities of the kept ids sum to 1."""
 
     student: str | None = None
-    """Layers x width[:heads[:feed-forward]] such as 6x768:12:3072, or a Hugging Face directory (default: 6 layers if
-    the teacher has 12 or more, else half of them, and the teacher's width up to 768)."""
+    """Layers x width[:heads[:feed-forward[:key/value heads]]] such as 6x768:12:3072 or 6x384:6:1024:2, or a Hugging
+    Face directory (default: 6 layers if the teacher has 12 or more, else half of them, and the teacher's width up to
+    768)."""
 
     init: str = "auto"
     """Where the first weights come from: auto (the teacher's embeddings and uniformly chosen layers, copied where the

@@ -148,7 +148,7 @@ class Online:
 def test_losses_agree_step_for_step(store: Path, shared_teacher: Path, tmp_path: Path, method: str) -> None:
     settings = TrainSettings(
         method=method, cache=(str(store),), out=str(tmp_path / "student"), steps=STEPS, batch_size=BATCH, lr=RATE,
-        warmup=1, relation_heads=24, device="cpu",
+        warmup=1, relation_heads=24, valid_every=STEPS, device="cpu",
     )  # fmt: skip
     train(settings)
     cached = [r["loss"] for r in read_records(tmp_path / "student" / "metrics.jsonl") if "loss" in r]

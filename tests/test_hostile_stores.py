@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cli import kdtrain
 from teacher_cache.build.build import Silent, build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
@@ -138,6 +139,40 @@ def reseal_keeping(store: Path, commit: bytes) -> None:
     data = (store / "commits.sha256").read_bytes()
     digest = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     edit_checked(store / "seal.json", lambda fields: fields["objects"].update({"commits.sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    "key, named",
+    [
+        ("hidden/2/basis/zarr.json", "hidden/2/basis/zarr.json"),
+        ("hidden/2/basis/c/0/0", "hidden/2/basis/c"),
+        ("hidden/2/variance/c", "hidden/2/variance/c"),
+        ("hidden/zarr.json", "hidden/zarr.json"),
+        ("input_ids/zarr.json", "input_ids/zarr.json"),
+        ("teacher.json", "teacher.json"),
+        ("zarr.json", "zarr.json"),
+    ],
+)
+def test_a_seal_that_leaves_out_what_decides_how_numbers_are_read(store: Path, key: str, named: str) -> None:
+    """Whatever nothing vouches for could be changed without a word."""
+    edit_checked(store / "seal.json", lambda fields: fields["objects"].pop(key))
+    with pytest.raises(DamagedStoreError, match=f"'{named}' is not listed in the seal"):
+        open_caches([str(store)])
+    assert named in [finding.key for finding in verify_store(LocalStorage(store)).findings]
+
+
+def test_a_tokenizer_that_cannot_be_read_is_found_before_a_training(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store / "teacher" / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["added_tokens"][3]["normalized"] = 2147483647
+    path.write_text(json.dumps(fields))
+    reseal(store)
+    out = tmp_path / "derived"
+    assert kdtrain.main(["--cache", str(store), "--method", "hs", "--steps", "1", "--out", str(out)]) == 1
+    assert "kdtrain: the tokenizer of the cache's teacher cannot be read" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_link_in_place_of_an_array_is_refused_and_nothing_is_unsealed(

@@ -11,6 +11,7 @@ How blocks are marked: `console` is run, `sh` and `bash` are only parsed, as are
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -36,8 +37,11 @@ from cli.eval_report import ReportSettings
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
+from student_train.evaluate.lm_eval.settings import LmEvalSettings
+from student_train.evaluate.perplexity.settings import PerplexitySettings
 from student_train.settings import TrainSettings
 from teacher_cache.build.settings import BuildSettings
+from tests.student_train.evaluate.causal_models import make_causal
 
 ROOT = Path(__file__).resolve().parents[1]
 README, COMMANDS_PAGE = ROOT / "README.md", ROOT / "cli" / "README.md"
@@ -54,6 +58,8 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdtrain": TrainSettings,
     "kdeval fidelity": FidelitySettings,
     "kdeval finetune": FinetuneSettings,
+    "kdeval perplexity": PerplexitySettings,
+    "kdeval lm-eval": LmEvalSettings,
     "kdeval latency": LatencySettings,
     "kdeval compare": CompareSettings,
     "kdeval report": ReportSettings,
@@ -154,6 +160,7 @@ def test_every_command_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def write_files(page: Path, folder: Path) -> None:
     for block in blocks(page, "yaml"):
         if name := re.match(r"# (\S+\.yaml)\n", block.text):
+            (folder / name[1]).parent.mkdir(exist_ok=True)
             # a student that the tiny teacher can have
             (folder / name[1]).write_text(block.text.replace("6x384", "2x32"))
 
@@ -168,6 +175,10 @@ def workplace(
     for name, count in (("train", 32), ("dev", 8)):
         lines = [f"{('babo', 'dabo')[number % 2]} bada\t{number % 2}" for number in range(count)]
         (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    make_causal(tmp_path / "smollm2-135m", "llama")
+    question = {"question": "A dog", "choices": ["barks", "sings"], "answer": 0}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "animals.jsonl").write_text(f"{json.dumps(question)}\n" * 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -160,7 +160,7 @@ def test_extras_are_those_that_messages_name_and_all_has_every_one() -> None:
     (everything,) = map(Requirement, extras["all"])
     assert everything.extras == extras.keys() - NOT_OF_COMMANDS
     texts = [ROOT / "README.md", *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
-    named = {extra for path in texts for extra in re.findall(r"kdcache\[([\w,]+)\]", path.read_text())}
+    named = {extra for path in texts for extra in re.findall(r"kdcache\[([\w,-]+)\]", path.read_text())}
     assert named >= everything.extras
     assert named <= extras.keys()
 

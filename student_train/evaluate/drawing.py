@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from teacher_cache.outside import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#1f5fa8", "#d9661f", "#2d8a5f", "#5f6670", "#e3e6ea"
 PALETTE = (BLUE, ORANGE, GREEN, "#8a4fa8", "#b0303c", "#158a94", "#9a7b0f", "#6a4b3a")
 _LABEL_POINTS = 11.0
+_LONGEST = 60
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -22,6 +25,15 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def as_it_is(text: str) -> str:
+    """Text of anybody's, such as a name in a record, to be drawn as it is: matplotlib takes dollars for formulas.
+
+    Only its first letters where there would be no room for anything else.
+    """
+    shown = visible(text)
+    return (shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…").replace("$", r"\$")
 
 
 def style_axes(axes: Axes) -> None:

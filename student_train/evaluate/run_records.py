@@ -9,16 +9,25 @@ about a second per gigabyte; no model is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import AutoModel
 
+from student_train.evaluate.causal import is_causal
 from student_train.evaluate.fidelity.records import FidelityReport
-from student_train.evaluate.latency.records import name_place
+from student_train.evaluate.latency.generation_records import (
+    Generation,
+    GenerationSetup,
+    GenerationTiming,
+    generation_from_json,
+    name_place,
+)
+from student_train.evaluate.lm_eval.records import LmEvalReport
 from student_train.evaluate.load import weight_files, weights_fingerprint
+from student_train.evaluate.perplexity.records import PerplexityReport
 from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
 from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import load_config
@@ -27,6 +36,8 @@ from teacher_cache.models.families import pooler_option
 
 _WEIGHTS_KEYS = ("student", "weights")
 _FINETUNE = "finetune-"
+_SINGLE = ("fidelity", "perplexity", "lm-eval", "latency")
+"""Evaluations of which a folder holds one record, by the name of its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +83,7 @@ class LatencyRecord:
     teacher_weights: str | None
     timings: Mapping[TimingSetup, Timing]
     record: Mapping[str, Any]
+    generation: Mapping[GenerationSetup, GenerationTiming] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +107,7 @@ class ModelShape:
 class RunRecords:
     """One directory. `path` is how the user called it; `stale` names records of other weights, which do not count.
 
-    `commands` are those that trained and measured it, as they were typed.
+    `commands` are those that trained and measured it, as they were typed. `causal` says that it predicts next tokens.
     """
 
     path: str
@@ -108,6 +120,9 @@ class RunRecords:
     latency: LatencyRecord | None
     stale: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    perplexity: PerplexityReport | None = None
+    lm_eval: LmEvalReport | None = None
+    causal: bool = False
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -132,7 +147,8 @@ def read_run(path: str) -> RunRecords:
     weights = weights_fingerprint(folder) if weight_files(folder) else None
     found: dict[str, Mapping[str, Any]] = {}
     stale = []
-    for file in (folder / "fidelity.json", folder / "latency.json", *sorted(folder.glob(f"{_FINETUNE}*.json"))):
+    single = (folder / f"{name}.json" for name in _SINGLE)
+    for file in (*single, *sorted(folder.glob(f"{_FINETUNE}*.json"))):
         if file.exists():
             found[file.name] = _read_evaluation(file)
             if weights is not None and _weights_of(found[file.name]) not in (None, weights):
@@ -140,19 +156,25 @@ def read_run(path: str) -> RunRecords:
                 del found[file.name]
     tasks = [_read_scores(folder / name, record) for name, record in found.items() if name.startswith(_FINETUNE)]
     provenance = _read_provenance(folder / PROVENANCE)
+    with_config = (folder / "config.json").exists()
+    perplexity = _read_report(PerplexityReport, folder / "perplexity.json", found)
+    lm_eval = _read_report(LmEvalReport, folder / "lm-eval.json", found)
     run = RunRecords(
         path=path,
         folder=folder,
         weights=weights,
-        shape=_read_shape(folder) if (folder / "config.json").exists() else None,
+        shape=_read_shape(folder) if with_config else None,
         provenance=provenance,
-        fidelity=_read_fidelity(folder / "fidelity.json", found.get("fidelity.json")),
+        fidelity=_read_report(FidelityReport, folder / "fidelity.json", found),
         tasks={scores.task: scores for scores in tasks},
         latency=_read_latency(folder / "latency.json", found.get("latency.json")),
         stale=tuple(stale),
         commands=tuple(
             each["command"] for each in (provenance, *found.values()) if isinstance(each.get("command"), str)
         ),
+        perplexity=perplexity,
+        lm_eval=lm_eval,
+        causal=is_causal(folder) if with_config else perplexity is not None or lm_eval is not None,
     )
     if not found and not stale and run.shape is None and not run.provenance:
         raise StudentError(
@@ -169,17 +191,27 @@ def _weights_of(record: Mapping[str, Any]) -> Any:
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     record = read_object(path)
-    expected = path.stem.partition("-")[0]
+    expected = path.stem if path.stem in _SINGLE else path.stem.partition("-")[0]
     if record.get("evaluation") != expected:
         raise foreign(path, f"'evaluation' is {record.get('evaluation')!r} instead of {expected!r}")
     return record
 
 
-def _read_fidelity(path: Path, record: Mapping[str, Any] | None) -> FidelityReport | None:
-    if record is None:
+class _Report(Protocol):
+    """What its own JSON makes again."""
+
+    @classmethod
+    def from_json(cls: type[ReportT], record: Mapping[str, Any]) -> ReportT: ...
+
+
+ReportT = TypeVar("ReportT", bound=_Report)
+
+
+def _read_report(kind: type[ReportT], path: Path, found: Mapping[str, Mapping[str, Any]]) -> ReportT | None:
+    if path.name not in found:
         return None
     try:
-        return FidelityReport.from_json(record)
+        return kind.from_json(found[path.name])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise foreign(path, f"an entry is missing or of another kind ({type(error).__name__}: {error})") from error
 
@@ -230,7 +262,15 @@ def _read_latency(path: Path, record: Mapping[str, Any] | None) -> LatencyRecord
         teacher_weights=check(prints, dict, path, "fingerprints").get("teacher"),
         timings=timings,
         record=record,
+        generation=dict(_read_generation(path, record)),
     )
+
+
+def _read_generation(path: Path, record: Mapping[str, Any]) -> list[Generation]:
+    try:
+        return [generation_from_json(entry) for entry in record.get("generation") or []]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise foreign(path, f"an entry of 'generation' is none ({type(error).__name__}: {error})") from error
 
 
 def _read_provenance(path: Path) -> Mapping[str, Any]:

@@ -4,7 +4,9 @@ Every form of cached distribution is a record of its own and has one formula. `r
 and leaves the gradient with respect to the logits in the memory of the logits: one exponential per logit, no second
 buffer of that size, whoever calls it decides what becomes of the gradient. `logits_loss` is the same for autograd.
 Values are sums over real positions; arithmetic is float32 whatever the student computes in, float64 where it computes
-in that. Where logits come from, and how many exist at a time, is the business of `vocabulary.py`.
+in that. Where logits come from, and how many exist at a time, is the business of `vocabulary.py`. A student whose
+vocabulary is padded to fewer entries than its teacher's has no logits for some ids: `within_vocabulary` says what
+becomes of these.
 
 Shapes: P positions of interest, K kept or drawn entries, V vocabulary.
 """
@@ -21,7 +23,8 @@ from torch.autograd.function import once_differentiable
 class TopkTargets(NamedTuple):
     """The cached distribution at P positions: ids and log-probabilities [P, K], log of the other mass [P], real [P].
 
-    Its loss has one bucket more than K, for all other entries: `KL(p || q)` of these K + 1 probabilities.
+    Its loss has one bucket more than K, for all other entries: `KL(p || q)` of these K + 1 probabilities. A negative id
+    stands for an entry that the student has not got, whose mass is in the bucket.
     """
 
     ids_PK: Tensor
@@ -31,7 +34,10 @@ class TopkTargets(NamedTuple):
 
 
 class KeptTargets(NamedTuple):
-    """The K kept entries alone: both distributions are renormalised over them, KL(p / sum_K p || q / sum_K q)."""
+    """The K kept entries alone: both distributions are renormalised over them, KL(p / sum_K p || q / sum_K q).
+
+    A negative id stands for an entry that the student has not got; its log-probability is -inf.
+    """
 
     ids_PK: Tensor
     log_probs_PK: Tensor
@@ -51,6 +57,26 @@ class SampledTargets(NamedTuple):
 
 
 Targets = TopkTargets | KeptTargets | SampledTargets
+
+
+def within_vocabulary(targets: Targets, vocab_size: int) -> Targets:
+    """The same targets for a student of `vocab_size` entries, which has no logits for the ids from there on.
+
+    Mass that was kept for such ids goes to that of all other entries. Draws of them are left out, and the others' share
+    is of the draws that remain. A position that has none left is not real.
+    """
+    beyond_PK = targets.ids_PK >= vocab_size
+    if isinstance(targets, SampledTargets):
+        counts_PK = targets.counts_PK.masked_fill(beyond_PK, 0)
+        real_P = targets.real_P & (counts_PK > 0).any(1)
+        return SampledTargets(targets.ids_PK.masked_fill(beyond_PK, 0), counts_PK, real_P)
+    ids_PK, real_P = targets.ids_PK.masked_fill(beyond_PK, -1), targets.real_P & ~beyond_PK.all(1)
+    log_probs_PK = targets.log_probs_PK.masked_fill(beyond_PK, float("-inf"))
+    if isinstance(targets, KeptTargets):
+        return KeptTargets(ids_PK, log_probs_PK, real_P)
+    lost_PK = targets.log_probs_PK.masked_fill(~beyond_PK, float("-inf"))
+    log_tail_P = torch.logaddexp(targets.log_tail_P, lost_PK.logsumexp(1))
+    return TopkTargets(ids_PK, log_probs_PK, log_tail_P, real_P)
 
 
 def logits_loss(logits_PV: Tensor, targets: Targets, *, temperature: float = 1.0) -> Tensor:
@@ -106,8 +132,7 @@ def _tail(logits_PV: Tensor, targets: TopkTargets, needed: bool) -> Tensor:
     mass 0 (log -inf) contributes 0, and so do entries of probability 0. With m = sum_K p + p_rest the gradient is
     m q - p at the kept entries and (m q_rest - p_rest) softmax(others) at the others.
     """
-    ids_PK = targets.ids_PK.long()
-    kept_PK = logits_PV.gather(1, ids_PK)
+    ids_PK, kept_PK = _kept_logits(logits_PV, targets.ids_PK)
     largest_P1, sums_P1 = _exponentials_without(logits_PV, ids_PK)
     log_rest_P = (largest_P1 + sums_P1.log()).squeeze(1)
     log_norm_P = torch.logaddexp(kept_PK.logsumexp(1), log_rest_P)
@@ -119,8 +144,19 @@ def _tail(logits_PV: Tensor, targets: TopkTargets, needed: bool) -> Tensor:
         rest_P = mass_P * log_q_rest_P.exp() - p_rest_P
         # where there are no others their exponentials are 0, and so is their sum
         logits_PV.mul_(rest_P[:, None] / torch.where(sums_P1 == 0, 1, sums_P1))
-        logits_PV.scatter_(1, ids_PK, mass_P[:, None] * log_q_PK.exp() - p_PK)
+        # what is there is 0; ids that stand in for lacking ones occur twice, and add nothing
+        logits_PV.scatter_add_(1, ids_PK, mass_P[:, None] * log_q_PK.exp() - p_PK)
     return kept_KL_PK.sum() + rest_KL_P.sum()
+
+
+def _kept_logits(logits_PV: Tensor, given_PK: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids to write to and the logits at them: -inf where an id is negative, in whose place another one of the row is.
+
+    Without any in its row that one is 0.
+    """
+    stand_in_P1 = given_PK.amax(1, keepdim=True).clamp_min(0)
+    ids_PK = torch.where(given_PK < 0, stand_in_P1, given_PK).long()
+    return ids_PK, logits_PV.gather(1, ids_PK).masked_fill(given_PK < 0, float("-inf"))
 
 
 def _exponentials_without(logits_PV: Tensor, ids_PK: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,15 +172,16 @@ def _renormalised(logits_PV: Tensor, targets: KeptTargets, needed: bool) -> Tens
 
     The gradient is q - p at these and 0 at all others, whose logits do not count at all.
     """
-    ids_PK, real_P1 = targets.ids_PK.long(), targets.real_P[:, None]
-    log_q_PK = logits_PV.gather(1, ids_PK).log_softmax(1)
+    real_P1 = targets.real_P[:, None]
+    ids_PK, kept_PK = _kept_logits(logits_PV, targets.ids_PK)
+    log_q_PK = kept_PK.log_softmax(1).masked_fill(targets.ids_PK < 0, float("-inf"))
     log_p_PK = targets.log_probs_PK.to(log_q_PK.dtype).masked_fill(~real_P1, float("-inf"))
     log_mass_P1 = log_p_PK.logsumexp(1, keepdim=True)
     log_p_PK = log_p_PK - torch.where(log_mass_P1.isneginf(), 0, log_mass_P1)
     p_PK, kl_PK = _weighted_log_ratio(log_p_PK, log_q_PK, real_P1)
     if needed:
         # without any mass, and at a position that is not real, there is no gradient
-        logits_PV.zero_().scatter_(1, ids_PK, p_PK.sum(1, keepdim=True) * log_q_PK.exp() - p_PK)
+        logits_PV.zero_().scatter_add_(1, ids_PK, p_PK.sum(1, keepdim=True) * log_q_PK.exp() - p_PK)
     return kl_PK.sum()
 
 

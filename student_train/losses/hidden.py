@@ -4,6 +4,9 @@ In: hidden states of both models, real positions, learned maps from the student'
 `LossSum`, arithmetic in float32. Squared errors are in units of the variance of the teacher layer over the cache: where
 a hidden state is matched, the best constant guess costs 1 per position.
 
+*Ordinary* positions are the real ones but for sinks, tokens that would own the variance (`TargetBatch.ordinary_BT`):
+the squared errors of these would be all that counts.
+
 Shapes: B rows, T positions, D width, L teacher layers, S student layers.
 """
 
@@ -22,9 +25,14 @@ Projection = Callable[[Tensor], Tensor]
 
 
 def hidden_state_loss(
-    student_BTD: Tensor, teacher_BTD: Tensor, real_BT: Tensor, projection: Projection, variance: float
+    student_BTD: Tensor,
+    teacher_BTD: Tensor,
+    real_BT: Tensor,
+    projection: Projection,
+    variance: float,
+    ordinary_BT: Tensor | None = None,
 ) -> LossSum:
-    """Sum over real positions of ||W h_S + b - h_T||^2 / E||h_T - mean||^2: 1 per position for the best constant guess.
+    """Sum over ordinary positions of ||W h_S + b - h_T||^2 / E||h_T - mean||^2: the best constant guess costs 1 each.
 
     Args:
         student_BTD: the student's hidden state, of its own width.
@@ -32,8 +40,11 @@ def hidden_state_loss(
         real_BT: True at real positions.
         projection: the learned map from the student's width to the teacher's, in float32.
         variance: E||h_T - mean||^2 of that teacher layer over the cache.
+        ordinary_BT: True at ordinary positions; all real ones if it is not given. Other positions add nothing, and are
+            counted all the same: layers have different sinks, and their losses are added.
     """
-    return LossSum(_squared_error(projection(student_BTD), teacher_BTD, real_BT) / variance, real_BT.sum())
+    counted_BT = real_BT if ordinary_BT is None else ordinary_BT
+    return LossSum(_squared_error(projection(student_BTD), teacher_BTD, counted_BT) / variance, real_BT.sum())
 
 
 def first_token_loss(student_BTD: Tensor, teacher_BTD: Tensor, projection: Projection | None) -> LossSum:
@@ -68,7 +79,7 @@ def attended_state_loss(
     Args:
         student_BTD: the hidden state of the student layer.
         teacher_layers: h_j, those of the teacher's layers.
-        real_BT: True at real positions.
+        real_BT: True at real positions that are sinks of none of these layers; likewise below.
         projection: the learned map of this student layer.
         deviations: s_j, see `deviation`.
     """

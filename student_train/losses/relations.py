@@ -65,6 +65,7 @@ def vectors_loss(
     *,
     variances: Sequence[float],
     weights: Sequence[float],
+    ordinary_BT: Tensor | None = None,
 ) -> LossSum:
     """Sum over real positions of sum_x alpha_x ||W_x s_x + b_x - t_x||^2 / E||t_x - mean||^2, x being q, k and v.
 
@@ -79,11 +80,14 @@ def vectors_loss(
         maps: W_x and b_x by the vector's name, for each whose weight is not 0; they compute in float32.
         variances: E||t_x - mean||^2 over the cache.
         weights: alpha_x.
+        ordinary_BT: True at real positions that are no sinks, all if it is not given: the others, which would own the
+            variance, add nothing and are counted all the same.
     """
+    counted_BT = real_BT if ordinary_BT is None else ordinary_BT
     total = torch.zeros((), device=real_BT.device)
     for name, variance, weight in zip(VECTORS, variances, weights, strict=True):
         if weight:
             student_BTD, teacher_BTD = (getattr(vectors, f"{name}_BTD") for vectors in (student, teacher))
             error_BT = (maps[name](student_BTD) - teacher_BTD).square().sum(-1)
-            total = total + weight / variance * torch.where(real_BT, error_BT, 0).sum()
+            total = total + weight / variance * torch.where(counted_BT, error_BT, 0).sum()
     return LossSum(total, real_BT.sum())

@@ -66,6 +66,7 @@ class VectorTransfer:
                     {name: projections[_map_name(name, student_layer, teacher_layer)] for name in self._learned()},
                     variances=self.variances[teacher_layer],
                     weights=self.weights,
+                    ordinary_BT=batch[view].ordinary_attention_BT(teacher_layer),
                 )
             )
         return add_losses(losses)
@@ -74,9 +75,10 @@ class VectorTransfer:
         """See `MapsVectors`."""
         for student_layer, teacher_layer in self.pairs:
             targets, given = batch[self.views[teacher_layer]], outputs[self.views[teacher_layer]]
-            real_BT, both = targets.real_BT(), (given.attention[student_layer], targets.attention[teacher_layer])
+            counted_BT = targets.ordinary_attention_BT(teacher_layer)
+            both = (given.attention[student_layer], targets.attention[teacher_layer])
             for name in self._learned():
-                student_ND, teacher_ND = (getattr(each, f"{name}_BTD")[real_BT] for each in both)
+                student_ND, teacher_ND = (getattr(each, f"{name}_BTD")[counted_BT] for each in both)
                 yield _map_name(name, student_layer, teacher_layer), student_ND, teacher_ND
 
     def _learned(self) -> tuple[str, ...]:
@@ -138,7 +140,7 @@ class VectorSpreads:
 
 
 def measure_spreads(source: CacheSource, layers: Sequence[int]) -> dict[int, VectorSpreads]:
-    """Widths and variances of the vectors of these layers, over real positions of the first rows of the cache.
+    """Widths and variances of the vectors of these layers, over ordinary positions of the first rows of the cache.
 
     A cache holds the variance of hidden states, not of what is computed from them.
     """
@@ -147,7 +149,8 @@ def measure_spreads(source: CacheSource, layers: Sequence[int]) -> dict[int, Vec
     spreads = {}
     for layer in layers:
         targets = batch[spec_of(source.manifest, layer).view]
-        vectors = [getattr(targets.attention[layer], f"{name}_BTD")[targets.real_BT()] for name in VECTORS]
+        counted_BT = targets.ordinary_attention_BT(layer)
+        vectors = [getattr(targets.attention[layer], f"{name}_BTD")[counted_BT] for name in VECTORS]
         spreads[layer] = VectorSpreads(
             widths=tuple(each.shape[1] for each in vectors), variances=tuple(map(_variance, vectors))
         )

@@ -26,7 +26,7 @@ from student_train.losses.sums import LossSum, add_losses
 from student_train.methods.base import Counted, Method, StudentNeeds, StudentOutputs
 from student_train.methods.projections import FloatLinear, make_projections, projection_name, projection_starts
 from student_train.methods.transport import LayerTransport
-from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import TargetsError
@@ -65,6 +65,7 @@ class HiddenTransfer:
                     batch[view].real_BT(),
                     projections[projection_name(student_layer, teacher_layer)],
                     self.variance[teacher_layer],
+                    batch[view].ordinary_BT(teacher_layer),
                 )
             )
         return add_losses(losses)
@@ -73,8 +74,8 @@ class HiddenTransfer:
         """See `MapsVectors`."""
         for student_layer, teacher_layer in self.mapping.pairs:
             targets, given = batch[self.views[teacher_layer]], outputs[self.views[teacher_layer]]
-            real_BT, name = targets.real_BT(), projection_name(student_layer, teacher_layer)
-            yield name, given.hidden[student_layer][real_BT], targets.hidden[teacher_layer][real_BT]
+            counted_BT, name = targets.ordinary_BT(teacher_layer), projection_name(student_layer, teacher_layer)
+            yield name, given.hidden[student_layer][counted_BT], targets.hidden[teacher_layer][counted_BT]
 
     def describe(self) -> dict[str, Any]:
         return {"mapping": self.mapping.text, "pairs": [list(pair) for pair in self.mapping.pairs]}
@@ -133,7 +134,7 @@ class TransportTransfer:
         return StudentNeeds(hidden_layers=frozenset(self.mapping.student_layers if view == self.view else ()))
 
     def loss(self, outputs: Mapping[View, StudentOutputs], batch: Batch, projections: nn.ModuleDict) -> LossSum:
-        real_BT, hidden = batch[self.view].real_BT(), outputs[self.view].hidden
+        real_BT, hidden = _ordinary_in_all(batch[self.view], self.mapping), outputs[self.view].hidden
         mapped = [projections[projection_name(layer)](hidden[layer]) for layer in self.mapping.student_layers]
         taught = [batch[self.view].hidden[layer] for layer in self.mapping.teacher_layers]
         costs_SL = transport_costs(mapped, taught, real_BT, self.deviations)
@@ -161,7 +162,7 @@ class AttentionOverLayers:
         return StudentNeeds(hidden_layers=frozenset(self.mapping.student_layers if view == self.view else ()))
 
     def loss(self, outputs: Mapping[View, StudentOutputs], batch: Batch, projections: nn.ModuleDict) -> LossSum:
-        real_BT, hidden = batch[self.view].real_BT(), outputs[self.view].hidden
+        real_BT, hidden = _ordinary_in_all(batch[self.view], self.mapping), outputs[self.view].hidden
         taught = [batch[self.view].hidden[layer] for layer in self.mapping.teacher_layers]
         losses = []
         for layer in self.mapping.student_layers:
@@ -171,6 +172,14 @@ class AttentionOverLayers:
 
     def describe(self) -> dict[str, Any]:
         return _describe_all(self.mapping)
+
+
+def _ordinary_in_all(targets: TargetBatch, mapping: LayerMapping) -> Tensor:
+    """True at the real positions that are sinks of no teacher layer."""
+    counted_BT = targets.real_BT()
+    for layer in mapping.teacher_layers:
+        counted_BT = counted_BT & targets.ordinary_BT(layer)
+    return counted_BT
 
 
 def make_hidden_transfer(

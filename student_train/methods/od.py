@@ -2,9 +2,10 @@
 
 Places are the masked positions of a masked LM, and positions of a causal one whose next token counts. `od` learns the
 teacher's distribution there, `mlm` the tokens that were masked, `lm` the next tokens; `od+mlm` and `od+lm` are
-distillation with hard labels mixed in. Each says what it compares the logits with (`targets`), and `logits_losses`
-computes the losses of all of them from one pass of the student's head over each view, without ever holding all logits
-(see `losses/vocabulary.py`).
+distillation with hard labels mixed in. A causal student may have its vocabulary padded to another size than its
+teacher: what the teacher says of ids that the student has not got is left out. Each says what it compares the logits
+with (`targets`), and `logits_losses` computes the losses of all of them from one pass of the student's head over each
+view, without ever holding all logits (see `losses/vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from student_train.losses.distributions import KeptTargets, SampledTargets, Targets, TopkTargets
+from student_train.losses.distributions import KeptTargets, SampledTargets, Targets, TopkTargets, within_vocabulary
 from student_train.losses.sums import LossSum
 from student_train.losses.vocabulary import LogitsTerm, projected_losses, recomputed_losses
 from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
@@ -39,6 +40,8 @@ class DistributionTransfer:
     topk_loss: TopkLoss
     vocab_size: int
     temperature: float
+    lacks_ids: bool = False
+    """Whether the cache may name ids that the student has not got."""
     counted: Counted = "places"
 
     @property
@@ -50,7 +53,8 @@ class DistributionTransfer:
 
     def targets(self, batch: TargetBatch) -> Targets:
         """What the logits are compared with at all places of a batch."""
-        return flat_targets(batch, self.topk_loss)
+        targets = flat_targets(batch, self.topk_loss)
+        return within_vocabulary(targets, self.vocab_size) if self.lacks_ids else targets
 
     def describe(self) -> dict[str, Any]:
         loss = self.topk_loss if self.form == "topk" else "counts"
@@ -67,6 +71,8 @@ class TokenPrediction:
     vocab_size: int
     view: View = "masked"
     temperature: float = 1.0
+    lacks_ids: bool = False
+    """Whether the cache may name ids that the student has not got."""
     counted: Counted = "places"
 
     @property
@@ -81,7 +87,8 @@ class TokenPrediction:
         places = batch.places
         assert places is not None
         ids_P1 = places.label_ids_BM.reshape(-1, 1)
-        return SampledTargets(ids_PK=ids_P1, counts_PK=torch.ones_like(ids_P1), real_P=places.real_BM().flatten())
+        targets = SampledTargets(ids_PK=ids_P1, counts_PK=torch.ones_like(ids_P1), real_P=places.real_BM().flatten())
+        return within_vocabulary(targets, self.vocab_size) if self.lacks_ids else targets
 
     def describe(self) -> dict[str, Any]:
         return {"targets": "original ids" if self.view == "masked" else "next ids", "view": self.view}
@@ -167,7 +174,7 @@ def make_distribution_transfer(
     """`od` on a cache that holds the distribution.
 
     Raises:
-        SettingsError: the student has another vocabulary, or the cache has nothing that could be renormalised.
+        SettingsError: a masked LM has another vocabulary, or the cache has nothing that could be renormalised.
     """
     spec = manifest.targets.logits
     assert spec is not None
@@ -185,6 +192,7 @@ def make_distribution_transfer(
         topk_loss=topk_loss,
         vocab_size=student.vocab_size,
         temperature=manifest.temperature,
+        lacks_ids=student.vocab_size < manifest.teacher.vocab_size,
     )
 
 
@@ -199,17 +207,14 @@ def make_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> Toke
 
 
 def make_next_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> TokenPrediction:
-    """`lm` on a cache of a causal teacher.
-
-    Raises:
-        SettingsError: the student has another vocabulary.
-    """
-    _check_vocabulary("lm", manifest, student)
-    return TokenPrediction(vocab_size=student.vocab_size, view="plain")
+    """`lm` on a cache of a causal teacher."""
+    lacks_ids = student.vocab_size < manifest.teacher.vocab_size
+    return TokenPrediction(vocab_size=student.vocab_size, view="plain", lacks_ids=lacks_ids)
 
 
 def _check_vocabulary(method: str, manifest: Manifest, student: PreTrainedConfig) -> None:
-    if student.vocab_size != manifest.teacher.vocab_size:
+    """Numbers of ids alone; `students` has compared what they mean, and causal models pad theirs as they like."""
+    if not manifest.teacher.causal and student.vocab_size != manifest.teacher.vocab_size:
         raise SettingsError(
             f"--method {method}: the student has {student.vocab_size} vocabulary entries, the teacher "
             f"{manifest.teacher.vocab_size}: ids and distributions of the cache mean nothing to it; choose a student "

@@ -2,28 +2,28 @@
 
 In: a freshly made student and the folder that the weights come from. Out: the student's parameters overwritten in
 place, the list of what was copied, and one line that says so. Works on parameter names relative to three places that
-every encoder has: the list of layers, the rest of the base model (embeddings, a final norm), and the masked-LM head
-around it. Where the sizes are the teacher's, parts are copied whole, bit for bit. Layers of other sizes are not copied:
-families that `narrowing` knows are sliced, all others keep the layers random and say so. Costs one load of the source
-model, and for slicing what `narrowing.narrow` says.
+every model has: the list of layers, the rest of the base model (embeddings, a final norm), and the head over the
+vocabulary around it. Where the sizes are the teacher's, parts are copied whole, bit for bit. Layers of other sizes are
+not copied: families that `narrowing` knows are sliced, all others keep the layers random and say so. Costs one load of
+the source model, and for slicing what `narrowing.narrow` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from student_train.init_plan import InitPlan
 from student_train.students.narrowing.narrow import narrow, why_not
 from student_train.students.narrowing.parts import find_parts
 from student_train.students.narrowing.sample import TokenSample
-from student_train.students.pretrained import LoadedModel, load_model
-from student_train.students.shape import shape_of
+from student_train.students.pretrained import LoadedModel, causal, head_name, load_model
+from student_train.students.shape import shape_in_words, shape_of
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
 
@@ -31,7 +31,7 @@ ReadSample = Callable[[], TokenSample]
 """Reads the rows that a student of other sizes is fitted on; called only where one is."""
 
 
-Parameters = dict[str, nn.Parameter]
+Parameters = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def copy_teacher(
     """Do what `plan` asks for.
 
     Where the sizes differ, `auto` and `teacher:LAYERS` slice everything. Where that cannot be, `auto` copies what fits
-    (embeddings, the masked-LM head), and `teacher:LAYERS` is refused. `embeddings` insists on a copy.
+    (embeddings, the head), and `teacher:LAYERS` is refused. `embeddings` insists on a copy.
 
     Raises:
         SettingsError: the plan insists on parts whose sizes differ.
@@ -63,8 +63,8 @@ def copy_teacher(
     loaded = load_model(teacher_folder, with_mlm_head=encoder_of(student) is not student)
     teacher = loaded.model
     if plan.insists:
-        check_takeover(student, teacher, plan, has_rows=read_sample is not None)
-    differing = _differing_sizes(student, teacher)
+        check_takeover(student, teacher, plan, layers, has_rows=read_sample is not None)
+    differing = _differing_sizes(student, teacher, layers)
     if differing and plan.kind != "embeddings":
         obstacle = _obstacle(student, teacher, has_rows=read_sample is not None)
         if obstacle is None and read_sample is not None:
@@ -72,28 +72,38 @@ def copy_teacher(
         differing = f"{differing}, and {obstacle}"
     copied: list[str] = []
     whole_layers = plan.kind != "embeddings" and not differing
-    if _copy_embeddings(student, teacher):
+    same_words = _copy_embeddings(student, teacher)
+    if same_words:
         copied.append("embeddings")
     if plan.kind != "embeddings":
         if whole_layers:
             copied.extend(_copy_layers(student, teacher, layers))
-        if loaded.has_trained_head and _copy_head(student, teacher):
-            copied.append("masked-LM head")
-    description = _describe(copied, layers, differing if plan.kind == "auto" else "")
+        # a head that is nothing but the embeddings came with them, or did not
+        if loaded.has_trained_head and (same_words or _head(student)) and _copy_head(student, teacher):
+            copied.append(head_name(student.config))
+    misfits = "layers" if same_words or not causal(student.config) else "embeddings and layers"
+    reason = f"{misfits} do not fit: {differing}" if differing and plan.kind == "auto" else ""
+    description = _describe(copied, layers, reason)
     return TakenOver(parts=tuple(copied), description=description, whole_layers=whole_layers)
 
 
 def check_takeover(
-    student: PreTrainedModel, teacher: PreTrainedModel, plan: InitPlan, *, has_rows: bool = True
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    plan: InitPlan,
+    layers: tuple[int, ...],
+    *,
+    has_rows: bool = True,
 ) -> None:
     """Refuse a plan that insists on parts of the teacher whose sizes differ. Looks at sizes, not at weights.
 
-    `has_rows` says whether there are rows to fit a student of other sizes on.
+    `layers` are the teacher layers behind the student's, `has_rows` says whether there are rows to fit a student of
+    other sizes on.
 
     Raises:
         SettingsError: it does.
     """
-    differing = _differing_sizes(student, teacher)
+    differing = _differing_sizes(student, teacher, layers)
     if plan.kind == "embeddings" and not _same_words(student, teacher):
         raise _does_not_fit(plan, "embeddings", differing)
     if plan.kind == "teacher" and differing:
@@ -105,7 +115,7 @@ def check_takeover(
 def copy_whole(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     """Copy every parameter of the model in `folder`, which must have the student's family and shape.
 
-    Where the folder has no masked-LM head and the student needs one, the head keeps its random weights.
+    Where the folder has no head over the vocabulary and the student needs one, the head keeps its random weights.
 
     Raises:
         StudentError: it cannot be loaded, or differs in a parameter's name or size.
@@ -114,12 +124,13 @@ def copy_whole(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     source = loaded.model
     if not _copy_all(_parameters(encoder_of(student)), _parameters(encoder_of(source))):
         raise StudentError(
-            f"the model in {str(folder)!r} ({source.config.model_type} {shape_of(source.config)}) has other parameters "
-            f"than the student ({student.config.model_type} {shape_of(student.config)}): its weights do not fit; give "
-            "a folder of the same family and shape, or use --student with that folder"
+            f"the model in {str(folder)!r} ({source.config.model_type} {shape_in_words(source.config)}) has other "
+            f"parameters than the student ({student.config.model_type} {shape_in_words(student.config)}): its weights "
+            "do not fit; give a folder of the same family and shape, or use --student with that folder"
         )
+    _copy_fitting(_kept_buffers(encoder_of(student)), _kept_buffers(encoder_of(source)))
     if loaded.has_trained_head and _copy_head(student, source):
-        return ("base model", "masked-LM head")
+        return ("base model", head_name(student.config))
     return ("base model",)
 
 
@@ -141,6 +152,12 @@ def find_layers(base: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def _parameters(module: nn.Module) -> Parameters:
     """Parameters by name, each once, without those of a pooler."""
     return {name: parameter for name, parameter in module.named_parameters() if not name.startswith("pooler.")}
+
+
+def _kept_buffers(module: nn.Module) -> Parameters:
+    """Buffers that are saved with the model, by name."""
+    kept = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
 
 
 def _around_layers(model: PreTrainedModel) -> Parameters:
@@ -191,6 +208,8 @@ def _copy_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: tup
     for target, layer in zip(targets, layers, strict=True):
         # ModernBERT's first layer has no norm of its own; a layer that moves there leaves its norm behind
         _copy_fitting(dict(target.named_parameters()), dict(sources[layer - 1].named_parameters()))
+        # routers of experts keep what balances them beside their parameters
+        _copy_fitting(_kept_buffers(target), _kept_buffers(sources[layer - 1]))
     return _layer_names(layers)
 
 
@@ -204,12 +223,10 @@ def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
 
 def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, *, has_rows: bool) -> str | None:
     """Why layers of other sizes cannot be sliced from the teacher's; None if they can."""
-    if not has_rows:
-        return "there are no rows to fit sliced ones on"
     ours, theirs = find_parts(student), find_parts(teacher)
     if ours is None or theirs is None:
         return f"layers of family {teacher.config.model_type!r} cannot be sliced"
-    return why_not(ours, theirs)
+    return why_not(ours, theirs) if has_rows else "there are no rows to fit sliced ones on"
 
 
 def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample) -> TakenOver:
@@ -219,7 +236,7 @@ def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...
     assert theirs is not None
     narrowing = narrow(ours, theirs, layers, sample, with_head=loaded.has_trained_head)
     student.cpu().train(training)
-    parts = ["embeddings", *_layer_names(layers), *(["masked-LM head"] if loaded.has_trained_head else [])]
+    parts = ["embeddings", *_layer_names(layers), *([head_name(student.config)] if loaded.has_trained_head else [])]
     named = _name_parts(parts, layers)
     return TakenOver(
         parts=tuple(f"{part}, sliced" for part in parts),
@@ -227,15 +244,32 @@ def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...
     )
 
 
-def _differing_sizes(student: PreTrainedModel, teacher: PreTrainedModel) -> str:
-    """Sizes of a layer in which the two differ, in words; empty where teacher layers fit the student."""
+def _differing_sizes(student: PreTrainedModel, teacher: PreTrainedModel, layers: tuple[int, ...]) -> str:
+    """In what layers of the two differ, in words; empty where the teacher's `layers` fit the student."""
     ours, theirs = shape_of(student.config), shape_of(teacher.config)
     sizes = {"width": "hidden_size", "heads": "heads", "feed-forward width": "intermediate_size"}
-    return ", ".join(
-        f"{name} {getattr(ours, size)} (teacher: {getattr(theirs, size)})"
-        for name, size in sizes.items()
-        if getattr(ours, size) != getattr(theirs, size)
-    )
+    pairs = {name: (getattr(ours, size), getattr(theirs, size)) for name, size in sizes.items()}
+    if ours.key_value_heads or theirs.key_value_heads:
+        pairs["key/value heads"] = (ours.key_value_heads or ours.heads, theirs.key_value_heads or theirs.heads)
+    differing = ", ".join(f"{name} {one} (teacher: {other})" for name, (one, other) in pairs.items() if one != other)
+    return differing or _differing_layers(student, teacher, layers)
+
+
+def _differing_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: tuple[int, ...]) -> str:
+    """The first matrix of the student's layers that the teacher's have not got: families mix layers of several kinds.
+
+    Vectors do not count. ModernBERT's first layer has no norm of its own, and one that moves there leaves it behind.
+    """
+    if not layers:
+        return ""
+    (_, targets), (_, sources) = find_layers(encoder_of(student)), find_layers(encoder_of(teacher))
+    for number, (target, layer) in enumerate(zip(targets, layers, strict=True), start=1):
+        given = {name: value.shape for name, value in sources[layer - 1].named_parameters()}
+        for name, value in target.named_parameters():
+            if value.ndim > 1 and given.get(name) != value.shape:
+                found = tuple(given[name]) if name in given else "none"
+                return f"{name!r} of layer {number} {tuple(value.shape)} (teacher layer {layer}: {found})"
+    return ""
 
 
 def _does_not_fit(plan: InitPlan, part: str, differing: str) -> SettingsError:
@@ -245,9 +279,9 @@ def _does_not_fit(plan: InitPlan, part: str, differing: str) -> SettingsError:
     )
 
 
-def _describe(copied: list[str], layers: tuple[int, ...], differing: str) -> str:
+def _describe(copied: list[str], layers: tuple[int, ...], reason: str) -> str:
     text = f"{_name_parts(copied, layers)} copied from the teacher" if copied else "random weights"
-    return f"{text}; layers do not fit: {differing}" if differing else text
+    return f"{text}; {reason}" if reason else text
 
 
 def _name_parts(copied: list[str], layers: tuple[int, ...]) -> str:

@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from teacher_cache.contract.manifest import ModelKind
@@ -115,21 +116,67 @@ def _class_with_head(folder: Path, config: PreTrainedConfig) -> Any:
     return with_head(config)
 
 
+def causal(config: PreTrainedConfig) -> bool:
+    """Whether the model predicts next tokens."""
+    try:
+        return kind_of(config) == "causal-lm"
+    except ValueError:
+        return False
+
+
+def head_name(config: PreTrainedConfig) -> str:
+    """What the head over the vocabulary is called, of a model of this configuration."""
+    return "language-modelling head" if causal(config) else "masked-LM head"
+
+
 def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:
     """In what the token ids of the model in `folder` mean something else than the teacher's, or None.
 
-    A folder with weights alone says nothing about the meaning of its ids: then their number has to do.
+    Causal models have their vocabularies padded, each to a size of its own, beyond the tokens that there are: of those
+    the tokens are compared, and both sizes have to hold all of them. A folder with weights alone says nothing about the
+    meaning of its ids: then their number has to do.
 
     Raises:
         StudentError: a configuration or a tokenizer cannot be read.
     """
-    entries, teacher_entries = (getattr(load_config(each), "vocab_size", None) for each in (folder, teacher_folder))
-    if entries != teacher_entries:
+    config, teacher_config = load_config(folder), load_config(teacher_folder)
+    entries, teacher_entries = (getattr(each, "vocab_size", None) for each in (config, teacher_config))
+    has_tokens = any((folder / name).exists() for name in _TOKENIZER_FILES)
+    padded = has_tokens and causal(config) and causal(teacher_config)
+    if entries != teacher_entries and not padded:
         return f"{entries} vocabulary entries, the teacher {teacher_entries}"
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    if not has_tokens:
         return None
-    differing = {token for token, _ in _load_vocabulary(folder).items() ^ _load_vocabulary(teacher_folder).items()}
-    return f"other ids for {len(differing)} tokens such as {min(differing)!r}" if differing else None
+    ours, theirs = _load_vocabulary(folder), _load_vocabulary(teacher_folder)
+    differing = {token for token, _ in ours.items() ^ theirs.items()}
+    if differing:
+        return f"other ids for {len(differing)} tokens such as {min(differing)!r}"
+    last = max(ours.values(), default=-1)
+    if entries != teacher_entries and last >= min(config.vocab_size, teacher_config.vocab_size):
+        return f"{entries} vocabulary entries, the teacher {teacher_entries}, for ids up to {last}"
+    return None
+
+
+def load_teacher_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in the teacher's folder inside a cache.
+
+    Raises:
+        StudentError: it cannot be read.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:
+        # the tokenizers library raises nothing more special
+        raise StudentError(
+            f"the tokenizer of the cache's teacher cannot be read ({type(error).__name__}: {why_unreadable(error)}): "
+            "token ids are no words without it, and a student would be exported without one; where a newer version "
+            "wrote it, install that version of tokenizers and transformers, else get the store from whoever built it, "
+            "or build it again"
+        ) from error
+    return tokenizer
 
 
 def _load_vocabulary(folder: Path) -> Mapping[str, int]:

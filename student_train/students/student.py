@@ -20,16 +20,26 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from student_train.init_plan import InitPlan, read_init
 from student_train.student_shape import read_student
 from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
-from student_train.students.pretrained import check_family, load_config, vocabulary_difference
-from student_train.students.shape import derive_config, shape_of, student_shape
-from student_train.students.trial import explain_misfits, try_out
+from student_train.students.pretrained import (
+    check_family,
+    head_name,
+    load_config,
+    load_teacher_tokenizer,
+    vocabulary_difference,
+)
+from student_train.students.shape import derive_config, shape_in_words, student_shape
+from student_train.students.trial import check_isolation, explain_misfits, try_out
+from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import StudentError
-from teacher_cache.models.families import encoder_of, pooler_option, position_limit, with_head
+from teacher_cache.models.families import encoder_of, kind_of, pooler_option, position_limit, with_head
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentPlan:
-    """What a student will be. `layers` are the teacher layers behind its own; none for a student from a folder."""
+    """What a student will be. `layers` are the teacher layers behind its own; none for a student from a folder.
+
+    `isolated` says whether the documents of a row must not see each other.
+    """
 
     config: PreTrainedConfig
     init: InitPlan
@@ -37,6 +47,7 @@ class StudentPlan:
     teacher_folder: Path
     with_mlm_head: bool
     seq_len: int
+    isolated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,13 @@ class BuiltStudent:
 
 
 def plan_student(
-    spec: str | None, *, teacher_folder: Path, init: str, with_mlm_head: bool, seq_len: int
+    spec: str | None,
+    *,
+    teacher_folder: Path,
+    init: str,
+    with_mlm_head: bool,
+    seq_len: int,
+    isolated: bool = False,
 ) -> StudentPlan:
     """What the student will be.
 
@@ -62,14 +79,17 @@ def plan_student(
         teacher_folder: Hugging Face folder of the teacher inside the cache.
         init: `auto`, `random`, `embeddings`, `teacher:2,4,6`, `teacher:last` or a folder; with a folder as `spec`,
             `auto` takes that folder's weights.
-        with_mlm_head: whether the student needs a masked-LM head (to learn the output distribution).
+        with_mlm_head: whether the student needs a head over the vocabulary (to learn the output distribution).
         seq_len: positions that the student must be able to read.
+        isolated: whether the documents of a row must not see each other.
 
     Raises:
         SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
-        StudentError: a folder cannot be read, has another vocabulary, or has too few positions.
+        StudentError: a folder or the teacher's tokenizer cannot be read; a folder predicts masked tokens where the
+            teacher predicts next ones or the other way round, has another vocabulary, or too few positions.
     """
     teacher_config = load_config(teacher_folder)
+    load_teacher_tokenizer(teacher_folder)  # the export needs it, and after the training is too late to find out
     asked = read_student(spec)
     folder = asked if isinstance(asked, Path) else None
     plan = read_init(init, from_folder=folder)
@@ -82,14 +102,14 @@ def plan_student(
         with explain_misfits(teacher_config, str(shape)):
             config = derive_config(teacher_config, shape, layers)
     for place in {place for place in (folder, plan.folder) if place is not None}:
-        check_family(place)
+        _check_kind(place, check_family(place), kind_of(teacher_config))
         _check_vocabulary(place, teacher_folder)
     with torch.device("meta"):
         with explain_misfits(config, str(spec)):
             student = _make_model(config, with_mlm_head)
         _check_positions(student, seq_len, str(spec))
         if plan.insists:
-            check_takeover(student, _make_model(teacher_config, with_mlm_head), plan)
+            check_takeover(student, _make_model(teacher_config, with_mlm_head), plan, layers)
     return StudentPlan(
         config=config,
         init=plan,
@@ -97,6 +117,7 @@ def plan_student(
         teacher_folder=teacher_folder,
         with_mlm_head=with_mlm_head,
         seq_len=seq_len,
+        isolated=isolated,
     )
 
 
@@ -111,37 +132,55 @@ def build_student(plan: StudentPlan, *, seed: int, read_sample: ReadSample | Non
 
     Raises:
         SettingsError: the initialisation does not fit the teacher.
-        StudentError: the weights of a folder cannot be loaded, or a model of this shape does not run.
+        StudentError: the weights of a folder cannot be loaded, or a model of this shape does not run, or lets documents
+            see each other that must not.
     """
     model = _random_model(plan.config, plan.with_mlm_head, seed)
     try_out(model, plan.seq_len)
     if plan.init.folder is not None:
         copied = copy_whole(model, plan.init.folder)
         origin = f"weights of {str(plan.init.folder)!r}"
-        if plan.with_mlm_head and "masked-LM head" not in copied:
-            origin += ", which has no masked-LM head that fits: that one is random"
+        head = head_name(plan.config)
+        if plan.with_mlm_head and head not in copied:
+            origin += f", which has no {head} that fits: that one is random"
         taken = TakenOver(parts=copied, description=origin)
     else:
         taken = copy_teacher(model, plan.teacher_folder, plan.init, plan.layers, read_sample)
+    if plan.isolated:
+        check_isolation(model, plan.seq_len)
     return BuiltStudent(
         model=model,
-        description=f"{plan.config.model_type} {shape_of(plan.config)}: {taken.description}",
+        description=f"{plan.config.model_type} {shape_in_words(plan.config)}: {taken.description}",
         copied=taken.parts,
         whole_layers=taken.whole_layers,
     )
 
 
 def with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model like `model` that holds these weights, by every name of each; nothing is copied.
+    """A model on the CPU like `model` that holds these weights, by every name of each; what lies there is not copied.
 
-    `model` itself may be in the hands of an engine that has its weights cut up or rounded.
+    `model` itself may be in the hands of an engine that has its weights cut up or rounded. Its buffers are taken over.
     """
+    given = {id(weight): weight.cpu() for weight in weights.values()}
+    weights = {name: given[id(weight)] for name, weight in weights.items()}
+    with_head = encoder_of(model) is not model
     with torch.device("meta"):
-        twin = _make_model(model.config, encoder_of(model) is not model)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in twin.state_dict()}
-    twin.load_state_dict({**buffers, **weights}, assign=True)
+        twin = _make_model(model.config, with_head)
+    if _has_tensors_apart(twin):
+        twin = _random_model(model.config, with_head, seed=0)
+    kept, buffers = twin.state_dict(), {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
+    twin.load_state_dict({**{name: each for name, each in buffers.items() if name in kept}, **weights}, assign=True)
+    for name, buffer in buffers.items():
+        if name not in kept:
+            owner, _, own_name = name.rpartition(".")
+            setattr(twin.get_submodule(owner), own_name, buffer)
     twin.tie_weights()
     return twin
+
+
+def _has_tensors_apart(model: PreTrainedModel) -> bool:
+    """Whether modules keep tensors that are neither parameters nor buffers, such as tables of positions."""
+    return any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values())
 
 
 def _random_model(config: PreTrainedConfig, with_mlm_head: bool, seed: int) -> PreTrainedModel:
@@ -154,6 +193,17 @@ def _make_model(config: PreTrainedConfig, with_mlm_head: bool) -> PreTrainedMode
     loader, options = (with_head(config), {}) if with_mlm_head else (AutoModel, pooler_option(config))
     model: PreTrainedModel = loader.from_config(config, dtype=torch.float32, **options)
     return model
+
+
+def _check_kind(folder: Path, kind: ModelKind, teacher_kind: ModelKind) -> None:
+    """Refuse a student that is to learn what it does not predict."""
+    if kind != teacher_kind:
+        names = {"masked-lm": "a masked LM", "causal-lm": "a causal LM"}
+        raise StudentError(
+            f"student {str(folder)!r} is {names[kind]}, and the teacher of this cache {names[teacher_kind]}: what one "
+            "predicts means nothing to the other; choose a student of the teacher's kind, or one by shape such as "
+            "--student 6x768"
+        )
 
 
 def _check_vocabulary(folder: Path, teacher_folder: Path) -> None:

@@ -254,6 +254,7 @@ def _plan(settings: TrainSettings, reader: CacheSource, ranks: Ranks) -> _Plan:
             # a causal LM is nothing without its head, whether a loss reaches that or not
             with_mlm_head=manifest.teacher.causal or any(map(reads_logits, settings.methods())),
             seq_len=manifest.seq_len,
+            isolated=manifest.segments == "isolated",
         ),
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +32,9 @@ from teacher_cache.build.resolve import (
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
 from teacher_cache.build.workers import Workers
+from teacher_cache.build.writable import refuse_unwritable
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.targets import describe_targets
+from teacher_cache.contract.targets import TargetSpecs, describe_targets
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import read_groups
@@ -99,18 +101,21 @@ def build_cache(
     progress = Silent() if progress is None else progress
     workers = workers or Workers()
     storage = open_storage(settings.out)
-    if workers.first and isinstance(storage, LocalStorage):
-        storage.refuse_unwritable()
-    teacher, projections, rows, manifest = read_inputs(settings, progress)
+    look = partial(refuse_unwritable, storage if workers.first and isinstance(storage, LocalStorage) else None)
+    look(None)
+    teacher, projections, rows, manifest = read_inputs(settings, progress, look)
     job = _Job(settings, teacher, projections, rows, storage, workers, progress)
     with job.storage.lock() if workers.first else nullcontext():
         return job.run(manifest)
 
 
 def read_inputs(
-    settings: BuildSettings, progress: BuildProgress
+    settings: BuildSettings, progress: BuildProgress, look: Callable[[TargetSpecs], None] | None = None
 ) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
-    """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet."""
+    """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet.
+
+    `look` is shown the targets before the text is read, which may take long.
+    """
     teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
     refuse_other_kind(settings, teacher)
     seq_len = resolve_seq_len(settings, teacher)
@@ -118,6 +123,8 @@ def read_inputs(
     if resolve_segments(settings, teacher) == "isolated":
         teacher.probe_segments(seq_len)
     targets, projections = plan_targets(settings, teacher, progress.note)
+    if look is not None:
+        look(targets)
     rows = pack_rows(settings, teacher, seq_len, progress)
     for source, count in rows.sources:
         progress.note(f"{count} rows ({count / sum(n for _, n in rows.sources):.1%}) of {source}")

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from teacher_cache.build.passes import run_streams
-from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
-from teacher_cache.codecs.sinks import measure_ordinary
+from teacher_cache.codecs.nmse import Transform, calibrate
+from teacher_cache.codecs.ordinary import measure_ordinary
+from teacher_cache.codecs.sample import CalibrationSample, share_rows
+from teacher_cache.codecs.sinks import describe_kept
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.corpus.corpus import Rows
@@ -57,15 +59,15 @@ def calibrate_streams(
     manifest, streams = layout.manifest, layout.nmse_streams
     used = sum(share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size))
     note(f"calibrating {len(streams)} streams on the first {min(used, manifest.rows)} rows")
-    samples = _collect(manifest, teacher, streams, rows, batch_rows)
+    samples = _collect(manifest, teacher, streams, rows, batch_rows, projections)
     found = {}
     for stream in streams:
         assert stream.target_nmse is not None
         maps = stream_projections(stream, projections)
         sample = samples.pop(stream.path)
-        found[stream.path] = calibrate(sample, stream.target_nmse, maps)
-        note(f"  {stream.path}: NMSE {found[stream.path][1].nmse:.3g} on rows held out")
-        ordinary = measure_ordinary(torch.cat(sample.check), found[stream.path][0], maps)
+        transform, record = found[stream.path] = calibrate(sample, stream.target_nmse, maps)
+        note(f"  {stream.path}: NMSE {record.nmse:.3g} on rows held out{describe_kept(record.sinks)}")
+        ordinary = measure_ordinary(torch.cat(sample.check), transform, maps, record.sinks)
         if (warning := ordinary.note(stream.path, stream.target_nmse)) is not None:
             note(warning)
     return found
@@ -73,10 +75,15 @@ def calibrate_streams(
 
 @torch.inference_mode()
 def _collect(
-    manifest: Manifest, teacher: Teacher, streams: Sequence[VectorStream], rows: Rows, batch_rows: int
+    manifest: Manifest,
+    teacher: Teacher,
+    streams: Sequence[VectorStream],
+    rows: Rows,
+    batch_rows: int,
+    projections: Mapping[int, AttentionProjections],
 ) -> dict[str, CalibrationSample]:
     fit, tune, check = share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size)
-    samples = {stream.path: CalibrationSample() for stream in streams}
+    samples = {stream.path: CalibrationSample(stream_projections(stream, projections)) for stream in streams}
     start = 0
     for name, count in (("fit", fit), ("tune", tune), ("check", check)):
         # a store of one or two rows has the same rows for everything

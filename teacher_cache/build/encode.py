@@ -19,7 +19,7 @@ from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.format.layout import DISTINCT, StoreLayout
-from teacher_cache.format.packed_streams import pack_stream
+from teacher_cache.format.packed_streams import Sinks, pack_stream
 from teacher_cache.teacher.outputs import stream_values
 
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
@@ -47,6 +47,7 @@ class BlockTargets:
             stream.path: np.zeros((stream.width, self._tokens(stream)), dtype=np.int16)
             for stream in layout.nmse_streams
         }
+        self._sinks: dict[str, list[Sinks]] = {path: [] for path in self._codes}
         self._draws: NDArray[np.int32] | None = None
         if isinstance(layout.logits, SampleCodec):
             places = layout.arrays[DISTINCT].block_shape[0]
@@ -76,8 +77,14 @@ class BlockTargets:
     def _put_stream(self, stream: VectorStream, first: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
         if stream.path in self._codes:
             start = first * self.manifest.seq_len
-            codes_DN = self.quantisers[stream.path].quantise(values_BTD.flatten(0, 1), padding_BT.flatten())
+            quantiser = self.quantisers[stream.path]
+            given_NH, padding_N = values_BTD.flatten(0, 1), padding_BT.flatten()
+            sinks_N = quantiser.find_sinks(given_NH, padding_N)
+            codes_DN = quantiser.quantise(given_NH, padding_N, sinks_N)
             self._codes[stream.path][:, start : start + padding_BT.numel()] = codes_DN.cpu().numpy()
+            if sinks_N is not None and bool(sinks_N.any()):
+                token_S = start + sinks_N.nonzero()[:, 0].cpu().numpy()
+                self._sinks[stream.path].append(Sinks(token_S, quantiser.keep(given_NH[sinks_N])))
             return
         values_ND = values_BTD.masked_fill(padding_BT[:, :, None], 0).flatten(0, 1)
         paths = self.layout.coded_paths(stream.path)
@@ -133,10 +140,11 @@ class BlockTargets:
         """Pack what is still unpacked; returns every array of the block. Call once.
 
         Raises:
-            TeacherError: more values are beyond their packing than there is room for.
+            TeacherError: more values are beyond their packing, or more tokens are sinks, than there is room for.
         """
         for stream in self.layout.nmse_streams:
-            self.arrays |= pack_stream(self.layout, stream, self._codes.pop(stream.path))
+            codes_DN, sinks = self._codes.pop(stream.path), self._sinks.pop(stream.path)
+            self.arrays |= pack_stream(self.layout, stream, codes_DN, sinks)
         if isinstance(self.layout.logits, SampleCodec) and self._draws is not None:
             self._pack_draws(self.layout.logits, self._draws)
             self._draws = None

@@ -71,7 +71,10 @@ def write_teacher(storage: Storage, teacher: Teacher) -> None:
 
 
 def write_variances(storage: Storage, manifest: Manifest, complete: Collection[str]) -> None:
-    """Write E||h - mean||^2 of each hidden state of a group, where it is not there; `complete` as for the reader."""
+    """Write E||h - mean||^2 of each hidden state of a group, where it is not there; `complete` as for the reader.
+
+    Of ordinary tokens: sinks would be all that counts in it.
+    """
     reader = CacheReader.of(storage, complete=complete)
     blocks = min(manifest.blocks, _BLOCKS)
     for layer in manifest.targets.hidden_layers():
@@ -81,7 +84,7 @@ def write_variances(storage: Storage, manifest: Manifest, complete: Collection[s
 
 
 def _total_variance(reader: CacheReader, layer: int, blocks: int) -> float:
-    """E||h - mean||^2 over the real positions of the first blocks, from sums of a few rows at a time."""
+    """E||h - mean||^2 over the ordinary tokens of the first blocks, from sums of a few rows at a time."""
     count, total_D, squares = 0, torch.zeros(reader.manifest.teacher.hidden_size, dtype=torch.float64), 0.0
     request = TargetRequest(hidden_layers=(layer,))
     (view,) = reader.views_for(request)
@@ -90,7 +93,7 @@ def _total_variance(reader: CacheReader, layer: int, blocks: int) -> float:
         first, last = reader.manifest.block_range(block)
         for start in range(0, last - first, _ROWS_AT_ONCE):
             targets = reader.decode(coded, start, min(start + _ROWS_AT_ONCE, last - first))
-            values_ND = targets.hidden[layer][targets.real_BT()].double()
+            values_ND = targets.hidden[layer][targets.ordinary_BT(layer)].double()
             count += len(values_ND)
             total_D += values_ND.sum(dim=0)
             squares += float(values_ND.square().sum())

@@ -28,7 +28,8 @@ from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import Forecast, MeasuredSample, forecast
 from teacher_cache.build.passes import TeacherPass, run_streams, run_views
 from teacher_cache.build.sidecar import write_projections
-from teacher_cache.codecs.nmse import CalibrationSample, Transform, calibrate, share_rows
+from teacher_cache.codecs.nmse import Transform, calibrate
+from teacher_cache.codecs.sample import CalibrationSample, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.corpus.corpus import Rows
@@ -139,7 +140,7 @@ class Trial:
     def _collect(
         self, manifest: Manifest, streams: Sequence[VectorStream], wanted: int
     ) -> dict[str, CalibrationSample]:
-        samples = {stream.path: CalibrationSample() for stream in streams}
+        samples = {stream.path: CalibrationSample(stream_projections(stream, self.projections)) for stream in streams}
         fitted = fitted_rows(manifest, wanted)
         held = max(4, _TUNED_TOKENS // manifest.seq_len)
         for first, stream, values_BTD, real_BT in run_streams(

@@ -9,7 +9,11 @@ NMSE = E||x - x'||^2 / E||x - mean||^2. A hidden state that is kept only for the
 coded in their metric: x = W h + b of all three, stacked. It lies in a space of the hidden width, so it costs no more
 components, and what matters to attention is what is kept.
 
-Shapes: N tokens, D components of x, H width of the hidden state, K components kept (K = H). All tensor functions.
+Where a few tokens would own the variance (`sinks.py`), they are kept beside the codes and coded as 0, the mean;
+rotation, step and error are those of the others.
+
+Shapes: N tokens, D components of x, H width of the hidden state, K components kept (K = H), S sinks. All tensor
+functions.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.packing import LARGEST_CODE, choose_packings
-from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.codecs.sample import CalibrationSample, coded_vectors, stacked_maps, total_variance
+from teacher_cache.codecs.sinks import squared_distance, store_sinks
+from teacher_cache.contract.manifest import SinkRecord, TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TeacherError
 from teacher_cache.models.attention import AttentionProjections, Projection
@@ -30,12 +36,6 @@ from teacher_cache.models.attention import AttentionProjections, Projection
 GROUP = 8
 """Components per packing are multiples of this, so that chunks of several components divide them."""
 _BISECTIONS = 40
-
-
-_FITTED_PER_COMPONENT = 48
-"""Tokens for each component of a covariance: at this number the rotation costs held-out rows about 1% more error."""
-_MEASURED_TOKENS = 8192
-_MOST_ROWS, _ENOUGH_ROWS, _ENOUGH_SHARE = 384, 128, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +54,52 @@ class Transform:
         """Rotated coordinates (codes times step) -> vectors [N, D]."""
         return torch.addmm(self.mean_D, coordinates_NK, self.basis_DK.T)
 
+    def analyse(self, values_ND: torch.Tensor) -> torch.Tensor:
+        """Vectors -> rotated coordinates [N, K]."""
+        return (values_ND - self.mean_D) @ self.basis_DK
+
 
 class Quantiser:
-    """The coding direction of a transform, for hidden states or vectors [N, H] on a device."""
+    """The coding direction of a transform, for hidden states or vectors [N, H] on a device.
 
-    def __init__(self, transform: Transform, projections: AttentionProjections | None) -> None:
-        weight_DH, bias_D = _stacked(projections, len(transform.mean_D))
+    With a record of `sinks`, some tokens are kept beside the codes: `find_sinks` says which, `keep` what of them.
+    """
+
+    def __init__(
+        self, transform: Transform, projections: AttentionProjections | None, sinks: SinkRecord | None = None
+    ) -> None:
+        weight_DH, bias_D = stacked_maps(projections, len(transform.mean_D))
         basis_KD = transform.basis_DK.T.double()
         self.weight_KH = (basis_KD @ weight_DH / transform.step).float()
         self.offset_K1 = (basis_KD @ (bias_D - transform.mean_D.double()) / transform.step).float()[:, None]
+        self.sinks = sinks
+        self._mean_D = transform.mean_D
+        self._projections = projections
 
-    def quantise(self, values_NH: torch.Tensor, padding_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes [K, N] in int16; 0 at padding, whatever the teacher gives there.
+    def find_sinks(self, values_NH: torch.Tensor, padding_N: torch.Tensor | None = None) -> torch.Tensor | None:
+        """[N]: True at the tokens that are kept beside the codes; None in a stream that keeps none."""
+        if self.sinks is None:
+            return None
+        self._mean_D = self._mean_D.to(values_NH.device)
+        far_N = squared_distance(coded_vectors(values_NH, self._projections), self._mean_D) > self.sinks.distance**2
+        return far_N if padding_N is None else far_N & ~padding_N
+
+    def keep(self, values_SH: torch.Tensor) -> NDArray[np.floating]:
+        """Sinks [S, D] as they are stored.
+
+        Raises:
+            TeacherError: their type cannot hold one.
+        """
+        assert self.sinks is not None
+        return store_sinks(coded_vectors(values_SH, self._projections), self.sinks)
+
+    def quantise(
+        self,
+        values_NH: torch.Tensor,
+        padding_N: torch.Tensor | None = None,
+        sinks_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Codes [K, N] in int16; 0 at padding and where sinks are, whatever the teacher gives there.
 
         Raises:
             TeacherError: a value is not finite, or is beyond any step that 16 bits can count.
@@ -75,6 +109,8 @@ class Quantiser:
         codes_KN = torch.addmm(self.offset_K1, self.weight_KH, values_NH.float().T).round_()
         if padding_N is not None:
             codes_KN.masked_fill_(padding_N, 0)
+        if sinks_N is not None:
+            codes_KN.masked_fill_(sinks_N, 0)
         largest = float(codes_KN.abs().amax()) if codes_KN.numel() else 0.0
         if not largest <= LARGEST_CODE:
             raise TeacherError(
@@ -83,14 +119,6 @@ class Quantiser:
                 "overflows in half precision, or a coarser --precision"
             )
         return codes_KN.to(torch.int16)
-
-
-def _stacked(projections: AttentionProjections | None, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The linear map from what the teacher gives to what is coded: [W_q; W_k; W_v] with biases, or the identity."""
-    if projections is None:
-        return torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    maps = [getattr(projections, name) for name in VECTORS]
-    return torch.cat([m.weight for m in maps]).double(), torch.cat([m.bias for m in maps]).double()
 
 
 def fold_projections(transform: Transform, projections: AttentionProjections) -> AttentionProjections:
@@ -110,70 +138,46 @@ def projections_of_projected(transform: Transform) -> AttentionProjections:
     )
 
 
-class CalibrationSample:
-    """What calibration needs of one stream: moments of many tokens, and the values of a few others."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.shift_H: torch.Tensor | None = None
-        self.sum_H: torch.Tensor | float = 0.0
-        self.outer_HH: torch.Tensor | float = 0.0
-        self.tune: list[torch.Tensor] = []
-        self.check: list[torch.Tensor] = []
-
-    def fit(self, values_NH: torch.Tensor) -> None:
-        """Add tokens to mean and covariance."""
-        values_NH = values_NH.float()
-        if self.shift_H is None:
-            # centred roughly before squaring: a large mean would eat the digits of a small variance
-            self.shift_H = values_NH.mean(dim=0)
-        shifted_NH = values_NH - self.shift_H
-        self.count += len(shifted_NH)
-        self.sum_H = self.sum_H + shifted_NH.double().sum(dim=0).cpu()
-        self.outer_HH = self.outer_HH + (shifted_NH.T @ shifted_NH).double().cpu()
-
-    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean [H] and covariance [H, H], float64."""
-        assert self.shift_H is not None and isinstance(self.sum_H, torch.Tensor)
-        mean_H = self.sum_H / self.count
-        return mean_H + self.shift_H.double().cpu(), self.outer_HH / self.count - torch.outer(mean_H, mean_H)
-
-
 def calibrate(
     sample: CalibrationSample, target: float, projections: AttentionProjections | None
 ) -> tuple[Transform, TransformRecord]:
     """Rotation from the fitted tokens, step and packing from others, the error as measured on yet others.
 
+    Sinks are left out of all of these; their record is part of what is found.
+
     Raises:
         TeacherError: the sample has no finite covariance.
     """
-    mean_H, covariance_HH = sample.moments()
-    if not bool(torch.isfinite(covariance_HH).all()):
+    if not bool(torch.isfinite(sample.moments()[1]).all()):
         raise TeacherError(
             "the teacher gave infinite or undefined values: they would ruin training; check the checkpoint, or use "
             "--dtype float32 if the teacher overflows in half precision"
         )
-    weight_DH, bias_D = _stacked(projections, len(mean_H))
+    count, mean_H, covariance_HH, sinks = sample.ordinary()
+    weight_DH, bias_D = stacked_maps(projections, len(mean_H))
     variance_H, axes_HH = torch.linalg.eigh(covariance_HH)
     basis_DK = axes_HH.flip(1)
     if projections is not None:
         basis_DK = torch.linalg.svd(weight_DH @ (axes_HH * variance_H.clamp_min(0).sqrt()), full_matrices=False).U
     mean_D = weight_DH @ mean_H + bias_D
-    unit = Quantiser(Transform(basis_DK=basis_DK, mean_D=mean_D, step=1.0), projections)
+    unit = Quantiser(Transform(basis_DK=basis_DK, mean_D=mean_D, step=1.0), projections, sinks)
     tune_NK, check_NK = (_coordinates(unit, torch.cat(part)) for part in (sample.tune, sample.check))
     # the variance of every token at hand: it varies more from row to row than the error of rounding does
-    trace = float((weight_DH @ covariance_HH * weight_DH).sum())
+    trace = total_variance(weight_DH, covariance_HH)
     others = float(tune_NK.square().sum() + check_NK.square().sum())
-    variance = (sample.count * trace + others) / (sample.count + len(tune_NK) + len(check_NK))
+    variance = (count * trace + others) / (count + len(tune_NK) + len(check_NK))
     step = find_step(tune_NK, target * variance)
     codes_NK = torch.cat([tune_NK, check_NK]).div(step).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
     order, components = choose_packings(codes_NK.to(torch.int16).numpy(), GROUP)
     transform = Transform(basis_DK=basis_DK[:, order].float().contiguous(), mean_D=mean_D.float(), step=step)
     nmse = rounding_error(check_NK, step) / variance if variance > 0 else 0.0
-    return transform, TransformRecord(step=step, nmse=nmse, components=components)
+    return transform, TransformRecord(step=step, nmse=nmse, components=components, sinks=sinks)
 
 
 def _coordinates(unit: Quantiser, values_NH: torch.Tensor) -> torch.Tensor:
+    """Of the tokens that are coded."""
+    if (sinks_N := unit.find_sinks(values_NH)) is not None:
+        values_NH = values_NH[~sinks_N]
     return torch.addmm(unit.offset_K1.T.cpu(), values_NH, unit.weight_KH.T.cpu())
 
 
@@ -208,16 +212,3 @@ def bisect_step(error_of: Callable[[float], float], error: float, low: float, hi
 def as_array(tensor: torch.Tensor) -> NDArray[np.generic]:
     """A tensor as a numpy array on the host."""
     return np.asarray(tensor.cpu().numpy())
-
-
-def share_rows(rows: int, seq_len: int, width: int) -> tuple[int, int, int]:
-    """How many of the first rows fit rotations, tune steps and check errors.
-
-    In small stores a twentieth of the rows, or 128 if that is more: a rotation fitted on fewer tokens costs bits, not
-    error, because the step is set on rows that the rotation has not seen.
-    """
-    measured = -(-_MEASURED_TOKENS // seq_len)
-    wanted = -(-_FITTED_PER_COMPONENT * width // seq_len) + 2 * measured
-    available = min(rows, wanted, _MOST_ROWS, max(_ENOUGH_ROWS, rows // _ENOUGH_SHARE))
-    measured = max(1, min(measured * available // wanted, available // 4))
-    return max(1, available - 2 * measured), measured, measured

@@ -115,6 +115,11 @@ class TargetBatch:
     places: Places | None = None
     starts_BT: torch.Tensor | None = None
     logits: TopkLogits | SampledLogits | None = None
+    hidden_sinks: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By layer, True at the tokens [B, T] that the store keeps apart since they would own the variance: of hidden
+    states in an `nmse` codec."""
+    attention_sinks: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Likewise, of any of the streams that a layer's attention is read from."""
 
     def real_BT(self) -> torch.Tensor:
         """True at the positions that hold a token of the row, False at padding."""
@@ -122,6 +127,14 @@ class TargetBatch:
 
         positions = torch.arange(self.input_ids_BT.shape[1], device=self.input_ids_BT.device)
         return positions[None, :] < self.length_B[:, None]
+
+    def ordinary_BT(self, layer: int) -> torch.Tensor:
+        """True at the real positions whose hidden state of this layer is no sink: what errors are counted over."""
+        return _without(self.real_BT(), self.hidden_sinks.get(layer))
+
+    def ordinary_attention_BT(self, layer: int) -> torch.Tensor:
+        """True at the real positions whose attention vectors of this layer are those of no sink."""
+        return _without(self.real_BT(), self.attention_sinks.get(layer))
 
     def rows(self, start: int, stop: int) -> TargetBatch:
         """Rows start..stop of this batch, as views of the same memory."""
@@ -141,6 +154,10 @@ def concatenate(batches: Sequence[TargetBatch]) -> TargetBatch:
     import torch
 
     return batches[0] if len(batches) == 1 else _zip_tensors(batches, torch.cat)
+
+
+def _without(real_BT: torch.Tensor, sinks_BT: torch.Tensor | None) -> torch.Tensor:
+    return real_BT if sinks_BT is None else real_BT & ~sinks_BT
 
 
 def _map_tensors(record: RecordT, function: Any) -> RecordT:

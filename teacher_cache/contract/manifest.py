@@ -78,23 +78,46 @@ class CorpusRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SinkRecord:
+    """The few tokens of a stream that would own its variance, and are kept beside the codes as they are.
+
+    They are the tokens whose `distance` from the stream's mean is greater than this. In the calibration sample they
+    were this `share` of the tokens, with this share of the `variance` of all of them. Their values are of this type.
+    """
+
+    distance: float
+    share: float
+    variance: float
+    dtype: Literal["float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformRecord:
     """What calibration fixed for one stream of vectors in an `nmse` codec.
 
     `nmse` is the error measured on rows of the calibration sample that neither rotation nor step saw; `components`
     counts the components of each packing, in packing order. `earlier_steps` are those to which the same coordinates had
-    been rounded before, in order, where the store was derived from a finer one.
+    been rounded before, in order, where the store was derived from a finer one. Where there are `sinks`, everything
+    else is about the other tokens.
     """
 
     step: float
     nmse: float
     components: Mapping[str, int]
     earlier_steps: tuple[float, ...] = ()
+    sinks: SinkRecord | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `asdict` and JSON have made of a record."""
-        return cls(**{**data, "earlier_steps": tuple(data["earlier_steps"])})
+        """Read what `_without_defaults` and JSON have made of a record."""
+        sinks = data.get("sinks")
+        return cls(
+            **{
+                **data,
+                "earlier_steps": tuple(data["earlier_steps"]),
+                "sinks": None if sinks is None else SinkRecord(**sinks),
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +267,7 @@ class Manifest:
         ]
 
 
-_LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm"}
+_LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None}
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.nmse import GROUP, CalibrationSample, Quantiser, Transform, bisect_step, calibrate, share_rows
+from teacher_cache.codecs.nmse import GROUP, Quantiser, Transform, bisect_step, calibrate
 from teacher_cache.codecs.packing import choose_packings
+from teacher_cache.codecs.sample import CalibrationSample, share_rows
 from teacher_cache.contract.manifest import TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.derive.origins import Derivation, StreamOrigin
@@ -26,6 +27,7 @@ from teacher_cache.derive.recode import Coarsening, Coder
 from teacher_cache.derive.rounding import CodedSample
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.errors import SettingsError, StoreError
+from teacher_cache.format.protocol import read_manifest
 from teacher_cache.format.transforms import read_projections, read_transform
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.base import Storage
@@ -65,7 +67,8 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
             continue
         transform = read_transform(storage, origin.target)
         if origin.way == "recoded":
-            coders[origin.target.path] = Quantiser(transform, _projections(source, origin))
+            sinks = read_manifest(storage).calibration[origin.target.path].sinks
+            coders[origin.target.path] = Quantiser(transform, _projections(source, origin), sinks)
             continue
         before = read_transform(source.reader.storage, origin.source)
         place = {column_D.numpy().tobytes(): number for number, column_D in enumerate(before.basis_DK.T)}
@@ -110,8 +113,11 @@ def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -
     def codes_NK(name: str) -> NDArray[np.int16]:
         parts = []
         for piece in sample[name]:
-            codes_KWN, real_N = source.codes(origin.source, piece), ~source.padding(piece)
-            parts.append(codes_KWN[:, :, real_N].reshape(len(codes_KWN), -1).T)
+            codes_KWN = source.codes(origin.source, piece)
+            coded_WN = np.tile(~source.padding(piece), (codes_KWN.shape[1], 1))
+            for view, sinks in enumerate(source.sinks(origin.source, piece)):
+                coded_WN[view, sinks.token_S] = False
+            parts.append(codes_KWN[:, coded_WN].T)
         return np.concatenate(parts)
 
     _refuse_finer(source, origin, record.nmse, target)
@@ -126,7 +132,8 @@ def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -
     step = record.step * ratio
     transform = replace(before, basis_DK=before.basis_DK[:, order].contiguous(), step=step)
     added = check.added_error(ratio) / variance if variance > 0 else 0.0
-    return transform, TransformRecord(step=step, nmse=record.nmse + added, components=components, earlier_steps=steps)
+    found = replace(record, step=step, nmse=record.nmse + added, components=components, earlier_steps=steps)
+    return transform, found
 
 
 def _recode(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -> Calibrated:
@@ -135,21 +142,27 @@ def _recode(source: SourceRows, derivation: Derivation, origin: StreamOrigin) ->
     assert target is not None
     projections = _projections(source, origin)
     weight_H = _squared_weights(projections, origin.source.width)
-    sample, lost, tokens = CalibrationSample(), 0.0, 0
+    sample = CalibrationSample(projections)
+    # of tokens that are near the others, and of those that are far: these are sinks or they are not
+    lost, tokens = [0.0, 0.0], [0, 0]
     for name, pieces in _sample(derivation).items():
         for piece in pieces:
             real_N = torch.from_numpy(~source.padding(piece))
             for values_NH in source.values(origin.source, piece):
                 values_NH = values_NH[real_N]
-                # rounding errors are spread evenly up to the bound
-                lost += float((codec.error_bound_ND(values_NH).double().square() / 3 @ weight_H).sum())
-                tokens += len(values_NH)
                 if name == "fit":
                     sample.fit(values_NH)
                 else:
                     (sample.tune if name == "tune" else sample.check).append(values_NH)
-    variance = _variance(sample, projections)
-    share = lost / tokens / variance if variance > 0 else 0.0
+                far_N = sample.far(values_NH)
+                for kind, part_NH in enumerate((values_NH[~far_N], values_NH[far_N])):
+                    # rounding errors are spread evenly up to the bound
+                    lost[kind] += float((codec.error_bound_ND(part_NH).double().square() / 3 @ weight_H).sum())
+                    tokens[kind] += len(part_NH)
+    _, _, covariance_HH, sinks = sample.ordinary()
+    kinds = slice(0, 2 if sinks is None else 1)
+    variance = _variance(covariance_HH, projections)
+    share = sum(lost[kinds]) / sum(tokens[kinds]) / variance if variance > 0 else 0.0
     _refuse_finer(source, origin, share, target)
     # where a component vanishes, what it had lost before is counted twice: some percent too much where int4 lost a lot
     transform, record = calibrate(sample, target - share, projections)
@@ -164,9 +177,8 @@ def _squared_weights(projections: AttentionProjections | None, width: int) -> to
     return torch.stack(squares).sum(dim=0)
 
 
-def _variance(sample: CalibrationSample, projections: AttentionProjections | None) -> float:
+def _variance(covariance_HH: torch.Tensor, projections: AttentionProjections | None) -> float:
     """E||x - mean||^2 of what is coded."""
-    _, covariance_HH = sample.moments()
     if projections is None:
         return float(covariance_HH.trace())
     weights = [getattr(projections, name).weight.double() for name in VECTORS]

@@ -24,7 +24,7 @@ from teacher_cache.contract.streams import VectorStream
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, StoreLayout
-from teacher_cache.format.packed_streams import pack_stream
+from teacher_cache.format.packed_streams import Sinks, pack_stream
 from teacher_cache.format.writer import BlockValues
 
 
@@ -112,30 +112,42 @@ class BlockDeriver:
         if origin.way == "kept" and whole:
             return {path: self._shard(before, pieces) for path, before in paths.items()}
         if target in self.manifest.calibration:
-            return {**pack_stream(self.layout, self.layout.stream(target), self._codes(origin, pieces))}
+            return {**pack_stream(self.layout, self.layout.stream(target), *self._codes(origin, pieces))}
         if origin.way == "kept":
             return {path: self._move(path, before, pieces) for path, before in paths.items()}
         return self._recode(origin.target, origin.source, pieces)
 
-    def _codes(self, origin: StreamOrigin, pieces: list[SourcePiece]) -> NDArray[np.int16]:
-        """[D, W * R * T] codes of a calibrated stream."""
+    def _codes(self, origin: StreamOrigin, pieces: list[SourcePiece]) -> tuple[NDArray[np.int16], list[Sinks]]:
+        """[D, W * R * T] codes of a calibrated stream, and its sinks: those of the source as they are."""
         coder, stream, positions = self.coders.get(origin.target.path), origin.target, self.manifest.seq_len
         views = self.manifest.views_of(stream.view)
         codes_DWRT = np.zeros((stream.width, views, self.manifest.block_rows, positions), dtype=np.int16)
+        sinks: list[Sinks] = []
         for piece in pieces:
             part_DWRT = codes_DWRT[:, :, piece.target]
             if isinstance(coder, Quantiser):
                 padding_N = self.source.padding(piece)
                 for view, values_ND in enumerate(self.source.values(origin.source, piece)):
-                    codes_DN = coder.quantise(values_ND).numpy()
+                    sinks_N = coder.find_sinks(values_ND, torch.from_numpy(padding_N))
+                    codes_DN = coder.quantise(values_ND, None, sinks_N).numpy()
                     codes_DN[:, padding_N] = 0
                     part_DWRT[:, view] = codes_DN.reshape(stream.width, -1, positions)
+                    if sinks_N is not None:
+                        kept = Sinks(sinks_N.numpy().nonzero()[0], coder.keep(values_ND[sinks_N]))
+                        sinks.append(self._placed(kept, view, piece))
                 continue
             codes_DWN = self.source.codes(origin.source, piece)
             if coder is not None:
                 codes_DWN = coder.apply(codes_DWN)
             part_DWRT[...] = codes_DWN.reshape(part_DWRT.shape)
-        return codes_DWRT.reshape(stream.width, -1)
+            held = self.source.sinks(origin.source, piece)
+            sinks += [self._placed(one, view, piece) for view, one in enumerate(held)]
+        return codes_DWRT.reshape(stream.width, -1), sinks
+
+    def _placed(self, sinks: Sinks, view: int, piece: SourcePiece) -> Sinks:
+        """Sinks among the rows of a piece -> the same ones in the block that is made of it."""
+        first = view * self.manifest.block_rows + piece.target.start
+        return Sinks(sinks.token_S + first * self.manifest.seq_len, sinks.value_SD)
 
     def _recode(self, stream: VectorStream, source: VectorStream, pieces: list[SourcePiece]) -> BlockValues:
         """A stream in another fixed precision; padding is zeros and stays so."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VectorStream
+from teacher_cache.format.packed_streams import Sinks
 from teacher_cache.read.reader import CacheReader
 
 
@@ -79,6 +80,22 @@ class SourceRows:
             here = (token >= start) & (token < stop)
             codes_DWN[component[here], view, token[here] - start] = value_WE[view, :count][here]
         return codes_DWN
+
+    def sinks(self, stream: VectorStream, piece: SourcePiece) -> list[Sinks]:
+        """View by view, the tokens of a calibrated stream that are kept as they are, by number 0..N."""
+        views = self.manifest.views_of(stream.view)
+        if stream.calibration is None or stream.calibration.sinks is None:
+            return []
+        start, stop = piece.start * self.manifest.seq_len, piece.stop * self.manifest.seq_len
+        count_W, index_WS, value_WSD = (
+            self.reader.load_array(f"{stream.path}/sinks/{name}", piece.block) for name in ("count", "index", "value")
+        )
+        found = []
+        for view in range(views):
+            index = index_WS[view, : count_W[view]].astype(np.int64)
+            here = (index >= start) & (index < stop)
+            found.append(Sinks(index[here] - start, value_WSD[view, : count_W[view]][here]))
+        return found
 
     def values(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:
         """[N, D] vectors of a stream in a fixed precision, view by view."""

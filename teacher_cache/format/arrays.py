@@ -57,13 +57,16 @@ def whole_array(path: str, dtype: str, *block_shape: int, views: int | None = No
     )
 
 
-def ragged_array(path: str, dtype: str, views: int, chunks: int, chunk: int, *, counted_by: str) -> ArraySpec:
-    """An array of which each view fills the part that another one counts."""
+def ragged_array(
+    path: str, dtype: str, views: int, chunks: int, chunk: int, *, counted_by: str, width: int | None = None
+) -> ArraySpec:
+    """An array of which each view fills the part that another one counts; its entries are numbers, or vectors."""
+    each = () if width is None else (width,)
     return ArraySpec(
         path=path,
         dtype=dtype,
-        block_shape=(views, chunks * chunk),
-        chunk_shape=(1, chunk),
+        block_shape=(views, chunks * chunk, *each),
+        chunk_shape=(1, chunk, *each),
         view_axis=0,
         views=views,
         counted_by=counted_by,

@@ -32,6 +32,12 @@ In an `nmse` codec a stream of vectors has, once it is calibrated, and with n = 
     …/escapes/value      [blocks, W, E]    int16
     …/basis, …/mean, …/step                           constants: x = mean + step * basis @ codes
 
+and, where a few tokens would own the variance (`codecs/sinks.py`), S of them at most a view:
+
+    …/sinks/count        [blocks, W]       int32      how many tokens of a view are kept as they are
+    …/sinks/index        [blocks, W, S]    int32      their numbers within the view (int64 where that is beyond 32 bits)
+    …/sinks/value        [blocks, W, S, D] float16    their vectors x (float32 where those are too large)
+
 In such a codec, attention that is computed from a hidden state of its own lies in attention/<l>/projected/…, where x is
 its queries, keys and values side by side.
 
@@ -40,6 +46,7 @@ its queries, keys and values side by side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +67,9 @@ _ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
 """Arrays of one number per row, with their types."""
 _ESCAPES_PER_CHUNK = 2**14
 _VALUES_PER_ESCAPE = 16
+_SINKS_PER_SEEN, _SINKS_UNSEEN = 4, 1 / 64
+"""Room for sinks: four times their share in the calibration sample, and a token in 64 whatever that was."""
+_SINK_NUMBERS_PER_CHUNK = 2**17
 _DRAWS_PER_CHUNK = 2**15
 _DRAWS = "logits/draws"
 SEGMENT_STARTS = "segments/starts"
@@ -169,9 +179,14 @@ def _attention_input(read_from: tuple[VectorStream, ...]) -> VectorStream | None
     return read_from[0] if read_from[0].source == "hidden" else None
 
 
+def transform_width(stream: VectorStream) -> int:
+    """D, the numbers of a token that an `nmse` stream codes."""
+    return len(VECTORS) * stream.width if stream.projected else stream.width
+
+
 def transform_constants(stream: VectorStream) -> dict[str, ConstantSpec]:
     """What calibration finds of an `nmse` stream: D numbers of a token are made of as many as the stream is wide."""
-    size = len(VECTORS) * stream.width if stream.projected else stream.width
+    size = transform_width(stream)
     return {
         f"{stream.path}/basis": ConstantSpec(dtype="float32", shape=(size, stream.width)),
         f"{stream.path}/mean": ConstantSpec(dtype="float32", shape=(size,)),
@@ -281,4 +296,24 @@ def _packed_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArrayS
     for name, dtype in (("index", index), ("value", "int16")):
         path = f"{stream.path}/escapes/{name}"
         arrays.append(ragged_array(path, dtype, views, chunks, _ESCAPES_PER_CHUNK, counted_by=count.path))
-    return arrays
+    return arrays + _sink_arrays(stream, views, tokens)
+
+
+def _sink_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpec]:
+    """The tokens of an `nmse` stream that are kept as they are; none where no tokens own the variance."""
+    if stream.calibration is None or (sinks := stream.calibration.sinks) is None:
+        return []
+    width = transform_width(stream)
+    room = math.ceil(tokens * min(1, _SINKS_PER_SEEN * sinks.share + _SINKS_UNSEEN))
+    chunk = min(room, max(1, _SINK_NUMBERS_PER_CHUNK // width))
+    index = "int32" if tokens < 2**31 else "int64"
+    count = whole_array(f"{stream.path}/sinks/count", "int32", views, views=views)
+    return [
+        count,
+        *(
+            ragged_array(
+                f"{stream.path}/sinks/{name}", dtype, views, -(-room // chunk), chunk, counted_by=count.path, width=each
+            )
+            for name, dtype, each in (("index", index, None), ("value", sinks.dtype, width))
+        ),
+    ]

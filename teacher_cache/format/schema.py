@@ -65,6 +65,15 @@ class CorpusSchema(_Strict):
     rows: Count
 
 
+class SinkSchema(_Strict):
+    """`manifest.SinkRecord`."""
+
+    distance: Annotated[float, Field(gt=0)]
+    share: Annotated[float, Field(gt=0, le=1)]
+    variance: Annotated[float, Field(ge=0, le=1)]
+    dtype: Literal["float16", "float32"]
+
+
 class TransformSchema(_Strict):
     """`manifest.TransformRecord`."""
 
@@ -72,6 +81,7 @@ class TransformSchema(_Strict):
     nmse: Annotated[float, Field(ge=0)]
     components: dict[Annotated[str, Field(max_length=40)], Annotated[int, Field(ge=0, le=2**22)]]
     earlier_steps: Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=1000)]
+    sinks: SinkSchema | None = None
 
 
 class LogitsSchema(_Strict):

@@ -42,7 +42,11 @@ def load_quantisers(
 ) -> dict[str, Quantiser]:
     """The coding direction of each calibrated stream by path."""
     return {
-        stream.path: Quantiser(read_transform(storage, stream), stream_projections(stream, projections))
+        stream.path: Quantiser(
+            read_transform(storage, stream),
+            stream_projections(stream, projections),
+            None if stream.calibration is None else stream.calibration.sinks,
+        )
         for stream in layout.nmse_streams
     }
 

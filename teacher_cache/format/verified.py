@@ -34,6 +34,7 @@ from teacher_cache.format.protocol import (
     wrong_size,
 )
 from teacher_cache.format.teacher_folder import check_teacher_folder, only_listed
+from teacher_cache.format.vouched import UNLISTED, unlisted
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.local_cache import LocalCache
 
@@ -65,6 +66,8 @@ class VerifiedObjects:
         """
         self._check(lambda key: not key.startswith(f"{TEACHER}/") and not key.endswith(COMMIT_HASHES))
         for group in self._groups:
+            for key in unlisted(group):
+                raise self.damaged(key, UNLISTED)
             key = group.prefix + COMMIT_HASHES
             if group.seal is not None and (what := wrong_size(self.storage, key, group.seal.objects[key])) is not None:
                 raise self.damaged(key, what)

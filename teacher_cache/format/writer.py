@@ -32,9 +32,7 @@ from teacher_cache.format.groups import (
 )
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
-    METADATA,
     SEAL,
-    TEACHER_FILES,
     Commit,
     ObjectDigest,
     Seal,
@@ -48,6 +46,7 @@ from teacher_cache.format.protocol import (
 )
 from teacher_cache.format.shards import create_array
 from teacher_cache.format.small_arrays import encode_metadata, write_metadata
+from teacher_cache.format.vouched import keys_to_seal
 from teacher_cache.storage.base import Storage
 
 _WRITES_AT_ONCE = 4
@@ -149,18 +148,13 @@ class GroupWriter:
 
     def _digest_objects(self, sizes: Mapping[str, int]) -> dict[str, ObjectDigest]:
         """Every object of the group but shards, commits, their list and the seal: metadata, constants, teacher."""
-        keys = {self.group.prefix + METADATA}
-        constants = self.group.layout.constants
-        for path in (*self.group.arrays, *constants):
-            parts = path.split("/")
-            keys |= {"/".join([*parts[:depth], METADATA]) for depth in range(1, len(parts) + 1)}
-        for path in constants:
+        keys = keys_to_seal(self.group)
+        for path in self.group.layout.constants:
             keys |= {key for key in sizes if key.startswith(f"{path}/")}
             if not any(key.startswith(f"{path}/c") for key in sizes):
                 raise StoreError(f"{self.storage.location!r} lacks {path!r}: {self.group.how_to_finish}")
         files = {}
         if not self.group.prefix:
-            keys.add(TEACHER_FILES)
             # as they were written: what has become of them since is found when they are read
             files = read_teacher_files(self.storage)
         try:

@@ -67,10 +67,10 @@ class CodedBlock:
 def is_decoded_on_device(path: str) -> bool:
     """Whether nothing of an array is looked at before its decoding: codes, scales, matrices, the most probable ids.
 
-    What says which rows, positions or draws there are has to be on the host.
+    What says which rows, positions, sinks or draws there are has to be on the host.
     """
     parts = path.split("/")
-    return parts[0] in ("hidden", "attention", "logits") and "escapes" not in parts and "draws" not in parts
+    return parts[0] in ("hidden", "attention", "logits") and not {"escapes", "sinks", "draws"}.intersection(parts)
 
 
 def in_view(spec: HiddenSpec | AttentionSpec | LogitsSpec | None, view: View) -> bool:
@@ -124,6 +124,7 @@ class RowDecoder:
         attention = {
             n: self._attention(n) for n in request.attention_layers if in_view(targets.find_attention(n), view)
         }
+        streams = {n: (self.layout.stream(f"hidden/{n}"),) for n in hidden}
         return TargetBatch(
             input_ids_BT=to_device(ids_BT, self.device),
             length_B=self._rows("length"),
@@ -133,6 +134,8 @@ class RowDecoder:
             places=places,
             starts_BT=self._starts(),
             logits=self._logits() if request.logits and in_view(targets.logits, view) else None,
+            hidden_sinks=self._sinks_of(streams),
+            attention_sinks=self._sinks_of({n: self.layout.attention[n] for n in attention}),
         )
 
     def _host_rows(self, path: str) -> NDArray[np.int64]:
@@ -177,6 +180,9 @@ class RowDecoder:
             values_ND = self._coordinates(stream)
             if not rotated:
                 values_ND = self.transforms(path).synthesise(values_ND)
+            if stream.calibration.sinks is not None:
+                token_S, sinks_SD = self._sinks(stream)
+                values_ND[token_S] = self.transforms(path).analyse(sinks_SD) if rotated else sinks_SD
         else:
             coded = {name: self._coded(one) for name, one in self.layout.coded_paths(path).items()}
             values_ND = self.layout.codecs[path].decode(coded)
@@ -205,6 +211,27 @@ class RowDecoder:
         escapes = to_device(value[here].astype(np.float32), self.device)
         coordinates_DN[where[0], where[1]] = escapes * step
         return coordinates_DN.T
+
+    def _sinks(self, stream: VectorStream) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers [S] among these rows' tokens, and vectors [S, D], of the tokens that are kept as they are."""
+        index, value = (self.coded.on_host(f"{stream.path}/sinks/{name}") for name in ("index", "value"))
+        start, stop = self.start * self.manifest.seq_len, self.stop * self.manifest.seq_len
+        here = slice(*np.searchsorted(index, (start, stop)).tolist())
+        token_S, sinks_SD = index[here].astype(np.int64) - start, value[here].astype(np.float32)
+        return to_device(token_S, self.device), to_device(sinks_SD, self.device)
+
+    def _sinks_of(self, streams: Mapping[int, tuple[VectorStream, ...]]) -> dict[int, torch.Tensor]:
+        """Which tokens [B, T] are sinks of one of the streams of a layer, for the layers that can have some."""
+        found = {}
+        for layer, read_from in streams.items():
+            if all(stream.calibration is None for stream in read_from):
+                continue
+            shape = (self.stop - self.start, self.manifest.seq_len)
+            found[layer] = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            for stream in read_from:
+                if stream.calibration is not None and stream.calibration.sinks is not None:
+                    found[layer].view(-1)[self._sinks(stream)[0]] = True
+        return found
 
     def _attention(self, layer: int) -> AttentionVectors | AttentionRelations:
         if (stream := self.layout.attention_input(layer)) is not None:

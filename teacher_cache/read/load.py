@@ -72,8 +72,8 @@ class BlockLoader:
         if spec.counted_by is None:
             return self.load_array(path, block, part)
         held = int(cast("Any", loaded[spec.counted_by]).sum(dtype=np.int64))
-        check_entries(spec.counted_by, held, spec.block_shape[-1])
-        values: NDArray[np.generic] = self.load_array(path, block, (part[0], slice(0, held)))[0]
+        check_entries(spec.counted_by, held, spec.block_shape[1])
+        values: NDArray[np.generic] = self.load_array(path, block, (part[0], slice(0, held), *part[2:]))[0]
         return values
 
     def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:

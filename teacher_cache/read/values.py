@@ -57,6 +57,8 @@ def check_values(layout: StoreLayout, block: int, arrays: Arrays) -> None:
     for stream in layout.streams:
         if f"{stream.path}/escapes/index" in arrays:
             _check_escapes(layout, stream.path, stream.width, arrays)
+            if f"{stream.path}/sinks/index" in arrays:
+                _check_sinks(layout, stream.path, arrays)
         elif (scale := arrays.get(f"{stream.path}/scale")) is not None:
             _refuse(f"{stream.path}/scale", scale, ~(np.isfinite(scale) & (scale >= 0)), "a finite number from 0 on")
 
@@ -179,6 +181,14 @@ def _check_escapes(layout: StoreLayout, path: str, width: int, arrays: Arrays) -
     values = width * layout.manifest.block_rows * layout.manifest.seq_len
     _check_range(arrays, f"{path}/escapes/index", slice(None), values, "the place of a value of its view")
     _refuse(f"{path}/escapes/index", index[1:], index[1:] <= index[:-1], "above the one before it")
+
+
+def _check_sinks(layout: StoreLayout, path: str, arrays: Arrays) -> None:
+    index, values = arrays[f"{path}/sinks/index"], arrays[f"{path}/sinks/value"]
+    tokens = layout.manifest.block_rows * layout.manifest.seq_len
+    _check_range(arrays, f"{path}/sinks/index", slice(None), tokens, "the number of a token of its view")
+    _refuse(f"{path}/sinks/index", index[1:], index[1:] <= index[:-1], "above the one before it")
+    _refuse(f"{path}/sinks/value", values, ~np.isfinite(values), "a finite number")
 
 
 def _check_range(arrays: Arrays, path: str, part: slice, stop: int, what: str, lowest: int = 0) -> None:

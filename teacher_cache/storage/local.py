@@ -160,16 +160,12 @@ class LocalStorage:
             os.close(descriptor)
 
     def refuse_unwritable(self) -> None:
-        """Find out before long work whether a store could be begun here, by writing an empty file and deleting it.
-
-        Nothing is tried in a store that exists: a finished one needs no writing.
+        """Find out before long work whether a store could be written here, by writing an empty file and deleting it.
 
         Raises:
             StoreError, SpaceError: it could not.
         """
         with self._explain_errors():
-            if self._root.is_dir() and any(self._root.iterdir()):
-                return
             folder = next(each for each in (self._root, *self._root.absolute().parents) if each.exists())
             with tempfile.NamedTemporaryFile(dir=folder, suffix=PARTIAL):
                 pass

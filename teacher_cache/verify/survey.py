@@ -42,6 +42,7 @@ from teacher_cache.format.protocol import (
     read_small,
     read_teacher_files,
 )
+from teacher_cache.format.vouched import UNLISTED, unlisted
 from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
 from teacher_cache.verify.contents import impossible_contents
@@ -146,13 +147,18 @@ class Survey:
         if self.group is not None:
             self.accounted |= {key for key in self.sizes if is_shard(key, self.group.arrays, self.blocks)}
         if self.seal is not None:
-            self.expected += [
-                Expected(key, digest, self._part_of(key), self.name) for key, digest in self.seal.objects.items()
-            ]
-            self._check_totals(self.seal, commits)
-            if self.group is not None:
-                for key, what in impossible_contents(self.storage, self.group.layout, self.seal):
-                    self._find(key, self._part_of(key), what)
+            self._check_sealed(self.seal, commits)
+
+    def _check_sealed(self, seal: Seal, commits: Mapping[int, Commit]) -> None:
+        self.expected += [Expected(key, digest, self._part_of(key), self.name) for key, digest in seal.objects.items()]
+        self._check_totals(seal, commits)
+        if self.group is None:
+            return
+        for key in unlisted(self.group):
+            self.accounted.add(key)
+            self._find(key, self._part_of(key), UNLISTED)
+        for key, what in impossible_contents(self.storage, self.group, seal):
+            self._find(key, self._part_of(key), what)
 
     def run_unsealed(self, vouched: set[str]) -> None:
         """Compare what no seal vouches for with what the manifest implies."""

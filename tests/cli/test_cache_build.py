@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,55 @@ def test_a_place_that_cannot_be_written_is_found_before_the_teacher_is_loaded(
         assert kdcache.main(["build", *flags]) == 1
         assert f"cannot write {str(tmp_path / place)!r} (Not a directory)" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@contextmanager
+def as_an_ordinary_user() -> Iterator[None]:
+    """A superuser may write anywhere: this thread gives up the two capabilities that say so."""
+    if os.geteuid():
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    less = (ctypes.c_uint32 * 6)(*before)
+    less[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH in the effective set
+    assert libc.capset(header, less) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+def test_a_store_that_may_not_be_written_is_refused_before_the_text_is_read(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unfinished, or finished and without what is asked for. What has all of it needs no writing, and is read-only."""
+    out = tmp_path / "cache.zarr"
+    flags = dict(zip(arguments[::2], arguments[1::2], strict=True)) | {"--out": str(out)}
+
+    def build(**changes: str) -> int:
+        changed = flags | {f"--{name}": value for name, value in changes.items()}
+        return kdcache.main(["build", *(word for pair in changed.items() for word in pair)])
+
+    assert build() == 0
+    # there is no such text: whoever reads it first says so
+    text = {"corpus": str(tmp_path / "no.txt")}
+    out.chmod(0o555)
+    try:
+        with as_an_ordinary_user():
+            assert build() == 0
+            capsys.readouterr()
+            assert build(**text) == 1
+            assert "no file matches the corpus" in capsys.readouterr().err
+            assert build(**text, layers="1,2,3,4") == 1
+            assert f"cannot write {str(out)!r} (Permission denied)" in capsys.readouterr().err
+        (out / "seal.json").rename(tmp_path / "seal.json")
+        with as_an_ordinary_user():
+            assert build(teacher="no/such-model") == 1
+            assert f"cannot write {str(out)!r} (Permission denied)" in capsys.readouterr().err
+    finally:
+        out.chmod(0o755)
 
 
 def test_corpora_that_cannot_be_read(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

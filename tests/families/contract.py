@@ -159,7 +159,7 @@ def _train(outcome: Outcome, shape: str, folder: Path) -> tuple[str, ...]:
         out = folder / f"student-{shape}-{'+'.join(methods)}"
         settings = TrainSettings(
             method="+".join(methods), cache=(str(folder / "cache.zarr"),), out=str(out), student=shape, steps=2,
-            init=init, batch_size=8, valid_share=0.2, relation_heads=2, device="cpu",
+            init=init, batch_size=8, valid_share=0.2, valid_every=2, relation_heads=2, device="cpu",
             mapping="2:4" if "hs" in methods else "uniform+last",
         )  # fmt: skip
         train(settings)

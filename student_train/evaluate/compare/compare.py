@@ -1,9 +1,10 @@
 """Runs side by side: what `kdeval compare` finds in the records that training and measurements left.
 
 In: directories of students, of their teacher, of anybody's model that `kdeval` measured. Out: a `Comparison`: one row
-per model (trainings that differ in their seed alone are one), its fidelity, its scores on every task, its latency, and
-whether each row differs from the baseline by more than its seeds explain. Nothing is measured and no model is loaded.
-What is missing is named in `notes` with the command that makes it, and so is whatever makes rows hard to compare.
+per model (trainings that differ in their seed alone are one), its fidelity, its scores on every task, its latency, of
+causal ones also perplexity and speed of generation, and whether each row differs from the baseline by more than its
+seeds explain. Nothing is measured and no model is loaded. What is missing is named in `notes` with the command that
+makes it, and so is whatever makes rows hard to compare.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from student_train.evaluate.compare.causal import CausalMeasures, causal_measures, common_generation
 from student_train.evaluate.compare.notes import comparison_notes
 from student_train.evaluate.compare.rows import Row, make_rows
 from student_train.evaluate.compare.significance import (
@@ -26,6 +28,7 @@ from student_train.evaluate.compare.significance import (
     paired_difference,
     summarise,
 )
+from student_train.evaluate.latency.generation_records import GenerationSetup
 from student_train.evaluate.run_records import RunRecords, TimingSetup, read_run
 from teacher_cache.errors import StudentError
 
@@ -49,6 +52,7 @@ class ComparedRow:
     latency_ms: float | None
     speedup: float | None
     timed_as: str | None = None
+    causal: CausalMeasures = field(default_factory=CausalMeasures)
 
     @property
     def name(self) -> str:
@@ -78,6 +82,7 @@ class ComparedRow:
             "latency_ms": self.latency_ms,
             "speedup": self.speedup,
             "timed_as": self.timed_as,
+            **self.causal.to_json(),
         }
 
     def _by_run(self, task: str) -> dict[str, dict[str, float]]:
@@ -91,13 +96,14 @@ class ComparedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All rows. `setup` is what the latencies are of, `baseline` the row that the differences are to."""
+    """All rows; `baseline` is the one that differences are to, `setup` and `generation` what the speeds are of."""
 
     rows: tuple[ComparedRow, ...]
     baseline: str
     tasks: Mapping[str, str]
     setup: TimingSetup | None
     notes: tuple[str, ...]
+    generation: GenerationSetup | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -110,6 +116,7 @@ class Comparison:
             "baseline": self.baseline,
             "tasks": dict(self.tasks),
             "latency_setup": None if self.setup is None else asdict(self.setup),
+            "generation_setup": None if self.generation is None else asdict(self.generation),
             "rows": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
         }
@@ -131,7 +138,7 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
     place = _place(paths[0] if baseline is None else baseline)
     base = next(row for row in rows if any(_place(run.path) == place for run in row.runs))
     tasks = _tasks(runs)
-    setup = _common_setup(rows)
+    setup, generation = _common_setup(rows), common_generation(rows)
     scores = {row.name: _scores(row, tasks) for row in rows}
     differences = _differences(rows, base, scores)
     timed = {row.name: _teacher_time(row, rows, setup) for row in rows}
@@ -145,12 +152,17 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
             differences=differences[row.name],
             latency_ms=_latency(row, setup) or timed[row.name],
             speedup=_speedup(row, setup) or (1.0 if timed[row.name] else None),
+            causal=causal_measures(row, rows, generation),
         )
         for row in rows
     )
     compared = tuple(_timed_by_shape(row, measured) for row in measured)
-    notes = comparison_notes(rows, tasks, setup, timed=[row.name for row in compared if row.latency_ms])
-    return Comparison(rows=compared, baseline=base.name, tasks=tasks, setup=setup, notes=tuple(notes))
+    with_time = [row.name for row in compared if row.latency_ms or row.causal.tokens_per_second]
+    read = [row.name for row in compared if row.causal.bits_per_byte is not None]
+    notes = comparison_notes(rows, tasks, generation if setup is None else setup, timed=with_time, read=read)
+    return Comparison(
+        rows=compared, baseline=base.name, tasks=tasks, setup=setup, generation=generation, notes=tuple(notes)
+    )
 
 
 def _timed_by_shape(row: ComparedRow, rows: Sequence[ComparedRow]) -> ComparedRow:

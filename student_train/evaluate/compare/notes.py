@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from student_train.evaluate.compare.rows import Row, other_differences
+from student_train.evaluate.latency.generation_records import GenerationSetup
 from student_train.evaluate.run_records import RunRecords, TimingSetup
 from teacher_cache.wording import some
 
@@ -20,13 +21,19 @@ _OF_THE_STUDENT = ("student", "weights", "config", "tokenizer")
 def comparison_notes(
     rows: Sequence[Row],
     tasks: Mapping[str, str],
-    setup: TimingSetup | None,
+    setup: TimingSetup | GenerationSetup | None,
     *,
     timed: Sequence[str],
+    read: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The notes. `timed` names the rows that have a latency, their own, as somebody's teacher, or of their shape."""
+    """The notes.
+
+    `timed` names the rows that have a latency, their own, as somebody's teacher, or of their shape; `read` those that
+    have a perplexity.
+    """
     runs = [run for row in rows for run in row.runs]
     yield from _missing(rows, tasks, setup, timed)
+    yield from _missing_of_causal(rows, read)
     yield from _training(rows)
     for what, answer in _LIKENESSES.items():
         yield from _unlike(what, runs, answer)
@@ -40,7 +47,10 @@ def comparison_notes(
 
 
 def _missing(
-    rows: Sequence[Row], tasks: Mapping[str, str], setup: TimingSetup | None, timed: Sequence[str]
+    rows: Sequence[Row],
+    tasks: Mapping[str, str],
+    setup: TimingSetup | GenerationSetup | None,
+    timed: Sequence[str],
 ) -> Iterator[str]:
     runs = [run for row in rows for run in row.runs]
     stale = {name for run in runs for name in run.stale}
@@ -53,7 +63,7 @@ def _missing(
     without = [run.path for run in runs if run.fidelity is None and run.provenance]
     if without:
         yield f"no fidelity of {some(without)}: run `kdeval fidelity --student RUN --cache CACHE`"
-    if not tasks:
+    if not tasks and not all(run.causal for run in runs):
         yield "no scores of any run: run `kdeval finetune --student RUN --task TASK`"
     for task in tasks:
         without = [run.path for run in runs if task not in run.tasks]
@@ -63,6 +73,22 @@ def _missing(
     if without:
         what = "" if setup is None else f" ({setup})"
         yield f"no latency{what} of {some(without)}: run `kdeval latency --student RUN --teacher TEACHER`"
+
+
+def _missing_of_causal(rows: Sequence[Row], read: Sequence[str]) -> Iterator[str]:
+    without = [run.path for row in rows for run in row.runs if run.causal and row.name not in read]
+    if without:
+        yield f"no perplexity of {some(without)}: run `kdeval perplexity --student RUN --text FILE`"
+    runs = [run for row in rows for run in row.runs]
+    names = dict.fromkeys(result.task for run in runs if run.lm_eval is not None for result in run.lm_eval.named)
+    for name in names:
+        without = [run.path for run in runs if run.causal and name not in _lm_eval_tasks(run)]
+        if without:
+            yield f"no {name} of {some(without)}: run `kdeval lm-eval --student RUN --tasks {','.join(names)}`"
+
+
+def _lm_eval_tasks(run: RunRecords) -> list[str]:
+    return [] if run.lm_eval is None else [result.task for result in run.lm_eval.named]
 
 
 def _training(rows: Sequence[Row]) -> Iterator[str]:
@@ -127,12 +153,41 @@ def _timed_teacher(run: RunRecords) -> str | None:
     return None if weights is None else f"weights {weights[:12]}"
 
 
+def _text(run: RunRecords) -> str | None:
+    return None if run.perplexity is None else f"{run.perplexity.fingerprints.get('text', '–')[:12]}"
+
+
+def _windows(run: RunRecords) -> str | None:
+    found = run.perplexity
+    return None if found is None else f"{found.seq_len} tokens, {found.stride} further each, {found.dtype}"
+
+
+def _vocabulary(run: RunRecords) -> str | None:
+    return None if run.perplexity is None else run.perplexity.fingerprints.get("vocabulary", "–")[:12]
+
+
+def _questions(run: RunRecords) -> str | None:
+    """What the harness asked: the tasks as it understood their files, the examples before each, how many questions."""
+    if run.lm_eval is None:
+        return None
+    asked = [
+        f"{result.task} {(result.config_sha256 or '–')[:12]}, {result.shots} shots, {result.examples} questions"
+        for result in run.lm_eval.results
+        if result.examples is not None
+    ]
+    return "; ".join(asked) or None
+
+
 _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
     "fidelity was measured on different rows": _measured_rows,
     "relation KL is of different teacher layers or heads": _relations,
     "hidden NMSE is a mean over different teacher layers": _hidden_layers,
     "latency was measured on different hardware": _hardware,
     "speed-ups are over different teachers": _timed_teacher,
+    "perplexity was measured on different text": _text,
+    "perplexity was measured in different windows": _windows,
+    "perplexities are of different tokenizers, bits per byte compare": _vocabulary,
+    "lm-evaluation-harness asked different questions": _questions,
 }
 
 

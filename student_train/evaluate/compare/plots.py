@@ -1,8 +1,8 @@
-"""Quality against what it costs: one point per row of a comparison, against latency and against parameters.
+"""Quality against what it costs: one point per row of a comparison, against latency, parameters, speed of generation.
 
 In: a `Comparison`. Out: PNG files. Quality is the average score over the tasks of the comparison; where nothing was
-scored, the relation KL to the teacher, upside down, or else the hidden NMSE. Error bars are the standard deviations of
-the table. Drawing takes about a second and no display.
+scored, bits per byte of text, the relation KL to the teacher, or else the hidden NMSE, upside down. Error bars are the
+standard deviations of the table. Drawing takes about a second and no display.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from student_train.evaluate.compare.compare import ComparedRow, Comparison
-from student_train.evaluate.drawing import GREY, LIGHT, PALETTE, new_figure, spread_labels, style_axes
+from student_train.evaluate.drawing import GREY, LIGHT, PALETTE, as_it_is, new_figure, spread_labels, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LATENCY_PLOT, PARAMETERS_PLOT = "quality-latency.png", "quality-parameters.png"
+GENERATION_PLOT = "quality-generation.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,14 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         PARAMETERS_PLOT: (
             "million parameters",
             {row.name: row.row.parameters / 1e6 for row in comparison.rows if row.row.parameters is not None},
+        ),
+        GENERATION_PLOT: (
+            f"tokens a second, {comparison.generation}",
+            {
+                row.name: row.causal.tokens_per_second
+                for row in comparison.rows
+                if row.causal.tokens_per_second is not None
+            },
         ),
     }
     written = []
@@ -66,6 +75,10 @@ def _quality(comparison: Comparison) -> _Quality | None:
                 name: (100 * each.mean, None if each.sd is None else 100 * each.sd) for name, each in scored.items()
             }
             return _Quality(label=f"{label}, × 100", values=values, lower_is_better=False)
+    read = {row.name: row.causal.bits_per_byte for row in rows if row.causal.bits_per_byte is not None}
+    if read:
+        points = {name: (bits, None) for name, bits in read.items()}
+        return _Quality(label="bits per byte of text (lower is better)", values=points, lower_is_better=True)
     for label, name in (("relation KL to the teacher, nats", "relation_kl"), ("hidden NMSE", "hidden_nmse")):
         found = {row.name: (getattr(row, name), None) for row in rows if getattr(row, name) is not None}
         if found:
@@ -97,11 +110,11 @@ def _plot(
         value, deviation = quality.values[row.name]
         axes.errorbar(
             costs[row.name], value, yerr=deviation, color=colors[method], fmt="o", markersize=8, capsize=3,
-            elinewidth=1.2, label=None if method in seen else method, markeredgecolor="white",
+            elinewidth=1.2, label=None if method in seen else as_it_is(method), markeredgecolor="white",
         )  # fmt: skip
         seen.add(method)
     axes.set_xlabel(label)
-    axes.set_ylabel(quality.label)
+    axes.set_ylabel(as_it_is(quality.label))
     axes.margins(x=0.12, y=0.14)
     if min(costs[row.name] for row in rows) * 4 < max(costs[row.name] for row in rows):
         axes.set_xscale("log")

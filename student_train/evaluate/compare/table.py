@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from student_train.evaluate.compare.compare import AVERAGE, ComparedRow, Comparison
 from student_train.evaluate.compare.significance import CONFIDENCE, PairedDifference, Summary
+from student_train.evaluate.perplexity.records import format_perplexity
 from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def _entity(found: re.Match[str]) -> str:
 def _overview(comparison: Comparison) -> Grid:
     words = ("method", "mapping", "init")
     columns = ["run", *words, "shape", "params", "relation KL", "hidden NMSE", "output KL"]
-    columns += [*comparison.columns, "ms", "speed-up"]
+    harness = _harness_columns(comparison)
+    columns += ["bits/byte", "perplexity", *harness, *comparison.columns, "ms", "speed-up"]
+    columns += ["first ms", "tokens/s", "speed-up"]
     lines = [_overview_line(row, comparison) for row in comparison.rows]
     kept = [place for place in range(len(columns)) if place == 0 or any(line[place] != LACKING for line in lines)]
     return Grid(
@@ -112,10 +115,20 @@ def _overview_line(row: ComparedRow, comparison: Comparison) -> list[str]:
         LACKING if shape is None else str(shape),
         LACKING if parameters is None else f"{parameters / 1e6:.2f}M",
         *(_number(value) for value in (row.relation_kl, row.hidden_nmse, row.output_kl)),
+        _number(row.causal.bits_per_byte),
+        LACKING if row.causal.perplexity is None else format_perplexity(row.causal.perplexity),
+        *(_number(row.causal.lm_eval.get(name)) for name in _harness_columns(comparison)),
         *(_score(row.scores.get(task)) for task in comparison.columns),
         LACKING if row.latency_ms is None else f"{row.latency_ms:.3g}{'' if row.timed_as is None else ' ‡'}",
         LACKING if row.speedup is None else f"{row.speedup:.2f}×",
+        LACKING if row.causal.first_token_ms is None else f"{row.causal.first_token_ms:.3g}",
+        LACKING if row.causal.tokens_per_second is None else f"{row.causal.tokens_per_second:.4g}",
+        LACKING if row.causal.speedup is None else f"{row.causal.speedup:.2f}×",
     ]
+
+
+def _harness_columns(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.causal.lm_eval))
 
 
 def _number(value: float | None) -> str:
@@ -143,6 +156,13 @@ def _overview_caption(comparison: Comparison) -> str:
         parts.append("‡: not timed so itself; the time of another row of the same shape.")
     if any(row.relation_kl or row.hidden_nmse or row.output_kl for row in comparison.rows):
         parts.append("KL in nats and NMSE: distance to the teacher on held-out rows, lower is better.")
+    if any(row.causal.bits_per_byte is not None for row in comparison.rows):
+        parts.append("Bits per byte and perplexity of text, lower is better; perplexity depends on the tokenizer.")
+    harness = _harness_columns(comparison)
+    if harness:
+        parts.append(f"Of lm-evaluation-harness, as it gives them: {', '.join(harness)}.")
+    if comparison.generation is not None:
+        parts.append(f"Median milliseconds to the first token, and tokens a second after it: {comparison.generation}.")
     parts.append("Parameters without heads.")
     return " ".join(parts)
 

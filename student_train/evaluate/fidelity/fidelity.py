@@ -36,6 +36,9 @@ from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.inputs import forward_arguments
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
+_NO_PLACE = (
+    "no output KL: none of the measured rows has a masked position, as where the tokenizer knows nothing of their text"
+)
 Advance = Callable[[int, int], None]
 """Told how many of the rows are done, and how many there are."""
 
@@ -162,7 +165,21 @@ class FidelitySums:
         self.tokens[view] = self.tokens.get(view, 0) + int(targets.length_B.sum())
 
     def report(self, student: str, cache: str) -> FidelityReport:
-        """The measures of everything added so far."""
+        """The measures of everything added so far.
+
+        Raises:
+            StudentError: there is none, for want of a masked position.
+        """
+        distribution, notes = None, self.plan.notes
+        if self.plan.logits_view is not None:
+            distribution = self.distribution.result()
+            if distribution is None:
+                notes = (*notes, _NO_PLACE)
+                if not self.relations and not self.hidden:
+                    raise StudentError(
+                        f"student {student!r} can be compared with nothing in {cache!r} ({'; '.join(notes)}): measure "
+                        "more rows with --rows, or give a cache that was built from other text"
+                    )
         return FidelityReport(
             student=student,
             cache=cache,
@@ -173,8 +190,8 @@ class FidelitySums:
             tokens=max(self.tokens.values(), default=0),
             relations=tuple(found.result() for found in self.relations.values()),
             hidden=tuple(found.result() for found in self.hidden.values()),
-            distribution=self.distribution.result() if self.plan.logits_view is not None else None,
-            notes=self.plan.notes,
+            distribution=distribution,
+            notes=notes,
         )
 
 

@@ -11,23 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from student_train.evaluate.fidelity.fidelity import plan_for, run_student
 from student_train.evaluate.fidelity.plan import FidelityPlan
 from student_train.evaluate.load import check_fit, load_student
 from student_train.losses.relations import one_relation_loss
+from student_train.students.pretrained import load_teacher_tokenizer
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, TargetBatch, TargetRequest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TargetsError
 from teacher_cache.models.attention import relation_matrices
 from teacher_cache.models.attention_tap import enable_tap
-from teacher_cache.models.families import quiet_transformers
 from teacher_cache.read.pool import CacheSource, open_caches
 
 _SENTENCE_ENDS = frozenset(".!?。！？؟।")
@@ -95,10 +95,7 @@ def relation_maps(student: str | Path, caches: Sequence[str]) -> RelationMaps:
 def _find_sentence(reader: CacheSource, plan: FidelityPlan, layer: int) -> tuple[int, TargetBatch, slice, list[str]]:
     """A held-out row, its targets, a sentence in it and all its tokens; the beginning of the first row at worst."""
     request = TargetRequest(attention_layers=(layer,))
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(
-            reader.teacher_folder(), local_files_only=True, trust_remote_code=False
-        )
+    tokenizer: Any = load_teacher_tokenizer(reader.teacher_folder())
     found = []
     for row in [row for rows in plan.rows for row in rows][:_ROWS_TRIED]:
         (targets,) = reader.read_rows(row, row + 1, request).values()

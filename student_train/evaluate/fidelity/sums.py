@@ -12,7 +12,7 @@ from torch import Tensor
 from student_train.data.split import RowRanges, abreast
 from student_train.evaluate.fidelity.plan import HiddenPair, RelationPair
 from student_train.evaluate.fidelity.records import DistributionFidelity, HiddenFidelity, RelationFidelity
-from student_train.losses.distributions import SampledTargets, Targets, logits_loss
+from student_train.losses.distributions import SampledTargets, Targets, logits_loss, within_vocabulary
 from student_train.losses.relations import one_relation_loss
 from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.methods.base import StudentOutputs
@@ -63,7 +63,7 @@ class HiddenSum:
         self._moments: tuple[PairMoments, PairMoments, PairMoments] | None = None
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch, first_row: int) -> None:
-        """Count the real positions of a batch."""
+        """Count the ordinary positions of a batch."""
         student_BTD, teacher_BTD = outputs.hidden[self.pair.student_layer], targets.hidden[self.pair.teacher_layer]
         if self._moments is None:
             widths = student_BTD.shape[-1], teacher_BTD.shape[-1]
@@ -74,7 +74,7 @@ class HiddenSum:
             moments.add(student_BTD[part_BT == part], teacher_BTD[part_BT == part])
 
     def _part_BT(self, targets: TargetBatch, first_row: int) -> Tensor:
-        """0 and 1 where the map is fitted, 2 where it is measured, -1 at padding."""
+        """0 and 1 where the map is fitted, 2 where it is measured, -1 at padding and at sinks."""
         real_BT, half = targets.real_BT(), len(self._places) // 2
         places = [self._places[row] for row in range(first_row, first_row + len(real_BT))]
         row_B1 = torch.tensor(places, device=real_BT.device)[:, None]
@@ -83,7 +83,7 @@ class HiddenSum:
         else:
             second_BT = real_BT.cumsum(1) > targets.length_B[:, None] // 2
         part_BT = torch.where(row_B1 < half, second_BT.long(), 2)
-        return part_BT.masked_fill(~real_BT, -1)
+        return part_BT.masked_fill(~targets.ordinary_BT(self.pair.teacher_layer), -1)
 
     def result(self) -> HiddenFidelity:
         """The error of the map fitted on the first half, on the second half."""
@@ -112,7 +112,8 @@ class DistributionSum:
         assert outputs.head is not None and targets.places is not None
         positions_BM1 = targets.places.positions_BM.long().unsqueeze(-1)
         hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
-        taught = flat_targets(targets)
+        # a causal student may have its vocabulary padded to fewer entries than its teacher's
+        taught = within_vocabulary(flat_targets(targets), self._vocab_size)
         place_P = taught.real_P.nonzero()[:, 0]
         run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
         for places in place_P.split(run):
@@ -125,12 +126,13 @@ class DistributionSum:
         self._agreed += int((logits_PV.argmax(1) == _most_probable(targets)).sum())
         self._positions += len(logits_PV)
 
-    def result(self) -> DistributionFidelity:
-        """Means over masked positions."""
-        positions = max(1, self._positions)
+    def result(self) -> DistributionFidelity | None:
+        """Means over masked positions; None where there was none, as nothing would look like a perfect student."""
+        if not self._positions:
+            return None
         return DistributionFidelity(
-            kl=self._kl / positions,
-            top1_agreement=self._agreed / positions,
+            kl=self._kl / self._positions,
+            top1_agreement=self._agreed / self._positions,
             positions=self._positions,
             temperature=self._temperature,
         )

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from student_train.evaluate.finetune.task_files import TABLES, Record, read_records
+from student_train.evaluate.finetune.task_files import TABLES, TAG, Record, read_records
 from student_train.evaluate.finetune.tasks import Task
 from teacher_cache.errors import TaskError, first_line
 from teacher_cache.hub import HUB_ERRORS
 
 HUB_SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:/]*)?(:[^:/]*)?")
-_TAG = re.compile(r"O|[BIESLUM]-\S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +267,6 @@ def _tagged(words: Any, tags: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if len(words) != len(tags):
         raise ValueError(f"{len(words)} words and {len(tags)} tags: each word needs one; mend or delete the example")
     for tag in tags:
-        if not _TAG.fullmatch(tag):
+        if not TAG.fullmatch(tag):
             raise ValueError(f"tag {tag!r} is not 'O' and none such as 'B-PER' or 'I-PER'; give tags in this form")
     return tuple(words), tuple(tags)

@@ -2,9 +2,10 @@
 
 Read by suffix, each also with .gz: .tsv (tabs, no quoting, as GLUE comes), .csv, .jsonl or .json (one object a line).
 For token classification any other file is read as CoNLL columns: one token a line with its tag in the last column,
-separated by tabs or single spaces, an empty line after each sentence; WikiANN's language marks before tokens ("de:Der")
-are dropped, and a first column that counts the words is passed over. A file is held in memory as a whole (QQP, the
-largest here: 0.4 GB). What columns mean is not known here.
+separated by tabs or single spaces, an empty line after each sentence. Marks of documents (-DOCSTART-), comments before
+a sentence (# text = ...) and a first column that counts the words are passed over; WikiANN's language marks before
+tokens ("de:Der") are dropped. A file is held in memory as a whole (QQP, the largest here: 0.4 GB). What columns mean is
+not known here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from teacher_cache.errors import TaskError
 
 Record = tuple[int, dict[str, Any]]
 """The number of a line (of its last line, where a quoted field spans several) and the values in it by column."""
+_Line = tuple[int, list[str]]
+"""Number and columns."""
+TAG = re.compile(r"O|[BIESLUM]-\S+")
+_DOCUMENT = "-DOCSTART-"
+_COMMENT = re.compile(r"#( |$)|#(begin|end)( document |$)")
+"""The first column, which is all of the line where others have tabs."""
 TABLES = (".tsv", ".csv", ".jsonl", ".json")
 CONLL_COLUMNS = ("tokens", "ner_tags")
 _COUNT = re.compile(r"[0-9]+([-.][0-9]+)?")
@@ -152,23 +159,43 @@ def _are_counts(sentences: Sequence[tuple[int, list[str], list[str]]]) -> bool:
 
 def _sentences(file: TaskFile, column: int = 0) -> Iterator[tuple[int, list[str], list[str]]]:
     """Number of the first line, words and tags of each sentence; words stand in `column`, counted from 0."""
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate([*file.text.split("\n"), ""], 1):
-        if not line.strip():
-            if words:
-                yield number - len(words), words, tags
-            words, tags = [], []
-        elif not line.startswith("-DOCSTART-"):
-            columns = [part for part in line.rstrip("\n").split("\t" if "\t" in line else " ") if part]
+    for lines in _paragraphs(file):
+        words: list[str] = []
+        tags: list[str] = []
+        for number, columns in lines:
             if len(columns) < 2:
                 raise _refuse_line(
                     file,
                     number,
-                    f"{line[:80]!r} has no tag: each line of CoNLL columns has a token first and its tag last, with a "
-                    "tab or a space between; an empty line ends a sentence",
+                    f"{columns[0][:80]!r} has no tag: each line of CoNLL columns has a token first and its tag last, "
+                    "with a tab or a space between; an empty line ends a sentence",
                 )
             if len(columns) < column + 2:
                 raise _refuse_line(file, number, f"column 1 (here {columns[0]!r}) holds {_NO_WORDS}")
             words.append(columns[column])
             tags.append(columns[-1])
+        yield lines[0][0], words, tags
+
+
+def _paragraphs(file: TaskFile) -> Iterator[list[_Line]]:
+    """The lines with words, sentence by sentence: up to an empty line, or to the mark of a new document."""
+    lines: list[_Line] = []
+    for number, line in enumerate([*file.text.split("\n"), ""], 1):
+        if line.strip() and not line.startswith(_DOCUMENT):
+            lines.append((number, [part for part in line.split("\t" if "\t" in line else " ") if part]))
+        else:
+            if words := _without_comments(lines):
+                yield words
+            lines = []
+
+
+def _without_comments(lines: list[_Line]) -> list[_Line]:
+    """Drop the comments before a sentence.
+
+    The word # may begin a sentence as well: with as many columns as the other lines have, two if all begin so, and a
+    tag as the last of them.
+    """
+    place = next((place for place, (_, columns) in enumerate(lines) if not _COMMENT.match(columns[0])), len(lines))
+    width = len(lines[place][1]) if place < len(lines) else 2
+    words = [line for line in lines[:place] if len(line[1]) == width and TAG.fullmatch(line[1][-1])]
+    return words + lines[place:]

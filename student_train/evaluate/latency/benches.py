@@ -19,13 +19,11 @@ from student_train.evaluate.latency.models import TimedModel
 from student_train.evaluate.latency.onnx_export import open_session, run_session
 from student_train.evaluate.latency.schedule import Size
 from student_train.evaluate.latency.settings import LatencySettings
+from student_train.evaluate.latency.turns import Pass
 from teacher_cache.models.arithmetic import move_model
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-Pass = Callable[[], object]
-"""One forward pass on inputs that are ready; it returns when the result is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,43 +11,43 @@ Throughput under parallel requests, tokenizers, heads and other precisions of ON
 
 from __future__ import annotations
 
-import platform
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import torch
 
-from student_train.evaluate.latency.benches import Bench, BenchPlan, Pass, list_benches
+from student_train.evaluate.causal import is_causal, model_folder
+from student_train.evaluate.latency.benches import Bench, BenchPlan, list_benches
+from student_train.evaluate.latency.generation import measure_generation
 from student_train.evaluate.latency.models import TimedModel, load_timed
 from student_train.evaluate.latency.onnx_export import INSTALL, export_onnx, missing_packages
 from student_train.evaluate.latency.records import LatencyReport, Measurement
-from student_train.evaluate.latency.schedule import LEAST_RUNS, Schedule, Size, plan_sizes
+from student_train.evaluate.latency.schedule import Schedule, Size, plan_sizes
 from student_train.evaluate.latency.settings import BACKENDS, LatencySettings
+from student_train.evaluate.latency.turns import Show, name_hardware, take_turns, threads_restored, time_pair
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.wording import format_duration
 
 DEFAULT_LENGTHS = (32, 128, 512)
-_MOST_WARM_UP_RUNS = 5
-
-
-class Show(Protocol):
-    """Called with what is being done, for a progress line."""
-
-    def __call__(self, doing: str, /) -> None: ...
 
 
 def measure_latency(settings: LatencySettings, *, devices: Sequence[str], show: Show) -> LatencyReport:
     """Time the student, and the teacher if one is given, on each device (`cpu`, `cuda`).
 
+    Of a causal student it is the generation of tokens that is timed (generation.py).
+
     Raises:
         StudentError: a model cannot be loaded or exported, or cannot read the lengths asked for.
-        SettingsError: ONNX Runtime was asked for and is not installed.
+        SettingsError: ONNX Runtime was asked for and is not installed, or something that this kind of model has not.
     """
+    if is_causal(model_folder(settings.student, "student")):
+        return measure_generation(settings, devices=devices, show=show)
+    if settings.new_tokens is not None:
+        raise SettingsError(
+            f"--new-tokens {settings.new_tokens!r}: student {settings.student!r} is no causal language model and "
+            "generates nothing; leave --new-tokens out, and one forward pass is timed"
+        )
     notes: list[str] = []
     backends = _choose_backends(settings, devices, notes)
     show("loading the models")
@@ -57,7 +57,7 @@ def measure_latency(settings: LatencySettings, *, devices: Sequence[str], show: 
     lengths = _choose_lengths(settings, models, notes)
     sizes = [Size.of(batch_size, length) for batch_size in settings.chosen_batch_sizes() for length in lengths]
     measurements: list[Measurement] = []
-    with tempfile.TemporaryDirectory(prefix="kdeval-") as scratch, _threads_restored():
+    with tempfile.TemporaryDirectory(prefix="kdeval-") as scratch, threads_restored():
         exported: Mapping[Path, float] = {}
         if "onnxruntime" in backends:
             exported = _export(models, settings, Path(scratch), notes, show)
@@ -72,7 +72,7 @@ def measure_latency(settings: LatencySettings, *, devices: Sequence[str], show: 
         teacher_size=models[1].size if len(models) > 1 else None,
         measurements=tuple(measurements),
         onnx_max_error=next(iter(exported.values()), None),
-        hardware=_hardware(devices),
+        hardware=name_hardware(devices),
         fingerprints={model.role: model.fingerprint for model in models},
         notes=tuple(notes),
     )
@@ -155,39 +155,7 @@ def _measure(
 def _plan(benches: Sequence[BenchPlan], sizes: Sequence[Size], seconds: float) -> Schedule:
     trial = max(benches, key=lambda bench: bench.threads).set_up()
     threads = [bench.threads for bench in benches]
-    return plan_sizes(sizes, threads, seconds=seconds, time_pair=lambda size: _time_pair(trial.passes(size)))
-
-
-def _time_pair(passes: Iterable[Pass]) -> float:
-    """Seconds of one pass of each model: the best of three, since a first guess should not pay for a moment's noise."""
-    seconds = 0.0
-    for call in passes:
-        call()
-        seconds += min(_time(call) for _ in range(3))
-    return seconds
-
-
-def _time(call: Pass) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def take_turns(passes: Sequence[Pass], runs: int, seconds: float) -> list[list[float]]:
-    """Seconds of each run of each pass, the passes in turn: at most `runs`, and no more than fit into `seconds`."""
-    started = time.perf_counter()
-    for warm_up in range(_MOST_WARM_UP_RUNS):
-        if warm_up and time.perf_counter() - started > seconds / 10:
-            break
-        for call in passes:
-            call()
-    times: list[list[float]] = [[] for _ in passes]
-    done = 0
-    while done < runs and (done < LEAST_RUNS or time.perf_counter() - started < seconds):
-        for call, taken in zip(passes, times, strict=True):
-            taken.append(_time(call))
-        done += 1
-    return times
+    return plan_sizes(sizes, threads, seconds=seconds, time_pair=lambda size: time_pair(trial.passes(size)))
 
 
 def _summarise(bench: Bench, size: Size, times: Sequence[Sequence[float]]) -> Measurement:
@@ -206,28 +174,3 @@ def _summarise(bench: Bench, size: Size, times: Sequence[Sequence[float]]) -> Me
         runs=len(student_ms),
         teacher_median_ms=round(float(np.median(teacher_ms[0])), 4) if teacher_ms else None,
     )
-
-
-@contextmanager
-def _threads_restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _hardware(devices: Sequence[str]) -> dict[str, str]:
-    hardware = {"cpu": _processor()}
-    if "cuda" in devices:
-        hardware["cuda"] = torch.cuda.get_device_name()
-    return hardware
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

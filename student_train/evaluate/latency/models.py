@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from student_train.evaluate.causal import model_folder
 from student_train.evaluate.latency.records import ModelSize
-from student_train.evaluate.load import WEIGHTS, weight_files, weights_fingerprint
+from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.students.pretrained import load_config, load_model
-from teacher_cache.errors import StudentError, first_line
-from teacher_cache.hub import HUB_ERRORS
+from teacher_cache.errors import StudentError
 from teacher_cache.models.families import position_limit
 
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -41,13 +40,7 @@ class TimedModel:
     @property
     def size(self) -> ModelSize:
         """Its parameters, and the bytes of its weight files."""
-        tables = [module for module in self.encoder.modules() if isinstance(module, nn.Embedding)]
-        embedding = {id(parameter): parameter.numel() for table in tables for parameter in table.parameters()}
-        return ModelSize(
-            parameters=sum(parameter.numel() for parameter in self.encoder.parameters()),
-            embedding_parameters=sum(embedding.values()),
-            bytes=sum(file.stat().st_size for file in weight_files(self.folder)),
-        )
+        return size_of(self.encoder, self.folder)
 
     @property
     def fingerprint(self) -> str:
@@ -56,11 +49,26 @@ class TimedModel:
 
     def random_ids(self, batch_size: int, seq_len: int) -> Tensor:
         """[batch_size, seq_len] ids of its vocabulary, special ones left out; the same ones every time."""
-        config = self.encoder.config
-        special = {getattr(config, name, None) for name in _SPECIAL_IDS}
-        ids = torch.tensor([entry for entry in range(config.vocab_size) if entry not in special])
-        draw = torch.Generator().manual_seed(batch_size * 1_000_003 + seq_len)
-        return ids[torch.randint(len(ids), (batch_size, seq_len), generator=draw)]
+        return random_ids(self.encoder.config, batch_size, seq_len)
+
+
+def random_ids(config: PreTrainedConfig, batch_size: int, seq_len: int) -> Tensor:
+    """[batch_size, seq_len] ids of a model's vocabulary, special ones left out; the same ones every time."""
+    special = {getattr(config, name, None) for name in _SPECIAL_IDS}
+    ids = torch.tensor([entry for entry in range(config.vocab_size) if entry not in special])
+    draw = torch.Generator().manual_seed(batch_size * 1_000_003 + seq_len)
+    return ids[torch.randint(len(ids), (batch_size, seq_len), generator=draw)]
+
+
+def size_of(model: PreTrainedModel, folder: Path) -> ModelSize:
+    """Parameters of a base model, and the bytes of the weight files that it came from."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    embedding = {id(parameter): parameter.numel() for table in tables for parameter in table.parameters()}
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        embedding_parameters=sum(embedding.values()),
+        bytes=sum(file.stat().st_size for file in weight_files(folder)),
+    )
 
 
 def load_timed(name: str, role: str) -> TimedModel:
@@ -69,9 +77,7 @@ def load_timed(name: str, role: str) -> TimedModel:
     Raises:
         StudentError: there is no such folder or name, the model is no encoder, or it cannot be loaded whole and run.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _fetch(name, role)
+    folder = model_folder(name, role)
     config = load_config(folder)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise StudentError(
@@ -98,23 +104,3 @@ def _try_out(model: TimedModel) -> None:
             f"{model.role} {model.name!r} of family {model.encoder.config.model_type!r} does not run on token ids and "
             f"a mask alone ({type(error).__name__}: {error}): there is no forward pass to time; choose another model"
         ) from error
-
-
-def _fetch(name: str, role: str) -> Path:
-    if role != "teacher":
-        raise StudentError(
-            f"there is no student directory {name!r}: nothing can be measured; give --student the directory that "
-            "kdtrain wrote (its --out) or any Hugging Face encoder directory"
-        )
-    try:
-        for pattern in WEIGHTS:
-            wanted = ["config.json", pattern, f"{pattern}.index.json"]
-            folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns="*/*"))
-            if weight_files(folder):
-                return folder
-    except HUB_ERRORS as error:
-        raise StudentError(
-            f"teacher {name!r} is no folder and cannot be had from the hub ({first_line(error)}): there is nothing to "
-            "compare with; check the name, or leave --teacher out"
-        ) from error
-    raise StudentError(f"teacher {name!r} has no weights that PyTorch reads on the hub: give another name or a folder")

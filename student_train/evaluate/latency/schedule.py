@@ -42,7 +42,12 @@ class Schedule:
 
 
 def plan_sizes(
-    sizes: Sequence[Size], threads: Sequence[int], *, seconds: float, time_pair: Callable[[Size], float]
+    sizes: Sequence[Size],
+    threads: Sequence[int],
+    *,
+    seconds: float,
+    time_pair: Callable[[Size], float],
+    trial_share: float = 0.01,
 ) -> Schedule:
     """Divide `seconds` among the sizes.
 
@@ -51,10 +56,12 @@ def plan_sizes(
         threads: the number of threads of each combination that every size is timed in.
         seconds: for everything together.
         time_pair: seconds of one pass of each model, warm, with the largest number of threads.
+        trial_share: a size is timed if a pair is expected to take less than this share of `seconds`; the others are
+            predicted.
     """
     needed = {
         size: {count: (WARM_UP_RUNS + LEAST_RUNS) * pair * max(threads) / count for count in set(threads)}
-        for size, pair in _predict(sorted(sizes), seconds / 100, time_pair).items()
+        for size, pair in _predict(sorted(sizes), seconds * trial_share, time_pair).items()
     }
     totals = {size: sum(by_threads[count] for count in threads) for size, by_threads in needed.items()}
     admitted: list[Size] = []

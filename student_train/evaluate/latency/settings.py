@@ -17,22 +17,26 @@ BACKENDS = ("pytorch", "onnxruntime")
 class LatencySettings:
     """Measure how long one forward pass of a student's encoder takes, and how much faster than its teacher's that is.
 
-    Any Hugging Face encoder will do. Student and teacher take turns run by run, so that whatever else the machine does
-    hits both. Inputs are random token ids without padding; heads, tokenizers and pooling layers are not part of what is
-    timed.
+    Any Hugging Face encoder will do. Of a causal language model it is the time to the first token of an answer, and the
+    tokens a second from there on: greedy, a fixed number of them, the keys and values before them kept. Student and
+    teacher take turns run by run, so that whatever else the machine does hits both. Inputs are random token ids without
+    padding; tokenizers, pooling layers and the heads of encoders are not part of what is timed.
     """
 
     student: str = "student"
-    """Directory of the student: what kdtrain wrote, or any Hugging Face encoder."""
+    """Directory of the student: what kdtrain wrote, or any Hugging Face encoder or causal language model."""
 
     teacher: str | None = None
     """Directory or hub name of the model to compare with (default: none, and no speed-up)."""
 
     batch_sizes: str = "1,32"
-    """Sequences per forward pass."""
+    """Sequences per forward pass, or prompts that are answered together."""
 
     lengths: str | None = None
-    """Tokens per sequence (default: those of 32,128,512 that the models can read)."""
+    """Tokens per sequence, or per prompt (default: those of 32,128,512 that the models can read)."""
+
+    new_tokens: int | None = None
+    """Tokens that a causal model generates after each prompt (default: 32)."""
 
     threads: str | None = None
     """Numbers of CPU threads (default: 1,2, or 1 where there is one core). On a GPU the host always has one."""
@@ -65,6 +69,10 @@ class LatencySettings:
             raise SettingsError(f"--runs {self.runs!r} leaves nothing to measure: give 1 or more")
         if not 0 < self.seconds < math.inf:
             raise SettingsError(f"--seconds {self.seconds!r} is no time to measure in: give a positive number")
+        if self.new_tokens is not None and self.new_tokens < 2:
+            raise SettingsError(
+                f"--new-tokens {self.new_tokens!r} leaves no token after the first one to time: give 2 or more"
+            )
         self.chosen_batch_sizes()
         self.chosen_lengths()
         self._check_threads()

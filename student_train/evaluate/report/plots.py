@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from student_train.evaluate.drawing import BLUE, GREEN, GREY, LIGHT, ORANGE, PALETTE, new_figure, style_axes
+from student_train.evaluate.drawing import BLUE, GREEN, GREY, LIGHT, ORANGE, PALETTE, as_it_is, new_figure, style_axes
 from student_train.evaluate.fidelity.records import FidelityReport
 from teacher_cache.contract.streams import VECTORS
 
@@ -156,9 +156,8 @@ def _draw_losses(
     for place, name in enumerate(parts if len(parts) > 1 else []):
         values = [_mean(each, name) for each in bins]
         lowest, highest = min(lowest, *values), max(highest, *values)
-        axes.plot(
-            steps, values, color=PALETTE[2 + place % (len(PALETTE) - 2)], linewidth=1, label=f"{name}, unweighted"
-        )
+        color, label = PALETTE[2 + place % (len(PALETTE) - 2)], f"{as_it_is(name)}, unweighted"
+        axes.plot(steps, values, color=color, linewidth=1, label=label)
     if validations:
         shown = thin_out(validations, _POINTS // 4)
         points = [(record["step"], record["valid_loss"]) for record in shown]

@@ -1,9 +1,9 @@
 """A run's report: everything that is known of one student, as one HTML page that needs no network.
 
 In: the directory of a student, and for the relation maps a cache. Out: the page as text: summary, training curves,
-fidelity per layer, relation maps of teacher and student, tasks, latency, where it comes from and the commands that make
-it again. A section without its record names the command that makes it. Nothing is measured; with a cache the student
-runs once on some row. Cost: a few seconds, and a page of some hundred kilobytes.
+fidelity per layer, relation maps of teacher and student, text, tasks, latency, where it comes from and the commands
+that make it again. A section without its record names the command that makes it. Nothing is measured; with a cache the
+student runs once on some row. Cost: a few seconds, and a page of some hundred kilobytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from student_train.evaluate.perplexity.records import format_perplexity
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, contents, facts, heading_one, page, paragraph, section
 from student_train.evaluate.run_records import RunRecords, read_run
@@ -36,7 +37,9 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
         "training": ("Training", sections.training(metrics)),
         "fidelity": ("Fidelity to the teacher", sections.fidelity(records)),
         "relations": ("Attention relations of a sentence", sections.relations(records, caches)),
-        "tasks": ("Tasks", sections.tasks(records)),
+        **({"perplexity": ("Text", sections.perplexity(records))} if _causal(records) else {}),
+        **({"harness": ("lm-evaluation-harness", sections.lm_eval(records))} if _causal(records) else {}),
+        **({"tasks": ("Tasks", sections.tasks(records))} if records.tasks or not _causal(records) else {}),
         "latency": ("Latency", sections.latency(records)),
         "provenance": ("Where it comes from", sections.provenance(records)),
         "reproduce": ("Make it again", sections.reproduce(records)),
@@ -50,6 +53,10 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
         *(section(anchor, title, content) for anchor, (title, content) in parts.items()),
     ]
     return page(f"{name} – report", body)
+
+
+def _causal(records: RunRecords) -> bool:
+    return records.causal or records.perplexity is not None or records.lm_eval is not None
 
 
 def _read_metrics(records: RunRecords) -> list[dict[str, Any]]:
@@ -90,19 +97,35 @@ def _facts(records: RunRecords, metrics: Sequence[Mapping[str, Any]]) -> list[tu
             for key, measure in records.fidelity.lines().items()
             if key.endswith(".total") or key in ("hidden.mean", "distribution.kl")
         ]
+    if records.perplexity is not None:
+        score = records.perplexity.student_score
+        found += [("bits a byte", f"{score.bits_per_byte:.3f}"), ("perplexity", format_perplexity(score.perplexity))]
+    if records.lm_eval is not None:
+        found += [
+            (f"{result.task}, {result.main}", f"{result.metrics[result.main].value:.3g}")
+            for result in records.lm_eval.named
+        ]
     found += [
         (f"{task}, {scores.metric} × 100", f"{100 * sum(scores.scores.values()) / len(scores.scores):.1f}")
         for task, scores in records.tasks.items()
     ]
-    speedups = [
-        timing.teacher_median_ms / timing.median_ms
-        for timing in (records.latency.timings.values() if records.latency is not None else ())
-        if timing.teacher_median_ms is not None
-    ]
+    speedups = _speedups(records)
     if speedups:
         least, most = (f"{edge(speedups):.1f}×" for edge in (min, max))
         found.append(("faster than the teacher", least if least == most else f"{least} to {most}"))
     return found
+
+
+def _speedups(records: RunRecords) -> list[float]:
+    if records.latency is None:
+        return []
+    passes = [
+        timing.teacher_median_ms / timing.median_ms
+        for timing in records.latency.timings.values()
+        if timing.teacher_median_ms is not None
+    ]
+    answers = [timing.speedup for timing in records.latency.generation.values() if timing.speedup is not None]
+    return [*passes, *answers]
 
 
 def _training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -12,7 +12,11 @@ from typing import Any
 
 from student_train.evaluate.fidelity.records import format_value
 from student_train.evaluate.finetune.records import score_cells
-from student_train.evaluate.latency.records import name_place
+from student_train.evaluate.latency.generation_records import name_place
+from student_train.evaluate.lm_eval.records import COLUMNS as HARNESS_COLUMNS
+from student_train.evaluate.lm_eval.records import result_lines
+from student_train.evaluate.perplexity.records import COLUMNS as PERPLEXITY_COLUMNS
+from student_train.evaluate.perplexity.records import text_cells
 from student_train.evaluate.report.html import Html, code_block, heading, missing, paragraph, picture, table
 from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
@@ -115,15 +119,52 @@ def _task(found: TaskScores) -> list[Html]:
     return [heading(found.task), table(columns, lines), *([paragraph(f"{how}.", "note")] if how else [])]
 
 
+def perplexity(records: RunRecords) -> list[Html]:
+    """Perplexity and bits per byte, beside the teacher's."""
+    report = records.perplexity
+    if report is None:
+        reason = _reason(records, "perplexity.json", "How well the student predicts text was not measured.")
+        command = ["kdeval", "perplexity", "--student", records.path, "--text", "FILE", "--teacher"]
+        return [missing(reason, shlex.join([*command, _teacher_name(records)]))]
+    windows = f"windows of {report.seq_len} tokens, {report.stride} further each, in {report.dtype}"
+    size = f"{report.documents:,} documents, {report.student_score.bytes:,} bytes"
+    return [
+        paragraph(f"On {', '.join(report.text)}: {size}; {windows}."),
+        table(PERPLEXITY_COLUMNS, [[role, *text_cells(score)] for role, score in report.lines()]),
+        *(paragraph(note, "note") for note in report.notes),
+    ]
+
+
+def lm_eval(records: RunRecords) -> list[Html]:
+    """Every metric of every task of the harness."""
+    report = records.lm_eval
+    if report is None:
+        reason = _reason(records, "lm-eval.json", "The student was measured on no task of the harness.")
+        command = ["kdeval", "lm-eval", "--student", records.path, "--tasks", "TASK", "--include-path", "FOLDER"]
+        return [missing(reason, shlex.join(command))]
+    lines = [line for result in report.results for line in result_lines(result)]
+    return [
+        table(HARNESS_COLUMNS, lines, words=2),
+        paragraph(f"Harness {report.harness}, in {report.dtype}; ↑: higher is better.", "note"),
+        *(paragraph(note, "note") for note in report.notes),
+    ]
+
+
+def _teacher_name(records: RunRecords) -> str:
+    return records.provenance.get("cache", {}).get("teacher", {}).get("name") or "TEACHER"
+
+
 def latency(records: RunRecords) -> list[Html]:
     """Every measurement, beside the teacher's."""
     if records.latency is None:
         reason = _reason(records, "latency.json", "How fast the student is was not measured.")
         command = ["kdeval", "latency", "--student", records.path, "--teacher"]
-        teacher = records.provenance.get("cache", {}).get("teacher", {}).get("name") or "TEACHER"
-        return [missing(reason, shlex.join([*command, teacher]))]
+        return [missing(reason, shlex.join([*command, _teacher_name(records)]))]
     columns = ["backend", "where", "numbers", "batch", "tokens", "median ms", "p90", "p99", "teacher ms", "speed-up"]
-    parts = [table(columns, _timings(records.latency), words=3)]
+    lines, answers = _timings(records.latency), _answers(records.latency)
+    parts = [table(columns, lines, words=3)] if lines or not answers else []
+    if answers:
+        parts.append(table(_ANSWER_COLUMNS, answers, words=3))
     record = records.latency.record
     sizes = [f"student {records.latency.parameters / 1e6:.2f}M parameters"]
     if records.latency.teacher_parameters is not None:
@@ -151,6 +192,32 @@ def _timings(latency: LatencyRecord) -> list[list[str]]:
             ]
         )
     return lines
+
+
+_ANSWER_COLUMNS = (
+    *("backend", "where", "numbers", "batch", "prompt", "new tokens"),
+    *("first token, ms", "p90", "teacher", "speed-up", "tokens a second", "teacher", "speed-up", "runs"),
+)
+
+
+def _answers(latency: LatencyRecord) -> list[list[str]]:
+    """Generation, a line for each size."""
+    return [
+        [
+            *(setup.backend, setup.place, setup.dtype),
+            *(f"{count}" for count in (setup.batch_size, setup.prompt_tokens, setup.new_tokens)),
+            *map(_milliseconds, (timing.first_token_ms, timing.first_token_p90_ms, timing.teacher_first_token_ms)),
+            _times(timing.first_token_speedup),
+            *(_value(rate) for rate in (timing.tokens_per_second, timing.teacher_tokens_per_second)),
+            _times(timing.speedup),
+            f"{timing.runs}",
+        ]
+        for setup, timing in latency.generation.items()
+    ]
+
+
+def _times(ratio: float | None) -> str:
+    return LACKING if ratio is None else f"{ratio:.2f}×"
 
 
 def provenance(records: RunRecords) -> list[Html]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from student_train.evaluate.drawing import BLUE, GREY, LIGHT, ORANGE, new_figure, style_axes
+from student_train.evaluate.drawing import BLUE, GREY, LIGHT, ORANGE, as_it_is, new_figure, style_axes
 from student_train.evaluate.fidelity.records import FidelityReport, Measure
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def plot_training(
     """
     figure = new_figure(13, 5.4)
     curve, fidelity = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    figure.suptitle(title, fontsize=13, x=0.01, ha="left", weight="bold")
+    figure.suptitle(as_it_is(title), fontsize=13, x=0.01, ha="left", weight="bold")
     _draw_curve(curve, records)
     _draw_fidelity(fidelity, reports)
     figure.savefig(path)
@@ -77,8 +77,8 @@ def _draw_fidelity(axes: Axes, reports: Mapping[str, FidelityReport]) -> None:
     for place, key in enumerate(keys):
         start, end = before[key].value, after[key].value
         axes.plot((start, end), (place, place), color=LIGHT, linewidth=5, solid_capstyle="round", zorder=1)
-        axes.scatter(start, place, s=70, color=GREY, zorder=2, label=before_name if place == 0 else None)
-        axes.scatter(end, place, s=70, color=BLUE, zorder=3, label=after_name if place == 0 else None)
+        axes.scatter(start, place, s=70, color=GREY, zorder=2, label=as_it_is(before_name) if place == 0 else None)
+        axes.scatter(end, place, s=70, color=BLUE, zorder=3, label=as_it_is(after_name) if place == 0 else None)
         _annotate_pair(axes, place, start, end)
     axes.set_yticks(range(len(keys)), [_short_label(after[key]) for key in keys])
     axes.invert_yaxis()

@@ -4,17 +4,20 @@ The principal components of the residual stream over all places that the student
 both norms of its layers put out); each place counts the same. One set of components serves all places, because the
 blocks of a layer only add to the stream. Layer norms subtract the mean over the components, so the components are laid
 into those directions of the student's stream whose mean is 0, of which there are S - 1. At equal width the stream stays
-as it is.
+as it is. Sinks, a few tokens that would own the variance (`codecs/sinks.py`), have no say: all would be theirs.
 Shapes: D components of the teacher, S of the student, N positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from teacher_cache.codecs.sinks import Surroundings, describe_sinks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,29 @@ class StateMoments:
         """E[(h - mean) (h - mean)']."""
         mean_D = self._sum_D / self.count
         return self.second_moments() - torch.outer(mean_D, mean_D)
+
+
+def ordinary_moments(parts: Iterable[Tensor]) -> StateMoments:
+    """Moments of one place over all its states that are no sinks, which come in parts [N, D] (at least one)."""
+    everything = near = None
+    surroundings, far = None, 0
+    for states_ND in parts:
+        if surroundings is None:
+            surroundings, everything = Surroundings.of(states_ND), StateMoments(states_ND.shape[1])
+        assert everything is not None
+        far_N = surroundings.far(states_ND)
+        far += int(far_N.sum())
+        if far and near is None:
+            near = deepcopy(everything)
+        everything.add(states_ND)
+        if near is not None:
+            near.add(states_ND[~far_N])
+    assert everything is not None and surroundings is not None
+    if near is None:
+        return everything
+    total, ordinary = (float(moments.covariance().trace()) for moments in (everything, near))
+    sinks = describe_sinks(surroundings, tokens=everything.count, far=far, total=total, ordinary=ordinary, largest=0.0)
+    return everything if sinks is None else near
 
 
 def make_basis(places: Iterable[StateMoments], width: int, student_width: int) -> Basis:

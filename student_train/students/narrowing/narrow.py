@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student_train.students.narrowing.basis import Basis, StateMoments, make_basis
+from student_train.students.narrowing.basis import Basis, StateMoments, make_basis, ordinary_moments
 from student_train.students.narrowing.layer import LayerFit, trace_layer
 from student_train.students.narrowing.mlm_head import fit_head
 from student_train.students.narrowing.parts import ModelParts
@@ -133,10 +133,7 @@ def _run_teacher(
 
 
 def _moments(calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> StateMoments:
-    moments = StateMoments(hidden[0].shape[-1])
-    for call, hidden_BTD in zip(calls, hidden, strict=True):
-        moments.add(hidden_BTD[call.real_BT])
-    return moments
+    return ordinary_moments(hidden_BTD[call.real_BT] for call, hidden_BTD in zip(calls, hidden, strict=True))
 
 
 def _fit_embeddings(

@@ -12,6 +12,8 @@ allowed (of a ratio: Cochran, Sampling Techniques, 6.4), before that as much aga
 which was a sample too: no false alarm in those choices. Wrong targets are far outside: those of other rows, or in
 another rotation, have an NMSE of about 2. One wrong token shows, too: the worst right one had 1.2 times the average.
 
+Sinks, which a store keeps apart, count in none of these sums: each is held to its own bound, in length.
+
 Shapes: N tokens of one row, D components. All tensor functions.
 """
 
@@ -84,6 +86,17 @@ class VectorErrors:
         self.dtype = dtype
         self.rows: list[_RowSums] = []
         self.beyond = 0
+        self.beyond_sinks = 0
+
+    def add_sinks(
+        self, have_SD: torch.Tensor, live_SD: torch.Tensor, alone_SD: torch.Tensor, bound_SD: torch.Tensor
+    ) -> None:
+        """Add the sinks of one row: how far each may be off is the length of its bound."""
+        if not len(have_SD):
+            return
+        error_S, noise_S = ((one.double() - live_SD.double()).norm(dim=1) for one in (have_SD, alone_SD))
+        allowed = arithmetic(noise_S, float(live_SD.double().norm(dim=1).amax()), self.dtype)
+        self.beyond_sinks += int((~(error_S <= bound_SD.double().norm(dim=1) + allowed)).sum())
 
     def add(
         self,
@@ -98,6 +111,8 @@ class VectorErrors:
 
         `bound_ND` is the largest distance of each value; `expected` the squared error that is expected of the row.
         """
+        if not len(have_ND):
+            return
         have_ND, live_ND, alone_ND = have_ND.double(), live_ND.double(), alone_ND.double()
         error_ND, noise_ND = have_ND - live_ND, alone_ND - live_ND
         if bound_ND is not None:
@@ -119,6 +134,9 @@ class VectorErrors:
 
     def result(self, scale: float = 1.0) -> TargetCheck:
         """NMSE over all rows, and the verdict; `scale` is that of the errors expected of the rows."""
+        if not self.rows:
+            problem = self._sinks_problem() or "none of the tokens compared is an ordinary one"
+            return TargetCheck(target=self.target, measure="NMSE", stored=0, declared=0, noise=0, problem=problem)
         tokens = sum(row.count for row in self.rows)
         mean_D = torch.stack([row.sum_D for row in self.rows]).sum(dim=0) / tokens
         variances = [row.variance(mean_D) for row in self.rows]
@@ -134,6 +152,8 @@ class VectorErrors:
         problem = ""
         if self.beyond:
             problem = f"{self.beyond} values are beyond the codec's bound"
+        elif self.beyond_sinks:
+            problem = self._sinks_problem()
         elif not stored <= limit:
             problem = f"beyond the limit of {limit:.3g}"
         elif self.declared is not None and not worst <= _WORST_TOKEN * (declared + spare):
@@ -141,6 +161,9 @@ class VectorErrors:
         return TargetCheck(
             target=self.target, measure="NMSE", stored=stored, declared=declared, noise=noise, problem=problem
         )
+
+    def _sinks_problem(self) -> str:
+        return f"{self.beyond_sinks} sinks are not as they were" if self.beyond_sinks else ""
 
     def _sampling(self, variances: list[float], ratio: float) -> float:
         """How far the NMSE of these rows may be from that of all rows."""

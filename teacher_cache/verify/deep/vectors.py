@@ -39,8 +39,19 @@ class StreamComparison:
         real_T = row.targets.real_BT()[0]
         live_ND, alone_ND = (self._computed(row, outputs)[0][real_T].float() for outputs in (row.live, row.alone))
         have_ND = self._stored(row.targets)[0][real_T]
-        bound_ND = None if self.stream.calibration is not None else _bound(self.stream.codec, live_ND)
-        self.errors.add(have_ND, live_ND, alone_ND, bound_ND=bound_ND)
+        if self.stream.calibration is None:
+            self.errors.add(have_ND, live_ND, alone_ND, bound_ND=_bound(self.stream.codec, live_ND))
+            return
+        ordinary_N = self._ordinary_BT(row.targets)[0][real_T]
+        self.errors.add(have_ND[ordinary_N], live_ND[ordinary_N], alone_ND[ordinary_N])
+        have_SD, live_SD, alone_SD = (values_ND[~ordinary_N] for values_ND in (have_ND, live_ND, alone_ND))
+        self.errors.add_sinks(have_SD, live_SD, alone_SD, Float16Codec().error_bound_ND(live_SD))
+
+    def _ordinary_BT(self, targets: TargetBatch) -> torch.Tensor:
+        hidden = self.stream.source == "hidden" and not self.stream.projected
+        if hidden:
+            return targets.ordinary_BT(self.stream.layer)
+        return targets.ordinary_attention_BT(self.stream.layer + self.stream.projected)
 
     def _computed(self, row: DeepRow, outputs: TeacherOutputs) -> torch.Tensor:
         if self.stream.projected:
@@ -86,11 +97,17 @@ class CarriedComparison:
             _stack(outputs.attention[self.layer])[0][real_T].float() for outputs in (row.live, row.alone)
         )
         input_NH = row.live.hidden[self.stream.layer][0][real_T].float()
+        have_ND = _stack(row.targets.attention[self.layer])[0][real_T]
+        ordinary_N = row.targets.ordinary_attention_BT(self.layer)[0][real_T]
+        have_SD, live_SD, alone_SD = (values_ND[~ordinary_N] for values_ND in (have_ND, live_ND, alone_ND))
+        bound_SH = Float16Codec().error_bound_ND(input_NH[~ordinary_N]).double()
+        self.errors.add_sinks(have_SD, live_SD, alone_SD, bound_SH @ self.weight_DH.abs().T)
+        input_NH = input_NH[ordinary_N]
         coded_NH = self._coded(input_NH)
         self.rounding.add(coded_NH, input_NH, input_NH)
         carried_ND = (coded_NH - input_NH).double() @ self.weight_DH.T
-        have_ND = _stack(row.targets.attention[self.layer])[0][real_T]
-        self.errors.add(have_ND, live_ND, alone_ND, expected=float(carried_ND.square().sum()))
+        expected = float(carried_ND.square().sum())
+        self.errors.add(have_ND[ordinary_N], live_ND[ordinary_N], alone_ND[ordinary_N], expected=expected)
 
     def _coded(self, values_NH: torch.Tensor) -> torch.Tensor:
         """What the codec makes of vectors."""

@@ -7,7 +7,7 @@ import itertools
 import matplotlib as mpl
 from matplotlib.text import Annotation, Text
 
-from student_train.evaluate.drawing import BLUE, GREY, PALETTE, new_figure, spread_labels, style_axes
+from student_train.evaluate.drawing import BLUE, GREY, PALETTE, as_it_is, new_figure, spread_labels, style_axes
 
 
 def test_a_figure_leaves_no_state_behind() -> None:
@@ -19,6 +19,19 @@ def test_a_figure_leaves_no_state_behind() -> None:
     figure.draw_without_rendering()
     assert (mpl.get_backend(auto_select=False), pyplot.get_fignums()) == before
     assert tuple(figure.get_size_inches()) == (4, 3) and len(set(PALETTE)) == len(PALETTE)
+
+
+def test_text_of_others_is_drawn_as_it_is() -> None:
+    for text, shown in (
+        ("$\\frac{$", "$\\frac{$"),
+        ("a $x$ b$", "a $x$ b$"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("plain", "plain"),
+    ):
+        figure = new_figure(4, 3)
+        title = figure.suptitle(as_it_is(text))
+        figure.draw_without_rendering()
+        assert title._preprocess_math(title.get_text()) == (shown, False)  # type: ignore[attr-defined]
 
 
 def test_axes_have_two_quiet_spines() -> None:

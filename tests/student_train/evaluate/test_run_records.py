@@ -11,7 +11,8 @@ import pytest
 from student_train.evaluate.load import weights_fingerprint
 from student_train.evaluate.run_records import TimingSetup, read_run
 from teacher_cache.errors import StudentError
-from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.causal_models import make_causal
+from tests.student_train.evaluate.left_records import answered, finetuned, harnessed, read_text, timed, write
 from tests.student_train.evaluate.reports import make_report
 
 
@@ -31,6 +32,47 @@ def test_every_record_of_a_directory_is_read(make_run: Any) -> None:
     setup = TimingSetup(backend="pytorch", device="cpu", dtype="float32", threads=1, batch_size=8, seq_len=128)
     assert found.latency.timings[setup].median_ms == 24.0
     assert str(setup) == "pytorch on CPU (1 thread), float32, batch 8 of 128 tokens"
+
+
+def test_records_of_a_causal_student(make_run: Any) -> None:
+    run = make_run("run")
+    text, harness = read_text(run, 2.0), harnessed(run, {"animals": 0.5})
+    answered(run, 400.0)
+    found = read_run(str(run))
+    assert found.causal and found.perplexity == text and found.lm_eval == harness
+    assert found.latency is not None and not found.latency.timings
+    assert [timing.tokens_per_second for timing in found.latency.generation.values()] == [400.0, 100.0]
+    assert not read_run(str(make_run("other"))).causal
+
+
+def test_a_causal_model_without_records(tmp_path: Path) -> None:
+    found = read_run(str(make_causal(tmp_path / "model", "llama")))
+    layer = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    assert found.causal and found.shape is not None and found.shape.parameters == 300 * 32 + 2 * layer + 32
+    write(found.folder / "perplexity.json", {"evaluation": "perplexity", "fingerprints": {"student": "another"}})
+    assert read_run(str(found.folder)).stale == ("perplexity.json",)
+
+
+@pytest.mark.parametrize(
+    "name, record, named",
+    [
+        ("perplexity.json", {"evaluation": "perplexity"}, "KeyError: 'scores'"),
+        ("perplexity.json", {"evaluation": "lm-eval"}, "'evaluation' is 'lm-eval' instead of 'perplexity'"),
+        ("lm-eval.json", {"evaluation": "lm-eval", "student": "s", "results": [{}]}, "an entry is missing"),
+        ("lm-eval.json", {"evaluation": "lm"}, "'evaluation' is 'lm' instead of 'lm-eval'"),
+        (
+            "latency.json",
+            {"evaluation": "latency", "measurements": [], "parameters": 1, "generation": [{"runs": 1}]},
+            "an entry of 'generation' is none",
+        ),
+    ],
+)
+def test_damaged_records_of_causal_students(make_run: Any, name: str, record: dict[str, Any], named: str) -> None:
+    run = make_run("run")
+    write(run / name, record)
+    with pytest.raises(StudentError) as refusal:
+        read_run(str(run))
+    assert name in str(refusal.value) and named in str(refusal.value)
 
 
 def test_a_model_without_records(tiny_teacher: Any) -> None:

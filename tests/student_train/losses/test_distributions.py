@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from student_train.losses.distributions import KeptTargets, SampledTargets, TopkTargets, logits_loss
+from student_train.losses.distributions import (
+    KeptTargets,
+    SampledTargets,
+    TopkTargets,
+    logits_loss,
+    within_vocabulary,
+)
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -293,3 +300,95 @@ def test_renormalised_without_mass_or_at_places_that_are_not_real_there_is_no_gr
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
     (gradient,) = torch.autograd.grad(found, student)
     assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1:].any()
+
+
+# ---- ids that the student has not got -------------------------------------------------------------------------------
+
+SMALLER = VOCABULARY - 9
+
+
+def kept_by_loops(logits_PV: Tensor, targets: TopkTargets, temperature: float) -> Tensor:
+    """KL over what the student has of the kept ids and one bucket for all else, theirs or its own."""
+    q_PV = (logits_PV.double() / temperature).softmax(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for position in torch.nonzero(targets.real_P).flatten().tolist():
+        pairs = list(zip(targets.ids_PK[position].tolist(), targets.log_probs_PK[position].double().exp(), strict=True))
+        given = [(id_, p) for id_, p in pairs if id_ < logits_PV.shape[1]]
+        if not given:
+            continue
+        p_rest = targets.log_tail_P[position].double().exp() + sum(p for id_, p in pairs if id_ >= logits_PV.shape[1])
+        q_rest = 1 - sum(q_PV[position, id_] for id_, _ in given)
+        total = total + sum(p * (p / q_PV[position, id_]).log() for id_, p in given)
+        total = total + p_rest * (p_rest / q_rest).log()
+    return temperature**2 * total
+
+
+def renormalised_by_loops(logits_PV: Tensor, targets: KeptTargets, temperature: float) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for position in torch.nonzero(targets.real_P).flatten().tolist():
+        given = [place for place, id_ in enumerate(targets.ids_PK[position].tolist()) if id_ < logits_PV.shape[1]]
+        if given:
+            q_K = (logits_PV[position].double() / temperature)[targets.ids_PK[position, given].long()].softmax(0)
+            p_K = targets.log_probs_PK[position, given].double().softmax(0)
+            total = total + (p_K * (p_K / q_K).log()).sum()
+    return temperature**2 * total
+
+
+def sampled_by_loops(logits_PV: Tensor, targets: SampledTargets, temperature: float) -> Tensor:
+    log_q_PV = (logits_PV.double() / temperature).log_softmax(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for position in torch.nonzero(targets.real_P).flatten().tolist():
+        pairs = zip(targets.ids_PK[position].tolist(), targets.counts_PK[position].tolist(), strict=True)
+        given = [(id_, count) for id_, count in pairs if id_ < logits_PV.shape[1] and count]
+        draws = sum(count for _, count in given)
+        for id_, count in given:
+            total = total + count / draws * (math.log(count / draws) - log_q_PV[position, id_])
+    return temperature**2 * total
+
+
+def beyond(form: str, temperature: float) -> TopkTargets | KeptTargets | SampledTargets:
+    """Targets of 6 positions over 23 ids: some beyond a student of 14; one position all of them, one none, one no real.
+
+    The ids of the student's at the first position come after the others.
+    """
+    logits_PV = random(6, VOCABULARY, scale=2)
+    logits_PV[0, SMALLER:] += 1
+    logits_PV[1, SMALLER:] += 50
+    logits_PV[2, SMALLER:] -= 50
+    real_P = torch.tensor([True, True, True, True, False, True])
+    topk = topk_of(logits_PV, 6, temperature, real_P)
+    if form == "tail":
+        return topk
+    if form == "renormalise":
+        return KeptTargets(topk.ids_PK, topk.log_probs_PK, real_P)
+    counts_PK = torch.tensor([3, 2, 2, 1, 1, 0]).expand(6, 6)
+    return SampledTargets(topk.ids_PK, counts_PK, real_P)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("form", "formula"),
+    [("tail", kept_by_loops), ("renormalise", renormalised_by_loops), ("sample", sampled_by_loops)],
+)
+def test_ids_beyond_the_students_vocabulary(form: str, formula: Any, temperature: float) -> None:
+    targets = beyond(form, temperature)
+    assert int((targets.ids_PK[0] >= SMALLER).sum()) in range(1, 6)
+    student = random(6, SMALLER, seed=1, scale=2)
+    plain = student.double().requires_grad_()
+    expected = formula(plain, targets, temperature)
+    (expected_gradient,) = torch.autograd.grad(expected, plain)
+    cut = within_vocabulary(targets, SMALLER)
+    assert cut.real_P.tolist() == [True, False, True, True, False, True]
+    student.requires_grad_()
+    found = logits_loss(student, cut, temperature=temperature)
+    (gradient,) = torch.autograd.grad(found, student)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6)
+    assert not gradient[[1, 4]].any()
+
+
+@pytest.mark.parametrize("form", ["tail", "renormalise", "sample"])
+def test_where_the_student_has_all_ids_nothing_changes(form: str) -> None:
+    targets = beyond(form, 1.0)
+    found = within_vocabulary(targets, VOCABULARY)
+    assert all(torch.equal(one, other) for one, other in zip(found, targets, strict=True))

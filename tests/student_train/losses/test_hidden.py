@@ -49,6 +49,26 @@ def maps(seed: int = 0) -> list[nn.Linear]:
         return [nn.Linear(STUDENT_WIDTH, WIDTH) for _ in range(2)]
 
 
+def test_sinks_add_nothing_and_are_counted() -> None:
+    """However large they are, and to the last bit as if they were what the student says."""
+    student, teacher, projection = student_states()[0], teacher_states()[0], maps()[0]
+    ordinary_BT = real()
+    ordinary_BT[:, 0] = False
+    huge = teacher.clone()
+    huge[:, 0] *= 1e4
+    found = hidden_state_loss(student, huge, real(), projection, VARIANCES[0], ordinary_BT)
+    expected = sum(
+        float((projection(student[row, position]) - teacher[row, position]).double().square().sum()) / VARIANCES[0]
+        for row, length in enumerate(LENGTHS)
+        for position in range(1, length)
+    )
+    assert found.total.item() == pytest.approx(expected, rel=1e-5) and int(found.count) == sum(LENGTHS)
+    assert torch.equal(
+        hidden_state_loss(student, teacher, real(), projection, VARIANCES[0]).total,
+        hidden_state_loss(student, teacher, real(), projection, VARIANCES[0], real()).total,
+    )
+
+
 def attended(students: list[Tensor], teachers: list[Tensor], mask: Tensor, projections: list[Any]) -> LossSum:
     """Both student layers, as `alp` adds them."""
     parts = [

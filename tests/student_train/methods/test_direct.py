@@ -92,6 +92,37 @@ def test_vectors_to_fit_are_those_of_real_positions(tiny_teacher: Any, live_cach
     assert torch.equal(teacher_ND[12:], batch["plain"].attention[3].value_BTD[1, :5])
 
 
+def test_sinks_are_not_learned(tiny_teacher: Any, live_cache: Any) -> None:
+    """Not in the loss, the variances or the fit, however large they are."""
+    cache = live_cache(tiny_teacher(), attention=(2,))
+    batch, outputs = cache.batch([12, 5, 9]), student_outputs(3, 12, (1,))
+    first_BT = torch.zeros(3, 12, dtype=torch.bool)
+    first_BT[:, 0] = True
+    vectors = {f"{name}_BTD": getattr(batch["plain"].attention[2], f"{name}_BTD").clone() for name in NAMES}
+    for one in vectors.values():
+        one[:, 0] *= 1000
+    large = {
+        "plain": replace(batch["plain"], attention={2: AttentionVectors(**vectors)}, attention_sinks={2: first_BT})
+    }
+    small = {"plain": replace(batch["plain"], attention_sinks={2: first_BT})}
+    method, maps = make_vector_transfer(cache, student_config(cache), ((1, 2),), (1.0, 1.0, 1.0), seed=0)
+    sums = [method.loss(outputs, one, maps) for one in (large, small, batch)]
+    assert torch.equal(sums[0].total, sums[1].total) and sums[1].total < sums[2].total
+    assert [int(one.count) for one in sums] == [26] * 3
+    assert all(len(student) == len(teacher) == 23 for _, student, teacher in method.mapped(outputs, large))
+
+    class Given:
+        manifest = cache.manifest
+
+        def read_rows(self, *_: Any) -> Any:
+            return large
+
+    variances = measure_spreads(Given(), (2,))[2].variances  # type: ignore[arg-type]
+    for name, found in zip(NAMES, variances, strict=True):
+        values = vectors[f"{name}_BTD"][batch["plain"].real_BT() & ~first_BT].double()
+        assert found == pytest.approx(float((values - values.mean(0)).square().sum(1).mean()), rel=1e-6)
+
+
 def test_a_vector_that_never_changes_leaves_its_error_as_it_is(tiny_teacher: Any, live_cache: Any) -> None:
     cache = live_cache(tiny_teacher(), attention=(3,))
     batch = cache.read_rows(0, 8, None)

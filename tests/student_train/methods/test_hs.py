@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from student_train.methods.objective import Objective, make_objective
 from student_train.student_shape import read_shape
 from student_train.students.shape import derive_config
 from student_train.students.student import build_student, plan_student
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.errors import TargetsError
 from teacher_cache.read.reader import CacheReader
+from tests.sinks import plant_sinks
 
 LENGTHS = (12, 5, 9)
 ALL = (1, 2, 3, 4)
@@ -223,6 +227,91 @@ def test_every_mapping_teaches_from_a_store(mapping: str, shape: str, tiny_store
     assert (flows is not None) == (mapping == "emd")
     if flows is not None:
         assert np.asarray(flows).sum() == pytest.approx(1, abs=1e-4) and np.asarray(flows).min() >= 0
+
+
+@pytest.mark.parametrize("mapping", ["1:2,2:4", "emd", "alp"])
+def test_sinks_are_not_learned(mapping: str, tiny_teacher: Any, live_cache: Any) -> None:
+    """First tokens of layer 4 a thousand times as large: the loss is that of a row without them."""
+    cache = live_cache(tiny_teacher(), hidden=ALL)
+    model, batch = distil(cache, mapping), cache.batch(list(LENGTHS))
+    targets = batch["plain"]
+    first_BT = torch.zeros(3, 12, dtype=torch.bool)
+    first_BT[:, 0] = True
+    none_BT = torch.zeros_like(first_BT)
+    sinks = {layer: first_BT if layer == 4 else none_BT for layer in ALL}
+    large = targets.hidden[4].clone()
+    large[:, 0] *= 1000
+    found = {
+        name: model({"plain": replace(targets, hidden={**targets.hidden, 4: state}, hidden_sinks=sinks)})["hs"]
+        for name, state in (("large", large), ("as they were", targets.hidden[4]))
+    }
+    assert torch.isfinite(found["large"].total)
+    if mapping == "alp":
+        # attention over layers is position by position
+        assert found["large"].total.item() == pytest.approx(found["as they were"].total.item(), rel=1e-6)
+    else:
+        assert torch.equal(found["large"].total, found["as they were"].total)
+    without = dict.fromkeys(ALL, none_BT)
+    plain, none = (model({"plain": replace(targets, hidden_sinks=one)})["hs"] for one in ({}, without))
+    assert torch.equal(plain.total, none.total) and plain.total > found["large"].total
+
+
+def test_vectors_to_fit_are_those_of_ordinary_positions(tiny_teacher: Any, live_cache: Any) -> None:
+    cache = live_cache(tiny_teacher(), hidden=ALL)
+    model, batch = distil(cache, "2:4"), cache.batch(list(LENGTHS))
+    first_BT = torch.zeros(3, 12, dtype=torch.bool)
+    first_BT[:, 0] = True
+    targets = replace(batch["plain"], hidden_sinks={4: first_BT})
+    method = model.objective.methods["hs"]
+    assert isinstance(method, HiddenTransfer)
+    ((_, student_ND, teacher_ND),) = method.mapped(model.run_student({"plain": targets}), {"plain": targets})
+    assert len(student_ND) == len(teacher_ND) == sum(LENGTHS) - 3
+    assert torch.equal(teacher_ND, torch.cat([targets.hidden[4][row, 1:length] for row, length in enumerate(LENGTHS)]))
+
+
+@pytest.fixture(scope="module")
+def sink_store(tiny_teacher: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers 2 and 4 of a BERT whose first tokens of documents are sinks."""
+    folder = tmp_path_factory.mktemp("sinks")
+    teacher = Path(shutil.copytree(tiny_teacher(), folder / "teacher"))
+    plant_sinks(teacher, token_id=2)
+    build_cache(
+        BuildSettings(
+            teacher=str(teacher), corpus=(str(tiny_corpus),), out=str(folder / "cache.zarr"), targets="hidden",
+            layers="2,4", precision="nmse:1e-2", seq_len=24, max_rows=64, device="cpu",
+        )
+    )  # fmt: skip
+    return folder / "cache.zarr"
+
+
+def test_the_loss_of_a_store_with_sinks_is_that_of_its_ordinary_tokens(sink_store: Path) -> None:
+    """In rotated coordinates, against float64 on the teacher's own states; the best constant guess costs about 1."""
+    reader = CacheReader.open(sink_store)
+    built = build_student(
+        plan_student("2x24:4", teacher_folder=reader.teacher_folder(), init="random", with_mlm_head=False, seq_len=12),
+        seed=0,
+    )
+    objective = make_objective({"hs": 1.0}, source=reader, student=built.model.config, mapping="1:2,2:4")
+    assert objective.request.rotated_layers == (2, 4)
+    model = DistillationModel(built.model, objective)
+    batch = reader.read_rows(0, 16, objective.request)
+    found, outputs = model(batch)["hs"], model.run_student(batch)
+    plain = reader.read_rows(0, 16, TargetRequest(hidden_layers=(2, 4)))["plain"]
+    expected, constant = 0.0, 0.0
+    for pair in ((1, 2), (2, 4)):
+        linear = objective.projections["hs"].get_submodule(f"student_{pair[0]}_teacher_{pair[1]}")
+        ordinary_BT = plain.ordinary_BT(pair[1])
+        assert 0 < int((plain.real_BT() & ~ordinary_BT).sum()) < 0.2 * int(plain.real_BT().sum())
+        rotation = reader.rotation(pair[1])
+        assert rotation is not None
+        mapped_ND = rotation.synthesise(linear(outputs["plain"].hidden[pair[0]])[ordinary_BT].float())
+        taught_ND = plain.hidden[pair[1]][ordinary_BT].double()
+        variance = reader.hidden_variance(pair[1])
+        expected += float((mapped_ND.double() - taught_ND).square().sum()) / variance
+        constant += float((taught_ND - taught_ND.mean(0)).square().sum()) / variance
+    assert found.total.item() == pytest.approx(expected, rel=1e-4)
+    assert int(found.count) == int(plain.real_BT().sum())
+    assert constant / int(plain.real_BT().sum()) == pytest.approx(2.0, rel=0.25)
 
 
 @pytest.fixture(scope="module")

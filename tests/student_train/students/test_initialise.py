@@ -15,6 +15,7 @@ from student_train.students.narrowing.sample import TokenSample
 from student_train.students.student import BuiltStudent, build_student, plan_student
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
+from tests.causal_models import make_model, save_teacher
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 IDS = torch.tensor([[2, 17, 40, 99, 150, 33, 3], [2, 60, 61, 62, 63, 64, 3]])
@@ -225,3 +226,88 @@ def test_families_that_share_one_layer_are_named() -> None:
     )
     with pytest.raises(StudentError, match="family 'albert' keeps no list of 3 layers"):
         find_layers(AlbertModel(config))
+
+
+# ---- decoders -------------------------------------------------------------------------------------------------------
+
+
+def build_decoder(spec: str, teacher: Path, init: str = "auto") -> BuiltStudent:
+    return build_student(plan_student(spec, teacher_folder=teacher, init=init, with_mlm_head=True, seq_len=24), seed=0)
+
+
+@pytest.mark.parametrize("init, layers", [("auto", (2, 4)), ("teacher:last", (3, 4)), ("teacher:1,4", (1, 4))])
+@pytest.mark.parametrize("family, tied", [("llama", False), ("llama", True), ("gpt2", True), ("gemma2", True)])
+def test_decoders_take_over_embeddings_head_and_layers(
+    family: str, tied: bool, init: str, layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    folder = save_teacher(tmp_path / "teacher", family, tie_word_embeddings=tied)
+    teacher = make_model(family, tie_word_embeddings=tied)
+    built = build_decoder("2x32", folder, init)
+    named = f"embeddings, language-modelling head, layers {layers[0]}, {layers[1]} copied from the teacher"
+    assert built.description.endswith(f": {named}") and built.whole_layers
+    assert built.copied[0] == "embeddings" and built.copied[-1] == "language-modelling head"
+    ours, theirs = built.model.get_output_embeddings(), teacher.get_output_embeddings()
+    assert torch.equal(ours.weight, theirs.weight)
+    assert (ours.weight is built.model.get_input_embeddings().weight) == tied
+    (prefix, targets), (_, sources) = find_layers(encoder_of(built.model)), find_layers(encoder_of(teacher))
+    for target, layer in zip(targets, layers, strict=True):
+        copies, originals = target.state_dict(), sources[layer - 1].state_dict()
+        assert all(torch.equal(value, originals[name]) for name, value in copies.items())
+    around = {name: value for name, value in encoder_of(teacher).state_dict().items() if not name.startswith(prefix)}
+    found = encoder_of(built.model).state_dict()
+    assert around and all(torch.equal(found[name], value) for name, value in around.items())
+
+
+def test_a_tied_head_of_another_width_is_not_said_to_be_copied(tmp_path: Path) -> None:
+    for tied in (True, False):
+        folder = save_teacher(tmp_path / str(tied), tie_word_embeddings=tied)
+        built = build_decoder("2x24:2", folder)
+        assert built.copied == ()
+        assert "random weights; embeddings and layers do not fit: width 24 (teacher: 32)" in built.description
+        assert built.description.endswith("layers of family 'llama' cannot be sliced")
+        with pytest.raises(SettingsError, match="width 24 .teacher: 32.*the teacher's embeddings do not fit"):
+            build_decoder("2x24:2", folder, "embeddings")
+
+
+def test_layers_with_other_key_heads_are_not_copied(tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path / "teacher")
+    built = build_decoder("2x32:4:64:1", folder)
+    assert built.copied == ("embeddings", "language-modelling head") and not built.whole_layers
+    assert "; layers do not fit: key/value heads 1 (teacher: 2), and layers of" in built.description
+    with pytest.raises(SettingsError, match="key/value heads 1 .teacher: 2.*the teacher's layers do not fit it"):
+        build_decoder("2x32:4:64:1", folder, "teacher:2,4")
+
+
+def test_layers_of_another_make_are_not_copied_in_part(tmp_path: Path) -> None:
+    """Qwen names by their number the layers without experts, and a student's second one is not its teacher's."""
+    sizes = {
+        "mlp_only_layers": [1],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+    }
+    folder = save_teacher(tmp_path / "teacher", "qwen3_moe", **sizes)
+    assert build_decoder("2x32", folder, "teacher:1,2").whole_layers
+    built = build_decoder("2x32", folder)
+    assert "embeddings" in built.copied and not built.whole_layers
+    assert "layers do not fit: 'mlp." in built.description and "(teacher layer 2: " in built.description
+    with pytest.raises(SettingsError, match="teacher layer 4: none.*do not fit it"):
+        build_decoder("2x32", folder, "teacher:1,4")
+
+
+def test_what_balances_experts_is_copied_with_its_layer(tmp_path: Path) -> None:
+    sizes = {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 0,
+        "n_group": 1, "topk_group": 1, "num_key_value_heads": 4, "head_dim": 8, "n_shared_experts": 1,
+    }  # fmt: skip
+    teacher = make_model("glm4_moe", **sizes)
+    biases = [buffer for name, buffer in teacher.named_buffers() if name.endswith("e_score_correction_bias")]
+    for number, bias in enumerate(biases, start=1):
+        bias.fill_(number)
+    folder = save_teacher(tmp_path / "teacher", "glm4_moe", **sizes)
+    teacher.save_pretrained(folder)
+    for spec, expected in (("2x32", [2, 4]), (str(folder), [1, 2, 3, 4])):
+        model = build_decoder(spec, folder).model
+        found = [each for name, each in model.named_buffers() if name.endswith("e_score_correction_bias")]
+        assert [int(each[0]) for each in found] == expected

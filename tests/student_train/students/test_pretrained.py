@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, ViTConfig
 
-from student_train.students.pretrained import check_family, load_config, load_model, vocabulary_difference
+from student_train.students.pretrained import (
+    check_family,
+    head_name,
+    load_config,
+    load_model,
+    vocabulary_difference,
+)
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of
+from tests.causal_models import VOCABULARY, make_model, save_teacher
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "modernbert"])
@@ -53,7 +60,9 @@ def test_an_encoder_with_a_hole_is_refused(tiny_teacher_copy: Any) -> None:
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for with_head in (True, False):
-        with pytest.raises(StudentError, match=r"lacks 1 weights of its encoder, '.*layer\.1\.output\.dense\.weight'"):
+        with pytest.raises(
+            StudentError, match=r"lacks 1 weights of its base model, '.*layer\.1\.output\.dense\.weight'"
+        ):
             load_model(folder, with_mlm_head=with_head)
 
 
@@ -71,13 +80,22 @@ def test_folders_that_cannot_be_read(tiny_teacher_copy: Any, tmp_path: Path) -> 
             load_model(folder, with_mlm_head=False)
 
 
-def test_families_without_a_masked_language_model_are_refused(tiny_teacher: Any, tmp_path: Path) -> None:
-    check_family(tiny_teacher("xlm-roberta"))
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)).save_pretrained(tmp_path / "gpt2")
+def test_what_predicts_no_token_is_refused(tiny_teacher: Any, tmp_path: Path) -> None:
+    assert check_family(tiny_teacher("xlm-roberta")) == "masked-lm"
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    assert check_family(tmp_path / "gpt2") == "causal-lm"
     T5Config().save_pretrained(tmp_path / "t5")
-    for family in ("gpt2", "t5"):
-        with pytest.raises(StudentError, match=f"family '{family}', which is no encoder.*choose a family such as"):
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    for family, what in (("t5", "an encoder-decoder"), ("vit", "without a masked-LM or causal-LM class")):
+        with pytest.raises(StudentError, match=f"family '{family}', {what}.*choose a family such as"):
             check_family(tmp_path / family)
+
+
+def test_heads_are_called_by_what_they_predict(tiny_teacher: Any) -> None:
+    assert head_name(load_config(tiny_teacher("bert"))) == "masked-LM head"
+    for family in ("llama", "gpt2"):
+        assert head_name(make_model(family).config) == "language-modelling head"
 
 
 # ---- vocabularies ---------------------------------------------------------------------------------------------------
@@ -106,6 +124,29 @@ def test_without_a_tokenizer_the_number_of_ids_has_to_do(tiny_teacher: Any, tiny
     for file in bare.glob("*token*"):
         file.unlink()
     assert vocabulary_difference(bare, tiny_teacher("bert")) is None
+
+
+def test_causal_vocabularies_are_compared_by_tokens(tiny_teacher_copy: Any, tmp_path: Path) -> None:
+    """Each checkpoint pads its embeddings beyond the tokens that there are, to a size of its own."""
+    tokens = len(VOCABULARY)
+    teacher = save_teacher(tmp_path / "teacher", vocab_size=tokens + 7)
+    for entries in (tokens, tokens + 4, tokens + 15):
+        other = save_teacher(tmp_path / str(entries), "gpt2", vocab_size=entries)
+        assert vocabulary_difference(other, teacher) is None
+        assert vocabulary_difference(teacher, other) is None
+    short = save_teacher(tmp_path / "short", vocab_size=tokens - 1)
+    assert vocabulary_difference(short, teacher) == (
+        f"{tokens - 1} vocabulary entries, the teacher {tokens + 7}, for ids up to {tokens - 1}"
+    )
+    for file in (tmp_path / str(tokens)).glob("*token*"):
+        file.unlink()
+    assert (
+        vocabulary_difference(tmp_path / str(tokens), teacher)
+        == f"{tokens} vocabulary entries, the teacher {tokens + 7}"
+    )
+    renamed = tmp_path / str(tokens + 4) / "tokenizer.json"
+    renamed.write_text(renamed.read_text().replace("babo", "zzzz").replace("Ġbada", "Ġyyyy"))
+    assert "other ids for" in str(vocabulary_difference(renamed.parent, teacher))
 
 
 def test_a_broken_tokenizer_is_refused(tiny_teacher: Any, tmp_path: Path) -> None:

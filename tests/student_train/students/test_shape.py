@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from student_train.student_shape import StudentShape, read_shape
-from student_train.students.shape import default_spec, derive_config, shape_of, student_shape
+from student_train.students.shape import default_spec, derive_config, head_width, shape_of, student_shape
 from teacher_cache.errors import SettingsError, StudentError
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
@@ -76,30 +75,35 @@ def test_settings_of_single_layers_follow_the_chosen_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    "family, sizes, wanted, head_width, key_heads",
+    "family, sizes, asked, width, key_heads",
     [
-        ("nomic_bert", {}, shape(2, 24, 4, 48), 6, None),
-        ("nomic_bert", {}, shape(2, 48, 4, 96), 12, None),
-        ("eurobert", {"num_key_value_heads": 4}, shape(2, 24, 2, 48), 12, 2),
+        ("nomic_bert", {}, "2x24:4:48", 6, None),
+        ("nomic_bert", {}, "2x48:4:96", 12, None),
+        ("eurobert", {"num_key_value_heads": 4}, "2x24:2:48", 12, 2),
         # two heads share a key head, in the student too, where that can be
-        ("eurobert", {"num_key_value_heads": 2}, shape(2, 24, 2, 48), 12, 1),
-        ("eurobert", {"num_key_value_heads": 2}, shape(2, 24, 3, 48), 8, 3),
-        ("eurobert", {"num_key_value_heads": 2}, shape(2, 48, 4, 96), 12, 2),
+        ("eurobert", {"num_key_value_heads": 2}, "2x24:2:48", 12, 1),
+        ("eurobert", {"num_key_value_heads": 2}, "2x24:3:48", 8, 3),
+        ("eurobert", {"num_key_value_heads": 2}, "2x48:4:96", 12, 2),
+        ("eurobert", {"num_key_value_heads": 1}, "2x24:3:48", 8, 1),
+        ("eurobert", {"num_key_value_heads": 4}, "2x24:4:48:2", 6, 2),
+        ("eurobert", {"num_key_value_heads": 2}, "2x24:2:48:2", 12, 2),
         # heads that are wider than their share of the width stay so in a student of the teacher's sizes
-        ("eurobert", {"num_key_value_heads": 4, "head_dim": 16}, shape(2, 48, 4, 96), 16, 4),
+        ("eurobert", {"num_key_value_heads": 4, "head_dim": 16}, "2x48:4:96", 16, 4),
     ],
 )
 def test_widths_of_heads_follow_the_shape(
-    family: str, sizes: dict[str, int], wanted: StudentShape, head_width: int, key_heads: int | None
+    family: str, sizes: dict[str, int], asked: str, width: int, key_heads: int | None
 ) -> None:
     config = {"num_hidden_layers": 4, "hidden_size": 48, "num_attention_heads": 4, "head_dim": 12}
     config |= {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     teacher = AutoConfig.for_model(family, **(config | sizes))
+    wanted = student_shape(read_shape(asked), teacher)
     student = derive_config(teacher, wanted, (2, 4))
-    assert (student.head_dim, getattr(student, "num_key_value_heads", None)) == (head_width, key_heads)
+    assert (student.head_dim, getattr(student, "num_key_value_heads", None)) == (width, key_heads)
+    assert shape_of(student) == wanted and head_width(student) == width
     model = AutoModel.from_config(student)
     query = next(module for name, module in model.named_modules() if name.endswith(("q_proj", "qkv_proj", "Wqkv")))
-    assert query.weight.shape[0] % (wanted.heads * head_width) == 0
+    assert query.weight.shape[0] % (wanted.heads * width) == 0
 
 
 def test_the_default_student_keeps_the_teachers_proportions(tiny_teacher: Any) -> None:
@@ -113,8 +117,62 @@ def test_a_deeper_student_is_refused(tiny_teacher: Any) -> None:
         student_shape(read_shape("5x32"), AutoConfig.from_pretrained(tiny_teacher()))
 
 
-def test_a_family_without_a_known_feed_forward_width_is_named(tmp_path: Path) -> None:
-    from transformers import GPT2Config
+def test_families_whose_feed_forward_width_cannot_be_set_are_named() -> None:
+    with pytest.raises(StudentError, match="'bloom' names its feed-forward width in none of the known ways"):
+        shape_of(AutoConfig.for_model("bloom", n_layer=2, hidden_size=32, n_head=4))
+    with pytest.raises(StudentError, match="'gemma3n_text' has a feed-forward width for each layer"):
+        shape_of(AutoConfig.for_model("gemma3n_text"))
 
-    with pytest.raises(StudentError, match="'gpt2'"):
-        shape_of(GPT2Config(n_layer=2, n_embd=32, n_head=4))
+
+def decoder(family: str, **sizes: Any) -> PreTrainedConfig:
+    settings = {"num_hidden_layers": 4, "hidden_size": 48, "num_attention_heads": 4, "vocab_size": 50}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return AutoConfig.for_model(family, **(settings | ids | sizes))
+
+
+def test_a_feed_forward_width_that_is_left_open_is_four_times_the_hidden_one() -> None:
+    assert shape_of(decoder("gpt2")) == shape(4, 48, 4, 192)
+    assert derive_config(decoder("gpt2"), shape(2, 24, 2, 50), (2, 4)).n_inner == 50
+
+
+@pytest.mark.parametrize(
+    ("teacher", "asked", "found", "settings"),
+    [
+        # the first Falcon has one key head or as many as heads, the later ones any number
+        (decoder("falcon"), "2x48", "2x48:4:192:1", {"multi_query": True}),
+        (decoder("falcon"), "2x24:3:96:3", "2x24:3:96", {"multi_query": False, "num_kv_heads": 3}),
+        (
+            decoder("falcon", new_decoder_architecture=True, num_kv_heads=2), "2x48:8", "2x48:8:192:4",
+            {"num_kv_heads": 4},
+        ),
+        (decoder("gpt_bigcode"), "2x48:6", "2x48:6:192:1", {"multi_query": True, "num_key_value_heads": 1}),
+        (decoder("gpt_bigcode"), "2x48:6:192:6", "2x48:6:192", {"multi_query": False, "num_key_value_heads": 6}),
+        # attention is scaled by the width of a head, if it was, or stays as it is
+        (
+            decoder("gemma2", head_dim=12, num_key_value_heads=2, query_pre_attn_scalar=12, intermediate_size=96),
+            "2x48:8", "2x48:8:96:4", {"head_dim": 6, "query_pre_attn_scalar": 6},
+        ),
+        (
+            decoder("gemma2", head_dim=16, num_key_value_heads=2, query_pre_attn_scalar=99, intermediate_size=96),
+            "2x48:8", "2x48:8:96:4", {"head_dim": 6, "query_pre_attn_scalar": 99},
+        ),
+        (decoder("qwen3", head_dim=32, num_key_value_heads=2, intermediate_size=96), "2x48", "2x48:4:96:2",
+         {"head_dim": 32}),
+        (decoder("opt", word_embed_proj_dim=48, ffn_dim=96), "2x24", "2x24:4:48", {"word_embed_proj_dim": 24}),
+        (decoder("opt", word_embed_proj_dim=16, ffn_dim=96), "2x24", "2x24:4:48", {"word_embed_proj_dim": 16}),
+    ],
+)  # fmt: skip
+def test_what_families_call_their_key_heads(
+    teacher: PreTrainedConfig, asked: str, found: str, settings: dict[str, Any]
+) -> None:
+    wanted = student_shape(read_shape(asked), teacher)
+    student = derive_config(teacher, wanted, (2, 4))
+    assert str(wanted) == found == str(shape_of(student))
+    assert {name: getattr(student, name) for name in settings} == settings
+
+
+def test_key_heads_that_a_family_cannot_have_are_refused() -> None:
+    with pytest.raises(SettingsError, match="student 2x48:4:96:2: in family 'gpt_neox' every head has keys .* out$"):
+        student_shape(read_shape("2x48:4:96:2"), decoder("gpt_neox"))
+    with pytest.raises(SettingsError, match="in family 'falcon' all heads share one .* ask for 1 or 4 key/value heads"):
+        student_shape(read_shape("2x48:4:96:2"), decoder("falcon"))

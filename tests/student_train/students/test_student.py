@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from student_train.students.shape import shape_of
+from student_train.students.shape import head_width, shape_of
 from student_train.students.student import BuiltStudent, build_student, plan_student
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
+from tests.causal_models import FAMILIES as CAUSAL
+from tests.causal_models import VOCABULARY, make_model, save_teacher
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 
@@ -106,10 +108,13 @@ def test_too_few_positions_are_refused(family: str, positions: int, tiny_teacher
     build(str(short), tiny_teacher(family), init="auto", seq_len=48)
 
 
-def test_decoders_are_refused(tiny_teacher: Any, tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=200)).save_pretrained(tmp_path)
-    with pytest.raises(StudentError, match="family 'gpt2'"):
-        build(str(tmp_path), tiny_teacher(), init="auto")
+def test_students_that_predict_something_else_are_refused(tiny_teacher: Any, causal_teacher: Path) -> None:
+    with pytest.raises(StudentError, match="is a causal LM, and the teacher of this cache a masked LM.*choose a stud"):
+        build(str(causal_teacher), tiny_teacher(), init="auto")
+    with pytest.raises(StudentError, match="is a masked LM, and the teacher of this cache a causal LM.*choose a stud"):
+        build(str(tiny_teacher()), causal_teacher, init="auto")
+    with pytest.raises(StudentError, match="is a masked LM, and the teacher of this cache a causal LM.*choose a stud"):
+        build("2x32", causal_teacher, init=str(tiny_teacher()))
 
 
 def test_folders_that_are_no_models_are_refused(tiny_teacher: Any, tiny_teacher_copy: Any, tmp_path: Path) -> None:
@@ -125,7 +130,7 @@ def test_folders_that_are_no_models_are_refused(tiny_teacher: Any, tiny_teacher_
     with pytest.raises(StudentError, match="tokenizer in .*broken-tokenizer' cannot be read"):
         build(str(broken_tokenizer), tiny_teacher(), init="auto")
     shutil.copy(tiny_teacher("distilbert") / "model.safetensors", weights)
-    with pytest.raises(StudentError, match="weights of its encoder"):
+    with pytest.raises(StudentError, match="weights of its base model"):
         build(str(broken), tiny_teacher(), init="auto")
 
 
@@ -143,3 +148,106 @@ def test_a_folder_called_like_a_shape_does_not_hide_the_shape(
     assert build("2x16", tiny_teacher(), init="random").model.config.hidden_size == 16
     with pytest.raises(SettingsError, match="'' is neither a shape nor a folder"):
         build("", tiny_teacher())
+
+
+# ---- causal LMs -----------------------------------------------------------------------------------------------------
+
+SHAPES = ("2x32", "2x24:2", "3x48:6:96:3", "2x16:1", "2x32:4:64:1", "2x12:4", "2x8:8")
+
+
+@pytest.fixture(scope="module")
+def causal_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 4 layers, 4 heads that share 2 of keys and values, and a head that is not tied to the embeddings."""
+    return save_teacher(tmp_path_factory.mktemp("causal") / "teacher", tie_word_embeddings=False)
+
+
+def widths_of_projections(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Rows of the first layer's query, key and value matrices, whatever the family calls and joins them."""
+    shape, width = shape_of(model.config), head_width(model.config)
+    for name, module in model.named_modules():
+        rows = getattr(module, "out_features", getattr(module, "nf", None))
+        if name.endswith(("query_key_value", "c_attn")):
+            shared = (shape.key_value_heads or shape.heads) * width
+            assert rows is not None
+            return rows - 2 * shared, shared, shared
+        if name.endswith("q_proj"):
+            siblings = [model.get_submodule(name.replace("q_proj", other)) for other in ("k_proj", "v_proj")]
+            return rows, *(each.out_features for each in siblings)  # type: ignore[return-value]
+    raise AssertionError(model.config.model_type)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_every_shape_of_a_decoder_runs_or_is_refused_by_name(family: str, tmp_path: Path) -> None:
+    teacher, built = save_teacher(tmp_path / "teacher", family), 0
+    for spec in SHAPES:
+        refusal = None
+        try:
+            student = build(spec, teacher, init="auto", with_mlm_head=True, seq_len=24).model
+        except (SettingsError, StudentError) as error:
+            refusal = str(error)
+        if refusal is not None:
+            assert f"family {family!r}" in refusal and spec in refusal
+            continue
+        built += 1
+        shape, width = shape_of(student.config), head_width(student.config)
+        key_width = (shape.key_value_heads or shape.heads) * width
+        assert str(shape).startswith(spec) and (spec == "2x32" or width == shape.hidden_size // shape.heads)
+        assert widths_of_projections(student) == (shape.heads * width, key_width, key_width)
+        ids = torch.arange(24)[None]
+        logits = student.train()(ids, use_cache=False).logits
+        assert logits.shape == (1, 24, len(VOCABULARY))
+        logits.square().mean().backward()
+        assert all(each.grad is None or each.grad.isfinite().all() for each in student.parameters())
+    assert built >= 3
+
+
+@pytest.mark.parametrize("family, spec, turned", [
+    ("llama", "2x12:4", "heads have 3 components"), ("llama", "2x8:8", "heads have 1 comp"),
+    ("phi", "2x12:4", "heads have 1 of 3 comp"), ("gpt_neox", "2x32:8", "heads have 1 of 4 comp"),
+])  # fmt: skip
+def test_rotary_positions_on_an_odd_number_of_components_are_refused(
+    family: str, spec: str, turned: str, tmp_path: Path
+) -> None:
+    """Some of them run, on heads that rotation has made wider than their values."""
+    with pytest.raises(StudentError, match=f"family '{family}' gives no student {spec}:.*pairs, and its {turned}"):
+        build(spec, save_teacher(tmp_path / "teacher", family), with_mlm_head=True, seq_len=24)
+
+
+def test_a_folder_of_another_family_and_padding(causal_teacher: Path, tmp_path: Path) -> None:
+    for entries in (len(VOCABULARY), len(VOCABULARY) + 8):
+        other = save_teacher(tmp_path / str(entries), "gpt2", seed=3, vocab_size=entries)
+        built = build(str(other), causal_teacher, init="auto", with_mlm_head=True, isolated=True)
+        assert built.copied == ("base model", "language-modelling head")
+        expected = make_model("gpt2", seed=3, vocab_size=entries).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in built.model.state_dict().items())
+
+
+def test_a_folder_without_the_head_of_a_decoder_gets_a_random_one(causal_teacher: Path, tmp_path: Path) -> None:
+    bare = save_teacher(tmp_path / "bare", tie_word_embeddings=False)
+    encoder_of(make_model("llama", tie_word_embeddings=False)).save_pretrained(bare)
+    built = build(str(bare), causal_teacher, init="auto", with_mlm_head=True)
+    assert built.copied == ("base model",)
+    assert built.description.endswith("', which has no language-modelling head that fits: that one is random")
+
+
+def test_too_few_positions_of_a_decoder_are_refused(causal_teacher: Path, tmp_path: Path) -> None:
+    short = save_teacher(tmp_path / "short", "gpt2", max_position_embeddings=16)
+    with pytest.raises(StudentError, match="reads at most 16 positions, the rows of the cache have 17"):
+        build(str(short), causal_teacher, init="auto", with_mlm_head=True, seq_len=17)
+
+
+@pytest.mark.parametrize("family, why", [("opt", "they see each other: final states"), ("bloom", "takes no positions")])
+def test_students_whose_documents_see_each_other_are_refused(
+    family: str, why: str, causal_teacher: Path, tmp_path: Path
+) -> None:
+    folder = save_teacher(tmp_path / "student", family)
+    built = build(str(folder), causal_teacher, init="auto", with_mlm_head=True)
+    assert built.description.startswith(f"{family} 4x32:4")
+    with pytest.raises(
+        StudentError, match=f"of family '{family}' does not keep apart .*{why}.* with --segments joined"
+    ):
+        build(str(folder), causal_teacher, init="auto", with_mlm_head=True, isolated=True)
+
+
+def test_encoders_keep_documents_apart_too(tiny_teacher: Any) -> None:
+    assert build("2x32", tiny_teacher("roberta"), init="auto", isolated=True).whole_layers

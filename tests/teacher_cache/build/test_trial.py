@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacher_cache.build.trial import Trial, _add, _protocol_bytes, fitted_rows
-from teacher_cache.codecs.nmse import CalibrationSample, share_rows
+from teacher_cache.codecs.sample import CalibrationSample, share_rows
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.corpus.corpus import Rows

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from teacher_cache.codecs.nmse import (
-    CalibrationSample,
     Quantiser,
     Transform,
     calibrate,
@@ -15,6 +14,7 @@ from teacher_cache.codecs.nmse import (
     projections_of_projected,
     rounding_error,
 )
+from teacher_cache.codecs.sample import CalibrationSample
 from teacher_cache.contract.manifest import TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TeacherError
@@ -141,3 +141,81 @@ def test_constant_states_are_coded_without_error() -> None:
     codes_KN = Quantiser(transform, None).quantise(torch.ones(4, WIDTH))
     assert record.nmse == 0
     assert torch.allclose(transform.synthesise(codes_KN.T.float() * transform.step), torch.ones(4, WIDTH), atol=1e-5)
+
+
+def with_sinks(tokens: int, seed: int, *, size: float = 1e5) -> torch.Tensor:
+    """Every 125th token is a sink."""
+    values = correlated(tokens, seed)
+    values[::125, 3] += size
+    return values
+
+
+def sampled(projections: AttentionProjections | None = None, *, size: float = 1e5) -> CalibrationSample:
+    sample = CalibrationSample(projections)
+    for part in with_sinks(2000, 1, size=size).split(300):
+        sample.fit(part)
+    sample.tune.append(with_sinks(2000, 2, size=size))
+    sample.check.append(with_sinks(2000, 3, size=size))
+    return sample
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("target", [1e-2, 1e-1])
+def test_the_declared_error_is_that_of_ordinary_tokens(target: float, projected: bool) -> None:
+    """Sinks are 0.8% of the tokens and own more than 99% of the variance."""
+    projections = make_projections() if projected else None
+    transform, record = calibrate(sampled(projections), target, projections)
+    assert record.sinks is not None and record.sinks.variance > 0.99
+    assert record.sinks.share == pytest.approx(0.008, abs=0.001) and record.sinks.dtype == "float32"
+    quantiser = Quantiser(transform, projections, record.sinks)
+    values = with_sinks(3000, 4)
+    coded = values.double()
+    if projections is not None:
+        maps = [getattr(projections, name) for name in VECTORS]
+        coded = torch.cat([coded @ one.weight.double().T + one.bias for one in maps], dim=1)
+    sinks = quantiser.find_sinks(values)
+    assert sinks is not None and sinks.nonzero()[:, 0].tolist() == list(range(0, 3000, 125))
+    codes_KN = quantiser.quantise(values, None, sinks)
+    assert not codes_KN[:, sinks].any()
+    have = transform.synthesise(codes_KN.T.float() * transform.step)
+    assert nmse(have[~sinks], coded[~sinks]) == pytest.approx(target, rel=0.1)
+    assert record.nmse == pytest.approx(target, rel=0.1)
+    stored = torch.from_numpy(quantiser.keep(values[sinks])).double()
+    assert torch.allclose(stored, coded[sinks], rtol=1e-5, atol=1e-2)
+
+
+def test_rotation_mean_and_step_are_those_of_a_sample_without_the_sinks() -> None:
+    transform, record = calibrate(sampled(), 1e-2, None)
+    assert record.sinks is not None
+    alone = CalibrationSample()
+    for seed, add in ((1, alone.fit), (2, alone.tune.append), (3, alone.check.append)):
+        values = with_sinks(2000, seed)
+        keep = torch.arange(2000) % 125 != 0
+        for part in values[keep].split(300) if seed == 1 else [values[keep]]:
+            add(part)
+    without, plain = calibrate(alone, 1e-2, None)
+    assert plain.sinks is None
+    assert transform.step == pytest.approx(without.step, rel=1e-3) and record.nmse == pytest.approx(
+        plain.nmse, rel=1e-3
+    )
+    assert torch.allclose(transform.mean_D, without.mean_D, rtol=1e-4, atol=1e-3)
+
+
+def test_padding_is_no_sink() -> None:
+    transform, record = calibrate(sampled(), 1e-2, None)
+    quantiser = Quantiser(transform, None, record.sinks)
+    values = with_sinks(3, 4)
+    values[2] = float("nan")
+    sinks = quantiser.find_sinks(values, torch.tensor([False, False, True]))
+    assert sinks is not None and sinks.tolist() == [True, False, False]
+
+
+def test_infinite_values_are_refused_though_they_are_far() -> None:
+    sample = CalibrationSample()
+    values = correlated(2000, 1)
+    values[7] = float("inf")
+    sample.fit(values)
+    sample.tune.append(correlated(100, 2))
+    sample.check.append(correlated(100, 3))
+    with pytest.raises(TeacherError, match="infinite or undefined"):
+        calibrate(sample, 1e-2, None)

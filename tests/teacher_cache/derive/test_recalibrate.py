@@ -13,7 +13,7 @@ import torch
 
 from teacher_cache.build.build import Silent, build_cache
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.codecs.nmse import CalibrationSample
+from teacher_cache.codecs.sample import CalibrationSample
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.derive.derive import derive_store
@@ -169,7 +169,7 @@ def test_errors_and_variance_are_those_of_what_is_coded() -> None:
     vectors_ND = torch.cat([values_NH.double() @ one.weight.double().T + one.bias for one in maps.values()], dim=1)
     for given, coded_ND in ((projections, vectors_ND), (None, values_NH.double())):
         want = float((coded_ND - coded_ND.mean(dim=0)).square().sum(dim=1).mean())
-        assert _variance(sample, given) == pytest.approx(want, rel=1e-5)
+        assert _variance(sample.moments()[1], given) == pytest.approx(want, rel=1e-5)
     weight_H = _squared_weights(projections, 4)
     for component in range(4):
         error_H = torch.zeros(4, dtype=torch.float64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec
-from teacher_cache.contract.manifest import Manifest, TransformRecord
+from teacher_cache.contract.manifest import Manifest, SinkRecord, TransformRecord
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs
 from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.layout import StoreLayout
@@ -102,6 +102,32 @@ def test_an_nmse_stream_has_arrays_once_it_is_calibrated(small_manifest: SmallMa
         **{f"attention/3/projected/escapes/{name}": one for name, one in escapes.items()},
     }
     assert layout.arrays_in("attention/3/projected") == list(packed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_tokens_that_are_kept_as_they_are_have_room_for_four_times_their_share(
+    small_manifest: SmallManifest, dtype: str
+) -> None:
+    """Of 8 tokens a view, 4/10 + 1/64 of them, rounded up; queries, keys and values side by side."""
+    spec = AttentionSpec(layer=3, form="projected", codec="nmse:0.01")
+    sinks = SinkRecord(distance=3.0, share=0.1, variance=0.9, dtype=dtype)  # type: ignore[arg-type]
+    path = "attention/3/projected"
+    without, layout = (
+        StoreLayout.of(replace(small_manifest(TargetSpecs(attention=(spec,))), calibration={path: record}))
+        for record in (RECORD, replace(RECORD, sinks=sinks))
+    )
+    added = {name: one for name, one in shapes(layout).items() if name not in without.arrays}
+    assert added == {
+        f"{path}/sinks/count": ("int32", (1,)),
+        f"{path}/sinks/index": ("int32", (1, 4)),
+        f"{path}/sinks/value": (dtype, (1, 4, 96)),
+    }
+    value = layout.arrays[f"{path}/sinks/value"]
+    assert value.counted_by == f"{path}/sinks/count" and value.part_of_view(0) == (
+        slice(0, 1),
+        slice(0, 4),
+        slice(0, 96),
+    )
 
 
 def test_arrays_in_a_folder_do_not_include_those_of_one_whose_name_goes_on(small_manifest: SmallManifest) -> None:

@@ -20,6 +20,11 @@ from teacher_cache.format.schema import SealSchema, check_fields, check_manifest
 
 Change = tuple[str, Any]
 
+
+def forged_sinks(changes: dict[str, object]) -> dict[str, object]:
+    return {"distance": 10.0, "share": 0.01, "variance": 0.9, "dtype": "float16", **changes}
+
+
 FORGED: list[Change] = [
     ("rows", [40]), ("rows", 0), ("rows", 10**30), ("block_rows", 0), ("block_rows", -16), ("block_rows", 16.5),
     ("block_rows", "16"), ("seq_len", 0), ("seq_len", 24.0), ("seq_len", 10**9), ("views", 0), ("views", -1),
@@ -42,6 +47,11 @@ FORGED: list[Change] = [
     ("corpus.rows", -1), ("inputs_held", ["plain", "x"]), ("dtype", "int8"), ("format_version", True),
     ("row_mode", "any"), ("first_row", -1), ("seed", "0"), ("software", {"torch": 2}), ("command", None),
 ]  # fmt: skip
+SINKS: list[object] = [
+    {}, 1, *map(forged_sinks, [{"share": 0}, {"share": 2.0}, {"distance": 0.0}, {"distance": float("nan")},
+                               {"variance": -1.0}, {"dtype": "float64"}, {"unknown": 1}]),
+]  # fmt: skip
+FORGED += [("calibration.hidden/4.sinks", value) for value in SINKS]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +76,18 @@ def changed(whole: dict[str, Any], place: str, value: object) -> dict[str, Any]:
 def test_the_manifest_of_a_real_store_passes(whole: dict[str, Any]) -> None:
     check_manifest(whole)
     assert Manifest.from_json(whole).to_json() == {**whole, **Manifest.from_json(whole).to_json()}
+
+
+def test_sinks_are_a_field_of_streams_that_have_some_and_of_no_other(whole: dict[str, Any]) -> None:
+    """What stores without sinks say, and hash, does not change."""
+    assert "sinks" not in json.dumps(Manifest.from_json(whole).to_json()["calibration"])
+    fields = changed(whole, "calibration.hidden/4.sinks", forged_sinks({}))
+    check_manifest(fields)
+    manifest = Manifest.from_json(fields)
+    assert manifest.calibration["hidden/4"].sinks == records.SinkRecord(
+        distance=10.0, share=0.01, variance=0.9, dtype="float16"
+    )
+    assert json.loads(json.dumps(manifest.to_json()["calibration"])) == fields["calibration"]
 
 
 @pytest.mark.parametrize("place, value", FORGED)
@@ -95,6 +117,7 @@ def test_a_missing_field_is_named(whole: dict[str, Any], place: str) -> None:
         (schema.TeacherSchema, records.TeacherRecord),
         (schema.CorpusSchema, records.CorpusRecord),
         (schema.TransformSchema, records.TransformRecord),
+        (schema.SinkSchema, records.SinkRecord),
         (schema.TargetsSchema, specs.TargetSpecs),
         (schema.LogitsSchema, specs.LogitsSpec),
         (schema.HiddenSchema, specs.HiddenSpec),

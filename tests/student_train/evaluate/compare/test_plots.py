@@ -11,8 +11,8 @@ from matplotlib.image import imread
 
 from student_train.evaluate.compare import plots
 from student_train.evaluate.compare.compare import compare_runs
-from student_train.evaluate.compare.plots import LATENCY_PLOT, PARAMETERS_PLOT, plot_comparison
-from tests.student_train.evaluate.left_records import finetuned, timed, write
+from student_train.evaluate.compare.plots import GENERATION_PLOT, LATENCY_PLOT, PARAMETERS_PLOT, plot_comparison
+from tests.student_train.evaluate.left_records import answered, finetuned, read_text, timed, write
 from tests.student_train.evaluate.reports import make_report
 
 BLUE, ORANGE = (0x1F, 0x5F, 0xA8), (0xD9, 0x66, 0x1F)
@@ -41,6 +41,14 @@ def test_two_plots_with_a_colour_for_each_method(make_run: Any, tmp_path: Path) 
             assert (np.abs(pixels - color).max(axis=2) < 8).any(), color
 
 
+def test_names_that_look_like_formulas_are_drawn(make_run: Any, tmp_path: Path) -> None:
+    run = make_run("a")
+    timed(run, 3.0)
+    finetuned(run, "$\\frac{$", [0.7, 0.8])
+    (latency, _) = plot_comparison(compare_runs([str(run)]), tmp_path)
+    drawn(latency)
+
+
 def test_quality_is_the_average_or_else_the_distance_to_the_teacher(make_run: Any) -> None:
     run = make_run("a")
     bare = compare_runs([str(run)])
@@ -64,3 +72,18 @@ def test_what_has_no_numbers_is_not_drawn(make_run: Any, tmp_path: Path) -> None
     # scored, but neither timed nor of a known size
     assert plot_comparison(compare_runs([str(make_run("b", scores=[0.5]))]), tmp_path) == []
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_causal_students_by_bits_per_byte(make_run: Any, tmp_path: Path) -> None:
+    for name, bits in (("a", 2.0), ("b", 1.5)):
+        run = make_run(name, method="od" if name == "a" else "lm")
+        read_text(run, bits)
+        answered(run, 100 * bits)
+    found = compare_runs([str(tmp_path / "a"), str(tmp_path / "b")])
+    quality = plots._quality(found)
+    assert quality is not None and quality.lower_is_better and quality.label.startswith("bits per byte")
+    assert {name: value for name, (value, _) in quality.values.items()} == pytest.approx({"a": 2.0, "b": 1.5})
+    paths = plot_comparison(found, tmp_path)
+    assert paths == [tmp_path / PARAMETERS_PLOT, tmp_path / GENERATION_PLOT]
+    for path in paths:
+        drawn(path)

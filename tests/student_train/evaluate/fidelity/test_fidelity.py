@@ -19,6 +19,7 @@ from student_train.evaluate.fidelity.plan import FidelityPlan, HiddenPair, Relat
 from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.evaluate.load import LoadedStudent, load_student
 from teacher_cache.contract.batch import Places, SampledLogits, TargetBatch, TopkLogits
+from teacher_cache.errors import StudentError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from tests.plain_ridge import plain_ridge_error
 
@@ -200,3 +201,20 @@ def test_a_family_whose_attention_is_out_of_reach_is_measured_without(tiny_store
     report = measure_fidelity(folder, [str(tiny_store)])
     assert report.hidden and report.distribution is not None and not report.relations
     assert any(note.startswith("relations are not measured: attention of family 'mpnet'") for note in report.notes)
+
+
+def test_rows_without_a_masked_position_are_no_perfect_student(
+    make_tiny_store: Any, tiny_teacher: Any, tmp_path: Path
+) -> None:
+    """Nothing to compare would be a KL of 0: left out with a note where other measures are there, refused else."""
+    (tmp_path / "a.txt").write_text("babo debo fego hugi\n" + "zz zz\n" * 30)
+    corpus, teacher = tmp_path / "a.txt", tiny_teacher("bert")
+    both = make_tiny_store(tmp_path / "both.zarr", corpus=corpus)
+    report = measure_fidelity(teacher, [str(both)])
+    assert report.distribution is None and report.relations
+    assert any("none of the measured rows has a masked position" in note for note in report.notes)
+    assert FidelityReport.from_json(report.to_json()) == report
+    alone = make_tiny_store(tmp_path / "alone.zarr", corpus=corpus, targets="logits")
+    for rows in (None, 1):
+        with pytest.raises(StudentError, match=r"compared with nothing .*none of the measured rows has a masked"):
+            measure_fidelity(teacher, [str(alone)], rows=rows)

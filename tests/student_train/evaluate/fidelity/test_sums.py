@@ -76,6 +76,27 @@ def test_hidden_states(batch: int) -> None:
     assert (found.student_layer, found.teacher_layer, found.view) == (1, 2, "plain")
 
 
+def test_sinks_do_not_make_a_student_look_perfect() -> None:
+    """First tokens a thousand times as large, which a student predicts: the error is that of the others."""
+    student_BTD, teacher_BTD = random(4, 7, 3, seed=1), random(4, 7, 5, seed=2)
+    first_BT = torch.zeros(4, 7, dtype=torch.bool)
+    first_BT[:, 0] = True
+    student_BTD[:, 0], teacher_BTD[:, 0] = 1000.0, 1000.0
+    found = []
+    for sinks in ({2: first_BT}, {}):
+        summed = HiddenSum(HiddenPair(student_layer=1, teacher_layer=2, view="plain"), (range(4),))
+        summed.add(outputs_of(hidden={1: student_BTD}), targets_of(hidden={2: teacher_BTD}, hidden_sinks=sinks), 0)
+        found.append(summed.result())
+    x, y = student_BTD.double(), teacher_BTD.double()
+    rows = [range(1, length) for length in LENGTHS]
+    halves = [
+        tuple(torch.cat([values[row, list(rows[row])] for row in part]) for values in (x, y))
+        for part in ((0, 1), (2, 3))
+    ]
+    assert found[0].nmse == pytest.approx(plain_ridge_error(*halves[0], *halves[1], found[0].ridge), rel=1e-4)
+    assert found[1].nmse < 1e-3 < 0.5 < found[0].nmse
+
+
 def test_of_two_rows_one_is_fitted_and_the_other_measured() -> None:
     """The row to fit on is cut in its middle, to choose the ridge."""
     summed = HiddenSum(HiddenPair(student_layer=1, teacher_layer=1, view="plain"), (range(5, 7),))

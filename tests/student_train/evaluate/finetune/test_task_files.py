@@ -69,6 +69,25 @@ def test_columns_of_conll(records_of: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("between", ["\t", " "])
+def test_comments_and_marks_of_documents_are_no_words(records_of: Any, between: str) -> None:
+    """As CoNLL-U, CoNLL-2003 and CoNLL-2012 have them; a hash that is a word stays one, and so does a hashtag."""
+    lines = [
+        "# newdoc id = a O", "# text = # Oslo", "1\t#\tO", "2\tOslo\tB-LOC", "", "# a comment of nothing", "",
+        "-DOCSTART-\t-X-\tO", "1\t#Oslo\tB-LOC", "-DOCSTART- -X- O O", "#begin document (a/b); part 000", "#",
+        "1\tMay\tB-DATE", "#end document", "",
+    ]  # fmt: skip
+    text = "\n".join(lines[:-2]).replace("\t", between) + "\n"
+    assert records_of("train.conll", text, tokens=True) == [
+        (3, {"tokens": ["#", "Oslo"], "ner_tags": ["O", "B-LOC"]}),
+        (9, {"tokens": ["#Oslo"], "ner_tags": ["B-LOC"]}),
+        (13, {"tokens": ["May"], "ner_tags": ["B-DATE"]}),
+    ]
+    short = f"#{between}O\n# {between}B-LOC\n\n# x y z\n#{between}O\nOslo{between}B-LOC\n".replace("  ", " ")
+    found = [record["tokens"] for _, record in records_of("train.txt", short, tokens=True)]
+    assert [len(tokens) for tokens in found] == [2, 2] and found[1] == ["#", "Oslo"]
+
+
 def test_a_column_that_counts_the_words_is_passed_over(records_of: Any) -> None:
     """As CoNLL-U and GermEval have it, from 1 or 0, with ranges; numbers among the words stay words."""
     text = "1 Am an ADP O\n1-2 1996 1996 NUM B-DATE\n\n0 Oslo Oslo PROPN B-LOC\n"
@@ -94,6 +113,7 @@ def test_marks_of_a_language_go_where_every_word_has_one(records_of: Any) -> Non
         ("a.jsonl", '{"a": 1}\n{"a"', False, "line 2: this is not JSON"),
         ("a.jsonl", "[1]", False, r"line 1: '\[1\]' is no JSON object"),
         ("a.txt", "EU B-ORG\nPeter\n", True, "line 2: 'Peter' has no tag"),
+        ("a.txt", "#Oslo\nEU B-ORG\n", True, "line 1: '#Oslo' has no tag"),
         ("a.conll", "\n1 B-PER\n2 O\n", True, r"line 2: column 1 \(here '1'\) holds nothing but numbers"),
         ("a.conll", "1 x B-PER\n2 O\n", True, r"line 2: column 1 \(here '2'\) holds nothing but numbers"),
         ("a.conll", "1 7 B-PER\n1 8 O\n", True, r"line 1: columns 1 and 2 \(here '7'\) hold nothing but numbers"),

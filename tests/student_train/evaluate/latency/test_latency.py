@@ -1,33 +1,33 @@
-"""Latency: what is timed in a given time, turn by turn, and exports that compute what PyTorch computes."""
+"""Which kind of latency is measured: passes of an encoder, answers of a causal model, never one against the other."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from student_train.evaluate.latency import latency
-from student_train.evaluate.latency.latency import take_turns
-from student_train.evaluate.latency.schedule import LEAST_RUNS
+from student_train.evaluate.latency.latency import measure_latency
+from student_train.evaluate.latency.settings import LatencySettings
+from teacher_cache.errors import SettingsError, StudentError
+from tests.student_train.evaluate.causal_models import make_causal
+
+QUICK: dict[str, Any] = {"runs": 1, "threads": "1", "lengths": "8", "batch_sizes": "1", "backends": "pytorch"}
 
 
-def test_models_take_turns() -> None:
-    calls = []
-    student, teacher = take_turns([lambda: calls.append("s"), lambda: calls.append("t")], runs=7, seconds=60)
-    assert len(student) == len(teacher) == 7
-    assert calls == ["s", "t"] * (len(calls) // 2)
-    assert len(calls) > 2 * 7  # the warm-up is not among the times
+def test_the_kind_of_the_student_decides(tiny_teacher: Any, tmp_path: Path) -> None:
+    causal, encoder = str(make_causal(tmp_path / "causal", "llama")), str(tiny_teacher("bert", num_hidden_layers=1))
 
+    def measure(student: str, **flags: Any) -> Any:
+        settings = LatencySettings(student=student, **{**QUICK, **flags})
+        return measure_latency(settings, devices=("cpu",), show=lambda doing: None)
 
-def test_runs_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that moves with the passes alone; a tenth of the time is for warming up."""
-    now = 0.0
-
-    def run() -> None:
-        nonlocal now
-        now += 0.5
-
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now))
-    [slow] = take_turns([run], runs=1000, seconds=10)
-    assert slow == [0.5] * 17
-    assert take_turns([run], runs=1000, seconds=0.001) == [[0.5] * LEAST_RUNS]
+    answers, passes = measure(causal, new_tokens=3), measure(encoder)
+    assert len(answers.generation) == 1 and not answers.measurements
+    assert len(passes.measurements) == 1 and not passes.generation and "generation" not in passes.to_json()
+    with pytest.raises(SettingsError, match="--new-tokens 3: .* is no causal language model"):
+        measure(encoder, new_tokens=3)
+    with pytest.raises(StudentError, match="no encoder"):
+        measure(encoder, teacher=causal)
+    with pytest.raises(SettingsError, match="--new-tokens 1 leaves no token"):
+        measure(causal, new_tokens=1)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from student_train.evaluate.latency.generation_records import name_place
 from student_train.evaluate.latency.records import (
     LatencyReport,
     Measurement,
     ModelSize,
     latency_tables,
-    name_place,
 )
 
 ALONE = Measurement(

@@ -12,7 +12,7 @@ import pytest
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, page, section
 from student_train.evaluate.run_records import RunRecords, read_run
-from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.left_records import answered, finetuned, harnessed, read_text, timed, write
 from tests.student_train.evaluate.report.pages import Page
 from tests.student_train.evaluate.reports import make_report
 
@@ -136,3 +136,29 @@ def test_words_for_what_a_method_compares() -> None:
 def test_a_path_is_quoted_where_it_has_to_be(records: RunRecords, tmp_path: Path) -> None:
     named = replace(records, path="<student> & co")
     assert "--student '<student> & co' --cache" in read(sections.fidelity(named))
+
+
+def test_text(make_run: Any) -> None:
+    run = make_run("run")
+    missing = read(sections.perplexity(read_run(str(run))))
+    assert f"kdeval perplexity --student {run} --text FILE --teacher TEACHER" in missing
+    read_text(run, 2.0)
+    text = read(sections.perplexity(read_run(str(run))))
+    assert "On text.txt: 3 documents, 1,000 bytes; windows of 64 tokens, 32 further each, in float32." in text
+    assert "student16.002.00002.77265002.00" in text and "teacher4.001.0000" in text and "a note of the text" in text
+
+
+def test_tasks_of_the_harness(make_run: Any) -> None:
+    run = make_run("run")
+    assert f"kdeval lm-eval --student {run} --tasks TASK" in read(sections.lm_eval(read_run(str(run))))
+    harnessed(run, {"animals": 0.5, "plants": 0.25})
+    text = read(sections.lm_eval(read_run(str(run))))
+    assert "animalsacc ↑0.50000.01000100" in text and "plantsacc ↑0.2500" in text and "Harness 0.4.13" in text
+
+
+def test_answers(make_run: Any) -> None:
+    run = make_run("run")
+    answered(run, 400.0)
+    text = read(sections.latency(read_run(str(run))))
+    assert "pytorchCPU (1 thread)float32412832" in text
+    assert "8.009.0016.002.00×400508.00×5" in text and "median ms" not in text

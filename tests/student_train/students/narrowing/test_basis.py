@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from student_train.students.narrowing.basis import StateMoments, make_basis
+from student_train.students.narrowing.basis import StateMoments, make_basis, ordinary_moments
 
 
 def moments_of(states: torch.Tensor) -> StateMoments:
@@ -53,3 +53,19 @@ def test_at_equal_width_nothing_changes() -> None:
     weight = torch.randn(5, 12)
     assert basis.kept == 1 and torch.equal(basis.reader(weight), weight)
     assert torch.equal(basis.writer(weight.T), weight.T) and torch.equal(basis.scale(weight[0]), weight[0])
+
+
+def test_sinks_have_no_say_and_without_them_nothing_changes() -> None:
+    states = correlated(1000, 12, 0)
+    plain = ordinary_moments(states.split(64))
+    assert torch.equal(plain.covariance(), moments_of(states).covariance())
+    apart = torch.arange(1000) % 100 == 70
+    with_sinks = states.clone()
+    with_sinks[apart] += 1e4
+    found = ordinary_moments(with_sinks.split(64))
+    torch.testing.assert_close(found.covariance(), moments_of(states[~apart]).covariance())
+    torch.testing.assert_close(found.second_moments(), moments_of(states[~apart]).second_moments())
+    one_far = correlated(8000, 12, 0)
+    one_far[500] *= 15 * float(one_far.square().sum(1).median() / one_far[500].square().sum()) ** 0.5
+    # far, but it owns too little to be kept apart
+    assert ordinary_moments(one_far.split(64)).count == 8000
