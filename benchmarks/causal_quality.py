@@ -16,8 +16,8 @@ have a next token; and its perplexity there, beside the teacher's.
 
 A configuration whose result is in --out is not computed again, so that the script may be stopped at any time; the line
 that it ends in has all that are there. `--only draws-24,online` computes some. For SmolLM2-135M (30 x 576) with 15
-layers, 200 steps of 2,048 tokens should take half an hour to forty minutes a configuration on two idle cores, and each of
-the four stores twenty; `--steps 20 --tokens 512` is a small check.
+layers, 200 steps of 2,048 tokens should take half an hour to forty minutes a configuration on two idle cores, and each
+of the four stores twenty; `--steps 20 --tokens 512` is a small check.
 """
 
 from __future__ import annotations
