@@ -17,7 +17,11 @@ many epochs over the rows, by one student or by many together, the cache has pai
     kdcache build --teacher DIR --corpus FILE --seq-len 256 --max-rows 1000 --layers all --precision nmse:1e-2
     python benchmarks/train.py --cache cache.zarr --methods mha,hs --student 3x384
 
-The store needs --layers all, and attention in the default form.
+For these two methods the store needs --layers all, and attention in the default form. `--methods od` takes a store of a
+causal teacher: `resident` targets are decoded draws, or most probable ids, and `online` the teacher computes its logits
+at the same places, a run of positions at a time, and draws from them as a build does. `student` has no head then.
+
+    python benchmarks/train.py --cache causal.zarr --methods od --student 15x576 --batch-size 4
 """
 
 from __future__ import annotations
@@ -26,18 +30,19 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record import print_record
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from student_train.data.loader import READ_AHEAD, CacheLoader
 from student_train.engine.engine import ADAM_BETAS, parameter_groups, running_engine
@@ -46,13 +51,18 @@ from student_train.train.feed import Feed, Share
 from student_train.train.loop import Progression, Trainer
 from student_train.train.metrics import Progress
 from student_train.train.prepare import TrainingRun, prepare_run
-from teacher_cache.contract.batch import Batch, TargetRequest
+from teacher_cache.codecs.sparse_logits import draw_samples, topk_log_probabilities
+from teacher_cache.contract.batch import Batch, SampledLogits, TargetBatch, TopkLogits
 from teacher_cache.format.transforms import read_projections
 from teacher_cache.models.attention import AttentionProjections, project_hidden
 from teacher_cache.models.attention_tap import enable_tap, record_attention
-from teacher_cache.models.families import encoder_of, quiet_transformers
+from teacher_cache.models.families import encoder_of, quiet_transformers, with_head
+from teacher_cache.models.heads import LMHead
+from teacher_cache.models.inputs import forward_arguments
 from teacher_cache.read.reader import CacheReader
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+"""Seconds of the processor, over all threads, are what ratios can be told from where other work takes the cores."""
 WAYS = ("streaming", "resident", "online", "student", "bare", "teacher")
 RATIOS = {
     "streaming_over_resident": ("resident", "streaming"),
@@ -81,6 +91,7 @@ def main() -> None:
         steps=options.steps,
         rounds=options.rounds,
         device=options.device,
+        clock=options.clock,
         methods=results,
     )
 
@@ -88,13 +99,14 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", default="cache.zarr")
-    parser.add_argument("--methods", default="mha,hs", help="each of mha and hs, with its default settings")
+    parser.add_argument("--methods", default="mha,hs", help="each of mha, hs and od, with its default settings")
     parser.add_argument("--student", default="3x384")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them, such as streaming,resident")
     parser.add_argument("--steps", type=int, default=8, help="steps of each way in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--plot", help="picture of the time that many epochs take")
     options = parser.parse_args()
     options.ways = options.ways.split(",")
@@ -122,7 +134,7 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
         running_engine(run.model, run.config, device=run.device, warmup=1, steps=run.steps) as engine,
         closing(run.training_batches(0)) as batches,
     ):
-        ways = Ways(run, engine, batches, options.steps)
+        ways = Ways(run, engine, batches, options.steps, CLOCKS[options.clock])
         ways.round(options.ways)  # what is done once is not measured
         for number in range(options.rounds):
             rounds.append(ways.round(options.ways))
@@ -143,8 +155,10 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
 class Ways:
     """Steps of each way, over the same batches but for streaming, which goes on through the store."""
 
-    def __init__(self, run: TrainingRun, engine: Any, batches: CacheLoader, steps: int) -> None:
-        self.run, self.engine, self.batches = run, engine, batches
+    def __init__(
+        self, run: TrainingRun, engine: Any, batches: CacheLoader, steps: int, clock: Callable[[], float]
+    ) -> None:
+        self.run, self.engine, self.batches, self.clock = run, engine, batches, clock
         self.turns = count()
         self.trainer = Trainer(run, engine, Progression(), None, Progress(quiet=True))
         self.trainer.progress.start(total=run.steps, step=0)
@@ -168,10 +182,10 @@ class Ways:
             first = next(self.turns) % len(names)
             for name in (*names[first:], *names[:first]):
                 self.wait_for_device()
-                started = time.perf_counter()
+                started = self.clock()
                 getattr(self, name)(share)
                 self.wait_for_device()
-                seconds[name] += time.perf_counter() - started
+                seconds[name] += self.clock() - started
         return seconds
 
     def wait_for_device(self) -> None:
@@ -214,12 +228,12 @@ def with_views(share: Share, views: Batch) -> Share:
 
 
 def hidden_batches(run: TrainingRun) -> CacheLoader:
-    """The same batches with hidden states alone, those that attention layers read among them."""
+    """The same batches with hidden states in place of attention, those that it is computed from among them."""
     wanted = run.objective.request
     layers = (*wanted.hidden_layers, *(layer - 1 for layer in wanted.attention_layers))
     return CacheLoader(
         run.reader,
-        TargetRequest(hidden_layers=tuple(sorted(set(layers))), rotated_layers=wanted.rotated_layers),
+        replace(wanted, hidden_layers=tuple(sorted(set(layers))), attention_layers=()),
         rows=run.training_rows,
         batch_size=run.settings.batch_size,
         seed=run.settings.seed,
@@ -235,10 +249,13 @@ def projected(share: Share, projections: Mapping[int, AttentionProjections]) -> 
 
 
 def load_teacher(run: TrainingRun) -> Any:
+    folder, wanted = run.reader.teacher_folder(), run.objective.request
     with quiet_transformers():
-        teacher = AutoModel.from_pretrained(run.reader.teacher_folder()).to(run.device).eval()
+        loader = with_head(AutoConfig.from_pretrained(folder)) if wanted.logits else AutoModel
+        teacher = loader.from_pretrained(folder).to(run.device).eval()
     teacher.to(next(run.model.parameters()).dtype)
-    enable_tap(teacher)
+    if wanted.attention_layers:
+        enable_tap(teacher)
     return teacher
 
 
@@ -248,13 +265,44 @@ def taught(run: TrainingRun, teacher: Any, share: Share) -> Share:
     request = run.objective.request
     ((view, targets),) = share.batch.views.items()
     with record_attention(teacher, request.attention_layers) as recorded:
-        result = teacher(
-            input_ids=targets.input_ids_BT,
-            attention_mask=targets.real_BT().long(),
+        result = encoder_of(teacher)(
+            input_ids=targets.input_ids_BT.long(),
             output_hidden_states=bool(request.hidden_layers),
+            **forward_arguments(teacher, targets.real_BT(), targets.starts_BT),
         )
     hidden = {layer: result.hidden_states[layer].float() for layer in request.hidden_layers}
-    return with_views(share, {view: replace(targets, hidden=hidden, attention=recorded.vectors)})
+    given = replace(targets, hidden=hidden, attention=recorded.vectors)
+    if request.logits:
+        given = replace(given, logits=distribution(run, LMHead(teacher), targets, result.last_hidden_state))
+    return with_views(share, {view: given})
+
+
+def distribution(
+    run: TrainingRun, head: LMHead, targets: TargetBatch, final_BTD: torch.Tensor
+) -> TopkLogits | SampledLogits:
+    """What a cache would keep, of the teacher's logits at the places of a batch."""
+    spec, places = run.reader.manifest.targets.logits, targets.places
+    assert spec is not None and places is not None
+    real_BM = places.real_BM()
+    final_BMD = final_BTD.take_along_dim(places.positions_BM.long().unsqueeze(-1), dim=1)
+    random, found = np.random.default_rng(0), []
+    for final_PD in final_BMD[real_BM].split(max(1, 2**24 // run.reader.manifest.teacher.vocab_size)):
+        logits_PV = head(final_PD)
+        if spec.form == "sample":
+            points_PN = (np.arange(spec.entries) + random.random((len(final_PD), spec.entries))) / spec.entries
+            ids_PN = torch.from_numpy(draw_samples(logits_PV, points_PN, run.reader.manifest.temperature))
+            # an id that was drawn twice may be named twice
+            found.append((ids_PN, torch.ones_like(ids_PN)))
+        else:
+            topk = topk_log_probabilities(logits_PV, spec.entries, run.reader.manifest.temperature)
+            found.append((topk.ids_PK, topk.log_probs_PK, topk.log_tail_P))
+    parts = []
+    for values in map(torch.cat, zip(*found, strict=True)):
+        parts.append(values.new_zeros((*real_BM.shape, *values.shape[1:]), device=final_BTD.device))
+        parts[-1][real_BM] = values.to(final_BTD.device)
+    if spec.form == "sample":
+        return SampledLogits(ids_BMK=parts[0], counts_BMK=parts[1])
+    return TopkLogits(ids_BMK=parts[0], log_probs_BMK=parts[1], log_tail_BM=parts[2])
 
 
 def pass_of_student(run: TrainingRun, engine: Any, share: Share) -> None:
@@ -266,7 +314,8 @@ def pass_of_student(run: TrainingRun, engine: Any, share: Share) -> None:
             model.forward,
             lambda targets: (
                 encoder_of(model.student)(
-                    input_ids=targets.input_ids_BT, attention_mask=targets.real_BT().long()
+                    input_ids=targets.input_ids_BT.long(),
+                    **forward_arguments(model.student, targets.real_BT(), targets.starts_BT),
                 ).last_hidden_state
             ),
         )

@@ -1,0 +1,330 @@
+"""Which form of a causal teacher's distribution trains a student best? Held-out KL to the exact teacher, perplexity.
+
+The same student (some of the teacher's layers, copied) is trained for the same steps on the same rows, in the same
+order, from each of these:
+
+- draws of 8, 24 and 50 a position, and the 64 most probable ids with their tail and renormalised: `od` from a cache;
+- the next tokens alone: `lm`;
+- the teacher in the loop, all of whose distribution is learned: `online`, the ceiling. Engine, batches and loss are
+  those of `od`, on the whole vocabulary as kept ids.
+
+On rows that none was trained on, each student is then compared with the exact teacher: KL(teacher || student) over the
+whole vocabulary and the share of positions at which both name the same most probable id, mean over all positions that
+have a next token; and its perplexity there, beside the teacher's.
+
+    python benchmarks/causal_quality.py --teacher DIR --corpus FILE --student 15x576 --out quality
+
+A configuration whose result is in --out is not computed again, so that the script may be stopped at any time; the line
+that it ends in has all that are there. `--only draws-24,online` computes some. For SmolLM2-135M (30 x 576) with 15
+layers, 200 steps of 2,048 tokens should take half an hour to forty minutes a configuration on two idle cores, and each
+of the four stores twenty; `--steps 20 --tokens 512` is a small check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import print_record
+from rich.console import Console
+from rich.table import Table
+from store_figures import build
+from torch import Tensor
+from trials import RESULT_NAME, kept
+
+from student_train.data.split import split_rows
+from student_train.engine.engine import full_precision_weights, running_engine
+from student_train.evaluate.fidelity.fidelity import run_student
+from student_train.evaluate.load import load_student
+from student_train.losses.distributions import Targets, TopkTargets
+from student_train.methods.od import DistributionTransfer
+from student_train.settings import TrainSettings
+from student_train.train.best import write_student
+from student_train.train.feed import Feed
+from student_train.train.loop import Progression, Trainer
+from student_train.train.metrics import Progress
+from student_train.train.prepare import prepare_run
+from student_train.train.train import train
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import TargetBatch, TargetRequest
+from teacher_cache.models.families import quiet_transformers
+from teacher_cache.read.info import describe_store
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.teacher.teacher import Teacher
+
+STORES: dict[str, dict[str, Any]] = {
+    "draws-8": {"logits": "sample", "k": 8},
+    "draws-24": {"logits": "sample", "k": 24},
+    "draws-50": {"logits": "sample", "k": 50},
+    "top-64": {"logits": "topk", "k": 64},
+}
+AT_ONCE = 256
+"""Positions whose logits of both models exist at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A way to train: what `kdtrain` is told, from which store, or with the teacher in the loop; in how many seeds."""
+
+    store: str
+    flags: dict[str, Any]
+    online: bool = False
+    matters: bool = False
+
+
+CONFIGURATIONS = {
+    "untrained": Configuration(store="draws-24", flags={"method": "od", "steps": 0}),
+    "draws-24": Configuration(store="draws-24", flags={"method": "od"}, matters=True),
+    "online": Configuration(store="draws-24", flags={"method": "od"}, online=True, matters=True),
+    "lm": Configuration(store="draws-24", flags={"method": "lm"}),
+    "top-64-tail": Configuration(store="top-64", flags={"method": "od"}, matters=True),
+    "draws-8": Configuration(store="draws-8", flags={"method": "od"}),
+    "draws-50": Configuration(store="draws-50", flags={"method": "od"}, matters=True),
+    "top-64-renormalised": Configuration(store="top-64", flags={"method": "od", "topk_loss": "renormalise"}),
+}
+"""In the order in which they are computed, so that the first ones say most; those that matter in all seeds."""
+
+
+def main() -> None:
+    options = parse_options()
+    out, results = Path(options.out), {}
+    with quiet_transformers():
+        teacher = Teacher.load(options.teacher, device=options.device)
+    teacher.start()
+    for seed in range(options.seeds):
+        for name in options.only:
+            one = CONFIGURATIONS[name]
+            if seed and not one.matters:
+                continue
+            settings = {**flags_of(one, options, seed), "online": one.online}
+            compute = partial(train_and_measure, one, options, seed, teacher)
+            kept(out / "runs" / f"{name}-seed{seed}", settings, compute, finished=f"{name}, seed {seed}: done")
+    for name in CONFIGURATIONS:
+        paths = sorted((out / "runs").glob(f"{name}-seed*/{RESULT_NAME}"))
+        measured = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        if measured:
+            results[name] = summarise(measured)
+    report(results, options)
+    sizes = {name: bytes_per_place(out / f"{name}.zarr") for name in STORES if (out / f"{name}.zarr").exists()}
+    chosen = {name: value for name, value in vars(options).items() if name not in ("out", "only", "device")}
+    print_record("causal_quality", **chosen, bytes_per_place=sizes, configurations=results)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--corpus", required=True, nargs="+")
+    parser.add_argument("--out", required=True, help="folder for stores and results")
+    parser.add_argument("--student", default="15x576", help="LAYERSxWIDTH; the teacher's own layers, uniformly chosen")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step")
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--held-out", type=int, default=32, help="rows to measure on")
+    parser.add_argument("--seeds", type=int, default=3, help="for the configurations that matter; one for the others")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--only", default=",".join(CONFIGURATIONS), help="some of these")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if unknown := set(options.only) - set(CONFIGURATIONS):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}, only {', '.join(CONFIGURATIONS)}")
+    return options
+
+
+def batch_rows(options: argparse.Namespace) -> int:
+    return max(1, options.tokens // options.seq_len)
+
+
+def flags_of(one: Configuration, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What the student is trained with."""
+    rows = options.steps * batch_rows(options)
+    return {
+        "student": options.student,
+        "steps": options.steps,
+        "batch_size": batch_rows(options),
+        "lr": options.lr,
+        "seed": seed,
+        "valid_share": options.held_out / (rows + options.held_out),
+        "valid_every": max(1, options.steps),
+        "device": options.device,
+        "cache": (str(Path(options.out) / f"{one.store}.zarr"),),
+        **one.flags,
+    }
+
+
+def build_store(name: str, options: argparse.Namespace) -> Path:
+    """The store, unless it is there: as many rows as are trained on once, and the held-out ones."""
+    out = Path(options.out) / f"{name}.zarr"
+    build(
+        BuildSettings(
+            teacher=options.teacher,
+            corpus=tuple(options.corpus),
+            out=str(out),
+            seq_len=options.seq_len,
+            max_rows=options.steps * batch_rows(options) + options.held_out,
+            block_rows=16,
+            targets="logits",
+            device=options.device,
+            **STORES[name],
+        )
+    )
+    return out
+
+
+def train_and_measure(
+    one: Configuration, options: argparse.Namespace, seed: int, teacher: Teacher, folder: Path
+) -> dict[str, Any]:
+    """The student is deleted once it is measured."""
+    store, student = build_store(one.store, options), folder / "student"
+    settings = TrainSettings(**flags_of(one, options, seed), out=str(student))
+    if one.online:
+        train_online(settings, teacher)
+    else:
+        train(settings)
+    found = measure(student, CacheReader.open(store), options.held_out, teacher, options.device)
+    shutil.rmtree(student)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeDistribution(DistributionTransfer):
+    """`od` with the teacher in the loop: every id is kept, and nothing is in the tail."""
+
+    teacher: Teacher
+
+    def targets(self, batch: TargetBatch) -> Targets:
+        assert batch.places is not None
+        log_probs_PV = teacher_logits(self.teacher, batch, batch.places.positions_BM.long()).log_softmax(-1)
+        ids_PV = torch.arange(log_probs_PV.shape[1], device=log_probs_PV.device).expand(log_probs_PV.shape)
+        return TopkTargets(
+            ids_PV, log_probs_PV, torch.full_like(log_probs_PV[:, 0], -torch.inf), batch.places.real_BM().flatten()
+        )
+
+
+@torch.no_grad()
+def teacher_logits(teacher: Teacher, batch: TargetBatch, positions_BM: Tensor) -> Tensor:
+    """[B * M, V]: the exact teacher's at these positions of the rows as a store gives them."""
+    final_BTD = teacher.run(batch.input_ids_BT.long(), batch.length_B, starts_BT=batch.starts_BT).final_BTD
+    # what inference mode made cannot be part of a training step
+    final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1).clone()
+    return teacher.head()(final_PD).float()
+
+
+def train_online(settings: TrainSettings, teacher: Teacher) -> None:
+    """Train a student as `kdtrain` would, from the teacher itself, and export it."""
+    # one row a pass: the whole distribution of all its positions is held twice
+    run = prepare_run(replace(settings, micro_batch_size=1))
+    cached = run.objective.methods["od"]
+    run.objective.methods["od"] = WholeDistribution(
+        **{field.name: getattr(cached, field.name) for field in fields(cached) if field.init}, teacher=teacher
+    )
+    progress = Progress(quiet=True)
+    with (
+        running_engine(
+            run.model, run.config, device=run.device, warmup=settings.warmup_steps(run.steps), steps=run.steps
+        ) as engine,
+        closing(run.training_batches(0)) as batches,
+    ):
+        trainer = Trainer(run, engine, Progression(), None, progress)
+        progress.start(total=run.steps, step=0)
+        feed = Feed(run, batches, [], progress.skipped)
+        for _ in range(run.steps):
+            share = feed.next()
+            assert share is not None, "nobody sends signals to this feed"
+            trainer.backward(share)
+        weights = full_precision_weights(run.built.model)
+    write_student(run, weights, Path(settings.out), result={"step": run.steps, "online": True})
+
+
+@torch.inference_mode()
+def measure(student: Path, reader: CacheReader, held_out: int, teacher: Teacher, device: str) -> dict[str, float]:
+    """Means over all kept places of the held-out rows, in nats; perplexities of both models."""
+    loaded = load_student(student, device)
+    assert loaded.head is not None
+    sums = dict.fromkeys(("kl", "agreement", "nll", "teacher_nll"), 0.0)
+    places = 0
+    for batch in held_out_batches(reader, held_out, device):
+        assert batch.places is not None
+        real_P, positions_BM = batch.places.real_BM().flatten(), batch.places.positions_BM.long()
+        final_BTD = run_student(loaded, batch, set()).last_hidden_BTD
+        final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1)[real_P]
+        log_p_PV = teacher_logits(teacher, batch, positions_BM)[real_P].log_softmax(1)
+        label_P1 = batch.places.label_ids_BM.flatten()[real_P].long()[:, None]
+        for start in range(0, len(final_PD), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            log_p, log_q = log_p_PV[rows], loaded.head(final_PD[rows]).float().log_softmax(1)
+            sums["kl"] += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+            sums["agreement"] += int((log_p.argmax(1) == log_q.argmax(1)).sum())
+            sums["nll"] -= float(log_q.gather(1, label_P1[rows]).sum(dtype=torch.float64))
+            sums["teacher_nll"] -= float(log_p.gather(1, label_P1[rows]).sum(dtype=torch.float64))
+        places += len(final_PD)
+    means = {name: total / places for name, total in sums.items()}
+    return {
+        "kl": means["kl"],
+        "agreement": means["agreement"],
+        "perplexity": math.exp(means["nll"]),
+        "teacher_perplexity": math.exp(means["teacher_nll"]),
+        "places": places,
+    }
+
+
+def held_out_batches(reader: CacheReader, held_out: int, device: str) -> Iterator[TargetBatch]:
+    """The rows that a training with this many held out leaves alone, one at a time, without their targets."""
+    _, (rows,) = split_rows([reader.rows], [held_out])
+    for row in rows:
+        yield reader.read_rows(row, row + 1, TargetRequest(next_tokens=True))["plain"].to(device)
+
+
+def summarise(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, and each of them."""
+    kls = [one["kl"] for one in measured]
+    return {
+        "seeds": len(measured),
+        **{
+            name: statistics.fmean(one[name] for one in measured)
+            for name in ("kl", "agreement", "perplexity", "teacher_perplexity")
+        },
+        "kl_sd": statistics.stdev(kls) if len(kls) > 1 else None,
+        "kls": kls,
+        "places": measured[0]["places"],
+    }
+
+
+def bytes_per_place(store: Path) -> float:
+    """Of the distribution, per position that has one (nearly all of a row's)."""
+    info = describe_store(str(store))
+    return sum(info.bytes_per_token(path) for path in info.bytes_per_array if path.startswith("logits/"))
+
+
+def report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    table = Table(title=f"{options.student}, {options.steps} steps of {options.tokens} tokens; held-out rows")
+    for name in ("", "seeds", "KL, nats", "sd", "of online", "top-1", "perplexity", "teacher's"):
+        table.add_column(name, justify="right" if name else "left")
+    ceiling = results.get("online", {}).get("kl")
+    for name, one in results.items():
+        table.add_row(
+            name,
+            str(one["seeds"]),
+            f"{one['kl']:.4f}",
+            "" if one["kl_sd"] is None else f"{one['kl_sd']:.4f}",
+            "" if ceiling is None else f"{one['kl'] / ceiling:.3f}",
+            f"{one['agreement']:.3f}",
+            f"{one['perplexity']:.2f}",
+            f"{one['teacher_perplexity']:.2f}",
+        )
+    Console(file=sys.stderr, width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What the benchmarks of causal teachers compute: gradients of forms against autograd, unbiased samples, exact KL."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from student_train.losses.distributions import KeptTargets, SampledTargets, Targets, TopkTargets, logits_loss
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
+from teacher_cache.read.reader import CacheReader
+from teacher_cache.teacher.teacher import Teacher
+from tests.causal_models import save_teacher, write_corpus
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+PLACES, VOCABULARY, KEPT = 6, 50, 7
+
+
+@pytest.fixture(scope="module")
+def forms() -> Iterator[Any]:
+    sys.path.insert(0, str(BENCHMARKS))
+    import causal_forms
+
+    yield causal_forms
+    sys.path.remove(str(BENCHMARKS))
+
+
+def random_logits(seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn((PLACES, VOCABULARY), generator=draw, dtype=torch.float64)
+
+
+def some_targets() -> dict[str, Targets]:
+    p_PV, real_P = random_logits(0).softmax(1), torch.ones(PLACES, dtype=torch.bool)
+    p_PK, ids_PK = p_PV.topk(KEPT)
+    log_tail_P = (1 - p_PK.sum(1)).log()
+    counts_PK = torch.arange(KEPT).repeat(PLACES, 1)
+    return {
+        "tail": TopkTargets(ids_PK, p_PK.log(), log_tail_P, real_P),
+        "renormalised": KeptTargets(ids_PK, p_PK.log(), real_P),
+        "sampled": SampledTargets(ids_PK, counts_PK, real_P),
+    }
+
+
+@pytest.mark.parametrize("name", ["tail", "renormalised", "sampled"])
+def test_forms_have_the_gradients_of_the_losses(forms: Any, name: str) -> None:
+    targets, logits_PV = some_targets()[name], random_logits(1).requires_grad_()
+    logits_loss(logits_PV, targets).backward()
+    found, q_PV = forms.of_targets(targets, logits_PV.detach().softmax(1)), logits_PV.detach().softmax(1)
+    torch.testing.assert_close(found.dense(q_PV), logits_PV.grad, rtol=1e-9, atol=1e-12)
+    weight_VE = torch.randn((VOCABULARY, 5), dtype=torch.float64)
+    hidden_PE = found.hidden_gradient(q_PV @ weight_VE, weight_VE)
+    torch.testing.assert_close(hidden_PE, logits_PV.grad @ weight_VE, rtol=1e-9, atol=1e-12)
+
+
+def test_plain_formulas_have_the_gradients_of_their_sums(forms: Any) -> None:
+    logits_PV, p_PV = random_logits(1).requires_grad_(), random_logits(0).softmax(1)
+    p_PK, ids_PK = p_PV.topk(KEPT)
+    log_q_PV = logits_PV.log_softmax(1)
+    even_PV = ((1 - p_PK.sum(1, keepdim=True)) / (VOCABULARY - KEPT)).expand_as(p_PV).scatter(1, ids_PK, p_PK)
+    label_P1 = ids_PK[:, 3:4]
+    plain = {
+        "left out": (-(p_PK * log_q_PV.gather(1, ids_PK)).sum(), forms.left_out(ids_PK, p_PK)),
+        "even": (-(even_PV * log_q_PV).sum(), forms.spread(ids_PK, p_PK, VOCABULARY)),
+        "label": (-log_q_PV.gather(1, label_P1).sum(), forms.drawn(label_P1)),
+    }
+    weight_VE, q_PV = torch.randn((VOCABULARY, 5), dtype=torch.float64), logits_PV.detach().softmax(1)
+    for loss, found in plain.values():
+        (wanted_PV,) = torch.autograd.grad(loss, logits_PV, retain_graph=True)
+        torch.testing.assert_close(found.dense(q_PV), wanted_PV, rtol=1e-9, atol=1e-12)
+        hidden_PE = found.hidden_gradient(q_PV @ weight_VE, weight_VE)
+        torch.testing.assert_close(hidden_PE, wanted_PV @ weight_VE, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("slots", [5, 24])
+def test_thresholded_samples_are_right_on_average(forms: Any, slots: int) -> None:
+    """20,000 samples of one distribution: the mean gradient is that of the whole, within four standard errors."""
+    times = 20_000
+    p_V, q_PV = random_logits(0)[0].softmax(0), random_logits(1)[:1].softmax(1).expand(times, -1)
+    kept = forms.keep(p_V.expand(times, -1), slots, np.random.default_rng(0))
+    for found in (kept.gradient(), kept.differences(q_PV, 0.3)):
+        gradient_PV = found.dense(q_PV)
+        error_V = gradient_PV.mean(0) - (q_PV[0] - p_V)
+        allowed_V = 4.5 * gradient_PV.std(0) / math.sqrt(times) + 1e-7
+        assert bool((error_V.abs() <= allowed_V).all()), (error_V / allowed_V).abs().max()
+    assert bool((kept.real_PK.sum(1) <= slots + 1).all())
+
+
+def test_the_byte_of_a_probability_is_the_one_above_or_below(forms: Any) -> None:
+    p_E, random = np.geomspace(1e-7, 1, 500), np.random.default_rng(0)
+    for slots in (2, 12, 32):
+        codes_E = forms.code_probabilities(p_E, slots, random)
+        error_E = np.abs(forms.read_probabilities(codes_E, slots) / p_E - 1)
+        assert error_E.max() < 0.26
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("causal-benchmarks")
+    save_teacher(folder / "teacher", tie_word_embeddings=True)
+    write_corpus(folder / "corpus.txt")
+    return folder
+
+
+def test_a_stored_form_is_measured_as_it_lies_on_the_disk(forms: Any, folder: Path) -> None:
+    import argparse
+
+    import causal_batches
+    import causal_codes
+
+    from teacher_cache.contract.targets import LogitsSpec
+
+    options = argparse.Namespace(
+        teacher=str(folder / "teacher"), corpus=[str(folder / "corpus.txt")], work=str(folder / "work"),
+        positions=48, seq_len=16, batches=2, near=3, half=2, students="near,far",
+    )  # fmt: skip
+    texts = causal_batches.Texts(options)
+    batch = texts.batch(1)
+    vocabulary = texts.teacher.record.vocab_size
+    spec = LogitsSpec(form="topk", entries=vocabulary, codec="float16", view="plain")
+    size, whole = causal_batches.store_form(texts, batch, spec, folder / "whole")
+    shards = [path for path in (folder / "whole" / "logits").rglob("*") if path.is_file() and path.name != "zarr.json"]
+    assert size * len(batch.places_P) == sum(path.stat().st_size for path in shards)
+    # the reader's positions are the batch's, in the same order
+    p_PV = torch.zeros_like(batch.logits_PV).scatter(1, whole.ids_PK.long(), whole.log_probs_PK.exp())
+    torch.testing.assert_close(p_PV, batch.logits_PV.softmax(1), rtol=2e-3, atol=1e-6)
+    student = causal_batches.Student(options.teacher, 3, texts.teacher)
+    final_PE = student.final(batch)
+    found, kl = causal_codes.hidden_gradients(
+        batch, {"whole": (0.0, causal_codes.stored(whole))}, final_PE.detach(), batch.expected(), None
+    )
+    full, own = (student.gradient(final_PE, found[name]) for name in ("full", "whole"))
+    # the same by autograd alone, over all logits at once
+    log_q_PV = (final_PE @ batch.weight_VE.T).log_softmax(1)
+    loss = (batch.logits_PV.softmax(1) * (batch.logits_PV.log_softmax(1) - log_q_PV)).sum(1).mean()
+    assert kl == pytest.approx(float(loss.detach()), rel=1e-4)
+    plain = torch.cat([part.flatten() for part in torch.autograd.grad(loss, student.weights)]).double()
+    assert float((full - plain).norm() / plain.norm()) < 1e-4
+    assert float((own - plain).norm() / plain.norm()) < 1e-2
+
+
+def test_quality_is_measured_against_the_exact_teacher(forms: Any, folder: Path) -> None:
+    import causal_quality
+
+    store = folder / "store.zarr"
+    settings = BuildSettings(
+        teacher=str(folder / "teacher"), corpus=(str(folder / "corpus.txt"),), out=str(store), seq_len=16, max_rows=12
+    )
+    build_cache(settings)
+    reader, teacher = CacheReader.open(store), Teacher.load(settings.teacher, device="cpu")
+    teacher.start()
+    found = causal_quality.measure(folder / "teacher", reader, 3, teacher, "cpu")
+    assert abs(found["kl"]) < 1e-6 and found["agreement"] == 1
+    assert found["perplexity"] == pytest.approx(found["teacher_perplexity"], rel=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float64).eval()
+    total, places = 0.0, 0
+    for batch in causal_quality.held_out_batches(reader, 3, "cpu"):
+        starts = [*batch.starts_BT[0].nonzero()[:, 0].tolist(), int(batch.length_B[0])]
+        for start, stop in pairwise(starts):
+            ids_1T = batch.input_ids_BT[:, start:stop].long()
+            with torch.no_grad():
+                log_q_TV = model(ids_1T).logits[0].log_softmax(1)
+            total -= float(log_q_TV[:-1].gather(1, ids_1T[0, 1:, None]).sum())
+            places += stop - start - 1
+    assert (found["places"], found["perplexity"]) == (places, pytest.approx(math.exp(total / places), rel=1e-4))
