@@ -500,6 +500,10 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "an encoder with positions": ({"teacher": {"kind": "masked-lm"}}, "'positions' is 'every:2': causal teachers"),
     "other segments": ({"segments": "apart"}, "'segments' is 'apart'"),
     "distributions of masked views": ({"targets": {"logits": {"view": "masked"}}}, "'targets.logits.view' is 'masked'"),
+    "hidden states of masked views": (
+        {"targets": {"hidden": [{"layer": 2, "codec": "float16", "view": "masked"}]}},
+        "'targets.hidden.0.view' is 'masked': a causal teacher",
+    ),
     "a row of one": ({"seq_len": 1}, "'seq_len' is 1: rows of a causal teacher have 2"),
 }
 

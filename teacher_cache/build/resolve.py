@@ -15,6 +15,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.logits import id_planes
 from teacher_cache.contract.layers import default_attention_layer, default_relation_heads, parse_layers
 from teacher_cache.contract.manifest import Manifest, Segments
+from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import (
     TARGETS,
@@ -165,7 +166,7 @@ def make_manifest(
         dtype=teacher.dtype,
         targets=targets,
         segments=resolve_segments(settings, teacher),
-        positions=(settings.positions or "all") if teacher.record.causal else None,
+        positions=parse_positions(settings.positions or "all") if teacher.record.causal else None,
         software={
             "python": platform.python_version(),
             **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},

@@ -80,8 +80,12 @@ class Quantiser:
         """[N]: True at the tokens that are kept beside the codes; None in a stream that keeps none."""
         if self.sinks is None:
             return None
+        # once for all batches: the maps of a wide teacher are larger than a batch
         self._mean_D = self._mean_D.to(values_NH.device)
-        far_N = squared_distance(coded_vectors(values_NH, self._projections), self._mean_D) > self.sinks.distance**2
+        self._projections = None if self._projections is None else self._projections.to(values_NH.device)
+        distance_N = squared_distance(coded_vectors(values_NH, self._projections), self._mean_D)
+        # a product, where a power of a float raises: the record is read from a file
+        far_N = distance_N > self.sinks.distance * self.sinks.distance
         return far_N if padding_N is None else far_N & ~padding_N
 
     def keep(self, values_SH: torch.Tensor) -> NDArray[np.floating]:

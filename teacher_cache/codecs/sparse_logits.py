@@ -67,7 +67,8 @@ def sample_points(
 ) -> NDArray[np.float64]:
     """Where in the cumulative distribution to draw: [P, N] points from 0 to 1, ascending, one in each N-th.
 
-    `place_P` numbers the masked positions of a row from 0, `view` the masked views of it.
+    `place_P` numbers the places of a row from 0 (its masked positions, or those of a causal model that are kept),
+    `view` the masked views of it.
     """
     draw_N = np.arange(draws)
     bits_PN = uniform_bits(seed, row_id_P[:, None], view, place_P[:, None], _DRAW, draw_N)

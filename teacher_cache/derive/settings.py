@@ -24,7 +24,7 @@ class DeriveSettings:
     attention_layer: int | None = None
     """Keep the attention of this layer alone. Default: all that SRC has."""
     k: int | None = None
-    """Most probable ids to keep at each masked position; the mass of the others joins the tail. Default: as in SRC."""
+    """Most probable ids to keep at each place; the mass of the others joins the tail. Default: as in SRC."""
     precision: str | None = None
     """nmse:X, not finer than in SRC; int8 or int4 where SRC has float16. X counts from the teacher, not from SRC; the
     finer SRC is, the less room the same X takes. Default: the codes of SRC.

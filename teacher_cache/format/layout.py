@@ -69,6 +69,8 @@ _ESCAPES_PER_CHUNK = 2**14
 _VALUES_PER_ESCAPE = 16
 _SINKS_PER_SEEN, _SINKS_UNSEEN = 4, 1 / 64
 """Room for sinks: four times their share in the calibration sample, and a token in 64 whatever that was."""
+_SINKS_LEAST = 64
+"""Room for sinks in the smallest block: a share says little of a few rows, which may have several of them each."""
 _SINK_NUMBERS_PER_CHUNK = 2**17
 _DRAWS_PER_CHUNK = 2**15
 _DRAWS = "logits/draws"
@@ -304,7 +306,7 @@ def _sink_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpe
     if stream.calibration is None or (sinks := stream.calibration.sinks) is None:
         return []
     width = transform_width(stream)
-    room = math.ceil(tokens * min(1, _SINKS_PER_SEEN * sinks.share + _SINKS_UNSEEN))
+    room = min(tokens, max(_SINKS_LEAST, math.ceil(tokens * (_SINKS_PER_SEEN * sinks.share + _SINKS_UNSEEN))))
     chunk = min(room, max(1, _SINK_NUMBERS_PER_CHUNK // width))
     index = "int32" if tokens < 2**31 else "int64"
     count = whole_array(f"{stream.path}/sinks/count", "int32", views, views=views)

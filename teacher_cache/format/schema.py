@@ -216,6 +216,7 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
     teacher, targets = fields["teacher"], fields["targets"]
     _check_positions(teacher.get("kind") == "causal-lm", fields.get("positions"), fields["seq_len"])
     _check_layers(teacher["layers"], targets)
+    _check_views(teacher.get("kind") == "causal-lm", targets)
     for name in ("hidden", "attention"):
         for number, spec in enumerate(targets[name]):
             _check_codec(f"targets.{name}.{number}.codec", spec["codec"])
@@ -242,6 +243,14 @@ def _check_layers(layers: int, targets: Mapping[str, Any]) -> None:
             raise ValueError(f"the field 'targets.{name}' has layer {beyond[0]}: the teacher has {layers}")
         if len(set(named)) < len(named):
             raise ValueError(f"the field 'targets.{name}' has the layers {named}: one of them twice")
+
+
+def _check_views(causal: bool, targets: Mapping[str, Any]) -> None:
+    for name in ("hidden", "attention"):
+        for number, spec in enumerate(targets[name]):
+            if causal and spec["view"] != "plain":
+                place = f"targets.{name}.{number}.view"
+                raise ValueError(f"the field '{place}' is {spec['view']!r}: a causal teacher reads rows as they are")
 
 
 def _check_codec(place: str, codec: str) -> None:

@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from teacher_cache.contract.batch import AttentionVectors
-from teacher_cache.errors import TeacherError
+from teacher_cache.errors import TeacherError, first_line
 
 TAP = "kdcache_tap"
 
@@ -83,7 +83,8 @@ def record_attention(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[
     """Record queries, keys and values of `layers` (1-based) during one forward pass of `model` inside the context.
 
     Raises:
-        TeacherError: on leaving the context, if the model did not call the tap once per layer.
+        TeacherError: on leaving the context, if the model did not call the tap once per layer, or asks for what SDPA
+            cannot do.
     """
     record = AttentionRecord(layers)
     if not record.layers:
@@ -92,6 +93,9 @@ def record_attention(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[
     token = _recording.set(record)
     try:
         yield record
+    except ValueError as error:
+        # soft caps of Gemma 2, say
+        raise _untappable(model, first_line(error)) from error
     finally:
         _recording.reset(token)
     expected = model.config.num_hidden_layers

@@ -178,6 +178,17 @@ def test_other_settings_do_not_go_on_with_a_store(
         build_cache(causal_settings(causal_store, targets="logits,hidden", precision="float16", **changes))
 
 
+@pytest.mark.parametrize("written, meant", [("every:1", "all"), ("share:0.50", "share:0.5"), ("every:04", "every:4")])
+def test_a_choice_of_positions_is_kept_as_it_is_meant(
+    causal_settings: Settings, tmp_path: Path, written: str, meant: str
+) -> None:
+    """However it is written: a store names it in one way, and goes on when it is asked for in another."""
+    settings = causal_settings(tmp_path / "cache.zarr", targets="logits", positions=written, max_rows=8)
+    build_cache(settings)
+    assert CacheReader.open(settings.out).manifest.positions == meant
+    assert build_cache(replace(settings, positions=meant)).computed_rows == 0
+
+
 def test_batch_and_block_sizes_change_nothing(causal_settings: Settings, causal_store: Path, tmp_path: Path) -> None:
     other = causal_settings(tmp_path / "cache.zarr", targets="logits", positions="share:0.5", block_rows=16)
     build_cache(other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -219,3 +221,11 @@ def test_infinite_values_are_refused_though_they_are_far() -> None:
     sample.check.append(correlated(100, 3))
     with pytest.raises(TeacherError, match="infinite or undefined"):
         calibrate(sample, 1e-2, None)
+
+
+def test_a_distance_beyond_all_numbers_finds_no_sinks() -> None:
+    """Its square is infinite: a record that somebody wrote must not end in an OverflowError."""
+    transform, record = calibrate(sampled(), 1e-2, None)
+    assert record.sinks is not None
+    found = Quantiser(transform, None, replace(record.sinks, distance=1e200)).find_sinks(with_sinks(500, 4))
+    assert found is not None and not found.any()

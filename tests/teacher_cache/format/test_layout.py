@@ -105,27 +105,30 @@ def test_an_nmse_stream_has_arrays_once_it_is_calibrated(small_manifest: SmallMa
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("tokens, room", [(800, 333), (100, 64), (8, 8)])
 def test_tokens_that_are_kept_as_they_are_have_room_for_four_times_their_share(
-    small_manifest: SmallManifest, dtype: str
+    small_manifest: SmallManifest, dtype: str, tokens: int, room: int
 ) -> None:
-    """Of 8 tokens a view, 4/10 + 1/64 of them, rounded up; queries, keys and values side by side."""
+    """Of 800 tokens a view, 4/10 + 1/64 of them, rounded up, and 64 at least; queries, keys and values side by side."""
     spec = AttentionSpec(layer=3, form="projected", codec="nmse:0.01")
     sinks = SinkRecord(distance=3.0, share=0.1, variance=0.9, dtype=dtype)  # type: ignore[arg-type]
     path = "attention/3/projected"
+    manifest = small_manifest(TargetSpecs(attention=(spec,)))
+    manifest = replace(manifest, block_rows=tokens // manifest.seq_len)
     without, layout = (
-        StoreLayout.of(replace(small_manifest(TargetSpecs(attention=(spec,))), calibration={path: record}))
+        StoreLayout.of(replace(manifest, calibration={path: record}))
         for record in (RECORD, replace(RECORD, sinks=sinks))
     )
     added = {name: one for name, one in shapes(layout).items() if name not in without.arrays}
     assert added == {
         f"{path}/sinks/count": ("int32", (1,)),
-        f"{path}/sinks/index": ("int32", (1, 4)),
-        f"{path}/sinks/value": (dtype, (1, 4, 96)),
+        f"{path}/sinks/index": ("int32", (1, room)),
+        f"{path}/sinks/value": (dtype, (1, room, 96)),
     }
     value = layout.arrays[f"{path}/sinks/value"]
     assert value.counted_by == f"{path}/sinks/count" and value.part_of_view(0) == (
         slice(0, 1),
-        slice(0, 4),
+        slice(0, room),
         slice(0, 96),
     )
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM
 
 from teacher_cache.errors import TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
+from tests.causal_models import make_model
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
 
@@ -68,3 +69,11 @@ def test_a_model_that_bypasses_the_tap_is_noticed(tiny_teacher: Callable[..., Pa
     model = AutoModelForMaskedLM.from_pretrained(tiny_teacher("bert"))
     with pytest.raises(TeacherError, match="0 of its 4 layers"), record_attention(model, [1]):
         model(torch.tensor([[5, 6]]))
+
+
+def test_what_sdpa_cannot_do_is_refused_by_name() -> None:
+    """Gemma 2 caps its attention scores, which SDPA does not."""
+    model = make_model("gemma2")
+    enable_tap(model)
+    with pytest.raises(TeacherError, match="'gemma2'.*softcap.*--targets logits,hidden"), record_attention(model, [1]):
+        model.base_model(torch.tensor([[5, 6]]), use_cache=False)

@@ -65,6 +65,25 @@ def test_families_that_carry_something_over_are_found_out(family: str) -> None:
     assert "KL(alone || packed)" in str(found)
 
 
+def test_a_model_that_goes_by_its_first_row_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a build begin their segments at different places: one row alone would not have shown this."""
+
+    def of_first_row(model, real_BT, starts_BT=None):  # type: ignore[no-untyped-def]
+        starts = None if starts_BT is None else starts_BT[:1].expand_as(starts_BT)
+        return forward_arguments(model, real_BT, starts)
+
+    monkeypatch.setattr("teacher_cache.models.isolation.forward_arguments", of_first_row)
+    assert not measure_isolation(make_model("llama"), LENGTH, with_head=False).isolated
+
+
+def test_a_head_that_does_not_run_alone_is_no_matter_here() -> None:
+    """What it says of isolation stands; `probe_head` refuses the head by name where logits are wanted."""
+    model = make_model("llama")
+    model.forward = lambda **inputs: model.model.no_such_multiplier  # type: ignore[method-assign]
+    found = measure_isolation(model, LENGTH, with_head=True)
+    assert found.isolated and found.divergence is None
+
+
 def test_an_all_ones_mask_would_undo_it_and_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap: Transformers takes a mask of ones for a word on all positions, and packing is forgotten."""
 
