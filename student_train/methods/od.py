@@ -117,8 +117,10 @@ def logits_losses(
             for name, method in together.items()
         ]
         totals_N = _losses_of_view(outputs[view], batch[view], real_P, terms, next(iter(together.values())).vocab_size)
-        for name, total, term in zip(together, totals_N.unbind(), terms, strict=True):
-            losses[name] = LossSum(total, term.targets.real_P.sum())
+        places = batch[view].places
+        assert places is not None
+        # also those at which the student has none of the ids: the global batch is counted without looking at ids
+        losses |= {name: LossSum(total, places.real_BM().sum()) for name, total in zip(together, totals_N, strict=True)}
     return losses
 
 
