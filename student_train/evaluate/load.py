@@ -20,7 +20,7 @@ from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import check_family, load_config, load_model, vocabulary_difference
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
-from teacher_cache.models.families import encoder_of, position_limit
+from teacher_cache.models.families import encoder_of, kind_of, position_limit
 from teacher_cache.models.heads import LMHead
 from teacher_cache.outside import parse_record
 
@@ -102,8 +102,15 @@ def check_fit(student: LoadedStudent, manifest: Manifest, teacher_folder: Path) 
     """Refuse a student that cannot read the cache's rows.
 
     Raises:
-        StudentError: its token ids mean something else than the teacher's, or it has too few positions.
+        StudentError: it predicts masked tokens and the teacher next ones, or the other way round, its token ids mean
+            something else than the teacher's, or it has too few positions.
     """
+    if (kind_of(student.config) == "causal-lm") != manifest.teacher.causal:
+        ours, theirs = ("a masked LM", "a causal LM") if manifest.teacher.causal else ("a causal LM", "a masked LM")
+        raise StudentError(
+            f"student {str(student.folder)!r} is {ours}, and the teacher of this cache, {manifest.teacher.name!r}, "
+            f"{theirs}: what one predicts means nothing to the other; give a cache of a teacher of the student's kind"
+        )
     difference = vocabulary_difference(student.folder, teacher_folder)
     if difference:
         raise StudentError(

@@ -174,22 +174,32 @@ def recomputed_losses(
     *,
     vocab_size: int,
     logits_at_a_time: int = LOGITS_AT_A_TIME,
+    agree: Callable[[int], int] | None = None,
 ) -> Tensor:
     """The unweighted losses [N] of head(hidden_PD), for any head.
 
     Where one run of positions is not enough, each run's logits are computed again in the backward pass.
+
+    Args:
+        head: [P, D] -> [P, V].
+        hidden_PD: what it reads at the positions of interest.
+        terms: the losses.
+        vocab_size: V.
+        logits_at_a_time: how many logits a run has at most.
+        agree: asked for the number of runs, given how many there have to be, where several processes bring the weights
+            of the head together for every one. Those that are too many have no positions.
     """
     run = max(1, logits_at_a_time // vocab_size)
+    runs = max(1, -(-len(hidden_PD) // run))
+    if agree is not None:
+        runs = agree(runs)
 
     def run_losses(hidden: Tensor, positions: slice) -> Tensor:
         logits_PV = head(hidden)
         return torch.stack([logits_loss(logits_PV, term.at(positions), temperature=term.temperature) for term in terms])
 
-    if len(hidden_PD) <= run:
+    if runs == 1:
         return run_losses(hidden_PD, slice(None))
-    starts = range(0, len(hidden_PD), run)
-    parts = [
-        checkpoint(run_losses, hidden, slice(start, start + run), use_reentrant=False)
-        for start, hidden in zip(starts, hidden_PD.split(run), strict=True)
-    ]
+    slices = [slice(number * run, (number + 1) * run) for number in range(runs)]
+    parts = [checkpoint(run_losses, hidden_PD[positions], positions, use_reentrant=False) for positions in slices]
     return torch.stack(parts).sum(0)

@@ -139,7 +139,9 @@ class TransportTransfer:
         taught = [batch[self.view].hidden[layer] for layer in self.mapping.teacher_layers]
         costs_SL = transport_costs(mapped, taught, real_BT, self.deviations)
         self.transport.observe(costs_SL, real_BT.sum())
-        return transported_state_loss(mapped, taught, real_BT, self.deviations, self.transport.flow.tolist(), costs_SL)
+        flow = self.transport.flow.tolist()
+        total = transported_state_loss(mapped, taught, real_BT, self.deviations, flow, costs_SL).total
+        return LossSum(total, batch[self.view].length_B.sum())
 
     def describe(self) -> dict[str, Any]:
         return _describe_all(self.mapping)
@@ -168,14 +170,18 @@ class AttentionOverLayers:
         for layer in self.mapping.student_layers:
             projection = projections[projection_name(layer)]
             losses.append(attended_state_loss(hidden[layer], taught, real_BT, projection, self.deviations))
-        return add_losses(losses)
+        return LossSum(add_losses(losses).total, batch[self.view].length_B.sum())
 
     def describe(self) -> dict[str, Any]:
         return _describe_all(self.mapping)
 
 
 def _ordinary_in_all(targets: TargetBatch, mapping: LayerMapping) -> Tensor:
-    """True at the real positions that are sinks of no teacher layer."""
+    """True at the real positions that are sinks of no teacher layer.
+
+    What is no such position adds nothing and is counted all the same, as with given pairs: a global batch counts
+    positions before any layer is looked at.
+    """
     counted_BT = targets.real_BT()
     for layer in mapping.teacher_layers:
         counted_BT = counted_BT & targets.ordinary_BT(layer)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -116,8 +117,10 @@ def logits_losses(
             for name, method in together.items()
         ]
         totals_N = _losses_of_view(outputs[view], batch[view], real_P, terms, next(iter(together.values())).vocab_size)
-        for name, total, term in zip(together, totals_N.unbind(), terms, strict=True):
-            losses[name] = LossSum(total, term.targets.real_P.sum())
+        places = batch[view].places
+        assert places is not None
+        # also those at which the student has none of the ids: the global batch is counted without looking at ids
+        losses |= {name: LossSum(total, places.real_BM().sum()) for name, total in zip(together, totals_N, strict=True)}
     return losses
 
 
@@ -143,16 +146,28 @@ def _losses_of_view(
     hidden_PD = hidden_PD if real_P is None else hidden_PD[real_P]
     projection = _whole_projection(student.head)
     if projection is None:
-        return recomputed_losses(student.head, hidden_PD, terms, vocab_size=vocab_size)
+        agree = partial(_most_of_all, device=hidden_PD.device) if _in_pieces(student.head) else None
+        return recomputed_losses(student.head, hidden_PD, terms, vocab_size=vocab_size, agree=agree)
     hidden_PE = student.head.before_projection(hidden_PD).to(projection.weight.dtype)
     return projected_losses(hidden_PE, projection.weight, projection.bias, terms)
 
 
 def _whole_projection(head: LMHead) -> nn.Linear | None:
     """The map that ends the head, where it can be used by itself."""
-    projection = head.projection
     # ZeRO 3 keeps parameters in pieces, and gathers them for the module that they belong to while that runs
-    return None if projection is None or hasattr(projection.weight, "ds_id") else projection
+    return None if _in_pieces(head) else head.projection
+
+
+def _in_pieces(head: LMHead) -> bool:
+    """Whether every process has a part of each weight, so that all of them run the head equally often or wait."""
+    return any(hasattr(parameter, "ds_id") for parameter in head.parameters())
+
+
+def _most_of_all(number: int, *, device: torch.device) -> int:
+    """The largest of the numbers that the processes give."""
+    found = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
 
 
 def flat_targets(target: TargetBatch, topk_loss: TopkLoss = "tail") -> Targets:

@@ -54,9 +54,12 @@ def _mean(run: TrainingRun, name: str, parts: list[LossSum]) -> float:
         sums += torch.stack([part.total.double(), part.count.double()])
     total, count = run.ranks.add_up(sums).tolist()
     if not count:
+        why = "none of their tokens could be masked, as where the tokenizer knows nothing of the text"
+        if run.reader.manifest.teacher.causal:
+            why = "after none of their positions is a distribution kept, as where --positions left few of short rows"
         raise TrainingError(
-            f"the held-out rows of {run.reader.path} have no place for --method {name}: none of their tokens could be "
-            "masked, as where the tokenizer knows nothing of the text, and a loss of nothing would be 0 for any "
-            "student; hold out more rows with --valid-share in another --out, or build the cache from other text"
+            f"the held-out rows of {run.reader.path} have no place for --method {name}: {why}, and a loss of nothing "
+            "would be 0 for any student; hold out more rows with --valid-share in another --out, or build the cache "
+            "from other text"
         )
     return float(total / count)

@@ -9,6 +9,7 @@ cannot hold all logits.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +62,10 @@ class LMHead:
     def __call__(self, hidden_PD: torch.Tensor) -> torch.Tensor:
         """[P, D] final hidden states -> [P, V] logits."""
         return _run_head(self._head(), hidden_PD)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the model, the head's among them."""
+        return self._model.parameters()
 
     @property
     def projection(self) -> nn.Linear | None:

@@ -130,7 +130,7 @@ def test_a_record_of_something_else_is_noted_and_left_aside(
     assert (report.first_row, report.last_row) == (98, 99) and report.relations[0].teacher_layer == 3
 
 
-@pytest.mark.parametrize("family", ["gpt2", "vit", "encoder-decoder", "bart"])
+@pytest.mark.parametrize("family", ["vit", "encoder-decoder", "bart"])
 def test_what_is_no_encoder_is_refused_by_family(
     family: str, cache: Path, teacher_as_student: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

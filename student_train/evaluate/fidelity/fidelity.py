@@ -17,7 +17,7 @@ teacher is not needed. The student's projections, dropout and engine play no par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +36,13 @@ from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.inputs import forward_arguments
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
-_NO_PLACE = (
-    "no output KL: none of the measured rows has a masked position, as where the tokenizer knows nothing of their text"
-)
+_NO_PLACE: Mapping[View, str] = {
+    "masked": (
+        "no output KL: none of the measured rows has a masked position, as where the tokenizer knows nothing of their "
+        "text"
+    ),
+    "plain": "no output KL: after none of the measured rows' positions is a distribution kept",
+}
 Advance = Callable[[int, int], None]
 """Told how many of the rows are done, and how many there are."""
 
@@ -168,13 +172,13 @@ class FidelitySums:
         """The measures of everything added so far.
 
         Raises:
-            StudentError: there is none, for want of a masked position.
+            StudentError: there is none, for want of a place.
         """
         distribution, notes = None, self.plan.notes
         if self.plan.logits_view is not None:
             distribution = self.distribution.result()
             if distribution is None:
-                notes = (*notes, _NO_PLACE)
+                notes = (*notes, _NO_PLACE[self.plan.logits_view])
                 if not self.relations and not self.hidden:
                     raise StudentError(
                         f"student {student!r} can be compared with nothing in {cache!r} ({'; '.join(notes)}): measure "

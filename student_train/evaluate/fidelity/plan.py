@@ -204,7 +204,8 @@ def _logits_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View |
     if spec is None:
         notes.append("no output KL: the cache holds no output distributions")
     elif not has_head:
-        notes.append("no output KL: the student has no masked-LM head")
+        head = "language-modelling" if manifest.teacher.causal else "masked-LM"
+        notes.append(f"no output KL: the student has no {head} head")
     elif spec.form == "sample":
         notes.append(
             f"output KL is that to {spec.entries} ids drawn from the teacher, which is larger than that to its whole "

@@ -153,7 +153,7 @@ class _Runs:
         task, labels = self.data.task, self.data.labels()
         what = f"{task.name}, seed {seed}, lr {learning_rate:g}"
         predictions = train_and_predict(
-            load_for_task(self.student.folder, task, labels, seed),
+            load_for_task(self.student.folder, task, labels, seed, pad_id=self.student.tokenizer.pad_token_id),
             self.student.tokenizer,
             self.inputs["train"],
             {name: self.inputs[name] for name in self.data.measured},

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from student_train.evaluate.finetune.tasks import Task
-from student_train.students.pretrained import check_family, load_config
+from student_train.students.pretrained import causal, check_family, load_config
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers, read_config
 
@@ -77,6 +77,9 @@ def load_tokenizer(folder: Path, task: Task) -> PreTrainedTokenizerBase:
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         # Transformers makes up an empty tokenizer where the files are missing: every word would be unknown
         raise _no_tokenizer(folder, "it knows no words, as where its files are missing")
+    if tokenizer.pad_token_id is None and causal(load_config(folder)):
+        # decoders are trained without padding; what stands behind the last token is not seen by it
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise _no_tokenizer(folder, "it has no padding token, so that examples cannot be joined to batches")
     if task.kind == "tokens" and not tokenizer.is_fast:
@@ -94,10 +97,13 @@ def _no_tokenizer(folder: Path, why: str) -> StudentError:
     )
 
 
-def load_for_task(folder: Path, task: Task, labels: Sequence[str], seed: int) -> PreTrainedModel:
+def load_for_task(
+    folder: Path, task: Task, labels: Sequence[str], seed: int, *, pad_id: int | None = None
+) -> PreTrainedModel:
     """The encoder in float32 with a head for `labels` (one output for a regression), drawn from the seed.
 
-    Seeds every random generator: of Python, NumPy and PyTorch.
+    Seeds every random generator: of Python, NumPy and PyTorch. The head of a decoder reads the last token that is not
+    `pad_id`; its configuration may name no id or another than its tokenizer pads with.
 
     Raises:
         StudentError: the model cannot be loaded whole.
@@ -134,6 +140,8 @@ def load_for_task(folder: Path, task: Task, labels: Sequence[str], seed: int) ->
             "fine-tune; give a folder with config.json and model.safetensors"
         ) from error
     _check_complete(folder, model, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if pad_id is not None and causal(model.config):
+        model.config.pad_token_id = pad_id
     return model
 
 

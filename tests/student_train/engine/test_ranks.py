@@ -23,10 +23,11 @@ from teacher_cache.errors import TrainingError
 from tests.records import without_times
 
 TRAINER = """
-import errno, json, os, signal, sys
+import errno, functools, json, os, signal, sys
 os.environ["DS_ACCELERATOR"] = "cpu"
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from student_train.data import loader
+from student_train.methods import od
 from student_train.train import loop
 from student_train.train.prepare import TrainingRun
 from student_train.settings import TrainSettings
@@ -37,6 +38,8 @@ rank = int(os.environ["RANK"])
 write = loop.Trainer.write_pending
 read = loader.CacheLoader.__next__
 save, validation = TorchCheckpointEngine.save, TrainingRun.validation_batches
+# at stage 3, where each run of the head brings its weights together: several, and not as many in both processes
+od.recomputed_losses = functools.partial(od.recomputed_losses, logits_at_a_time=3 * 200)
 signals = []
 
 def stop_second(trainer):

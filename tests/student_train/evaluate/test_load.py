@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from student_train.evaluate.load import check_fit, load_student, weight_files, weights_fingerprint
 from teacher_cache.errors import StudentError
+from tests.student_train.evaluate.causal_models import make_causal
 from tests.student_train.evaluate.manifests import make_manifest
 
 
@@ -43,6 +45,19 @@ def test_other_vocabularies_are_refused(tiny_teacher: Any, tiny_teacher_copy: An
         shutil.copy(file, student)
     with pytest.raises(StudentError, match="other ids"):
         check_fit(load_student(student), make_manifest(), teacher)
+
+
+def test_students_of_the_other_kind_are_refused(tiny_teacher: Any, tiny_teacher_copy: Any, tmp_path: Path) -> None:
+    """With the same words, what a masked LM says at a place would pass for a prediction of the next one."""
+    causal = make_causal(tmp_path / "causal", "llama")
+    manifest = make_manifest()
+    causal_manifest = replace(manifest, teacher=replace(manifest.teacher, kind="causal-lm"))
+    check_fit(load_student(causal), causal_manifest, causal)
+    masked = tiny_teacher_copy("bert")
+    with pytest.raises(StudentError, match="is a masked LM, and the teacher of this cache, 'tiny', a causal LM"):
+        check_fit(load_student(masked), causal_manifest, masked)
+    with pytest.raises(StudentError, match="is a causal LM, and the teacher of this cache, 'tiny', a masked LM"):
+        check_fit(load_student(causal), manifest, causal)
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])

@@ -251,6 +251,8 @@ def test_sinks_are_not_learned(mapping: str, tiny_teacher: Any, live_cache: Any)
         assert found["large"].total.item() == pytest.approx(found["as they were"].total.item(), rel=1e-6)
     else:
         assert torch.equal(found["large"].total, found["as they were"].total)
+    # a step divides by the positions that the host counts, and a validation by these: both by all of them
+    assert int(found["large"].count) == sum(LENGTHS)
     without = dict.fromkeys(ALL, none_BT)
     plain, none = (model({"plain": replace(targets, hidden_sinks=one)})["hs"] for one in ({}, without))
     assert torch.equal(plain.total, none.total) and plain.total > found["large"].total

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from student_train.evaluate.latency.generation import generate, measure_generation
+from student_train.evaluate.latency.models import random_ids
 from student_train.evaluate.latency.records import LatencyReport
 from student_train.evaluate.latency.settings import LatencySettings
 from teacher_cache.errors import SettingsError, StudentError
@@ -67,6 +68,16 @@ def test_a_report(folders: dict[str, Path]) -> None:
     assert record["generation"][0]["speedup"] == pytest.approx(
         record["generation"][0]["tokens_per_second"] / record["generation"][0]["teacher_tokens_per_second"]
     )
+
+
+def test_models_that_end_in_several_ways(tmp_path: Path) -> None:
+    """As those that answer conversations do: their configurations name a list of ids, none of which a prompt has."""
+    folder = make_causal(tmp_path / "model", "llama", eos_token_id=[5, 7])
+    report = measure(folder, lengths="8", batch_sizes="1", new_tokens=4)
+    assert [setup.prompt_tokens for setup, _ in report.generation] == [8]
+    config = AutoConfig.from_pretrained(folder)
+    assert config.eos_token_id == [5, 7]
+    assert set(range(300)) - set(random_ids(config, 64, 512).flatten().tolist()) == {5, 7}
 
 
 def test_prompts_end_where_the_answer_still_fits(folders: dict[str, Path]) -> None:
