@@ -75,7 +75,7 @@ def test_the_message_for_an_unknown_name_lists_what_packages_add(site: Site) -> 
                  methods="contrast = other_maps")  # fmt: skip
     with pytest.raises(
         SettingsError,
-        match="at 'contrasts': did you mean contrast.* each of mha, direct, hs, od, mlm, contrast at most",
+        match="at 'contrasts': did you mean contrast.* each of mha, direct, hs, od, mlm, lm, contrast at most",
     ):
         TrainSettings(method="contrasts")
     with pytest.raises(SettingsError, match="did you mean every-other"):

@@ -91,7 +91,7 @@ def test_batches_are_what_the_reader_reads_at_those_rows(reader, load):
         assert list(batch.row_ids) == batch.views["plain"].row_id_B.tolist()
         assert batch.counts == {
             "positions": int(batch.views["plain"].real_BT().sum()),
-            "masked": int(batch.views["masked"].places.real_BM().sum()),
+            "places": int(batch.views["masked"].places.real_BM().sum()),
             "rows": 12,
         }
 

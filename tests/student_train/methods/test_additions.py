@@ -263,7 +263,7 @@ def test_hidden_states_come_as_the_teacher_gave_them_though_hs_would_take_coordi
     "made, told",
     [
         (None, "since NoneType has no counted, request, needs, loss, describe"),
-        (Given(counted="tokens"), "`counted` is 'tokens' and not one of 'positions', 'masked', 'rows'"),  # type: ignore[arg-type]
+        (Given(counted="tokens"), "`counted` is 'tokens' and not one of 'positions', 'places', 'rows'"),  # type: ignore[arg-type]
         (Given(request=(4,)), r"`request` is \(4,\)"),  # type: ignore[arg-type]
         ((Given(), {}), "its maps are dict"),
         (Given(head=True), "registered without `reads_logits=True`"),
