@@ -111,7 +111,7 @@ def run_demo(settings: CausalDemoSettings) -> int:
     scores: dict[str, Any] = {}
     for name, folder, beside in (("untrained", untrained, []), ("trained", student, ["--teacher", copy])):
         for records, command in (
-            (reports, ["kdeval", "fidelity", "--student", folder, "--cache", cache]),
+            (reports, ["kdeval", "fidelity", "--student", folder, "--cache", cache, "--exact"]),
             (scores, ["kdeval", "perplexity", "--student", folder, *beside, *text]),
         ):
             printed = io.StringIO()

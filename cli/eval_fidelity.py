@@ -45,6 +45,7 @@ def _measure(settings: FidelitySettings) -> FidelityReport:
             settings.student,
             settings.cache,
             rows=settings.rows,
+            exact=settings.exact,
             batch_size=settings.batch_size,
             device=choose_device_type(settings.device),
             advance=advance,

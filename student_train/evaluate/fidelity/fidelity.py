@@ -52,6 +52,7 @@ def measure_fidelity(
     caches: Sequence[str],
     *,
     rows: int | None = None,
+    exact: bool = False,
     batch_size: int = 16,
     device: str = "cpu",
     advance: Advance | None = None,
@@ -62,6 +63,7 @@ def measure_fidelity(
         student: what `kdtrain` wrote, or any Hugging Face encoder directory with the teacher's vocabulary.
         caches: paths of the stores, see `open_caches`.
         rows: at most so many of the held-out rows, the last ones.
+        exact: run the teacher that the cache keeps too, and compare the student's output distribution with all of its.
         batch_size: rows per forward pass; changes memory and speed alone.
         device: where the student runs.
         advance: called after every block of the cache.
@@ -73,14 +75,15 @@ def measure_fidelity(
     reader = open_caches(caches)
     loaded = load_student(student, device)
     check_fit(loaded, reader.manifest, reader.teacher_folder())
-    plan = plan_for(reader, loaded, rows=rows)
+    plan = plan_for(reader, loaded, rows=rows, exact=exact)
     plan = _without_untappable(plan, loaded)
     if plan.request == TargetRequest():
         raise StudentError(
             f"student {str(student)!r} can be compared with nothing in {reader.path!r} ({'; '.join(plan.notes)}): "
             "build a cache with --targets that the student can be measured on"
         )
-    measurement = FidelitySums(plan, loaded, temperature=reader.manifest.temperature)
+    teacher = load_student(reader.teacher_folder(), device) if exact and plan.logits_view is not None else None
+    measurement = FidelitySums(plan, loaded, temperature=reader.manifest.temperature, teacher=teacher)
     with torch.inference_mode():
         done, total = 0, count_rows(plan.rows)
         for block, start, stop in block_pieces(reader.block_bounds, plan.rows).tolist():
@@ -93,7 +96,9 @@ def measure_fidelity(
     return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
 
 
-def plan_for(reader: CacheSource, student: LoadedStudent, *, rows: int | None = None) -> FidelityPlan:
+def plan_for(
+    reader: CacheSource, student: LoadedStudent, *, rows: int | None = None, exact: bool = False
+) -> FidelityPlan:
     """What to measure of a student on a cache; at most so many of the held-out rows."""
     return plan_fidelity(
         reader.manifest,
@@ -103,6 +108,7 @@ def plan_for(reader: CacheSource, student: LoadedStudent, *, rows: int | None = 
         has_head=student.head is not None,
         provenance=student.provenance,
         rows=rows,
+        exact=exact,
     )
 
 
@@ -146,8 +152,11 @@ def _add_block(
 class FidelitySums:
     """The sums behind a report, batch by batch."""
 
-    def __init__(self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float) -> None:
-        self.plan, self.student = plan, student
+    def __init__(
+        self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float, teacher: LoadedStudent | None = None
+    ) -> None:
+        """`teacher`: compare the output distribution with that of this model instead of what the cache keeps of it."""
+        self.plan, self.student, self.teacher = plan, student, teacher
         self.relations = {pair: RelationSum(pair) for pair in plan.relations}
         self.hidden = {pair: HiddenSum(pair, plan.rows) for pair in plan.hidden}
         self.distribution = DistributionSum(student.config.vocab_size, temperature)
@@ -165,7 +174,10 @@ class FidelitySums:
         for pair in hidden:
             self.hidden[pair].add(outputs, targets, first_row)
         if self.plan.logits_view == view:
-            self.distribution.add(outputs, targets)
+            if self.teacher is None:
+                self.distribution.add(outputs, targets)
+            else:
+                self.distribution.add_exact(outputs, run_student(self.teacher, targets, set()), targets)
         self.tokens[view] = self.tokens.get(view, 0) + int(targets.length_B.sum())
 
     def report(self, student: str, cache: str) -> FidelityReport:

@@ -48,7 +48,10 @@ class HiddenPair:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityPlan:
-    """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report."""
+    """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report.
+
+    `exact`: the output distribution is compared with that of the teacher itself, which runs beside the student.
+    """
 
     rows: RowRanges
     held_out: bool
@@ -56,6 +59,7 @@ class FidelityPlan:
     hidden: tuple[HiddenPair, ...]
     logits_view: View | None
     notes: tuple[str, ...]
+    exact: bool = False
 
     @property
     def request(self) -> TargetRequest:
@@ -63,7 +67,9 @@ class FidelityPlan:
         return TargetRequest(
             hidden_layers=tuple(sorted({pair.teacher_layer for pair in self.hidden})),
             attention_layers=tuple(sorted({pair.teacher_layer for pair in self.relations})),
-            logits=self.logits_view is not None,
+            logits=self.logits_view is not None and not self.exact,
+            masked=self.logits_view == "masked" and self.exact,
+            next_tokens=self.logits_view == "plain" and self.exact,
         )
 
 
@@ -76,6 +82,7 @@ def plan_fidelity(
     has_head: bool,
     provenance: Mapping[str, Any],
     rows: int | None = None,
+    exact: bool = False,
 ) -> FidelityPlan:
     """What to measure of a student of this shape on this cache.
 
@@ -87,6 +94,7 @@ def plan_fidelity(
         has_head: whether the student has a trained masked-LM head.
         provenance: the record that `kdtrain` left with the student, or nothing.
         rows: at most so many of the held-out rows, the last ones.
+        exact: whether the output distribution is to be compared with that of the teacher itself.
     """
     notes: list[str] = []
     problem = own_record_problem(provenance, manifest.teacher.hidden_size, student_layers, student_width)
@@ -103,7 +111,8 @@ def plan_fidelity(
         held_out=held_out,
         relations=_relations(manifest, objective.get("mha"), student_layers, student_width, notes),
         hidden=_hidden(manifest, objective.get("hs"), student_layers, count_rows(measured_rows), notes),
-        logits_view=_logits_view(manifest, has_head, notes),
+        logits_view=_exact_view(manifest, has_head, notes) if exact else _logits_view(manifest, has_head, notes),
+        exact=exact,
         notes=tuple(notes),
     )
 
@@ -199,13 +208,33 @@ def _default_pairs(manifest: Manifest, layers: int) -> LayerPairs:
     return parse_mapping(DEFAULT_MAPPING, teacher_layers, layers).pairs
 
 
+def _exact_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View | None:
+    """The view with places to run the teacher at: whether anything is kept there does not matter."""
+    view = manifest.teacher.distribution_view
+    if view == "masked" and view not in manifest.targets.views():
+        notes.append("no output KL: the cache holds no masked view to run the teacher on")
+        return None
+    if not manifest.teacher.has_mlm_head:
+        notes.append("no output KL: the teacher has no head")
+        return None
+    if not has_head:
+        notes.append(_without_head(manifest))
+        return None
+    notes.append("output KL and top-1 agreement are those to the teacher itself, over its whole distribution")
+    return view
+
+
+def _without_head(manifest: Manifest) -> str:
+    head = "language-modelling" if manifest.teacher.causal else "masked-LM"
+    return f"no output KL: the student has no {head} head"
+
+
 def _logits_view(manifest: Manifest, has_head: bool, notes: list[str]) -> View | None:
     spec = manifest.targets.logits
     if spec is None:
         notes.append("no output KL: the cache holds no output distributions")
     elif not has_head:
-        head = "language-modelling" if manifest.teacher.causal else "masked-LM"
-        notes.append(f"no output KL: the student has no {head} head")
+        notes.append(_without_head(manifest))
     elif spec.form == "sample":
         notes.append(
             f"output KL is that to {spec.entries} ids drawn from the teacher, which is larger than that to its whole "

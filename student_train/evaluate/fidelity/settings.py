@@ -22,6 +22,11 @@ class FidelitySettings:
     rows: int | None = None
     """Measure on so many of the held-out rows instead of all of them."""
 
+    exact: bool = False
+    """Run the teacher that the cache keeps on the same rows, and compare with its whole distribution instead of what is
+    kept of it. Takes its forward pass, and its memory.
+    """
+
     batch_size: int = 16
     """Rows per forward pass."""
 

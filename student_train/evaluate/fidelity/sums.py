@@ -108,16 +108,33 @@ class DistributionSum:
         self._kl, self._agreed, self._positions = 0.0, 0, 0
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
-        """Count the masked positions of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
+        """Count the places of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
         assert outputs.head is not None and targets.places is not None
-        positions_BM1 = targets.places.positions_BM.long().unsqueeze(-1)
-        hidden_PD = outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
+        hidden_PD = _at_places(outputs, targets)
         # a causal student may have its vocabulary padded to fewer entries than its teacher's
         taught = within_vocabulary(flat_targets(targets), self._vocab_size)
         place_P = taught.real_P.nonzero()[:, 0]
         run = max(1, LOGITS_AT_A_TIME // self._vocab_size)
         for places in place_P.split(run):
             self._count(outputs.head(hidden_PD[places]), type(taught)(*(part[places] for part in taught)))
+
+    def add_exact(self, outputs: StudentOutputs, teacher: StudentOutputs, targets: TargetBatch) -> None:
+        """Count the places of a batch against what the teacher says itself, in runs of positions as `add`.
+
+        Where the two have vocabularies of other sizes, their distributions over the ids that both have are compared.
+        """
+        assert outputs.head is not None and teacher.head is not None and targets.places is not None
+        student_PD, teacher_PD = _at_places(outputs, targets), _at_places(teacher, targets)
+        place_P = targets.places.real_BM().flatten().nonzero()[:, 0]
+        for places in place_P.split(max(1, LOGITS_AT_A_TIME // self._vocab_size)):
+            logits_PV, taught_PV = outputs.head(student_PD[places]), teacher.head(teacher_PD[places])
+            both = min(logits_PV.shape[1], taught_PV.shape[1])
+            log_q_PV, log_p_PV = (
+                (each_PV[:, :both].float() / self._temperature).log_softmax(dim=1) for each_PV in (logits_PV, taught_PV)
+            )
+            self._kl += float((log_p_PV.exp() * (log_p_PV - log_q_PV)).sum())
+            self._agreed += int((log_q_PV.argmax(1) == log_p_PV.argmax(1)).sum())
+            self._positions += len(places)
 
     def _count(self, logits_PV: Tensor, targets: Targets) -> None:
         loss = logits_loss(logits_PV, targets, temperature=self._temperature)
@@ -136,6 +153,13 @@ class DistributionSum:
             positions=self._positions,
             temperature=self._temperature,
         )
+
+
+def _at_places(outputs: StudentOutputs, targets: TargetBatch) -> Tensor:
+    """Final hidden states [B * M, D] at the places of a batch."""
+    assert targets.places is not None
+    positions_BM1 = targets.places.positions_BM.long().unsqueeze(-1)
+    return outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
 
 
 def _most_probable(targets: Targets) -> Tensor:
