@@ -35,6 +35,8 @@ from teacher_cache.wording import command_line
 
 _DEFAULT_SEQ_LEN = 512
 _MUCH_MEMORY = 2**30
+_SMALL_BLOCK = 1024
+"""Rows of a block that may have room for more than there are."""
 
 
 def plan_targets(
@@ -149,7 +151,17 @@ def _relation_mode(
 def make_manifest(
     settings: BuildSettings, teacher: Teacher, targets: TargetSpecs, rows: Rows, seq_len: int
 ) -> Manifest:
-    """The manifest of the store that these settings build."""
+    """The manifest of the store that these settings build.
+
+    Raises:
+        SettingsError: a block would be far larger than all rows together.
+    """
+    if settings.block_rows > max(_SMALL_BLOCK, len(rows)):
+        raise SettingsError(
+            f"--block-rows {settings.block_rows} is more than the {len(rows)} rows that there are: a block is held "
+            f"in memory whole, with room for rows that never come; give at most {max(_SMALL_BLOCK, len(rows))}, 64 is "
+            "usual"
+        )
     return Manifest(
         teacher=teacher.record,
         tokenizer_sha256=tokenizer_fingerprint(teacher.tokenizer),

@@ -24,6 +24,8 @@ _MOST_IDS = 2**24
 MOST_BLOCKS = 2**22
 """Of a store. Each is a dozen files, and a look at an unfinished store lists those that are missing."""
 _SHOWN = 60
+_LARGE_BLOCK = 2**16
+"""Rows of a block that may be more than all rows: what a reader takes of memory grows with it."""
 
 Layer = Annotated[int, Field(ge=0, le=_MOST_LAYERS)]
 Count = Annotated[int, Field(ge=0, le=2**48)]
@@ -224,6 +226,11 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
         _check_relations(f"targets.attention.{number}", spec)
     if (logits := targets["logits"]) is not None:
         _check_logits(logits, teacher["vocab_size"], "plain" if fields.get("positions") else "masked")
+    if fields["block_rows"] > max(_LARGE_BLOCK, fields["rows"]):
+        raise ValueError(
+            f"the field 'block_rows' is {fields['block_rows']} for {fields['rows']} rows: a block would be mostly "
+            "room for rows that are not there"
+        )
     blocks = -(-fields["rows"] // fields["block_rows"])
     if blocks > MOST_BLOCKS:
         raise ValueError(

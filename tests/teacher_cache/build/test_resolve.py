@@ -197,3 +197,10 @@ def test_the_manifest_says_what_was_asked_and_what_was_found(
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
     second = make_manifest(settings, small_teacher, targets, small_rows.part(2, 2), 24)
     assert (second.first_row, second.rows) == (20, 20)
+
+
+def test_a_block_far_beyond_all_rows_is_refused_before_it_is_held(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "cache.zarr", max_rows=8, block_rows=10**6)
+    with pytest.raises(SettingsError, match="--block-rows 1000000 is more than the 8 rows .* give at most 1024"):
+        build_cache(settings)
+    assert not any((tmp_path / "cache.zarr").rglob("*"))

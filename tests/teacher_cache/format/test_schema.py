@@ -27,8 +27,9 @@ def forged_sinks(changes: dict[str, object]) -> dict[str, object]:
 
 FORGED: list[Change] = [
     ("rows", [40]), ("rows", 0), ("rows", 10**30), ("block_rows", 0), ("block_rows", -16), ("block_rows", 16.5),
-    ("block_rows", "16"), ("seq_len", 0), ("seq_len", 24.0), ("seq_len", 10**9), ("views", 0), ("views", -1),
-    ("views", 2.5), ("mlm_probability", float("nan")), ("mlm_probability", float("inf")), ("mlm_probability", "x"),
+    ("block_rows", "16"), ("block_rows", 10**6), ("seq_len", 0), ("seq_len", 24.0), ("seq_len", 10**9), ("views", 0),
+    ("views", -1), ("views", 2.5), ("mlm_probability", float("nan")), ("mlm_probability", float("inf")),
+    ("mlm_probability", "x"),
     ("mlm_probability", 0), ("mlm_probability", -0.1), ("temperature", "x"), ("temperature", -1), ("temperature", 0),
     ("teacher.hidden_size", "32"), ("teacher.layers", 10**9), ("teacher.layers", 0), ("teacher.heads", 0),
     ("teacher.heads", 10**9), ("teacher.vocab_size", "200"), ("teacher.vocab_size", 0), ("teacher.has_mlm_head", 1),
