@@ -27,13 +27,13 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def as_it_is(text: str) -> str:
+def as_it_is(text: str, longest: int = _LONGEST) -> str:
     """Text of anybody's, such as a name in a record, to be drawn as it is: matplotlib takes dollars for formulas.
 
     Only its first letters where there would be no room for anything else.
     """
     shown = visible(text)
-    return (shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…").replace("$", r"\$")
+    return (shown if len(shown) <= longest else f"{shown[:longest]}…").replace("$", r"\$")
 
 
 def style_axes(axes: Axes) -> None:

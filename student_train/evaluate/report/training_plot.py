@@ -16,6 +16,9 @@ from student_train.evaluate.fidelity.records import FidelityReport, Measure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LONGEST_TITLE = 150
+"""Letters above the whole picture."""
+
 
 def plot_training(
     records: Sequence[Mapping[str, Any]], reports: Mapping[str, FidelityReport], path: Path, *, title: str
@@ -30,7 +33,7 @@ def plot_training(
     """
     figure = new_figure(13, 5.4)
     curve, fidelity = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    figure.suptitle(as_it_is(title), fontsize=13, x=0.01, ha="left", weight="bold")
+    figure.suptitle(as_it_is(title, _LONGEST_TITLE), fontsize=13, x=0.01, ha="left", weight="bold")
     _draw_curve(curve, records)
     _draw_fidelity(fidelity, reports)
     figure.savefig(path)

@@ -34,6 +34,11 @@ def test_text_of_others_is_drawn_as_it_is() -> None:
         assert title._preprocess_math(title.get_text()) == (shown, False)  # type: ignore[attr-defined]
 
 
+def test_long_text_is_cut_where_there_is_no_room_for_it() -> None:
+    assert as_it_is("x" * 61) == "x" * 60 + "…"
+    assert as_it_is("x" * 151, 150) == "x" * 150 + "…" and as_it_is("x" * 150, 150) == "x" * 150
+
+
 def test_axes_have_two_quiet_spines() -> None:
     axes = new_figure(4, 3).subplots()
     style_axes(axes)
