@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from student_train.losses.sums import LossSum
-from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
+from teacher_cache.contract.batch import AttentionVectors, Batch, Places, TargetRequest
 from teacher_cache.contract.targets import View
 from teacher_cache.models.heads import LMHead
 
@@ -49,6 +49,10 @@ class StudentOutputs:
     attention: Mapping[int, AttentionVectors]
     last_hidden_BTD: Tensor
     head: LMHead | None = None
+
+    def at_places(self, places: Places) -> Tensor:
+        """Final hidden states [B * M, D] at the places of a batch, row after row; what fills up is position 0."""
+        return self.last_hidden_BTD.take_along_dim(places.positions_BM.long().unsqueeze(-1), dim=1).flatten(0, 1)
 
 
 @runtime_checkable

@@ -141,8 +141,7 @@ def _losses_of_view(
     student: StudentOutputs, target: TargetBatch, real_P: Tensor | None, terms: list[LogitsTerm], vocab_size: int
 ) -> Tensor:
     assert student.head is not None and target.places is not None
-    positions_BM1 = target.places.positions_BM.long().unsqueeze(-1)
-    hidden_PD = student.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
+    hidden_PD = student.at_places(target.places)
     hidden_PD = hidden_PD if real_P is None else hidden_PD[real_P]
     projection = _whole_projection(student.head)
     if projection is None:

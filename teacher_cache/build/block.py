@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.build.encode import BlockTargets
-from teacher_cache.build.passes import TeacherPass, kept_positions, run_views
+from teacher_cache.build.passes import TeacherPass, run_views
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.corpus.corpus import RowBlock
 from teacher_cache.corpus.masking import MaskedRows
@@ -47,9 +47,6 @@ def compute_block(
     block.put_rows("document", rows.document_B)
     if rows.starts_BT is not None:
         block.put_rows(SEGMENT_STARTS, pack_row_bits(rows.starts_BT))
-    kept_BT = kept_positions(manifest, rows)
-    if kept_BT is not None:
-        block.put_rows(NEXT_KEPT, pack_row_bits(kept_BT))
     with overlap or Overlap(teacher.device) as coder:
         for one in run_views(manifest, teacher, layout.streams, rows, batch_rows, manifest.targets.views()):
             coder.submit(partial(_put_pass, block, teacher, one, rows.row_id_B))
@@ -60,6 +57,8 @@ def _put_pass(block: BlockTargets, teacher: Teacher, one: TeacherPass, row_id_B:
     block.put_vectors(one)
     if one.masked is not None and one.first == 0:
         _put_mask(block, one.masked, one.masked_view * block.manifest.block_rows)
+    if one.kept_BT is not None and one.first == 0:
+        block.put_rows(NEXT_KEPT, pack_row_bits(one.kept_BT))
     logits = block.manifest.targets.logits
     if logits is not None and logits.view == one.view:
         _put_logits(block, teacher, one, row_id_B)

@@ -15,6 +15,7 @@ from teacher_cache.contract.targets import View
 from teacher_cache.corpus.corpus import RowBlock, Rows
 from teacher_cache.corpus.masking import MaskedRows, mask_rows
 from teacher_cache.corpus.next_tokens import next_token_places
+from teacher_cache.format.row_bits import set_positions
 from teacher_cache.teacher.outputs import TeacherOutputs, stream_values
 from teacher_cache.teacher.teacher import Teacher
 
@@ -43,9 +44,7 @@ class TeacherPass:
             return positions_BM, np.arange(positions_BM.shape[1]) < count_B[:, None]
         if self.kept_BT is None:
             return None
-        # ascending, those that are kept first
-        positions_BT = np.argsort(~self.kept_BT[rows], axis=1, kind="stable")
-        return positions_BT, np.arange(positions_BT.shape[1]) < self.kept_BT[rows].sum(axis=1)[:, None]
+        return set_positions(self.kept_BT[rows], self.kept_BT.shape[1])
 
 
 def run_views(
@@ -60,7 +59,7 @@ def run_views(
     for view in views:
         for masked_view in range(manifest.views_of(view)):
             masked = _mask(manifest, teacher, rows, masked_view) if view == "masked" else None
-            kept_BT = kept_positions(manifest, rows) if view == "plain" else None
+            kept_BT = _kept_positions(manifest, rows) if view == "plain" else None
             input_ids_BT = rows.input_ids_BT if masked is None else masked.apply(rows.input_ids_BT)
             for first in range(0, len(input_ids_BT), batch_rows):
                 ids_BT, length_B = (values[first : first + batch_rows] for values in (input_ids_BT, rows.length_B))
@@ -95,7 +94,7 @@ def run_streams(
                     yield first, stream, stream_values(stream, one.outputs, one.real_BT), one.real_BT
 
 
-def kept_positions(manifest: Manifest, rows: RowBlock) -> NDArray[np.bool_] | None:
+def _kept_positions(manifest: Manifest, rows: RowBlock) -> NDArray[np.bool_] | None:
     """The positions [B, T] of a causal teacher's rows after which the distribution is kept; None for others."""
     if manifest.positions is None:
         return None

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teacher_cache.contract.manifest import CorpusRecord, RowMode, sha256_of_json
+from teacher_cache.contract.manifest import CorpusRecord, RowMode, Segments, sha256_of_json
 from teacher_cache.corpus.columns import Note, no_note
 from teacher_cache.corpus.documents import read_documents
 from teacher_cache.corpus.frame import RowFrame
@@ -39,9 +39,8 @@ from teacher_cache.random_bits import uniform_bits
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Progress", "RowBlock", "Rows", "Segments", "pack_corpus", "tokenizer_fingerprint"]
+__all__ = ["Progress", "RowBlock", "Rows", "pack_corpus", "tokenizer_fingerprint"]
 
-Segments = Literal["joined", "isolated"]
 _ROWS_AT_ONCE = 256
 
 

@@ -25,6 +25,7 @@ from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, StoreLayout
 from teacher_cache.format.packed_streams import Sinks, pack_stream
+from teacher_cache.format.row_bits import count_row_bits
 from teacher_cache.format.writer import BlockValues
 
 
@@ -201,7 +202,7 @@ class BlockDeriver:
         for piece in pieces:
             load = self.source.reader.load_array
             if NEXT_KEPT in self.layout.arrays:
-                count_W = np.bitwise_count(load(NEXT_KEPT, piece.block)).sum(axis=1, dtype=np.int64)
+                count_W = count_row_bits(load(NEXT_KEPT, piece.block))
             else:
                 count_W = load("masked/count", piece.block)
             count_WR = count_W.reshape(-1, rows)[:, piece.start : piece.stop]

@@ -29,7 +29,7 @@ from teacher_cache.contract.streams import VectorStream
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, View
 from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
 from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, SEGMENT_STARTS, StoreLayout
-from teacher_cache.format.row_bits import unpack_row_bits
+from teacher_cache.format.row_bits import count_row_bits, set_positions, unpack_row_bits
 from teacher_cache.models.attention import AttentionProjections, project_hidden
 
 
@@ -55,7 +55,7 @@ class CodedBlock:
         """How many real places rows start..stop have, counted from the first of the block; 0 without places."""
         if "masked/count" in self.arrays:
             return int(self.on_host("masked/count")[start:stop].sum())
-        return int(np.bitwise_count(self.on_host(NEXT_KEPT)[start:stop]).sum()) if NEXT_KEPT in self.arrays else 0
+        return int(count_row_bits(self.on_host(NEXT_KEPT)[start:stop]).sum()) if NEXT_KEPT in self.arrays else 0
 
     def on_host(self, path: str) -> NDArray[Any]:
         """An array that stays on the host."""
@@ -153,12 +153,9 @@ class RowDecoder:
     def _next_tokens(self, ids_BT: NDArray[np.int64]) -> Places:
         """The positions whose next token counts, ascending, and that token."""
         kept_BT = self._bits(NEXT_KEPT)
-        count_B, places = kept_BT.sum(axis=1), self.manifest.places_of("plain")
-        positions_BM = np.argsort(~kept_BT, axis=1, kind="stable")[:, :places]
-        real_BM = np.arange(places) < count_B[:, None]
-        positions_BM = np.where(real_BM, positions_BM, 0)
+        positions_BM, real_BM = set_positions(kept_BT, self.manifest.places_of("plain"))
         labels_BM = np.where(real_BM, np.take_along_axis(ids_BT, positions_BM + 1, axis=1), 0)
-        moved = (to_device(values, self.device) for values in (positions_BM, labels_BM, count_B))
+        moved = (to_device(values, self.device) for values in (positions_BM, labels_BM, kept_BT.sum(axis=1)))
         return Places(**dict(zip(("positions_BM", "label_ids_BM", "count_B"), moved, strict=True)))
 
     def _replaced(self, ids_BT: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.codecs.logits import SampleCodec, TopkCodec, id_planes
 from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, SEGMENT_STARTS, StoreLayout
-from teacher_cache.format.row_bits import pack_row_bits, unpack_row_bits
+from teacher_cache.format.row_bits import count_row_bits, pack_row_bits, unpack_row_bits
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -152,9 +152,7 @@ def _check_draws(layout: StoreLayout, codec: SampleCodec, arrays: Arrays, rows: 
     _refuse(DISTINCT, distinct_P, distinct_P > codec.draws, f"at most {codec.draws}, the number of draws")
     if "masked/count" in arrays or NEXT_KEPT in arrays:
         count_B = (
-            arrays["masked/count"][:rows]
-            if "masked/count" in arrays
-            else np.bitwise_count(arrays[NEXT_KEPT][:rows]).sum(axis=1)
+            arrays["masked/count"][:rows] if "masked/count" in arrays else count_row_bits(arrays[NEXT_KEPT][:rows])
         )
         real_P = np.zeros(len(distinct_P), dtype=np.bool_)
         real_P[: rows * places] = (np.arange(places) < count_B[:, None]).ravel()

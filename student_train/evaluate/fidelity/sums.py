@@ -110,7 +110,7 @@ class DistributionSum:
     def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
         """Count the places of a batch, never more than `LOGITS_AT_A_TIME` logits at once."""
         assert outputs.head is not None and targets.places is not None
-        hidden_PD = _at_places(outputs, targets)
+        hidden_PD = outputs.at_places(targets.places)
         # a causal student may have its vocabulary padded to fewer entries than its teacher's
         taught = within_vocabulary(flat_targets(targets), self._vocab_size)
         place_P = taught.real_P.nonzero()[:, 0]
@@ -124,7 +124,7 @@ class DistributionSum:
         Where the two have vocabularies of other sizes, their distributions over the ids that both have are compared.
         """
         assert outputs.head is not None and teacher.head is not None and targets.places is not None
-        student_PD, teacher_PD = _at_places(outputs, targets), _at_places(teacher, targets)
+        student_PD, teacher_PD = outputs.at_places(targets.places), teacher.at_places(targets.places)
         place_P = targets.places.real_BM().flatten().nonzero()[:, 0]
         for places in place_P.split(max(1, LOGITS_AT_A_TIME // self._vocab_size)):
             logits_PV, taught_PV = outputs.head(student_PD[places]), teacher.head(teacher_PD[places])
@@ -153,13 +153,6 @@ class DistributionSum:
             positions=self._positions,
             temperature=self._temperature,
         )
-
-
-def _at_places(outputs: StudentOutputs, targets: TargetBatch) -> Tensor:
-    """Final hidden states [B * M, D] at the places of a batch."""
-    assert targets.places is not None
-    positions_BM1 = targets.places.positions_BM.long().unsqueeze(-1)
-    return outputs.last_hidden_BTD.take_along_dim(positions_BM1, dim=1).flatten(0, 1)
 
 
 def _most_probable(targets: Targets) -> Tensor:
