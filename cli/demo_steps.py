@@ -7,17 +7,21 @@ from the Python installation, so that nothing is fetched.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import shlex
 import shutil
 import sys
 import sysconfig
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cli.eval_shared import print_result
 from teacher_cache.errors import SettingsError, TeacherError
 
 MARKER = "demo.json"
@@ -43,6 +47,40 @@ def _entry_point(name: str) -> Callable[[], int]:
     else:
         from cli.kdeval import main as entry
     return entry
+
+
+def run_steps(commands: Iterable[list[str]]) -> int:
+    """Run commands until one fails; its exit code, or 0."""
+    return next((code for command in commands if (code := run_step(command))), 0)
+
+
+def run_for_record(command: list[str]) -> tuple[int, Any]:
+    """Run a command with --json; its exit code, and what it printed where that is 0."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        code = run_step([*command, "--json"])
+    return code, None if code else json.loads(printed.getvalue())
+
+
+def show_fidelity(reports: Mapping[str, Any], student: Path, picture: Path, *, trained_on: str) -> None:
+    """The table of two records of fidelity, and the picture of them beside the student's training."""
+    from student_train.evaluate.fidelity.records import FidelityReport, fidelity_table
+    from student_train.evaluate.report.training_plot import plot_training
+    from student_train.run_files import METRICS_NAME, PROVENANCE, read_records
+
+    measured = {name: FidelityReport.from_json(record) for name, record in reports.items()}
+    provenance = json.loads((student / PROVENANCE).read_text(encoding="utf-8"))
+    title = f"Student {provenance['student']['description']} — {trained_on}, {provenance['steps']} steps"
+    plot_training(read_records(student / METRICS_NAME), measured, picture, title=title)
+    print()
+    print_result([fidelity_table(measured)], [])
+
+
+def finish(started: float, commands: Iterable[list[str]]) -> None:
+    """Say how long it took, counted from `started` of the monotonic clock, and what to type next."""
+    say(f"\nDone in {time.monotonic() - started:.0f} s. Try next:\n")
+    for command in commands:
+        print("  " + shlex.join([as_typed(command[0]), *command[1:]]))
 
 
 def find_in_package(package: str, requirement: str, name: str) -> Path:

@@ -7,12 +7,11 @@ teacher has what their records tell of it. Nothing is measured.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from student_train.evaluate.compare.rows import Row
+from student_train.evaluate.compare.rows import Row, most_common_setup
 from student_train.evaluate.latency.generation_records import GenerationSetup, GenerationTiming
 from student_train.evaluate.perplexity.records import TextScore
 from student_train.evaluate.run_records import RunRecords
@@ -65,23 +64,10 @@ def causal_measures(row: Row, rows: Sequence[Row], setup: GenerationSetup | None
 
 def common_generation(rows: Sequence[Row]) -> GenerationSetup | None:
     """What most rows generated; of several such one answer at a time, on a CPU, the longest prompt, fewest threads."""
-    counts = Counter(
-        setup
-        for row in rows
-        for setup in {each for run in row.runs if run.latency is not None for each in run.latency.generation}
-    )
-    if not counts:
-        return None
-    return min(
-        counts,
-        key=lambda each: (
-            -counts[each],
-            each.batch_size,
-            each.device != "cpu",
-            -each.prompt_tokens,
-            each.threads,
-            each,
-        ),
+    return most_common_setup(
+        rows,
+        lambda run: () if run.latency is None else run.latency.generation,
+        lambda each: (each.batch_size, each.device != "cpu", -each.prompt_tokens, each.threads, each),
     )
 
 

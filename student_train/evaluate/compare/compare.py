@@ -10,7 +10,6 @@ makes it, and so is whatever makes rows hard to compare.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from student_train.evaluate.compare.causal import CausalMeasures, causal_measures, common_generation
 from student_train.evaluate.compare.notes import comparison_notes
-from student_train.evaluate.compare.rows import Row, make_rows
+from student_train.evaluate.compare.rows import Row, make_rows, most_common_setup
 from student_train.evaluate.compare.significance import (
     PairedDifference,
     Scores,
@@ -240,25 +239,13 @@ def _output_kl(run: RunRecords) -> float | None:
 
 def _common_setup(rows: Sequence[Row]) -> TimingSetup | None:
     """What most rows were timed on; of several such the smallest batch, plain PyTorch, a CPU, the longest input."""
-    counts = Counter(
-        setup
-        for row in rows
-        for setup in {setup for run in row.runs if run.latency is not None for setup in run.latency.timings}
-    )
-    if not counts:
-        return None
-    return min(
-        counts,
-        key=lambda each: (
-            -counts[each],
-            each.batch_size,
-            each.backend != "pytorch",
-            each.device != "cpu",
-            -each.seq_len,
-            each.threads,
-            each,
+    return most_common_setup(
+        rows,
+        lambda run: () if run.latency is None else run.latency.timings,
+        lambda each: (
+            each.batch_size, each.backend != "pytorch", each.device != "cpu", -each.seq_len, each.threads, each,
         ),
-    )
+    )  # fmt: skip
 
 
 def _latency(row: Row, setup: TimingSetup | None) -> float | None:

@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from student_train.evaluate.compare.significance import Scores
 from student_train.evaluate.run_records import ModelShape, RunRecords, Timing, TimingSetup
 from student_train.settings import TrainSettings, recorded_identity
 from teacher_cache.errors import SettingsError, StudentError
+
+SetupT = TypeVar("SetupT", bound=Hashable)
 
 _FLAGS = frozenset(field.name for field in fields(TrainSettings))
 _PASSES = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -184,3 +187,13 @@ def _join(names: Sequence[str]) -> str:
         return names[0]
     prefix = os.path.commonprefix(names)  # noqa: RUF071 - of names, not of paths
     return f"{prefix}{{{','.join(name[len(prefix) :] for name in names)}}}"
+
+
+def most_common_setup(
+    rows: Sequence[Row],
+    setups: Callable[[RunRecords], Iterable[SetupT]],
+    preferred: Callable[[SetupT], tuple[Any, ...]],
+) -> SetupT | None:
+    """What most rows were measured with, each row counted once; of several such the one whose key is the least."""
+    counts = Counter(setup for row in rows for setup in {each for run in row.runs for each in setups(run)})
+    return min(counts, key=lambda each: (-counts[each], *preferred(each)), default=None)
