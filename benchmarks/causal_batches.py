@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from student_train.losses.distributions import Targets
 from student_train.methods.od import flat_targets
 from teacher_cache.build.block import compute_block
-from teacher_cache.build.passes import kept_positions
 from teacher_cache.build.resolve import make_manifest
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import LogitsSpec, TargetSpecs
 from teacher_cache.corpus.corpus import RowBlock, Rows, pack_corpus
+from teacher_cache.corpus.next_tokens import next_token_places
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.models.families import encoder_of, quiet_transformers, with_head
@@ -86,8 +86,7 @@ class Texts:
 
     def batch(self, number: int) -> Batch:
         rows = self.rows.read(number * self.rows_each, (number + 1) * self.rows_each)
-        kept_BT = kept_positions(self.manifest(LogitsSpec(form="sample", entries=8, codec="exact", view="plain")), rows)
-        assert kept_BT is not None
+        kept_BT = next_token_places(rows, positions="all", seed=self.settings.seed)
         places_P = torch.from_numpy(np.flatnonzero(kept_BT))
         return Batch(number, rows, places_P, self.weight_VE, self._final(number, rows)[places_P])
 
