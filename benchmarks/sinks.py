@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from teacher_cache.build.build import Silent, read_inputs
+from teacher_cache.build.inputs import Silent, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.sample import share_rows
 from teacher_cache.contract.targets import parse_precision

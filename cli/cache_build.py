@@ -11,7 +11,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.wording import format_bytes
 
 if TYPE_CHECKING:
-    from teacher_cache.build.build import BuildProgress
+    from teacher_cache.build.inputs import BuildProgress
 
 
 def build(argv: list[str]) -> int:
@@ -21,7 +21,8 @@ def build(argv: list[str]) -> int:
         progress = BuildDisplay()
         from transformers.utils import logging
 
-        from teacher_cache.build.build import Silent, build_cache
+        from teacher_cache.build.build import build_cache
+        from teacher_cache.build.inputs import Silent
         from teacher_cache.build.workers import Workers
 
         logging.disable_progress_bar()

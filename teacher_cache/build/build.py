@@ -12,30 +12,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from teacher_cache.build.block import compute_block
 from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import MeasuredSample, forecast, refuse_without_room
-from teacher_cache.build.resolve import (
-    make_manifest,
-    plan_targets,
-    refuse_other_kind,
-    resolve_segments,
-    resolve_seq_len,
-)
+from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
 from teacher_cache.build.workers import Workers
 from teacher_cache.build.writable import refuse_unwritable
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.targets import TargetSpecs, describe_targets
-from teacher_cache.corpus.corpus import Rows, pack_corpus
+from teacher_cache.contract.targets import describe_targets
+from teacher_cache.corpus.corpus import Rows
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import read_groups
 from teacher_cache.format.protocol import Commit, array_of
@@ -47,34 +39,6 @@ from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.threads import in_threads, writer_threads
-
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
-
-
-class BuildProgress(Protocol):
-    """What a build tells while it runs."""
-
-    def note(self, text: str) -> None:
-        """One line that the user should see."""
-
-    def tokenised(self, documents: int, tokens: int) -> None:
-        """So much of the corpus has been read."""
-
-    def committed(self, rows: int, total: int, written_bytes: int) -> None:
-        """So many rows are safe on the disk, of which `written_bytes` bytes were written by this run."""
-
-
-class Silent:
-    """A `BuildProgress` that says nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def tokenised(self, documents: int, tokens: int) -> None:
-        """Nothing."""
-
-    def committed(self, rows: int, total: int, written_bytes: int) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,55 +71,6 @@ def build_cache(
     job = _Job(settings, teacher, projections, rows, storage, workers, progress)
     with job.storage.lock() if workers.first else nullcontext():
         return job.run(manifest)
-
-
-def read_inputs(
-    settings: BuildSettings, progress: BuildProgress, look: Callable[[TargetSpecs], None] | None = None
-) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
-    """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet.
-
-    `look` is shown the targets before the text is read, which may take long.
-    """
-    teacher = Teacher.load(settings.teacher, revision=settings.revision, dtype=settings.dtype, device=settings.device)
-    refuse_other_kind(settings, teacher)
-    seq_len = resolve_seq_len(settings, teacher)
-    teacher.probe_rows(seq_len)
-    if resolve_segments(settings, teacher) == "isolated":
-        teacher.probe_segments(seq_len)
-    targets, projections = plan_targets(settings, teacher, progress.note)
-    if look is not None:
-        look(targets)
-    rows = pack_rows(settings, teacher, seq_len, progress)
-    for source, count in rows.sources:
-        progress.note(f"{count} rows ({count / sum(n for _, n in rows.sources):.1%}) of {source}")
-    return teacher, projections, rows, make_manifest(settings, teacher, targets, rows, seq_len)
-
-
-def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress: BuildProgress) -> Rows:
-    """The rows that the settings ask for."""
-    rows = pack_corpus(
-        settings.corpus,
-        teacher.tokenizer,
-        seq_len=seq_len,
-        row_mode=settings.rows,
-        seed=settings.seed,
-        max_rows=settings.max_rows,
-        mix_alpha=settings.mix_alpha,
-        segments=resolve_segments(settings, teacher),
-        causal=teacher.record.causal,
-        chat=settings.chat or None,
-        progress=progress.tokenised,
-        note=progress.note,
-    )
-    part = settings.part_numbers()
-    return rows if part is None else rows.part(*part)
-
-
-def choose_batch_rows(settings: BuildSettings, teacher: Teacher, seq_len: int) -> int:
-    """Rows per forward pass of the teacher."""
-    if settings.batch_size is not None:
-        return settings.batch_size
-    return max(1, _TOKENS_PER_BATCH.get(teacher.device.type, _TOKENS_PER_BATCH["cuda"]) // seq_len)
 
 
 class _Job:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from teacher_cache.build.build import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.forecast import Forecast
+from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from teacher_cache.build.block import compute_block
-from teacher_cache.build.build import BuildProgress
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import Forecast, MeasuredSample, forecast
+from teacher_cache.build.inputs import BuildProgress
 from teacher_cache.build.passes import TeacherPass, run_streams, run_views
 from teacher_cache.build.sidecar import write_projections
 from teacher_cache.codecs.nmse import Transform, calibrate

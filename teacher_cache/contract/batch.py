@@ -46,6 +46,12 @@ class AttentionVectors:
     key_BTD: torch.Tensor
     value_BTD: torch.Tensor
 
+    def to(self, device: torch.device | str) -> AttentionVectors:
+        """The same on a device."""
+        return AttentionVectors(
+            query_BTD=self.query_BTD.to(device), key_BTD=self.key_BTD.to(device), value_BTD=self.value_BTD.to(device)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRelations:

@@ -62,23 +62,33 @@ def load_model(name: str, config: PreTrainedConfig, revision: str | None) -> tup
     Raises:
         TeacherError: it cannot be read.
     """
-    source, options = locate(name)
     try:
-        model, info = with_head(config).from_pretrained(
-            source,
-            config=config,
-            revision=revision,
-            dtype="auto",
-            output_loading_info=True,
-            trust_remote_code=False,
-            **options,
-            **unpacking(name),
-        )
+        model, missing = read_weights(name, config, revision, dtype="auto", **unpacking(name))
     except Exception as error:
         # as with its configuration: what is wrong with a file shows in many ways
         raise cannot_load(name, error) from error
     if is_gguf(name):
         forget_packing(model)
+    return model, missing
+
+
+def read_weights(
+    name: str, config: PreTrainedConfig, revision: str | None, **options: Any
+) -> tuple[PreTrainedModel, Iterable[str]]:
+    """What Transformers makes of a checkpoint, with these options of `from_pretrained`, and the weights that it lacks.
+
+    Raises whatever Transformers does.
+    """
+    source, located = locate(name)
+    model, info = with_head(config).from_pretrained(
+        source,
+        config=config,
+        revision=revision,
+        output_loading_info=True,
+        trust_remote_code=False,
+        **located,
+        **options,
+    )
     return model, info["missing_keys"]
 
 

@@ -37,6 +37,7 @@ from teacher_cache.teacher.loading import (
     teacher_kind,
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
+from teacher_cache.teacher.placing import PlacedModel, Placement, running_device
 
 _UNLIMITED_POSITIONS = 512
 """The longest row of a teacher that names no limit of its own."""
@@ -46,24 +47,44 @@ class Teacher:
     """A frozen model with its tokenizer."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, record: TeacherRecord, *, device: torch.device, dtype: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        record: TeacherRecord,
+        *,
+        device: torch.device,
+        dtype: str,
+        placement: Placement | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.record = record
         self.device = device
         self.dtype = dtype
+        self.placement = placement
+        self._placed: PlacedModel | None = None
         self._tapped = False
 
     @classmethod
-    def load(cls, name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto") -> Teacher:
-        """Load a teacher by hub id, folder or GGUF file.
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        placement: Placement | None = None,
+    ) -> Teacher:
+        """Load a teacher by hub id, folder or GGUF file; with a `placement` it will be spread over devices by `start`.
 
         Raises:
-            TeacherError: it cannot be found, is neither a masked nor a causal LM, or its checkpoint is incomplete.
+            TeacherError: it cannot be found, is neither a masked nor a causal LM, its checkpoint is incomplete, or it
+                cannot be spread.
             SettingsError: the device does not exist.
         """
         chosen = choose_device(device)
+        if placement is not None:
+            placement.refuse_unplaceable(name)
         config = load_teacher_config(name, revision)
         kind = teacher_kind(name, config)
         tokenizer = load_tokenizer(name, config, revision)
@@ -85,7 +106,7 @@ class Teacher:
         )
         nn.Module.requires_grad_(model, False)
         nn.Module.eval(model)
-        return cls(model, tokenizer, record, device=chosen, dtype=resolve_dtype(dtype, chosen))
+        return cls(model, tokenizer, record, device=chosen, dtype=resolve_dtype(dtype, chosen), placement=placement)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder with weights as loaded, configuration and tokenizer. Call before `start`."""
@@ -94,8 +115,20 @@ class Teacher:
         self.tokenizer.save_pretrained(folder)
 
     def start(self) -> None:
-        """Move to the device, in the arithmetic asked for, ready to run."""
-        move_model(self.model, device=self.device, dtype=getattr(torch, self.dtype))
+        """Move to the device, or spread over several, in the arithmetic asked for, ready to run.
+
+        Raises:
+            TeacherError: it cannot be spread over what there is.
+        """
+        dtype, record = getattr(torch, self.dtype), self.record
+        if self.placement is None:
+            move_model(self.model, device=self.device, dtype=dtype)
+        elif self._placed is None:
+            config = load_teacher_config(record.name, record.revision)
+            self._placed = PlacedModel(record.name, config, record.revision, dtype=dtype, placement=self.placement)
+            self.model = self._placed.model
+            if self._tapped:
+                enable_tap(self.model)
 
     def tap(self) -> None:
         """Make attention readable; refuses families where it is not."""
@@ -114,7 +147,7 @@ class Teacher:
         starts_BT: torch.Tensor | None = None,
     ) -> TeacherOutputs:
         """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated."""
-        device = self.model.device
+        device = running_device(self.model)
         input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
         positions = torch.arange(input_ids_BT.shape[1], device=device)
         real_BT = positions[None, :] < length_B[:, None]
@@ -126,10 +159,11 @@ class Teacher:
                 output_hidden_states=bool(layers),
                 **forward_arguments(self.model, real_BT, starts_BT),
             )
+        # a teacher that is spread over devices leaves each layer's outputs on its own
         return TeacherOutputs(
-            hidden={layer: encoded.hidden_states[layer] for layer in layers},
-            attention=recorded.vectors,
-            final_BTD=encoded.last_hidden_state,
+            hidden={layer: encoded.hidden_states[layer].to(device) for layer in layers},
+            attention={layer: vectors.to(device) for layer, vectors in recorded.vectors.items()},
+            final_BTD=encoded.last_hidden_state.to(device),
         )
 
     @torch.inference_mode()
@@ -240,7 +274,8 @@ class Teacher:
         Raises:
             TeacherError: the family's head needs more than final hidden states.
         """
-        final_PD = torch.zeros(1, self.record.hidden_size, device=self.model.device, dtype=self.model.dtype)
+        device = running_device(self.model)
+        final_PD = torch.zeros(1, self.record.hidden_size, device=device, dtype=self.model.dtype)
         try:
             shape = tuple(self.head()(final_PD).shape)
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from teacher_cache.build.build import Silent, pack_rows
+from teacher_cache.build.inputs import Silent, pack_rows
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.teacher.teacher import Teacher

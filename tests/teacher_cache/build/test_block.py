@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from teacher_cache.build.block import Overlap, compute_block
-from teacher_cache.build.build import Silent, choose_batch_rows, read_inputs
+from teacher_cache.build.inputs import Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.format.layout import StoreLayout
 

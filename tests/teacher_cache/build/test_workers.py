@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch.distributed import HashStore
 
-from teacher_cache.build.build import Silent, _Job, read_inputs
+from teacher_cache.build.build import _Job
+from teacher_cache.build.inputs import Silent, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.workers import Workers
 from teacher_cache.errors import StoreError

@@ -1,0 +1,111 @@
+"""Teachers larger than one device: weights spread over GPUs, the CPU's memory and the disk.
+
+Accelerate decides what lies where and brings the weights of a layer to the device that computes when their turn comes.
+A teacher is first loaded as it lies in its checkpoint, to be hashed, tried and copied into the store; on a CPU weights
+in safetensors files take no memory then, being pages of these files. `PlacedModel` loads it anew in the arithmetic that
+it is to run in. What has no room stays in the files it came in, or is written to a temporary folder where these are no
+safetensors or hold their weights in another form (those of mixtures of experts do).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from teacher_cache.errors import TeacherError, first_line
+from teacher_cache.models.families import quiet_transformers
+from teacher_cache.teacher.gguf import is_gguf
+from teacher_cache.teacher.loading import read_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where weights may lie: every GPU (unless `cpu_only`), then the CPU's memory, then the disk.
+
+    `most_bytes` limits what they take, by GPU number or "cpu"; without it all that is free counts.
+    """
+
+    most_bytes: Mapping[int | str, int] = field(default_factory=dict)
+    cpu_only: bool = False
+
+    def refuse_unplaceable(self, name: str) -> None:
+        """Before anything is loaded.
+
+        Raises:
+            TeacherError: accelerate is not installed, or the teacher's weights cannot stay in their file.
+        """
+        if find_spec("accelerate") is None:
+            raise TeacherError(
+                f"--device-map auto spreads teacher {name!r} over devices with the package 'accelerate', which is not "
+                "installed: pip install 'kdcache[offload]'"
+            )
+        if is_gguf(name):
+            raise TeacherError(
+                f"teacher {name!r} is a GGUF file, whose weights are unpacked into memory as they are read: they "
+                "cannot be left on the disk; leave --device-map out, or give the folder of the model that the file was "
+                "made of"
+            )
+
+    def budget(self) -> dict[int | str, int]:
+        """What each device may hold, in the order in which they are filled; the disk takes the rest.
+
+        Raises:
+            TeacherError: a limit is for a GPU that is not there.
+        """
+        from accelerate.utils import get_max_memory
+
+        free = {name: size for name, size in get_max_memory().items() if name == "cpu" or not self.cpu_only}
+        if absent := [name for name in self.most_bytes if name not in free]:
+            raise TeacherError(
+                f"--max-memory names device {absent[0]!r}, which is not there: its share of the weights would have no "
+                f"place; there are {', '.join(map(str, free))}"
+            )
+        return {name: self.most_bytes.get(name, size) for name, size in free.items()}
+
+
+class PlacedModel:
+    """A teacher spread over devices, in evaluation mode; weights that are written anew lie in a folder of its own."""
+
+    def __init__(
+        self, name: str, config: PreTrainedConfig, revision: str | None, *, dtype: torch.dtype, placement: Placement
+    ) -> None:
+        """Load it.
+
+        Raises:
+            TeacherError: it cannot be spread over what there is.
+        """
+        budget = placement.budget()
+        self._folder = tempfile.TemporaryDirectory(prefix="kdcache-offload-")
+        options = {"dtype": dtype, "device_map": "auto", "max_memory": budget, "offload_folder": self._folder.name}
+        try:
+            # both say that weights are on the disk, which was asked for
+            logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+            with quiet_transformers():
+                self.model, _ = read_weights(name, config, revision, **options)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise TeacherError(
+                f"teacher {name!r} cannot be spread over {_told(budget)} and the disk ({first_line(error)}): it would "
+                "not run; give --max-memory as much as its largest layer takes, or leave --device-map out"
+            ) from error
+        nn.Module.requires_grad_(self.model, False)
+        nn.Module.eval(self.model)
+
+
+def running_device(model: PreTrainedModel) -> torch.device:
+    """Where ids go in: the device of the embeddings, or the one that they are brought to."""
+    embeddings: Any = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return model.device if device is None else torch.device(device)
+
+
+def _told(budget: Mapping[int | str, int]) -> str:
+    return ", ".join(f"{size / 1e9:.2g} GB of {'GPU ' if name != 'cpu' else ''}{name}" for name, size in budget.items())
