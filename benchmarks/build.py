@@ -34,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from teacher_cache.build.build import Silent, build_cache
+from teacher_cache.build.build import build_cache
 from teacher_cache.build.encode import _LOGITS_AT_ONCE
+from teacher_cache.build.inputs import Silent
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.contract.manifest import Manifest

@@ -13,7 +13,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.build.build import Silent
+from teacher_cache.build.inputs import Silent
 from teacher_cache.codecs.logits import TopkEntries
 from teacher_cache.contract.batch import TargetRequest, TopkLogits
 from teacher_cache.derive.derive import derive_store
