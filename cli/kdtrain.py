@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 
 from cli.completion import print_completion
 from cli.entry import run_command
-from cli.options import parse, read_config, split_config
-from cli.sweep import run_sweep
-from cli.sweep_file import SWEEP_KEYS
+from cli.options import SWEEP_KEYS, parse, read_config, split_config
 from student_train.settings import TrainSettings
 from teacher_cache.wording import format_bytes, format_duration
 
@@ -37,6 +35,8 @@ def _main(argv: list[str]) -> int:
     path, own = split_config(argv, PROG)
     content = {} if path is None else read_config(path)
     if path is not None and SWEEP_KEYS & content.keys():
+        from cli.sweep import run_sweep  # what it checks records with takes a while, too
+
         return run_sweep(path, content, own)
     settings = parse(TrainSettings, argv, prog=PROG)
     from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need

@@ -32,6 +32,8 @@ COMMON_FLAGS = (
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SEVERAL = (tuple, list)
 NOTHING = ("", "~", "null")
+SWEEP_KEYS = frozenset({"runs", "grid"})
+"""Of a configuration file, the keys that make it a sweep of `kdtrain` (`cli/sweep.py`)."""
 _MOST_CONFIG_BYTES = 2**20
 _MOST_CONFIG_VALUES = 100_000
 """Far more than the flags of any sweep."""

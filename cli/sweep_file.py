@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cli.options import flags_of, from_home, parse
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from cli.options import SWEEP_KEYS, flags_of, from_home, parse
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
+from teacher_cache.fields import FieldError, OpenFields, check_fields, shorten
 
 PROG = "kdtrain"
-SWEEP_KEYS = frozenset({"runs", "grid"})
 LAUNCHER = "launcher"
 DEFAULT_OUT = "students"
 MOST_RUNS = 10_000
@@ -40,6 +43,53 @@ class SweepRun:
     settings: TrainSettings
 
 
+def _empty(value: object) -> object:
+    return value or {}  # YAML's word for nothing is an empty text
+
+
+_MAY_BE_EMPTY = BeforeValidator(_empty)
+
+
+def _command(text: str) -> str:
+    shlex.split(text)
+    return text
+
+
+class SweepSchema(OpenFields):
+    """What the file says of the sweep itself; all else in it are flags, whose values are text or lists of it."""
+
+    runs: Annotated[dict[str, Annotated[dict[str, Any], BeforeValidator(_empty)]], Field(min_length=1)] = Field(
+        default_factory=dict
+    )
+    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_empty)] = Field(
+        default_factory=dict
+    )
+    out: str = DEFAULT_OUT
+    launcher: Annotated[str, AfterValidator(_command)] = ""
+
+
+def _check(content: Mapping[str, Any], path: Path) -> None:
+    try:
+        check_fields(SweepSchema, content)
+    except FieldError as error:
+        raise SettingsError(f"{str(path)!r}: {_in_words(error)}") from error
+
+
+def _in_words(error: FieldError) -> str:
+    match error.place:
+        case ("runs",):
+            what, wanted = "'runs'", "a mapping is expected: it maps names to flags, such as `mha: {method: mha}`"
+        case ("runs", name, *_):
+            what, wanted = f"run {name!r}", "flags are expected: `{method: mha}`"
+        case ("grid",):
+            what, wanted = "'grid'", "a mapping is expected: it maps flags to lists of values, such as `seed: [0, 1]`"
+        case ("grid", flag, *_):
+            what, wanted = f"grid {flag!r}", "a list of values is expected: [0, 1]"
+        case _:
+            return f"{error}; give one line of text"
+    return f"{what} is {shorten(error.value)}, where {wanted}"
+
+
 def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[SweepRun]:
     """The runs of a sweep, each with settings that go together. `argv` are the flags that are typed.
 
@@ -49,7 +99,8 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
         SettingsError: `runs` or `grid` is no mapping, a name cannot be a folder's, two runs have one name or the same
             settings, or the settings of one cannot be.
     """
-    common = _by_field({key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER)})
+    _check(content, path)
+    common = _by_field({key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER)}, path)
     out = from_home(str(common.pop("out", DEFAULT_OUT)))
     flags_typed = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
     typed = {flag.removeprefix("--no-").removeprefix("--").replace("-", "_") for flag in flags_typed}
@@ -83,41 +134,20 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
 def _read_runs(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     if "runs" not in content:
         return {"": {}}
-    named = content["runs"]
-    if not isinstance(named, Mapping) or not named:
-        raise SettingsError(
-            f"{str(path)!r}: 'runs' is {named!r}, where a mapping is expected: it maps names to flags, such as "
-            "`mha: {method: mha}`"
-        )
     runs = {}
-    for name, flags in named.items():
-        if not isinstance(flags, Mapping) and flags:
-            raise SettingsError(
-                f"{str(path)!r}: run {name!r} is {flags!r}, where flags are expected: `{{method: mha}}`"
-            )
+    for name, flags in content["runs"].items():
         if not _NAME.fullmatch(name) or name in _OWN_FILES:
             raise SettingsError(
                 f"{str(path)!r}: a run cannot be called {name!r}: it is the name of its folder in `out`; take letters, "
                 "digits and . _ + - = , with a letter or digit first"
             )
-        runs[name] = _by_field(flags or {})
+        runs[name] = _by_field(flags or {}, path)
         _refuse_shared(runs[name], f"run {name!r}", path)
     return runs
 
 
 def _read_grid(content: Mapping[str, Any], path: Path, typed: set[str]) -> dict[str, list[Any]]:
-    grid = content.get("grid") or {}
-    if not isinstance(grid, Mapping):
-        raise SettingsError(
-            f"{str(path)!r}: 'grid' is {grid!r}, where a mapping is expected: it maps flags to lists of values, such "
-            "as `seed: [0, 1]`"
-        )
-    for flag, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise SettingsError(
-                f"{str(path)!r}: grid {flag!r} is {values!r}, where a list of values is expected: [0, 1]"
-            )
-    found = _by_field(grid)
+    found = _by_field(content.get("grid") or {}, path)
     _refuse_shared(found, "the grid", path)
     for key in sorted(typed & found.keys()):
         raise SettingsError(
@@ -127,8 +157,16 @@ def _read_grid(content: Mapping[str, Any], path: Path, typed: set[str]) -> dict[
     return found
 
 
-def _by_field(flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key).replace("-", "_"): value for key, value in flags.items()}
+def _by_field(flags: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in flags.items():
+        field = key.replace("-", "_")
+        if field in found:
+            raise SettingsError(
+                f"{str(path)!r}: {key!r} is given twice, with - and with _: one of them would be lost; take one out"
+            )
+        found[field] = value
+    return found
 
 
 def _refuse_shared(flags: Mapping[str, Any], where: str, path: Path) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from student_train.out_folder import explain_write_errors
-from student_train.run_files import METRICS_NAME, PROVENANCE, read_records, run_provenance
-from student_train.settings import TrainSettings, recorded_identity
+from student_train.recorded_settings import recorded_identity
+from student_train.run_files import METRICS_NAME, PROVENANCE, read_curves, run_provenance
+from student_train.settings import TrainSettings
 from teacher_cache.disk import write_whole
 from teacher_cache.errors import SettingsError, TrainingError
+from teacher_cache.fields import OpenFields, Text, check_fields
 from teacher_cache.outside import parse_record
 from teacher_cache.wording import format_duration
 
@@ -47,6 +49,17 @@ class RunSummary:
         return asdict(self)
 
 
+class _Contents(OpenFields):
+    identity_sha256: Text
+
+
+class _Trained(OpenFields):
+    """Of a student's provenance, what says whether it is the one asked for."""
+
+    settings: dict[str, Any]
+    cache: _Contents
+
+
 def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
     """Names of the runs whose students are in their folders. Opens the caches where there is one, and only then.
 
@@ -59,17 +72,20 @@ def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
         if not path.exists():
             continue
         try:
-            record = parse_record(path.read_bytes())
-            settings_before = record["settings"]
-            before, cache = recorded_identity(settings_before), record["cache"]["identity_sha256"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SettingsError) as error:
+            record = check_fields(_Trained, parse_record(path.read_bytes()))
+            before = recorded_identity(record.settings)
+        except (OSError, ValueError, SettingsError) as error:
             raise SettingsError(
-                f"run {name!r}: {str(path)!r} cannot be read ({type(error).__name__}: {error}), so whether that "
+                f"run {name!r}: {str(path)!r} cannot be read ({error}), so whether that "
                 "student is the one asked for cannot be told; delete the folder or choose another --out"
             ) from error
         if settings.cache not in contents:
             contents[settings.cache] = _contents(settings.cache)
-        old = {**before, "--deepspeed": settings_before.get("deepspeed"), "cache contents": cache}
+        old = {
+            **before,
+            "--deepspeed": record.settings.get("deepspeed"),
+            "cache contents": record.cache.identity_sha256,
+        }
         new = {**settings.identity(), "--deepspeed": settings.deepspeed, "cache contents": contents[settings.cache]}
         differing = [flag for flag in new if old[flag] != new[flag]]
         if differing:
@@ -91,7 +107,7 @@ def _contents(cache: tuple[str, ...]) -> str:
 def summarise(name: str, differs: Mapping[str, str], settings: TrainSettings, state: str) -> RunSummary:
     """What a training has left so far."""
     try:
-        records = read_records(Path(settings.out) / METRICS_NAME)
+        records = read_curves(Path(settings.out) / METRICS_NAME)
     except TrainingError:
         records = []  # the training itself says what is wrong with it, and others go on
     steps = [record for record in records if "loss" in record]

@@ -3,7 +3,7 @@
 `run_provenance` says where any result comes from: software versions, the revision of this code, the command line, and
 the time. The caller adds what was trained on what. It costs a few milliseconds, and two calls of git in a working copy;
 it imports none of the packages whose versions it reports. `read_records` reads the records of a training's steps and
-validations.
+validations, `read_curves` those of a training that has left all that curves and sums are made of.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from student_train.run_schemas import MetricsSchema, StepSchema, ValidationSchema
 from teacher_cache.errors import TrainingError
+from teacher_cache.fields import check_fields
 from teacher_cache.outside import parse_record
 
 PROVENANCE = "provenance.json"
@@ -34,8 +36,6 @@ PACKAGES = (
     "safetensors",
     "onnxruntime",
 )
-
-
 METRICS_NAME = "metrics.jsonl"
 
 
@@ -98,7 +98,24 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_record(line: str) -> dict[str, Any]:
-    record = parse_record(line)
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        raise ValueError(f"{line[:40]!r} is no record with a step")
+    record: dict[str, Any] = parse_record(line)
+    check_fields(MetricsSchema, record)
     return record
+
+
+def read_curves(path: Path) -> list[dict[str, Any]]:
+    """`read_records`, each of which has what curves and sums are made of.
+
+    Raises:
+        TrainingError: the file is damaged, or a record lacks something.
+    """
+    records = read_records(path)
+    for place, record in enumerate(records, 1):
+        try:
+            check_fields(StepSchema if "loss" in record else ValidationSchema, record)
+        except ValueError as error:
+            raise TrainingError(
+                f"{str(path)!r} is no record of a training: line {place}: {error}; restore the file, or delete it to "
+                "leave the curves out"
+            ) from error
+    return records

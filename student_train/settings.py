@@ -8,7 +8,6 @@ the teacher has a layer, how many steps an epoch has) is checked where they are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -261,20 +260,6 @@ class TrainSettings:
         batch is cut into passes.
         """
         return {_flag(name): value for name, value in asdict(self).items() if name not in _FREE}
-
-
-def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """`identity` of the settings that a student's record holds. Flags that it lacks are newer, and had their default.
-
-    The folders that `--student` and `--init` named may be gone by now, so these two are taken as they are.
-
-    Raises:
-        SettingsError: a value cannot be.
-        TypeError: a flag is unknown, or --method is lacking.
-    """
-    folders = {name: recorded[name] for name in ("student", "init") if name in recorded}
-    settings = TrainSettings(**{name: value for name, value in recorded.items() if name not in folders})
-    return {**settings.identity(), **{_flag(name): value for name, value in folders.items()}}
 
 
 _FREE = frozenset({

@@ -8,7 +8,9 @@ library only.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from typing import Any
 
 MOST_BYTES = 64 * 2**20
@@ -36,12 +38,13 @@ def parse_json(data: str | bytes, *, most_bytes: int = MOST_BYTES) -> Any:
     """The value of a JSON text, as it is.
 
     Raises:
-        ValueError: it is too long, nested too deeply, no JSON, or has a number that JSON does not know (NaN, Infinity).
+        ValueError: it is too long, nested too deeply, no JSON, has a number that JSON does not know (NaN, Infinity) or
+            that is beyond all that a computer has, or a name twice in an object, of which the first would be lost.
     """
     if len(data) > most_bytes:
         raise ValueError(f"it has {len(data)} bytes, a record has {most_bytes} at most")
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=_refuse_constant, parse_float=_read_float, object_pairs_hook=_once_each)
     except RecursionError:
         raise ValueError("it is nested too deeply for a record") from None
 
@@ -57,3 +60,18 @@ def parse_record(data: str | bytes, *, most_bytes: int = MOST_BYTES) -> Any:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"it holds {name}, which is no number of JSON")
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"it holds {text[:40]}, which is beyond all numbers")
+    return value
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"it holds {twice[:40]!r} twice in one object")
+    return found

@@ -18,22 +18,26 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, Field
 
 from student_train.engine.ranks import Ranks
 from student_train.engine.trust import close_to_others
 from student_train.out_folder import delete_marked, explain_write_errors
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import DistillationError, TrainingError
+from teacher_cache.fields import Count, Sha256, StrictFields, check_fields
 from teacher_cache.outside import parse_json
 
 FOLDER_NAME = "checkpoints"
 MARKER_NAME = "complete.json"
 KEPT = 2
+_LONGEST_NAME = 255
+"""Letters of a file's name that file systems take."""
 
 RandomState = dict[str, Any]
 
@@ -49,6 +53,28 @@ class Marker:
     processes: int
     identity: Mapping[str, Any]
     files: Mapping[str, list[Any]]
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or max(map(len, parts)) > _LONGEST_NAME:
+        raise ValueError("it must be the name of a file in the checkpoint")
+    return name
+
+
+class MarkerSchema(StrictFields):
+    """`Marker`."""
+
+    step: Count
+    processes: Annotated[int, Field(ge=1, le=2**20)]
+    identity: dict[str, Any]
+    files: Annotated[
+        dict[
+            Annotated[str, Field(max_length=4000), AfterValidator(_inside)],
+            Annotated[tuple[Count, Sha256], Field(strict=False)],
+        ],
+        Field(min_length=1),
+    ]
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
@@ -172,12 +198,13 @@ def read_marker(path: Path) -> Marker:
         TrainingError: there is none at `path`.
     """
     try:
-        return Marker(**parse_json((path / MARKER_NAME).read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+        fields = check_fields(MarkerSchema, parse_json((path / MARKER_NAME).read_bytes()))
+    except (OSError, ValueError) as error:
         raise TrainingError(
-            f"no complete checkpoint at {str(path)!r} ({type(error).__name__}: {error}): a half-written one would "
+            f"no complete checkpoint at {str(path)!r} ({error}): a half-written one would "
             "resume from wrong weights; name another one, or use --resume auto to take the newest complete one"
         ) from error
+    return Marker(**fields.model_dump() | {"files": {name: list(measure) for name, measure in fields.files.items()}})
 
 
 def check_checkpoint(path: Path) -> Marker:

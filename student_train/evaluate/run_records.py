@@ -19,7 +19,6 @@ from transformers import AutoModel
 from student_train.evaluate.causal import is_causal
 from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.evaluate.latency.generation_records import (
-    Generation,
     GenerationSetup,
     GenerationTiming,
     generation_from_json,
@@ -28,10 +27,20 @@ from student_train.evaluate.latency.generation_records import (
 from student_train.evaluate.lm_eval.records import LmEvalReport
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.perplexity.records import PerplexityReport
-from student_train.evaluate.record_checks import check, duration, foreign, get, number, read_object
+from student_train.evaluate.schemas import (
+    EvaluationSchema,
+    FinetuneSchema,
+    LatencySchema,
+    check_record,
+    foreign,
+    read_object,
+)
+from student_train.recorded_settings import check_recorded
 from student_train.run_files import PROVENANCE
+from student_train.run_schemas import ProvenanceSchema
 from student_train.students.pretrained import load_config
 from teacher_cache.errors import StudentError
+from teacher_cache.fields import check_fields
 from teacher_cache.models.families import pooler_option
 
 _WEIGHTS_KEYS = ("student", "weights")
@@ -154,7 +163,7 @@ def read_run(path: str) -> RunRecords:
             if weights is not None and _weights_of(found[file.name]) not in (None, weights):
                 stale.append(file.name)
                 del found[file.name]
-    tasks = [_read_scores(folder / name, record) for name, record in found.items() if name.startswith(_FINETUNE)]
+    tasks = _read_tasks(folder, {name: record for name, record in found.items() if name.startswith(_FINETUNE)})
     provenance = _read_provenance(folder / PROVENANCE)
     with_config = (folder / "config.json").exists()
     perplexity = _read_report(PerplexityReport, folder / "perplexity.json", found)
@@ -166,7 +175,7 @@ def read_run(path: str) -> RunRecords:
         shape=_read_shape(folder) if with_config else None,
         provenance=provenance,
         fidelity=_read_report(FidelityReport, folder / "fidelity.json", found),
-        tasks={scores.task: scores for scores in tasks},
+        tasks=tasks,
         latency=_read_latency(folder / "latency.json", found.get("latency.json")),
         stale=tuple(stale),
         commands=tuple(
@@ -184,16 +193,17 @@ def read_run(path: str) -> RunRecords:
     return run
 
 
-def _weights_of(record: Mapping[str, Any]) -> Any:
-    prints = record.get("fingerprints")
-    return next((prints[key] for key in _WEIGHTS_KEYS if key in prints), None) if isinstance(prints, Mapping) else None
+def _weights_of(record: Mapping[str, Any]) -> str | None:
+    prints: Mapping[str, str] = record.get("fingerprints", {})
+    return next((prints[key] for key in _WEIGHTS_KEYS if key in prints), None)
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     record = read_object(path)
     expected = path.stem if path.stem in _SINGLE else path.stem.partition("-")[0]
-    if record.get("evaluation") != expected:
-        raise foreign(path, f"'evaluation' is {record.get('evaluation')!r} instead of {expected!r}")
+    found = check_record(EvaluationSchema, path, record).evaluation
+    if found != expected:
+        raise foreign(path, f"'evaluation' is {found!r} instead of {expected!r}")
     return record
 
 
@@ -212,76 +222,58 @@ def _read_report(kind: type[ReportT], path: Path, found: Mapping[str, Mapping[st
         return None
     try:
         return kind.from_json(found[path.name])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise foreign(path, f"an entry is missing or of another kind ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        raise foreign(path, str(error)) from error
 
 
-def _read_scores(path: Path, record: Mapping[str, Any]) -> TaskScores:
-    seeds = [check(seed, int, path, "seeds") for seed in get(record, "seeds", list, path)]
-    scores = [number(score, path, "scores") for score in get(record, "scores", list, path)]
-    if len(scores) != len(seeds) or len(set(seeds)) < len(seeds) or not seeds:
-        raise foreign(path, f"'scores' has {len(scores)} entries for the 'seeds' {seeds}")
-    _check_shown(path, record, len(seeds))
-    return TaskScores(
-        task=get(record, "task", str, path),
-        metric=get(record, "metric", str, path),
-        scores=dict(zip(seeds, scores, strict=True)),
-        record=record,
-    )
-
-
-def _check_shown(path: Path, record: Mapping[str, Any], seeds: int) -> None:
-    """What a report shows of a fine-tuning beside its scores; all of it may be missing."""
-    for name, entry in check(record.get("by_test") or {}, dict, path, "by_test").items():
-        entries = get(check(entry, dict, path, f"by_test: {name}"), "scores", list, path)
-        if len([number(score, path, f"by_test: {name}: scores") for score in entries]) != seeds:
-            raise foreign(path, f"the scores of {name!r} in 'by_test' are {len(entries)} for {seeds} seeds")
-    for name, count in check(record.get("examples") or {}, dict, path, "examples").items():
-        check(count, int, path, f"examples: {name}")
-    for rate in check(record.get("learning_rates") or [], list, path, "learning_rates"):
-        number(rate, path, "learning_rates")
+def _read_tasks(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskScores]:
+    found, files = dict[str, TaskScores](), dict[str, str]()
+    for name, record in records.items():
+        fields = check_record(FinetuneSchema, folder / name, record)
+        if (other := files.setdefault(fields.task, name)) != name:
+            raise foreign(folder / name, f"'task' is {fields.task!r}, which {other!r} is already about")
+        scores = dict(zip(fields.seeds, fields.scores, strict=True))
+        found[fields.task] = TaskScores(task=fields.task, metric=fields.metric, scores=scores, record=record)
+    return found
 
 
 def _read_latency(path: Path, record: Mapping[str, Any] | None) -> LatencyRecord | None:
     if record is None:
         return None
+    fields = check_record(LatencySchema, path, record)
     timings = {}
-    for entry in get(record, "measurements", list, path):
-        check(entry, dict, path, "measurements")
-        names = {"backend": str, "device": str, "dtype": str, "threads": int, "batch_size": int, "seq_len": int}
-        setup = TimingSetup(**{name: get(entry, name, kind, path) for name, kind in names.items()})
-        teacher = entry.get("teacher_median_ms")
-        timings[setup] = Timing(
-            median_ms=duration(entry.get("median_ms"), path, "median_ms"),
-            teacher_median_ms=None if teacher is None else duration(teacher, path, "teacher_median_ms"),
-        )
-    teacher_parameters, prints = record.get("teacher_parameters"), record.get("fingerprints") or {}
+    for entry in fields.measurements:
+        setup = TimingSetup(**entry.model_dump(include=set(TimingSetup.__dataclass_fields__)))
+        if setup in timings:
+            raise foreign(path, f"'measurements' has {setup} twice")
+        timings[setup] = Timing(median_ms=entry.median_ms, teacher_median_ms=entry.teacher_median_ms)
+    generation = {}
+    for setup_of_answers, timing in map(generation_from_json, record.get("generation") or []):
+        if setup_of_answers in generation:
+            raise foreign(path, f"'generation' has {setup_of_answers} twice")
+        generation[setup_of_answers] = timing
     return LatencyRecord(
-        parameters=get(record, "parameters", int, path),
-        teacher_parameters=None if teacher_parameters is None else get(record, "teacher_parameters", int, path),
-        teacher_weights=check(prints, dict, path, "fingerprints").get("teacher"),
+        parameters=fields.parameters,
+        teacher_parameters=fields.teacher_parameters,
+        teacher_weights=fields.fingerprints.get("teacher"),
         timings=timings,
         record=record,
-        generation=dict(_read_generation(path, record)),
+        generation=generation,
     )
-
-
-def _read_generation(path: Path, record: Mapping[str, Any]) -> list[Generation]:
-    try:
-        return [generation_from_json(entry) for entry in record.get("generation") or []]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise foreign(path, f"an entry of 'generation' is none ({type(error).__name__}: {error})") from error
 
 
 def _read_provenance(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     record = read_object(path)
-    cache = get(record, "cache", dict, path)
-    get(record, "settings", dict, path)
-    for section in ("held_out_rows", "student", "objective", "software", "deepspeed"):
-        check(record.get(section, {}), dict, path, section)
-    check(cache.get("teacher", {}), dict, path, "teacher")
+    try:
+        check_fields(ProvenanceSchema, record)
+        check_recorded(record)
+    except ValueError as error:
+        raise StudentError(
+            f"{str(path)!r} is no record of kdtrain: {error}; restore the file, or delete it to take the model as one "
+            "from elsewhere"
+        ) from error
     return record
 
 

@@ -18,9 +18,20 @@ from student_train.students.export import export_student
 from student_train.students.student import with_weights
 from student_train.train.describe import provenance_of
 from student_train.train.prepare import TrainingRun
+from teacher_cache.fields import Count, OpenFields, check_fields
 from teacher_cache.outside import parse_record
 
 FOLDER_NAME = "best"
+
+
+class _Result(OpenFields):
+    step: Count
+
+
+class _Kept(OpenFields):
+    """Of the provenance of the student that is kept, which step it is of."""
+
+    result: _Result
 
 
 def keep_best(run: TrainingRun, *, result: Mapping[str, Any]) -> None:
@@ -71,9 +82,8 @@ def match_best(run: TrainingRun, best_step: int) -> bool:
         TrainingError: it cannot be deleted.
     """
     try:
-        record = parse_record((_folder(run) / PROVENANCE).read_bytes())
-        kept = record["result"]["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = check_fields(_Kept, parse_record((_folder(run) / PROVENANCE).read_bytes())).result.step
+    except (OSError, ValueError):
         kept = None
     if kept == best_step:
         return True

@@ -15,8 +15,9 @@ from typing import Any
 
 from teacher_cache.contract.manifest import FORMAT_NAME, Manifest, sha256_of_json
 from teacher_cache.errors import StoreError
+from teacher_cache.fields import check_fields
 from teacher_cache.format.arrays import ArraySpec
-from teacher_cache.format.schema import CommitSchema, SealSchema, TeacherFilesSchema, check_fields, check_manifest
+from teacher_cache.format.schema import CommitSchema, SealSchema, TeacherFilesSchema, check_manifest
 from teacher_cache.outside import MOST_BYTES, parse_json, visible_strings
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.keys import is_safe_key

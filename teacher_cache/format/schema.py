@@ -10,45 +10,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from teacher_cache.codecs.packing import PACKINGS, ZERO
 from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.targets import FIXED_PRECISIONS, MOST_DRAWS, nmse_target, parse_precision
 from teacher_cache.errors import SettingsError
+from teacher_cache.fields import MOST_LAYERS, Count, Layer, Sha256, StrictFields, Text, check_fields, shorten
 from teacher_cache.storage.keys import is_safe_key
 
-_MOST_LAYERS = 4096
 _MOST_IDS = 2**24
 """Ids are exact in three bytes."""
 MOST_BLOCKS = 2**22
 """Of a store. Each is a dozen files, and a look at an unfinished store lists those that are missing."""
-_SHOWN = 60
 _LARGE_BLOCK = 2**16
 """Rows of a block that may be more than all rows: what a reader takes of memory grows with it."""
 
-Layer = Annotated[int, Field(ge=0, le=_MOST_LAYERS)]
-Count = Annotated[int, Field(ge=0, le=2**48)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**64)]
-Text = Annotated[str, Field(max_length=2**20)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ViewName = Literal["plain", "masked"]
 
 
-class _Strict(BaseModel):
-    """No field is converted, left out or added, and no number is infinite or none at all."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class TeacherSchema(_Strict):
+class TeacherSchema(StrictFields):
     """`manifest.TeacherRecord`."""
 
     name: Text
     revision: Text | None
     weights_sha256: Sha256
     model_type: Annotated[str, Field(max_length=200)]
-    layers: Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
+    layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
     hidden_size: Annotated[int, Field(ge=1, le=2**20)]
     heads: Annotated[int, Field(ge=1, le=2**16)]
     vocab_size: Annotated[int, Field(ge=1, le=_MOST_IDS)]
@@ -57,7 +46,7 @@ class TeacherSchema(_Strict):
     kind: Literal["masked-lm", "causal-lm"] = "masked-lm"
 
 
-class CorpusSchema(_Strict):
+class CorpusSchema(StrictFields):
     """`manifest.CorpusRecord`."""
 
     specs: Annotated[list[Text], Field(max_length=2**24)]
@@ -67,7 +56,7 @@ class CorpusSchema(_Strict):
     rows: Count
 
 
-class SinkSchema(_Strict):
+class SinkSchema(StrictFields):
     """`manifest.SinkRecord`."""
 
     distance: Annotated[float, Field(gt=0)]
@@ -76,7 +65,7 @@ class SinkSchema(_Strict):
     dtype: Literal["float16", "float32"]
 
 
-class TransformSchema(_Strict):
+class TransformSchema(StrictFields):
     """`manifest.TransformRecord`."""
 
     step: Annotated[float, Field(gt=0)]
@@ -86,7 +75,7 @@ class TransformSchema(_Strict):
     sinks: SinkSchema | None = None
 
 
-class LogitsSchema(_Strict):
+class LogitsSchema(StrictFields):
     """`targets.LogitsSpec`."""
 
     entries: Annotated[int, Field(ge=1, le=_MOST_IDS)]
@@ -95,7 +84,7 @@ class LogitsSchema(_Strict):
     view: ViewName
 
 
-class HiddenSchema(_Strict):
+class HiddenSchema(StrictFields):
     """`targets.HiddenSpec`."""
 
     layer: Layer
@@ -103,25 +92,25 @@ class HiddenSchema(_Strict):
     view: ViewName
 
 
-class AttentionSchema(_Strict):
+class AttentionSchema(StrictFields):
     """`targets.AttentionSpec`."""
 
-    layer: Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
+    layer: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
     form: Literal["shared", "input", "projected", "vectors", "matrix"]
     codec: Annotated[str, Field(max_length=40)]
     view: ViewName
     heads: Annotated[int, Field(ge=1, le=2**16)] | None
 
 
-class TargetsSchema(_Strict):
+class TargetsSchema(StrictFields):
     """`targets.TargetSpecs`."""
 
     logits: LogitsSchema | None
-    hidden: Annotated[list[HiddenSchema], Field(max_length=_MOST_LAYERS + 1)]
-    attention: Annotated[list[AttentionSchema], Field(max_length=_MOST_LAYERS)]
+    hidden: Annotated[list[HiddenSchema], Field(max_length=MOST_LAYERS + 1)]
+    attention: Annotated[list[AttentionSchema], Field(max_length=MOST_LAYERS)]
 
 
-class ManifestSchema(_Strict):
+class ManifestSchema(StrictFields):
     """`manifest.Manifest` as it stands in the attributes of a group, without its own checksum."""
 
     format: Literal["kdcache"]
@@ -149,14 +138,14 @@ class ManifestSchema(_Strict):
     positions: Annotated[str, Field(max_length=40)] | None = None
 
 
-class DigestSchema(_Strict):
+class DigestSchema(StrictFields):
     """`protocol.ObjectDigest`."""
 
     size: Count
     sha256: Sha256
 
 
-class CommitSchema(_Strict):
+class CommitSchema(StrictFields):
     """`protocol.Commit`."""
 
     block: Count
@@ -164,7 +153,7 @@ class CommitSchema(_Strict):
     shards: dict[str, DigestSchema]
 
 
-class SealSchema(_Strict):
+class SealSchema(StrictFields):
     """`protocol.Seal`."""
 
     format: Literal["kdcache"]
@@ -182,37 +171,17 @@ def _in_teacher_folder(key: str) -> str:
     return key
 
 
-class TeacherFilesSchema(_Strict):
+class TeacherFilesSchema(StrictFields):
     """The list of the teacher's files."""
 
     files: dict[Annotated[str, AfterValidator(_in_teacher_folder)], DigestSchema]
-
-
-def check_fields(schema: type[_Strict], fields: Mapping[str, Any]) -> None:
-    """Check types and bounds of every field.
-
-    Raises:
-        ValueError: one is not what it must be; the message names the field, its value, and what it must be.
-    """
-    try:
-        schema.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = "is missing" if first["type"] == "missing" else f"is {_short(first['input'])}"
-        raise ValueError(f"the field {place!r} {said}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def check_manifest(fields: Mapping[str, Any]) -> None:
     """Check a manifest's fields, and that they go together.
 
     Raises:
-        ValueError: see `check_fields`.
+        ValueError: one is not what it must be; the message names the field, its value, and what it must be.
     """
     check_fields(ManifestSchema, fields)
     teacher, targets = fields["teacher"], fields["targets"]
@@ -312,7 +281,7 @@ def _check_calibration(calibration: Mapping[str, Any], width: int, targets: Mapp
         components, packings = record["components"], {packing.name for packing in PACKINGS}
         if components.keys() - {ZERO} != packings or sum(components.values()) != calibrated[path]:
             raise ValueError(
-                f"the field 'calibration.{path}.components' is {_short(components)}: it must have a count for each of "
+                f"the field 'calibration.{path}.components' is {shorten(components)}: it must have a count for each of "
                 f"{', '.join(sorted(packings))}, {calibrated[path]} together"
             )
 

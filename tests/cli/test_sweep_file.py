@@ -72,6 +72,11 @@ def test_a_typed_value_that_is_spelt_like_a_flag_is_no_flag(tmp_path: Path) -> N
         ("method: mha\ngrid: {init: [a/b, a_b]}", "run 'a_b': --init 'a/b' cannot be read"),
         ("method: mha\ngrid: {lr: [1.0, 1.0]}", "two runs are called 'lr1.0'"),
         ("method: mha\nruns: {a: {}, b: {init: auto}}", "runs 'a' and 'b' have the same settings"),
+        ("method: mha\ngrid: {seed: 1}", "grid 'seed' is '1', where a list of values"),
+        ("runs: {a: {method: mha}}\nout: [a, b]", "the field 'out' is .*: it must be text; give one line"),
+        ("runs: {a: {method: mha}}\nlauncher: {a: b}", "the field 'launcher' is .*: it must be text"),
+        ('runs: {a: {method: mha}}\nlauncher: "\'torchrun"', "the field 'launcher' is .*: No closing quotation"),
+        ("runs: {a: {method: mha, batch-size: 2, batch_size: 4}}", "'batch_size' is given twice, with - and with _"),
         ("runs: {a: {method: mha}, b: {method: hs, mapping: lsat}}", "run 'b': --mapping 'lsat' .*did you mean last"),
     ],
 )

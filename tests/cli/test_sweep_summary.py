@@ -16,7 +16,7 @@ from teacher_cache.read.pool import open_caches
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:
-    return {"step": number, "loss": 1.0, "tokens": 100 * number, "seconds": 2.0, "wait": 0.5, **more}
+    return {"step": number, "loss": 1.0, "lr": 0.1, "tokens": 100 * number, "seconds": 2.0, "wait": 0.5, **more}
 
 
 def validation(number: int, loss: float) -> dict[str, Any]:

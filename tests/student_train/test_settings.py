@@ -1,9 +1,7 @@
 """The flags of `kdtrain`: what they mean together, and what is refused before anything is opened."""
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from student_train.attention_layers import read_attention_layers
 from student_train.init_plan import read_init
 from student_train.layer_map import MAPPINGS, parse_mapping
-from student_train.settings import TrainSettings, recorded_identity
+from student_train.settings import TrainSettings
 from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError
 
@@ -153,20 +151,6 @@ def accepts(make):
     except SettingsError:
         return False
     return True
-
-
-def test_a_record_outlives_the_folders_that_it_names(tmp_path):
-    made = TrainSettings(method="hs", student=str(tmp_path), out="here")
-    recorded = json.loads(json.dumps(asdict(made)))
-    gone = {**recorded, "student": str(tmp_path / "gone"), "init": str(tmp_path / "gone")}
-    with pytest.raises(SettingsError):
-        TrainSettings(**gone)
-    assert recorded_identity(recorded) == made.identity()
-    assert recorded_identity(gone)["--student"] == str(tmp_path / "gone")
-    # a flag that an older version did not know had its default
-    assert recorded_identity({"method": "hs"}) == TrainSettings(method="hs").identity()
-    with pytest.raises(SettingsError, match="'nonsense'"):
-        recorded_identity({"method": "nonsense"})
 
 
 def test_steps_follow_from_epochs_unless_given():

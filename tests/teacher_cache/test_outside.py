@@ -57,6 +57,8 @@ def test_values_keep_their_form(value: Any) -> None:
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ('{"loss": NaN}', "NaN"),
         ('{"loss": -Infinity}', "-Infinity"),
+        ('{"loss": 1e999}', "1e999, which is beyond all numbers"),
+        ('{"a": [{"step": 1, "loss": 2, "step": 1}]}', "'step' twice in one object"),
         ("{", "Expecting"),
         (b"\xff\xfe\xff", "decode"),
         (b" " * 101, "101 bytes"),

@@ -13,18 +13,17 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from student_train.evaluate.compare.significance import Scores
 from student_train.evaluate.run_records import ModelShape, RunRecords, Timing, TimingSetup
-from student_train.settings import TrainSettings, recorded_identity
+from student_train.recorded_settings import FLAGS, recorded_identity
 from teacher_cache.errors import SettingsError, StudentError
 
 SetupT = TypeVar("SetupT", bound=Hashable)
 
-_FLAGS = frozenset(field.name for field in fields(TrainSettings))
 _PASSES = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """How the engine cuts a batch into passes, which does not change the result."""
 _IN_COLUMNS = ("--method", "--mapping", "--init", "--student", "--weights")
@@ -142,10 +141,10 @@ def _identity(run: RunRecords) -> str | None:
     if not run.settings:
         return None
     seed = run.settings.get("seed")
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if seed is None:
         raise StudentError(
-            f"{str(run.folder / 'provenance.json')!r} is no record of kdtrain: the 'seed' of its 'settings' is "
-            f"{seed!r}; restore the file, or delete it to compare the model as one from elsewhere"
+            f"{str(run.folder / 'provenance.json')!r} is no record of kdtrain: the field 'settings.seed' is missing; "
+            "restore the file, or delete it to compare the model as one from elsewhere"
         )
     provenance: Mapping[str, Any] = run.provenance
     engine = provenance.get("deepspeed") or {}
@@ -160,15 +159,15 @@ def _identity(run: RunRecords) -> str | None:
 
 def _settings(run: RunRecords) -> dict[str, Any]:
     """The flags that decide the result but for the seed. What an older version did not know had its default."""
-    known = {name: value for name, value in run.settings.items() if name in _FLAGS}
+    known = {name: value for name, value in run.settings.items() if name in FLAGS}
     try:
         identity = recorded_identity({**known, "seed": 0})
-    except (TypeError, AttributeError, ValueError, SettingsError) as error:
+    except SettingsError as error:
         raise StudentError(
             f"{str(run.folder / 'provenance.json')!r} is no record of kdtrain: its 'settings' cannot be ({error}); "
             "restore the file, or delete it to compare the model as one from elsewhere"
         ) from error
-    unknown = {name: value for name, value in run.settings.items() if name not in _FLAGS}
+    unknown = {name: value for name, value in run.settings.items() if name not in FLAGS}
     return {**identity, **unknown}
 
 

@@ -7,60 +7,93 @@ in it cannot be true; such a record is then not used at all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from student_train.data.split import held_out_rows
 from student_train.layer_map import WEIGHING_ALL, LayerPairs
+from teacher_cache.fields import NOT_NULL, Count, OpenFields, Text, check_fields
 
 DEFAULT_SHARE = 0.02
 
 
+Number = Annotated[int, Field(ge=1, le=2**48)]
+Pairs = list[Annotated[tuple[Number, Number], Field(strict=False)]]
+
+
+class _Store(OpenFields):
+    identity_sha256: Text | None = None
+    held_out: Count
+
+
+class _Cache(OpenFields):
+    path: Text | None = None
+    identity_sha256: Text | None = None
+    rows: Number
+    stores: list[_Store] = Field(default_factory=list)
+
+
+class _HeldOut(OpenFields):
+    first: Count | None = None
+    count: Number
+
+
+class _Relations(OpenFields):
+    pairs: Annotated[Pairs, Field(min_length=1)]
+    relation_heads: Number
+
+
+class _Hidden(OpenFields):
+    mapping: Text | None = None
+    pairs: Annotated[Pairs | None, NOT_NULL] = None
+
+
+class _Objective(OpenFields):
+    mha: _Relations | None = None
+    hs: _Hidden | None = None
+
+
+class OwnRecordSchema(OpenFields):
+    """Of `provenance.json`, what decides what is measured, and where. A model from elsewhere has none of it."""
+
+    cache: Annotated[_Cache | None, NOT_NULL] = None
+    held_out_rows: Annotated[_HeldOut | None, NOT_NULL] = None
+    objective: _Objective = _Objective()
+
+
 def own_record_problem(provenance: Mapping[str, Any], teacher_width: int, layers: int, width: int) -> str | None:
     """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is."""
-    cache, held_out, objective = (provenance.get(name, {}) for name in ("cache", "held_out_rows", "objective"))
-    if not all(isinstance(section, Mapping) for section in (cache, held_out, objective)):
-        return "cache, held_out_rows or objective is not an object"
-    if cache and not (_is_number(cache.get("rows")) and _is_number(held_out.get("count"), cache["rows"])):
-        return f"held_out_rows has the count {held_out.get('count')!r} of {cache.get('rows')!r} rows"
-    if not _are_stores(cache.get("stores", [])):
-        return f"the stores of its cache are {cache['stores']!r}"
-    mha, hs = objective.get("mha"), objective.get("hs")
-    if mha is not None and not _is_relation(mha, teacher_width, layers, width):
-        return f"mha is {mha!r}"
-    if hs is not None and not _is_mapping(hs, layers):
-        return f"hs is {hs!r}"
+    try:
+        record = check_fields(OwnRecordSchema, {name: value for name, value in provenance.items() if value != {}})
+    except ValueError as error:
+        return str(error)
+    mha, hs = record.objective.mha, record.objective.hs
+    if record.cache is not None and (problem := _held_out_problem(record.cache, record.held_out_rows)):
+        return problem
+    heads = 1 if mha is None else mha.relation_heads
+    if teacher_width % heads or width % heads:
+        return f"mha has {heads} relation heads, which do not divide the widths {teacher_width} and {width}"
+    # a mapping that weighs all pairs of layers names none
+    if hs is not None and hs.pairs is None and hs.mapping not in WEIGHING_ALL:
+        return f"hs has the mapping {hs.mapping!r} and no pairs"
+    for name, pairs in (("mha", mha and mha.pairs), ("hs", hs and hs.pairs)):
+        beyond = [student for student, _ in pairs or [] if student > layers]
+        if beyond:
+            return f"{name} has layer {beyond[0]} of a student of {layers}"
     return None
 
 
-def _are_stores(stores: object) -> bool:
-    return isinstance(stores, list) and all(
-        isinstance(store, Mapping) and _is_number(store.get("held_out"), least=0) for store in stores
-    )
-
-
-def _is_number(value: object, most: int | None = None, *, least: int = 1) -> bool:
-    return isinstance(value, int) and value >= least and (most is None or value <= most)
-
-
-def _is_relation(mha: object, teacher_width: int, layers: int, width: int) -> bool:
-    if not isinstance(mha, Mapping) or not mha.get("pairs") or not _are_pairs(mha["pairs"], layers):
-        return False
-    heads = mha.get("relation_heads")
-    return isinstance(heads, int) and heads >= 1 and teacher_width % heads == 0 and width % heads == 0
-
-
-def _is_mapping(hs: object, layers: int) -> bool:
-    # a mapping that weighs all pairs of layers names none
-    return isinstance(hs, Mapping) and _are_pairs(
-        hs.get("pairs", [] if hs.get("mapping") in WEIGHING_ALL else None), layers
-    )
-
-
-def _are_pairs(pairs: object, layers: int) -> bool:
-    return isinstance(pairs, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0], layers) and _is_number(pair[1])
-        for pair in pairs
-    )
+def _held_out_problem(cache: _Cache, held_out: _HeldOut | None) -> str | None:
+    if held_out is None or held_out.count > cache.rows:
+        return f"held_out_rows has the count {held_out and held_out.count} of {cache.rows} rows"
+    if cache.stores:
+        counts = [store.held_out for store in cache.stores]
+        if sum(counts) != held_out.count:
+            return f"held_out_rows has the count {held_out.count}, and the stores of its cache hold out {counts}"
+    elif held_out.first is not None and held_out.first + held_out.count != cache.rows:
+        return f"held_out_rows has the first {held_out.first} and the count {held_out.count} of {cache.rows} rows"
+    return None
 
 
 def expected_count(provenance: Mapping[str, Any], rows: int) -> int:

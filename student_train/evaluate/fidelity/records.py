@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain records that turn into JSON and back. Standard library only.
+"""What an evaluation found, as plain records that turn into JSON and back.
 
 `kdeval fidelity` writes a `FidelityReport` into the student's directory; tables, plots and comparisons of students read
 it back from there.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from student_train.evaluate.schemas import FidelitySchema
+from teacher_cache.fields import check_fields
 from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
@@ -88,19 +90,28 @@ class FidelityReport:
         """A JSON object that `from_json` reads back, with the sums and means spelled out for other readers."""
         record = asdict(self)
         record["relations"] = [{**asdict(relation), "total": relation.total} for relation in self.relations]
+        record["hidden"] = list(record["hidden"])
+        record["notes"] = list(self.notes)
         record["hidden_mean"] = self.hidden_mean
         return record
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote; entries that other programs or later versions added are ignored."""
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        relations = [{key: value for key, value in entry.items() if key != "total"} for entry in data["relations"]]
-        known["relations"] = tuple(RelationFidelity(**entry) for entry in relations)
-        known["hidden"] = tuple(HiddenFidelity(**entry) for entry in data["hidden"])
-        known["distribution"] = DistributionFidelity(**data["distribution"]) if data.get("distribution") else None
-        known["notes"] = tuple(data.get("notes", ()))
-        return cls(**known)
+        """Read what `to_json` wrote; entries that other programs or later versions added are ignored.
+
+        Raises:
+            ValueError: it is none; the message names the field.
+        """
+        fields = check_fields(FidelitySchema, data).model_dump()
+        distribution = fields["distribution"]
+        lists: dict[str, Any] = {
+            "relations": tuple(RelationFidelity(**entry) for entry in fields["relations"]),
+            "hidden": tuple(HiddenFidelity(**entry) for entry in fields["hidden"]),
+            "notes": tuple(fields["notes"]),
+        }
+        return cls(
+            **{**fields, **lists, "distribution": DistributionFidelity(**distribution) if distribution else None}
+        )
 
     def lines(self) -> dict[str, Measure]:
         """The measures one by one under stable keys, in reading order, for tables and plots."""

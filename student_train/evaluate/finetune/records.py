@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from student_train.evaluate.schemas import KeptSchema
 from teacher_cache.disk import write_whole
+from teacher_cache.fields import check_fields
 from teacher_cache.outside import parse_record, visible
 
 if TYPE_CHECKING:
@@ -145,11 +147,11 @@ class ResultCache:
     def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The result of a run, None if it is not there; a damaged file counts as none."""
         try:
-            entry = parse_record(self._file(key).read_bytes())
-            result: dict[str, Any] = entry["result"]
-        except (OSError, ValueError, KeyError, TypeError):
+            entry = check_fields(KeptSchema, parse_record(self._file(key).read_bytes()))
+        except (OSError, ValueError):
             return None
-        return result if entry.get("key") == key and isinstance(result, dict) and result.keys() == self.names else None
+        result = entry.result.model_dump(exclude_unset=True)
+        return result if entry.key == key and result.keys() == self.names else None
 
     def keep(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Remember a result; says once on the log where that is not possible."""

@@ -5,11 +5,14 @@ They are part of a `LatencyReport`. Nothing is measured here.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+from student_train.evaluate.schemas import GenerationSchema
+from teacher_cache.fields import check_fields
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,35 +77,15 @@ def generation_json(setup: GenerationSetup, timing: GenerationTiming) -> dict[st
     return {**asdict(setup), **asdict(timing), **speedups}
 
 
-def generation_from_json(record: Mapping[str, Any]) -> Generation:
+def generation_from_json(record: object) -> Generation:
     """From what `generation_json` gave.
 
     Raises:
-        KeyError, TypeError, AttributeError, ValueError: it is none.
+        ValueError: it is none; the message names the field.
     """
-    counts = {name: _count(record[name]) for name in ("threads", "batch_size", "prompt_tokens", "new_tokens")}
-    where = {name: str(record[name]) for name in ("backend", "device", "dtype")}
-    names = ("first_token_ms", "first_token_p90_ms", "tokens_per_second")
-    times = {name: _positive(name, record[name]) for name in names}
-    beside = {
-        name: _positive(name, record[name])
-        for name in ("teacher_first_token_ms", "teacher_tokens_per_second")
-        if record.get(name) is not None
-    }
-    setup: dict[str, Any] = {**where, **counts}
-    return GenerationSetup(**setup), GenerationTiming(runs=_count(record["runs"]), **times, **beside)
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{value!r} stands for a number of tokens, runs or threads")
-    return value
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name!r} is {value!r}")
-    return float(value)
+    fields = check_fields(GenerationSchema, record).model_dump()
+    setup = {each.name: fields.pop(each.name) for each in dataclass_fields(GenerationSetup)}
+    return GenerationSetup(**setup), GenerationTiming(**fields)
 
 
 def name_place(device: str, threads: int) -> str:

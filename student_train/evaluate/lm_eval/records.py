@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from student_train.evaluate.schemas import LmEvalSchema
+from teacher_cache.fields import check_fields
 from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
@@ -58,39 +59,6 @@ class TaskResult:
         """The JSON object."""
         return {**asdict(self), "main": self.main}
 
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> TaskResult:
-        """From what `to_json` gave.
-
-        Raises:
-            KeyError, TypeError, AttributeError, ValueError: it is none.
-        """
-        metrics = {
-            str(name): Metric(
-                value=_finite(each["value"]),
-                stderr=None if each["stderr"] is None else _finite(each["stderr"]),
-                higher_is_better=None if each["higher_is_better"] is None else bool(each["higher_is_better"]),
-            )
-            for name, each in record["metrics"].items()
-        }
-        if not metrics:
-            raise ValueError(f"the task {record['task']!r} has no metrics")
-        return cls(
-            task=str(record["task"]),
-            metrics=metrics,
-            group=None if record["group"] is None else str(record["group"]),
-            version=None if record["version"] is None else str(record["version"]),
-            shots=None if record["shots"] is None else int(record["shots"]),
-            examples=None if record["examples"] is None else int(record["examples"]),
-            config_sha256=None if record["config_sha256"] is None else str(record["config_sha256"]),
-        )
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} stands for a number")
-    return float(value)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LmEvalReport:
@@ -128,18 +96,18 @@ class LmEvalReport:
         """From what `to_json` gave.
 
         Raises:
-            KeyError, TypeError, AttributeError, ValueError: it is none.
+            ValueError: it is none; the message names the field.
         """
-        return cls(
-            student=str(record["student"]),
-            results=tuple(map(TaskResult.from_json, record["results"])),
-            limit=None if record["limit"] is None else int(record["limit"]),
-            dtype=str(record["dtype"]),
-            device=str(record["device"]),
-            harness=str(record["harness"]),
-            fingerprints={str(name): str(value) for name, value in record.get("fingerprints", {}).items()},
-            notes=tuple(map(str, record.get("notes", ()))),
-        )
+        fields = check_fields(LmEvalSchema, record).model_dump()
+        results = [
+            {**each, "metrics": {name: Metric(**metric) for name, metric in each["metrics"].items()}}
+            for each in fields["results"]
+        ]
+        lists: dict[str, Any] = {
+            "results": tuple(TaskResult(**each) for each in results),
+            "notes": tuple(fields["notes"]),
+        }
+        return cls(**{**fields, **lists})
 
 
 COLUMNS = ("task", "metric", "value", "± stderr", "shots", "questions")

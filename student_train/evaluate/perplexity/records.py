@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from student_train.evaluate.schemas import PerplexitySchema
+from teacher_cache.fields import check_fields
 from teacher_cache.outside import visible
 
 if TYPE_CHECKING:
@@ -52,30 +54,6 @@ class TextScore:
             "perplexity": perplexity,
             "bits_per_byte": self.bits_per_byte,
         }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> TextScore:
-        """From what `to_json` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none.
-        """
-        start = record["start"]
-        score = cls(
-            nats=float(record["nats"]),
-            tokens=_whole(record["tokens"]),
-            bytes=_whole(record["bytes"]),
-            start=None if start is None else str(start),
-        )
-        if not 0 <= score.nats < math.inf:
-            raise ValueError(f"'nats' is {score.nats!r}")
-        return score
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{value!r} stands for a number of tokens or bytes")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,22 +101,15 @@ class PerplexityReport:
         """From what `to_json` gave.
 
         Raises:
-            KeyError, TypeError, AttributeError, ValueError: it is none.
+            ValueError: it is none; the message names the field.
         """
-        scores, teacher = record["scores"], record["teacher"]
+        fields = check_fields(PerplexitySchema, record).model_dump()
+        scores = fields.pop("scores")
+        texts: dict[str, Any] = {"text": tuple(fields["text"]), "notes": tuple(fields["notes"])}
         return cls(
-            student=str(record["student"]),
-            teacher=None if teacher is None else str(teacher),
-            text=tuple(map(str, record["text"])),
-            documents=_whole(record["documents"]),
-            seq_len=_whole(record["seq_len"]),
-            stride=_whole(record["stride"]),
-            dtype=str(record["dtype"]),
-            device=str(record["device"]),
-            student_score=TextScore.from_json(scores["student"]),
-            teacher_score=None if scores["teacher"] is None else TextScore.from_json(scores["teacher"]),
-            fingerprints={str(name): str(value) for name, value in record.get("fingerprints", {}).items()},
-            notes=tuple(map(str, record.get("notes", ()))),
+            **{**fields, **texts},
+            student_score=TextScore(**scores["student"]),
+            teacher_score=None if scores["teacher"] is None else TextScore(**scores["teacher"]),
         )
 
     def lines(self) -> list[tuple[str, TextScore]]:

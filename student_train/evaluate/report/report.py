@@ -15,8 +15,7 @@ from student_train.evaluate.perplexity.records import format_perplexity
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, contents, facts, heading_one, page, paragraph, section
 from student_train.evaluate.run_records import RunRecords, read_run
-from student_train.run_files import METRICS_NAME, read_records
-from teacher_cache.errors import StudentError
+from student_train.run_files import METRICS_NAME, read_curves
 from teacher_cache.wording import format_bytes, format_duration
 
 
@@ -32,7 +31,7 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
         StoreError: a cache cannot be read.
     """
     records = read_run(run)
-    metrics = _read_metrics(records)
+    metrics = read_curves(records.folder / METRICS_NAME)
     parts = {
         "training": ("Training", sections.training(metrics)),
         "fidelity": ("Fidelity to the teacher", sections.fidelity(records)),
@@ -57,20 +56,6 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
 
 def _causal(records: RunRecords) -> bool:
     return records.causal or records.perplexity is not None or records.lm_eval is not None
-
-
-def _read_metrics(records: RunRecords) -> list[dict[str, Any]]:
-    path = records.folder / METRICS_NAME
-    metrics = read_records(path)
-    for place, record in enumerate(metrics, 1):
-        needed = ("step", "loss", "lr", "tokens", "seconds", "wait") if "loss" in record else ("step", "valid_loss")
-        lacking = [name for name in needed if not isinstance(record.get(name), int | float)]
-        if lacking:
-            raise StudentError(
-                f"{str(path)!r} is no record of a training: line {place} has no number under {lacking[0]!r}; restore "
-                "the file, or delete it to leave the curves out"
-            )
-    return metrics
 
 
 def _subtitle(records: RunRecords) -> str:

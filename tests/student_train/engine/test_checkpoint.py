@@ -1,5 +1,6 @@
 """Checkpoints with a real DeepSpeed engine around a toy model: whole or not there, and exact."""
 
+import json
 import random
 import shutil
 
@@ -100,6 +101,33 @@ def test_damage_is_noticed_and_the_one_before_is_taken(run, damage):
     else:
         (path / MARKER_NAME).write_text('{"step": 2')
     with pytest.raises(TrainingError, match="step-00000002"):
+        check_checkpoint(path)
+    assert newest_checkpoint(run) == checkpoint_path(run, 1)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda marker: marker.update(step=True), "the field 'step' is True: it must be a whole number"),
+        (lambda marker: marker.update(processes=0), "the field 'processes' is 0"),
+        (lambda marker: marker.update(identity=[]), r"the field 'identity' is \[\]: it must be an object"),
+        (lambda marker: marker.update(files={}), r"the field 'files' is \{\}"),
+        (lambda marker: marker.update(of_tomorrow=1), "the field 'of_tomorrow' is 1: no field of that name"),
+        (lambda marker: marker.pop("step"), "the field 'step' is missing"),
+        (lambda marker: marker["files"].update(a=[1]), "the field 'files.a.1' is missing"),
+        (lambda marker: marker["files"].update(a=[-1, "0" * 64]), "the field 'files.a.0' is -1"),
+        (lambda marker: marker["files"].update(a=[1, "x"]), "the field 'files.a.1' is 'x'"),
+        (lambda marker: marker["files"].update({"../a": [1, "0" * 64]}), "it must be the name of a file in the ch"),
+        (lambda marker: marker["files"].update({"/etc/a": [1, "0" * 64]}), "it must be the name of a file in the ch"),
+        (lambda marker: marker["files"].update({"a" * 300: [1, "0" * 64]}), "it must be the name of a file in the ch"),
+    ],
+)
+def test_a_marker_that_cannot_be_is_named_and_the_one_before_is_taken(run, change, said):
+    path = checkpoint_path(run, 2)
+    marker = json.loads((path / MARKER_NAME).read_text())
+    change(marker)
+    (path / MARKER_NAME).write_text(json.dumps(marker))
+    with pytest.raises(TrainingError, match=f"no complete checkpoint at .*step-00000002' .*{said}"):
         check_checkpoint(path)
     assert newest_checkpoint(run) == checkpoint_path(run, 1)
 

@@ -56,14 +56,18 @@ def test_a_causal_model_without_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, record, named",
     [
-        ("perplexity.json", {"evaluation": "perplexity"}, "KeyError: 'scores'"),
+        ("perplexity.json", {"evaluation": "perplexity"}, "the field 'scores' is missing"),
         ("perplexity.json", {"evaluation": "lm-eval"}, "'evaluation' is 'lm-eval' instead of 'perplexity'"),
-        ("lm-eval.json", {"evaluation": "lm-eval", "student": "s", "results": [{}]}, "an entry is missing"),
+        (
+            "lm-eval.json",
+            {"evaluation": "lm-eval", "student": "s", "results": [{}]},
+            "the field 'results.0.task' is missing",
+        ),
         ("lm-eval.json", {"evaluation": "lm"}, "'evaluation' is 'lm' instead of 'lm-eval'"),
         (
             "latency.json",
             {"evaluation": "latency", "measurements": [], "parameters": 1, "generation": [{"runs": 1}]},
-            "an entry of 'generation' is none",
+            "the field 'generation.0.backend' is missing",
         ),
     ],
 )
@@ -96,7 +100,8 @@ def test_records_of_other_weights_do_not_count(tiny_teacher_copy: Any) -> None:
     assert found.tasks.keys() == {"cola", "rte"} and found.stale == ("finetune-sst2.json",)
 
 
-SCORED = '{"evaluation": "finetune", "seeds": [0], "scores": [0.1], '
+FINETUNE = '{"evaluation": "finetune", "task": "t", "metric": "m", '
+SCORED = FINETUNE + '"seeds": [0], "scores": [0.1], '
 
 
 @pytest.mark.parametrize(
@@ -105,27 +110,51 @@ SCORED = '{"evaluation": "finetune", "seeds": [0], "scores": [0.1], '
         ("finetune-sst2.json", "{", "cannot be read as JSON"),
         ("finetune-sst2.json", "[1]", "an object is expected"),
         ("finetune-sst2.json", '{"evaluation": "fidelity"}', "'evaluation' is 'fidelity'"),
-        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0]}', "no entry 'scores'"),
+        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0]}', "the field 'scores' is missing"),
         (
             "finetune-sst2.json",
             '{"evaluation": "finetune", "seeds": [0], "scores": [NaN]}',
             "it holds NaN, which is no number of JSON",
         ),
-        ("finetune-sst2.json", '{"evaluation": "finetune", "seeds": [0, 0], "scores": [0.1, 0.2]}', "'seeds' [0, 0]"),
-        ("finetune-sst2.json", SCORED + '"by_test": {"de": {}}}', "no entry 'scores'"),
+        (
+            "finetune-sst2.json",
+            FINETUNE + '"seeds": [0, 0], "scores": [0.1, 0.2]}',
+            "'seeds' [0, 0]",
+        ),
+        (
+            "finetune-sst2.json",
+            SCORED + '"by_test": {"de": {}}}',
+            "field 'by_test.de.scores' is missing",
+        ),
         (
             "finetune-sst2.json",
             SCORED + '"by_test": {"de": {"scores": [0.1, 0.2]}}}',
             "'de' in 'by_test' are 2 for 1 seeds",
         ),
-        ("finetune-sst2.json", SCORED + '"by_test": [1]}', "'by_test' holds [1]"),
-        ("finetune-sst2.json", SCORED + '"examples": {"dev": "many"}}', "'examples: dev' holds 'many'"),
-        ("finetune-sst2.json", SCORED + '"learning_rates": ["fast"]}', "'learning_rates' holds 'fast'"),
-        ("latency.json", '{"evaluation": "latency", "measurements": [{"backend": 3}]}', "'backend' holds 3"),
-        ("latency.json", '{"evaluation": "latency", "measurements": []}', "no entry 'parameters'"),
-        ("fidelity.json", '{"evaluation": "fidelity", "relations": []}', "KeyError: 'hidden'"),
-        ("provenance.json", '{"settings": {}}', "no entry 'cache'"),
-        ("provenance.json", '{"settings": {}, "cache": {}, "objective": []}', "'objective' holds []"),
+        ("finetune-sst2.json", SCORED + '"by_test": [1]}', "the field 'by_test' is [1]: it must be an object"),
+        (
+            "finetune-sst2.json",
+            SCORED + '"examples": {"dev": "many"}}',
+            "'examples.dev' is 'many': it must be a whole",
+        ),
+        (
+            "finetune-sst2.json",
+            SCORED + '"learning_rates": ["fast"]}',
+            "the field 'learning_rates.0' is 'fast': it must be a number",
+        ),
+        (
+            "latency.json",
+            '{"evaluation": "latency", "measurements": [{"backend": 3}]}',
+            "the field 'measurements.0.backend' is 3: it must be text",
+        ),
+        ("latency.json", '{"evaluation": "latency", "measurements": []}', "the field 'parameters' is missing"),
+        ("fidelity.json", '{"evaluation": "fidelity", "relations": []}', "the field 'student' is missing"),
+        ("provenance.json", '{"settings": {}}', "the field 'cache' is missing"),
+        (
+            "provenance.json",
+            '{"settings": {}, "cache": {}, "objective": []}',
+            "'objective' is []: it must be",
+        ),
     ],
 )
 def test_what_is_no_record_is_refused_by_file_and_entry(make_run: Any, name: str, text: str, named: str) -> None:

@@ -14,9 +14,10 @@ import pytest
 from teacher_cache.contract import manifest as records
 from teacher_cache.contract import targets as specs
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.fields import check_fields
 from teacher_cache.format import schema
 from teacher_cache.format.protocol import Commit, ObjectDigest, Seal, write_checked
-from teacher_cache.format.schema import SealSchema, check_fields, check_manifest
+from teacher_cache.format.schema import SealSchema, check_manifest
 
 Change = tuple[str, Any]
 

@@ -95,7 +95,7 @@ def test_paths_name_rows_where_folders_are_called_alike(make_run: Any, tmp_path:
 
 @pytest.mark.parametrize(
     "settings, named",
-    [({"method": "mha"}, "'seed'"), ({"method": "nonsense", "seed": 0}, "'nonsense'"), ({"seed": True}, "'seed'")],
+    [({"method": "mha"}, "seed'"), ({"method": "nonsense", "seed": 0}, "'nonsense'"), ({"seed": True}, "seed'")],
 )
 def test_settings_that_are_none_of_kdtrain(make_run: Any, settings: dict[str, Any], named: str) -> None:
     run = make_run("run")

@@ -110,7 +110,13 @@ def test_a_result_is_found_by_everything_that_decides_it(kept: ResultCache, tmp_
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", '{"result": {"measures": {}, "cut": {}}}', '{"key": {}, "result": {"measures": {}}}']
+    "text",
+    [
+        *("", "[]", "null", '{"result": {"measures": {}, "cut": {}}}', '{"key": {}, "result": {"measures": {}}}'),
+        json.dumps({"key": KEY, "result": {"measures": {"dev": {"accuracy": "0.5"}}, "cut": {}}}),
+        json.dumps({"key": KEY, "result": {"measures": {"dev": {"accuracy": 50}}, "cut": {}}}),
+        json.dumps({"key": KEY, "result": {"measures": {"dev": {"accuracy": 0.5}}, "cut": {"dev": True}}}),
+    ],
 )
 def test_damaged_and_foreign_files_count_as_none(kept: ResultCache, text: str) -> None:
     kept.keep(KEY, RESULT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -47,10 +48,28 @@ def test_the_metric_that_stands_for_a_task(names: tuple[str, ...], main: str) ->
     assert make_result(dict.fromkeys(names, ACC)).main == main
 
 
-@pytest.mark.parametrize("changes", [{"metrics": {}}, {"metrics": {"acc": {"value": "x", "stderr": None}}}])
-def test_records_that_cannot_be(changes: dict[str, Any]) -> None:
-    with pytest.raises((ValueError, KeyError)):
-        TaskResult.from_json({**GROUP.to_json(), **changes})
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"metrics": {}}, "results.0.metrics"),
+        ({"metrics": {"acc": {"value": "x", "stderr": None}}}, "results.0.metrics.acc.value"),
+        ({"metrics": {"acc": {**asdict(ACC), "value": True}}}, "results.0.metrics.acc.value"),
+        ({"shots": "5"}, "results.0.shots"),
+        ({"examples": -1}, "results.0.examples"),
+    ],
+)
+def test_records_that_cannot_be(changes: dict[str, Any], named: str) -> None:
+    record = REPORT.to_json()
+    record["results"][0] |= changes
+    with pytest.raises(ValueError, match=f"the field '{named}' is"):
+        LmEvalReport.from_json(record)
+
+
+def test_a_task_that_is_named_twice_is_refused() -> None:
+    record = REPORT.to_json()
+    record["results"].append(record["results"][0])
+    with pytest.raises(ValueError, match="the task 'all' is in 'results' twice"):
+        LmEvalReport.from_json(record)
 
 
 def test_table() -> None:

@@ -1,0 +1,63 @@
+"""The flags of `kdtrain` as a student's record holds them, read back.
+
+The record may be of an older version, which knew fewer flags, or anybody's. The types are those of `TrainSettings`,
+whose own checks follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from pydantic import Field, create_model
+
+from student_train.settings import TrainSettings
+from teacher_cache.errors import SettingsError
+from teacher_cache.fields import OpenFields, check_fields
+
+FLAGS = frozenset(field.name for field in fields(TrainSettings))
+
+
+def check_recorded(provenance: Mapping[str, Any]) -> None:
+    """Refuse provenance whose `settings` have a flag of another type. Flags may be missing, and others may be there.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    check_fields(_PROVENANCE, provenance)
+
+
+def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity` of the settings that a student's record holds. Flags that it lacks are newer, and had their default.
+
+    The folders that `--student` and `--init` named may be gone by now, so these two are taken as they are.
+
+    Raises:
+        SettingsError: a value cannot be, a flag is unknown, or --method is lacking.
+    """
+    unknown = sorted(recorded.keys() - FLAGS)
+    if unknown:
+        raise SettingsError(f"{unknown[0]!r} is no flag of this version of kdtrain")
+    if "method" not in recorded:
+        raise SettingsError("the field 'method' is missing")
+    try:
+        check_fields(_SETTINGS, recorded)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    folders = {name: recorded[name] for name in ("student", "init") if name in recorded}
+    settings = TrainSettings(**{name: value for name, value in recorded.items() if name not in folders})
+    return {**settings.identity(), **{f"--{name}": value for name, value in folders.items()}}
+
+
+def _field(name: str, hint: Any) -> Any:
+    # JSON has lists where the settings have tuples; a schema has attributes of its own that flags are called like
+    return Annotated[hint, Field(alias=name, strict=False if get_origin(hint) is tuple else None)]
+
+
+_SETTINGS: type[OpenFields] = create_model(
+    "RecordedSettings",
+    __base__=OpenFields,
+    **{f"flag_{name}": (_field(name, hint), None) for name, hint in get_type_hints(TrainSettings).items()},  # type: ignore[call-overload]
+)
+_PROVENANCE: type[OpenFields] = create_model("RecordedProvenance", __base__=OpenFields, settings=(_SETTINGS, ...))
