@@ -23,8 +23,8 @@ demo-causal: $(DEMO_CAUSAL_INSTALLED)
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# the long fault counts: builds and trainings killed at many moments, many changed bytes and stores, a server of object
-# storage away for longer
+# the long fault counts: builds and trainings killed at many moments, many changed bytes, stores and records, a server of
+# object storage away for longer
 test-faults: export KDCACHE_FAULTS ?= 25
 test-faults: export KDCACHE_FLIPS ?= 200
 test-faults: export KDCACHE_MUTATIONS ?= 2000
@@ -32,7 +32,8 @@ test-faults: export KDCACHE_OUTAGE_SECONDS ?= 20
 test-faults: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_faults.py \
 		tests/teacher_cache/storage/test_bucket.py tests/student_train/train/test_train_faults.py \
-		tests/student_train/train/test_outages.py tests/cli/test_build_faults.py tests/test_mutations.py -k "faults or outage or mutations"
+		tests/student_train/train/test_outages.py tests/cli/test_build_faults.py tests/test_mutations.py \
+		tests/test_record_mutations.py -k "faults or outage or mutations"
 
 # every masked-LM family that Transformers has, in place of a few: about three minutes
 test-families: export KDCACHE_FAMILIES := all

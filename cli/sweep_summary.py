@@ -69,7 +69,7 @@ def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
     found, contents = [], dict[tuple[str, ...], str]()
     for name, settings in asked.items():
         path = Path(settings.out) / PROVENANCE
-        if not path.exists():
+        if not _exists(path, name):
             continue
         try:
             record = check_fields(_Trained, parse_record(path.read_bytes()))
@@ -96,6 +96,16 @@ def completed(asked: Mapping[str, TrainSettings]) -> list[str]:
             )
         found.append(name)
     return found
+
+
+def _exists(path: Path, name: str) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise SettingsError(
+            f"run {name!r}: {str(path)[:200]!r} cannot be ({error.strerror}), so no student can be written there; "
+            "choose another --out, or fewer or shorter names for its runs"
+        ) from error
 
 
 def _contents(cache: tuple[str, ...]) -> str:

@@ -76,9 +76,16 @@ def refuse_file(out: Path) -> None:
     """Refuse what cannot become a folder.
 
     Raises:
-        TrainingError: a file is there.
+        TrainingError: a file is there, or there can be none of that name.
     """
-    if out.exists() and not out.is_dir():
+    try:
+        is_file = out.exists() and not out.is_dir()
+    except OSError as error:
+        raise TrainingError(
+            f"--out {str(out)[:200]!r} cannot be a directory ({error.strerror}): nothing could be written; choose "
+            "another --out"
+        ) from error
+    if is_file:
         raise TrainingError(f"--out {str(out)!r} is a file: the student needs a directory; choose another --out")
 
 

@@ -12,15 +12,18 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 from pydantic import Field, create_model
 
-from student_train.settings import TrainSettings
+from student_train.settings import LOWEST, TrainSettings
 from teacher_cache.errors import SettingsError
 from teacher_cache.fields import OpenFields, check_fields
 
+_MOST = 2**63
 FLAGS = frozenset(field.name for field in fields(TrainSettings))
 
 
 def check_recorded(provenance: Mapping[str, Any]) -> None:
-    """Refuse provenance whose `settings` have a flag of another type. Flags may be missing, and others may be there.
+    """Refuse provenance whose `settings` have a flag of another type, or a number below its least.
+
+    Flags may be missing, and others may be there.
 
     Raises:
         ValueError: there is one; the message names it.
@@ -51,7 +54,10 @@ def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field(name: str, hint: Any) -> Any:
-    # JSON has lists where the settings have tuples; a schema has attributes of its own that flags are called like
+    # a schema has attributes of its own that flags are called like
+    if name in LOWEST:
+        return Annotated[hint, Field(alias=name, ge=LOWEST[name], le=_MOST)]
+    # JSON has lists where the settings have tuples
     return Annotated[hint, Field(alias=name, strict=False if get_origin(hint) is tuple else None)]
 
 

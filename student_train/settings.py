@@ -189,7 +189,7 @@ class TrainSettings:
             raise SettingsError(
                 f"--steps {self.steps!r} and --epochs {self.epochs!r} both say how long to train: give one of them"
             )
-        for name, lowest in _LOWEST.items():
+        for name, lowest in LOWEST.items():
             value = getattr(self, name)
             # written so that NaN fails too
             if value is not None and not lowest <= value < float("inf"):
@@ -267,7 +267,7 @@ _FREE = frozenset({
     "local_cache_gib", "micro_batch_size", "on_bad_block", "out", "resume", "save_every", "trust_checkpoint",
     "valid_every", "wandb",
 })  # fmt: skip
-_LOWEST = {
+LOWEST = {
     "steps": 0,
     "epochs": 0,
     "batch_size": 1,
@@ -284,6 +284,7 @@ _LOWEST = {
     "local_cache_gib": 0,
     "relation_heads": 1,
 }
+"""The least value of each flag that is a number."""
 
 
 def _flag(name: str) -> str:

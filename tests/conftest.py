@@ -59,6 +59,7 @@ LONG_FILES = (
     "student_train/train/test_train_engines.py",
     "student_train/train/test_train_faults.py",
     "test_mutations.py",
+    "test_record_mutations.py",
     "teacher_cache/build/test_plan.py",
     "teacher_cache/build/test_workers.py",
     "test_wheel.py",

@@ -113,17 +113,17 @@ def _places(store: Path, kind: str) -> Iterator[tuple[str, Place]]:
         for file in files:
             document = json.loads(file.read_text())
             document = document["attributes"] if kind == "manifest" else document
-            for path in _walk(document):
+            for path in walk(document):
                 if path != ("sha256",):
                     yield file.relative_to(store).as_posix(), path
 
 
-def _walk(value: Any, path: Place = ()) -> Iterator[Place]:
+def walk(value: Any, path: Place = ()) -> Iterator[Place]:
     """Where every value of a JSON object stands, the outer ones too."""
     inside = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
     for key, one in inside[:_MOST_ENTRIES]:
         yield (*path, key)
-        yield from _walk(one, (*path, key))
+        yield from walk(one, (*path, key))
 
 
 def _change_object(draw: random.Random, store: Path, kind: str, name: str, path: Place) -> str:
@@ -138,7 +138,7 @@ def _change_object(draw: random.Random, store: Path, kind: str, name: str, path:
             del holder[path[-1]]
             said = "dropped"
         else:
-            holder[path[-1]] = value = _near(draw, holder[path[-1]]) if draw.random() < 0.3 else draw.choice(VALUES)
+            holder[path[-1]] = value = near(draw, holder[path[-1]]) if draw.random() < 0.3 else draw.choice(VALUES)
             said = f"= {value!r}"
 
     if kind == "manifest":
@@ -152,7 +152,7 @@ def _change_object(draw: random.Random, store: Path, kind: str, name: str, path:
     return said
 
 
-def _near(draw: random.Random, value: Any) -> Any:
+def near(draw: random.Random, value: Any) -> Any:
     """A value of the same type, which is more likely to be taken."""
     if isinstance(value, bool):
         return not value

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 COMPONENT = 5
 
@@ -21,6 +21,14 @@ def plant_sinks(folder: Path, token_id: int, *, size: float = 16.0, seen: float 
     model = AutoModelForMaskedLM.from_pretrained(folder)
     with torch.no_grad():
         _own_component(model.base_model, token_id, size, seen)
+    model.save_pretrained(folder)
+
+
+def plant_causal_sinks(folder: Path, token_id: int, *, size: float = 100.0) -> None:
+    """Make sinks of the tokens of this id in a decoder, whose residual stream carries what its embedding is."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token_id] *= size
     model.save_pretrained(folder)
 
 

@@ -26,12 +26,8 @@ import os
 import random
 import re
 import shutil
-import signal
-import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,18 +38,16 @@ from cli import kdcache, kdeval, kdtrain
 from student_train.run_files import METRICS_NAME
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
-from tests.mutations import Change, Places
-from tests.sinks import plant_sinks
+from tests.causal_models import save_teacher
+from tests.mutations import KINDS, Change, Places
+from tests.outcomes import NOISE_BYTES, STEERING, Outcome, leaves, run_one
+from tests.sinks import plant_causal_sinks, plant_sinks
 
 MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "150"))
 FEW = MUTATIONS <= 150
-EVERY = 7 if FEW else 1
+EVERY = 9 if FEW else 1
 """Of so many changed stores one is given to a command that takes longer."""
 SEED = int(os.environ.get("KDCACHE_SEED", "0"))
-SECONDS = 60
-"""A command that takes a tenth of a second, or two, has not ended then."""
-NOISE_BYTES = 96 * 2**20
-"""How much more memory a command may take than twice what it takes on the unchanged store: allocators keep some."""
 READING = ("derive", "fidelity", "report", "train")
 OTHER_STORES: Mapping[str, tuple[str, ...]] = {
     # attention that is computed from a hidden state has no arrays of its own, so that a store may hold it or not
@@ -62,44 +56,9 @@ OTHER_STORES: Mapping[str, tuple[str, ...]] = {
     # at which the distribution is compared
     "manifest.temperature": ("fidelity", "train"),
 }
+CAUSAL = {"positions": "share:0.5", "targets": "logits,hidden,attention"}
 DERIVED = ("declared_errors.", "groups.", "bits_per_value.", "bytes_per_token.")
 """What `info` says of the manifest beside itself."""
-COMMAND = r"kdcache|kdtrain|kdeval"
-
-
-class Hanging(BaseException):
-    """A command has not ended in time; no handler of errors shall take it for one of its own."""
-
-
-@contextmanager
-def in_time() -> Iterator[None]:
-    """Leave with `Hanging` after `SECONDS`: by a signal, which ends waiting too. Not SIGALRM: pytest has that."""
-
-    def leave(*_: object) -> None:
-        raise Hanging(f"not ended after {SECONDS} s")
-
-    before = signal.signal(signal.SIGUSR1, leave)
-    main = threading.main_thread().ident
-    assert main is not None
-    clock = threading.Timer(SECONDS, signal.pthread_kill, (main, signal.SIGUSR1))
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    finally:
-        clock.cancel()
-        signal.signal(signal.SIGUSR1, before)
-
-
-def memory(name: str) -> int:
-    """VmRSS, what the process has in memory, or VmHWM, the most that it had since `forget_peak`, in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +82,10 @@ def build(teacher: Path, corpus: Path, out: Path, **options: Any) -> Path:
 def originals(
     tiny_teacher: Callable[..., Path],
     tiny_corpus: Path,
+    causal_corpus: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Original]:
-    """One store in the codecs by default, with sinks; one with everything else: draws, codecs, a later extension."""
+    """One store in the codecs by default, with sinks; one with draws, other codecs, a later extension; a causal one."""
     folder = tmp_path_factory.mktemp("originals")
     teacher = Path(shutil.copytree(tiny_teacher(), folder / "teacher"))
     plant_sinks(teacher, token_id=2)
@@ -135,8 +95,13 @@ def originals(
     options: dict[str, Any] = {"logits": "sample", "k": 30, "precision": "int8", "rows": "document"}
     build(tiny_teacher(), tiny_corpus, other, layers="2", **options)
     build(tiny_teacher(), tiny_corpus, other, layers="2,4", **options)
+    decoder = save_teacher(folder / "decoder", num_key_value_heads=4)
+    plant_causal_sinks(decoder, token_id=5)
+    causal = build(decoder, causal_corpus, folder / "third.zarr", layers="2,4", precision="nmse:1e-1", **CAUSAL)
+    for path in ("segments/starts", "next/kept", "hidden/2/sinks"):
+        assert list(causal.glob(path)), path
     found = []
-    for number, store in enumerate((first, other)):
+    for number, store in enumerate((first, other, causal)):
         student = folder / f"student-{number}"
         assert kdtrain.main([*training(store), "--out", str(student)]) == 0
         # curves and bars are no matter of the store, and take a report's time
@@ -197,41 +162,6 @@ def result_of(name: str, folder: Path, printed: str) -> Any:
     return section[0].replace("held-out row", "row")
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not inside:
-        yield path, value
-    for key, one in inside:
-        yield from leaves(one, f"{path}.{key}".lstrip("."))
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """How one command ended."""
-
-    code: int | str
-    printed: str
-    messages: list[str]
-    bytes: int
-
-
-def run_one(name: str, run: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> Outcome:
-    capsys.readouterr()
-    forget_peak()
-    before = memory("VmRSS")
-    try:
-        with in_time():
-            code: int | str = run()
-    except SystemExit as leaving:
-        code = f"exit {leaving.code}"
-    except BaseException as error:  # noqa: BLE001 - a traceback is what is looked for
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        code = f"{type(error).__name__}: {str(error)[:150]} at {last.filename}:{last.lineno}"
-    shown = capsys.readouterr()
-    messages = [line for line in shown.err.splitlines() if re.match(COMMAND, line)]
-    return Outcome(code=code, printed=shown.out, messages=messages, bytes=memory("VmHWM") - before)
-
-
 def measure(original: Original, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the commands give of the unchanged store; of many twice, as what differs by itself is no result."""
     for times in range(1 if FEW else 2):
@@ -284,7 +214,7 @@ def complaints(change: Change, name: str, outcome: Outcome, original: Original, 
             yield f"names nothing: {outcome.printed[:300]}"
     elif len(outcome.messages) != 1:
         yield f"{len(outcome.messages)} messages: {outcome.messages}"
-    if re.search("\x1b\\[31m|\u202e", outcome.printed + "".join(outcome.messages)):
+    if re.search(STEERING, outcome.printed + "".join(outcome.messages)):
         yield f"printed what steers a terminal: {outcome.printed[:200]!r}"
     if outcome.bytes > 2 * original.bytes[name] + NOISE_BYTES:
         yield f"took {outcome.bytes} bytes, not {original.bytes[name]}"
@@ -297,7 +227,9 @@ def test_mutations_of_a_store_give_the_same_results_or_one_message(
         measure(original, tmp_path / f"original-{number}", capsys)
     wrong, codes, fields = list[str](), Counter[int | str](), set[str]()
     for number in range(MUTATIONS):
-        draw, original = random.Random(f"{SEED}-{number}"), originals[number % 3 == 2]
+        draw = random.Random(f"{SEED}-{number}")
+        # in every round of kinds of change another store, so that each sees all kinds
+        original = originals[(number + number // len(KINDS)) % len(originals)]
         folder = tmp_path / str(number)
         store = Path(shutil.copytree(original.store, folder / "cache.zarr"))
         change = original.places.change(draw, store, number)

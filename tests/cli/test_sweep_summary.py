@@ -125,3 +125,8 @@ def test_a_record_that_cannot_be_read_is_told_with_its_path(tmp_path: Path, reco
     (tmp_path / "provenance.json").write_text(record)
     with pytest.raises(SettingsError, match=r"provenance.json' cannot be read .*delete the folder or choose another"):
         completed({"one": settings_of(tmp_path)})
+
+
+def test_a_folder_that_cannot_be_is_told_by_the_name_of_its_run(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"run 'one': .* cannot be \(File name too long\).*choose another --out"):
+        completed({"one": settings_of(tmp_path / ("9" * 300))})

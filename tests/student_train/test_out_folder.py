@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from student_train.out_folder import explain_write_errors
+from student_train.out_folder import explain_write_errors, refuse_file
 from teacher_cache.errors import SpaceError, TrainingError
 
 FULL = Path("/dev/full")
@@ -36,3 +36,13 @@ def test_what_safetensors_cannot_write_is_told_by_its_number(tmp_path):
 def test_other_errors_keep_their_meaning():
     with pytest.raises(RuntimeError, match="shapes differ"), explain_write_errors(Path("OUT")):
         raise RuntimeError("shapes differ")
+
+
+def test_what_cannot_become_a_folder_is_refused(tmp_path):
+    refuse_file(tmp_path)
+    refuse_file(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="file' is a file: the student needs a directory"):
+        refuse_file(tmp_path / "file")
+    with pytest.raises(TrainingError, match=r"cannot be a directory \(File name too long\).*choose another --out"):
+        refuse_file(tmp_path / ("9" * 300))

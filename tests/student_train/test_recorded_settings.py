@@ -35,10 +35,10 @@ def test_the_settings_of_a_run_are_taken():
     [
         ("cache", "cache.zarr"), ("cache", ["a", 3]), ("cache", None), ("seed", True), ("seed", 1.0), ("lr", "1e-3"),
         ("lr", 10**400), ("lr", float("inf")), ("method", ["mha"]), ("compile", 0), ("topk_loss", "all"),
-        ("steps", "3"),
+        ("steps", "3"), ("steps", -1), ("seed", 2**64), ("valid_share", 1e300), ("batch_size", 0), ("dropout", -0.1),
     ],
 )  # fmt: skip
-def test_a_flag_of_another_type_is_named(name, value):
+def test_a_flag_of_another_type_or_out_of_range_is_named(name, value):
     with pytest.raises(ValueError, match=f"the field 'settings.{name}[.01]*' is"):
         check_recorded({"settings": {name: value}})
     with pytest.raises(SettingsError, match=f"the field '{name}[.01]*' is"):
