@@ -228,13 +228,13 @@ def wrong_results(change: Change, name: str, outcome: Outcome, original: Origina
     """What is wrong with what a command gave."""
     if change.how.startswith(TWICE) and name != "resume":  # which goes on from the checkpoint before
         yield "taken, though a name is given twice"
-    if re.search(r"\b(nan|inf)\b", outcome.printed):
-        yield f"printed {outcome.printed[:200]!r}"
     if name == "sweep":
         asked, found = plain_sweep((folder / "sweep.yaml").read_text()), listed(outcome.printed)
         if found != asked:
             yield f"not what the file asks for: {found} instead of {asked}"[:500]
         return
+    if re.search(r"\b(nan|inf)\b", outcome.printed):
+        yield f"printed {outcome.printed[:200]!r}"
     result = result_of(name, folder, outcome.printed)
     if name not in ("table", "report") and not all(math.isfinite(number) for number in numbers(result)):
         yield "a number that is none"
