@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from cli.options import parse
+from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs, declared_errors, describe_targets
 from teacher_cache.wording import format_ranges
 
@@ -47,15 +48,17 @@ def _print_info(info: StoreInfo) -> None:
     apart = ", documents do not see each other" if manifest.segments == "isolated" else ""
     room = manifest.places_of("plain")
     places = [("places", f"{manifest.positions}: the next token after up to {room} of a row")] if room else []
+    weights = f"weights {teacher.weights_sha256[:12]}" if manifest.imported is None else "weights unknown"
     rows = [
         ("store", f"{info.path} (format {manifest.format_version}), {state}"),
         (
             "teacher",
             (
                 f"{teacher.name}: {teacher.model_type}{kind}, {teacher.layers} layers x {teacher.hidden_size}, "
-                f"{teacher.heads} heads, {teacher.vocab_size} ids, weights {teacher.weights_sha256[:12]}"
+                f"{teacher.heads} heads, {teacher.vocab_size} ids, {weights}"
             ),
         ),
+        *_describe_import(manifest),
         (
             "corpus",
             (
@@ -95,6 +98,13 @@ def _print_info(info: StoreInfo) -> None:
     print(f"{'teacher, metadata, commits':<28}{info.other_bytes:>14,}{'once':>14}")
     per_token = sum(info.bytes_per_array.values()) / max(1, info.committed_tokens)
     print(f"{'total':<28}{info.total_bytes:>14,}{per_token:>14.2f}")
+
+
+def _describe_import(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.imported is None:
+        return []
+    fingerprint = manifest.corpus.fingerprint[:12]
+    return [("imported", f"from files of the shape {manifest.imported}, source {fingerprint}; computed elsewhere")]
 
 
 def _describe(targets: TargetSpecs) -> list[tuple[str, str]]:

@@ -144,6 +144,12 @@ class _Outcome:
     def whole(self) -> bool:
         return self.report.whole and (self.deep is None or self.deep.ok)
 
+    @property
+    def imported(self) -> str | None:
+        """The shape of the files that the targets came from; None of what was built."""
+        manifest = self.report.groups[0].manifest if self.report.groups else None
+        return None if manifest is None else manifest.imported
+
     def to_json(self) -> dict[str, Any]:
         report = self.report
         groups = [
@@ -160,6 +166,7 @@ class _Outcome:
             "path": report.path,
             "whole": self.whole,
             "finished": report.finished,
+            "imported": self.imported,
             "groups": groups,
             "findings": [asdict(finding) for finding in report.findings],
             "unknown": dict(report.unknown),
@@ -209,7 +216,8 @@ class _Outcome:
             return f"as it was written ({checked}), but not what the teacher gives"
         if not report.finished:
             return f"unfinished, nothing is damaged ({checked}); repeat the command that made it to complete it"
-        return f"whole ({checked})"
+        made = "" if self.imported is None else f"; imported ({self.imported}), computed elsewhere"
+        return f"whole ({checked}){made}"
 
 
 def _describe_eviction(report: VerifyReport, eviction: Eviction) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`kdcache`: build a cache of teacher outputs, and look after it.
+"""`kdcache`: build or import a cache of teacher outputs, and look after it.
 
 Standard output carries results, standard error carries progress. Modules that need torch are imported by the command
 that uses them, so that `--help` answers at once.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cli.cache_build import build
 from cli.cache_derive import DeriveFlags, derive
+from cli.cache_import import ImportFlags, import_targets
 from cli.cache_info import InfoSettings, info
 from cli.cache_plan import PlanSettings, plan
 from cli.cache_verify import VerifySettings, verify
@@ -29,6 +30,11 @@ COMMANDS = {
         run=plan,
         settings=PlanSettings,
         line="say what a build would write and how long it would take, and write nothing",
+    ),
+    "import": Command(
+        run=import_targets,
+        settings=ImportFlags,
+        line="make a cache of targets that something else computed, such as an inference engine",
     ),
     "derive": Command(
         run=derive,

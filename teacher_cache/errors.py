@@ -26,6 +26,10 @@ class CorpusError(DistillationError):
     """The text cannot be read, or there is none."""
 
 
+class SourceError(DistillationError):
+    """What is to be imported cannot be read, or is not what its shape says."""
+
+
 class StoreError(DistillationError):
     """The cache is missing, unfinished, damaged, of another format or built with other settings."""
 

@@ -22,7 +22,7 @@ from student_train.init_plan import InitPlan
 from student_train.students.narrowing.narrow import narrow, why_not
 from student_train.students.narrowing.parts import find_parts
 from student_train.students.narrowing.sample import TokenSample
-from student_train.students.pretrained import LoadedModel, causal, head_name, load_model
+from student_train.students.pretrained import LoadedModel, causal, has_weights, head_name, load_model
 from student_train.students.shape import shape_in_words, shape_of
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
@@ -60,6 +60,10 @@ def copy_teacher(
     """
     if plan.kind == "random":
         return TakenOver(parts=(), description="random weights")
+    if plan.kind == "auto" and not has_weights(teacher_folder):
+        return TakenOver(
+            parts=(), description="random weights: the targets were imported, and no weights of the teacher with them"
+        )
     loaded = load_model(teacher_folder, with_mlm_head=encoder_of(student) is not student)
     teacher = loaded.model
     if plan.insists:

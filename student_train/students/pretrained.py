@@ -32,6 +32,7 @@ from teacher_cache.models.families import (
     with_head,
 )
 
+_WEIGHTS = (".safetensors", ".bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -47,6 +48,11 @@ class LoadedModel:
     def has_trained_head(self) -> bool:
         """Whether there is a language-modelling head around the base model and its weights came from the folder."""
         return encoder_of(self.model) is not self.model and not self.missing
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights in a model folder; none are in that of a teacher whose targets were imported."""
+    return any(path.suffix in _WEIGHTS for path in folder.iterdir())
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

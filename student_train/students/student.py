@@ -22,6 +22,7 @@ from student_train.student_shape import read_student
 from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
 from student_train.students.pretrained import (
     check_family,
+    has_weights,
     head_name,
     load_config,
     load_teacher_tokenizer,
@@ -85,7 +86,8 @@ def plan_student(
 
     Raises:
         SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
-        StudentError: a folder or the teacher's tokenizer cannot be read; a folder predicts masked tokens where the
+        StudentError: a folder or the teacher's tokenizer cannot be read; the initialisation takes weights of a teacher
+            whose targets were imported without them; a folder predicts masked tokens where the
             teacher predicts next ones or the other way round, has another vocabulary, or too few positions.
     """
     teacher_config = load_config(teacher_folder)
@@ -93,6 +95,11 @@ def plan_student(
     asked = read_student(spec)
     folder = asked if isinstance(asked, Path) else None
     plan = read_init(init, from_folder=folder)
+    if plan.insists and not has_weights(teacher_folder):
+        raise StudentError(
+            f"--init {init!r} asks for weights of the teacher, and the cache holds none: its targets were imported, "
+            "and computed elsewhere; start from --init random, or from the folder of a model, such as --student FOLDER"
+        )
     layers: tuple[int, ...] = ()
     if isinstance(asked, Path):
         config = load_config(asked)

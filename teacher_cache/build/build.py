@@ -3,23 +3,21 @@
     rows (packed, shuffled) -> calibration, views -> one teacher pass per view -> coded block -> shards, commit -> seal
 
 Each block is computed from its rows alone, in batches that start at its first row, so that it comes out the same
-whether the build ran through or was killed and started again. Packing, compressing, hashing and writing a block happen
-in a background thread while the teacher reads the next one; at most two blocks wait, which bounds the memory whatever
-the corpus size.
+whether the build ran through or was killed and started again. How blocks are written beside the teacher is said in
+`blocks.py`.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from teacher_cache.build.block import compute_block
+from teacher_cache.build.blocks import write_blocks
 from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
-from teacher_cache.build.forecast import MeasuredSample, forecast, refuse_without_room
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
@@ -30,7 +28,6 @@ from teacher_cache.contract.targets import describe_targets
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.errors import StoreError
 from teacher_cache.format.groups import read_groups
-from teacher_cache.format.protocol import Commit, array_of
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.transforms import load_quantisers
 from teacher_cache.format.writer import GroupWriter
@@ -38,7 +35,6 @@ from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.teacher import Teacher
-from teacher_cache.threads import in_threads, writer_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,66 +176,11 @@ class _Job:
 
     def _build_blocks(self, writer: GroupWriter, missing: list[int], batch_rows: int) -> None:
         """Compute, code and commit this worker's share of the missing blocks of a group."""
-        writer.write_metadata()
         manifest = writer.manifest
         quantisers = load_quantisers(self.storage, writer.group.layout, self.projections)
-        tally = _Tally(self.workers, self.progress, manifest, missing)
-        mine = iter(missing[self.workers.rank :: self.workers.count])
 
-        def compute(block: int) -> tuple[int, BlockTargets]:
+        def compute(block: int) -> BlockTargets:
             rows = self.rows.read(*manifest.block_range(block))
-            return block, compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows)
+            return compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows)
 
-        if self.workers.first and (first := next(mine, None)) is not None:
-            started = time.monotonic()
-            block, targets = compute(first)
-            tally.count(self._write_first(writer, block, targets, missing, time.monotonic() - started))
-        threads = writer_threads()
-        commits = in_threads(partial(_write_block, writer), map(compute, mine), threads=threads, ahead=threads + 1)
-        with closing(commits):  # nothing is written any more once this is left, whatever ended it
-            for commit in commits:
-                tally.count(commit)
-
-    def _write_first(
-        self, writer: GroupWriter, block: int, targets: BlockTargets, missing: list[int], seconds: float
-    ) -> Commit:
-        """Say what all missing blocks will take by the first of them, and write it if they fit."""
-        started = time.monotonic()
-        shards = {array_of(key): data for key, data in writer.encode_block(block, targets.finish())}
-        # beside the teacher from now on
-        seconds += (time.monotonic() - started) / (os.cpu_count() or 1)
-        sample = MeasuredSample(
-            rows=writer.manifest.rows_in([block]),
-            blocks=1,
-            bytes_per_array={path: len(data) for path, data in shards.items()},
-            empty_bytes={},
-            seconds=seconds / self.workers.count,
-        )
-        found = forecast(writer.group, missing, sample)
-        self.progress.note(found.describe(self.storage.free_bytes()))
-        if not self.settings.force:
-            refuse_without_room(self.storage, found.total_bytes, begun=len(missing) < writer.manifest.blocks)
-        return writer.write_block(block, shards)
-
-
-class _Tally:
-    """Adds up what all workers have committed, and tells the progress."""
-
-    def __init__(self, workers: Workers, progress: BuildProgress, manifest: Manifest, missing: list[int]) -> None:
-        self.workers = workers
-        self.progress = progress
-        self.total = manifest.rows
-        self.there = manifest.rows - manifest.rows_in(missing)
-        self.before = workers.add("rows", 0)
-        progress.committed(self.there, self.total, 0)
-
-    def count(self, commit: Commit) -> None:
-        """One more block is safe."""
-        rows = self.workers.add("rows", commit.rows[1] - commit.rows[0])
-        written = self.workers.add("bytes", sum(digest.size for digest in commit.shards.values()))
-        self.progress.committed(min(self.total, self.there + rows - self.before), self.total, written)
-
-
-def _write_block(writer: GroupWriter, computed: tuple[int, BlockTargets]) -> Commit:
-    block, targets = computed
-    return writer.write_block(block, targets.finish())
+        write_blocks(writer, missing, compute, workers=self.workers, progress=self.progress, force=self.settings.force)

@@ -9,7 +9,8 @@ through the teacher, one eigenproblem of the hidden width per stream, and up to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -26,6 +27,9 @@ from teacher_cache.format.transforms import keep_calibration, stream_projections
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.teacher.teacher import Teacher
+
+ReadStreams = Callable[[Sequence[VectorStream], range], Iterable[tuple[VectorStream, torch.Tensor, torch.Tensor]]]
+"""What streams keep of a range of rows: each stream with values [B, T, D] and real positions [B, T], in any pieces."""
 
 
 def ensure_calibrated(
@@ -56,10 +60,21 @@ def calibrate_streams(
     note: Callable[[str], None],
 ) -> dict[str, tuple[Transform, TransformRecord]]:
     """What calibration finds for each `nmse` stream, by path. Nothing is written."""
+    read = partial(_run, layout.manifest, teacher, rows, batch_rows)
+    return calibrate_on(layout, read, projections, note)
+
+
+def calibrate_on(
+    layout: StoreLayout,
+    read: ReadStreams,
+    projections: Mapping[int, AttentionProjections],
+    note: Callable[[str], None],
+) -> dict[str, tuple[Transform, TransformRecord]]:
+    """`calibrate_streams` on what `read` gives of the first rows, whoever computed it."""
     manifest, streams = layout.manifest, layout.nmse_streams
     used = sum(share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size))
     note(f"calibrating {len(streams)} streams on the first {min(used, manifest.rows)} rows")
-    samples = _collect(manifest, teacher, streams, rows, batch_rows, projections)
+    samples = _collect(manifest, streams, read, projections)
     found = {}
     for stream in streams:
         assert stream.target_nmse is not None
@@ -76,10 +91,8 @@ def calibrate_streams(
 @torch.inference_mode()
 def _collect(
     manifest: Manifest,
-    teacher: Teacher,
     streams: Sequence[VectorStream],
-    rows: Rows,
-    batch_rows: int,
+    read: ReadStreams,
     projections: Mapping[int, AttentionProjections],
 ) -> dict[str, CalibrationSample]:
     fit, tune, check = share_rows(manifest.rows, manifest.seq_len, manifest.teacher.hidden_size)
@@ -88,12 +101,17 @@ def _collect(
     for name, count in (("fit", fit), ("tune", tune), ("check", check)):
         # a store of one or two rows has the same rows for everything
         start = min(start, manifest.rows - count)
-        for _, stream, values_BTD, real_BT in run_streams(
-            manifest, teacher, streams, rows, range(start, start + count), batch_rows
-        ):
+        for stream, values_BTD, real_BT in read(streams, range(start, start + count)):
             _add(samples[stream.path], name, values_BTD[real_BT])
         start += count
     return samples
+
+
+def _run(
+    manifest: Manifest, teacher: Teacher, rows: Rows, batch_rows: int, streams: Sequence[VectorStream], wanted: range
+) -> Iterator[tuple[VectorStream, torch.Tensor, torch.Tensor]]:
+    for _, stream, values_BTD, real_BT in run_streams(manifest, teacher, streams, rows, wanted, batch_rows):
+        yield stream, values_BTD, real_BT
 
 
 def _add(sample: CalibrationSample, part: str, values_ND: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.build.passes import TeacherPass
-from teacher_cache.codecs.logits import SampleCodec, TopkCodec
+from teacher_cache.codecs.logits import SampleCodec, TopkCodec, TopkEntries
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
 from teacher_cache.contract.streams import VectorStream
@@ -123,7 +123,8 @@ class BlockTargets:
         for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
             logits_PV, place_P = head(chunk_PD), chunk_P.numpy()
             if isinstance(codec, TopkCodec):
-                self._put_topk(codec, start + place_P, logits_PV)
+                topk = topk_log_probabilities(logits_PV, codec.entries, self.manifest.temperature)
+                self.put_topk(start + place_P, topk)
             elif self._draws is not None:
                 row_P, within_P = np.divmod(place_P, places)
                 points_PN = sample_points(
@@ -131,9 +132,10 @@ class BlockTargets:
                 )
                 self._draws[start + place_P] = draw_samples(logits_PV, points_PN, self.manifest.temperature)
 
-    def _put_topk(self, codec: TopkCodec, columns: NDArray[np.int64], logits_PV: torch.Tensor) -> None:
-        topk = topk_log_probabilities(logits_PV, codec.entries, self.manifest.temperature)
-        for name, values in codec.encode(topk).items():
+    def put_topk(self, columns: NDArray[np.int64], topk: TopkEntries) -> None:
+        """Code the most probable ids at P places of the block; `columns` are the numbers of these places."""
+        assert isinstance(self.layout.logits, TopkCodec)
+        for name, values in self.layout.logits.encode(topk).items():
             self.arrays[f"logits/{name}"][..., columns] = values
 
     def finish(self) -> dict[str, NDArray[np.generic]]:

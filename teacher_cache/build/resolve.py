@@ -156,12 +156,7 @@ def make_manifest(
     Raises:
         SettingsError: a block would be far larger than all rows together.
     """
-    if settings.block_rows > max(_SMALL_BLOCK, len(rows)):
-        raise SettingsError(
-            f"--block-rows {settings.block_rows} is more than the {len(rows)} rows that there are: a block is held "
-            f"in memory whole, with room for rows that never come; give at most {max(_SMALL_BLOCK, len(rows))}, 64 is "
-            "usual"
-        )
+    refuse_large_block(settings.block_rows, len(rows))
     return Manifest(
         teacher=teacher.record,
         tokenizer_sha256=tokenizer_fingerprint(teacher.tokenizer),
@@ -179,13 +174,29 @@ def make_manifest(
         targets=targets,
         segments=resolve_segments(settings, teacher),
         positions=parse_positions(settings.positions or "all") if teacher.record.causal else None,
-        software={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")},
-        },
+        software=software_versions(),
         command=command_line(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def software_versions() -> dict[str, str]:
+    """What a store records of the programs that made it."""
+    names = ("kdcache", "torch", "transformers", "tokenizers", "zarr", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def refuse_large_block(block_rows: int, rows: int) -> None:
+    """Refuse blocks far larger than all rows together.
+
+    Raises:
+        SettingsError: they would be.
+    """
+    if block_rows > (most := max(_SMALL_BLOCK, rows)):
+        raise SettingsError(
+            f"--block-rows {block_rows} is more than the {rows} rows that there are: a block is held in memory whole, "
+            f"with room for rows that never come; give at most {most}, 64 is usual"
+        )
 
 
 def refuse_other_kind(settings: BuildSettings, teacher: Teacher) -> None:

@@ -7,6 +7,8 @@ variance of each hidden state. What is there already is not written again.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -57,7 +59,14 @@ def write_projections(storage: Storage, layout: StoreLayout, projections: Mappin
                     write_constant(storage, path, getattr(getattr(projections[layer], name), part).numpy())
 
 
-def write_teacher(storage: Storage, teacher: Teacher) -> None:
+class Saveable(Protocol):
+    """A teacher, or what is known of one."""
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder."""
+
+
+def write_teacher(storage: Storage, teacher: Saveable) -> None:
     """Keep what students need of the teacher, so that training needs neither the teacher nor a network."""
     if has_teacher(storage):
         return

@@ -129,8 +129,10 @@ class Manifest:
     their own, with `inputs_held` naming the views whose inputs the store holds already.
 
     `segments`: whether documents that share a row see each other (`joined`) or not (`isolated`). `positions`, of causal
-    teachers alone: after which positions of a row the distribution is kept (`contract/positions.py`). Fields that came
-    later than the first stores are written only where they say something.
+    teachers alone: after which positions of a row the distribution is kept (`contract/positions.py`). `imported`: the
+    shape of the files that the targets came from, where something else computed them; the store then has no weights of
+    its teacher, and `weights_sha256` is a hash of the teacher's name and tokenizer. Fields that came later than the
+    first stores are written only where they say something.
     """
 
     teacher: TeacherRecord
@@ -154,6 +156,7 @@ class Manifest:
     created: str = ""
     segments: Segments = "joined"
     positions: str | None = None
+    imported: str | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -241,7 +244,7 @@ class Manifest:
         return {
             "teacher weights": teacher["weights_sha256"],
             "tokenizer": self.tokenizer_sha256,
-            "corpus": corpus["fingerprint"],
+            "corpus" if self.imported is None else "source files": corpus["fingerprint"],
             "--seq-len": self.seq_len,
             "--rows": self.row_mode,
             "number of rows (--max-rows)": self.rows,
@@ -267,7 +270,7 @@ class Manifest:
         ]
 
 
-_LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None}
+_LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None}
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 
 

@@ -87,15 +87,13 @@ class Group:
     @property
     def how_to_finish(self) -> str:
         """What to do about one that is unfinished."""
-        return (
-            "run the same `kdcache build` or `kdcache derive` again, which goes on where it stopped: "
-            f"{self.manifest.command}"
-        )
+        commands = "`kdcache build` or `kdcache derive`" if self.manifest.imported is None else "`kdcache import`"
+        return f"run the same {commands} again, which goes on where it stopped: {self.manifest.command}"
 
 
 LOST_SEAL = (
-    "its seal is missing though everything else of it is there; run the same `kdcache build` or `kdcache derive` "
-    "again, which seals it"
+    "its seal is missing though everything else of it is there; run the same `kdcache build`, `kdcache derive` or "
+    "`kdcache import` again, which seals it"
 )
 """What is to be said where `has_lost_seal`."""
 

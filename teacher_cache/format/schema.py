@@ -136,6 +136,7 @@ class ManifestSchema(StrictFields):
     created: Text
     segments: Literal["joined", "isolated"] = "joined"
     positions: Annotated[str, Field(max_length=40)] | None = None
+    imported: Annotated[str, Field(max_length=40)] | None = None
 
 
 class DigestSchema(StrictFields):

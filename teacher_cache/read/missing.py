@@ -58,7 +58,22 @@ def _lacking(request: TargetRequest, manifest: Manifest) -> TargetRequest:
     )
 
 
+def without_weights(manifest: Manifest, where: str) -> str | None:
+    """Why nothing can be had from the teacher of a store itself; None where the store holds all of it."""
+    if manifest.imported is None:
+        return None
+    return (
+        f"{where!r} was imported ({manifest.imported}): the targets were computed elsewhere, and the weights of the "
+        f"teacher {manifest.teacher.name!r} are not in the store"
+    )
+
+
 def _advice(lacking: TargetRequest, manifest: Manifest, several: bool) -> str:
+    if manifest.imported is not None:
+        return (
+            f"it was imported ({manifest.imported}), and other targets cannot be added without the teacher: import "
+            "files that hold them into another store, or ask for what is there"
+        )
     if lacking.logits and not manifest.teacher.has_mlm_head:
         return (
             f"no store of the teacher {manifest.teacher.name!r} can have logits, because its checkpoint has no "

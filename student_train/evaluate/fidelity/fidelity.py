@@ -31,9 +31,10 @@ from student_train.evaluate.load import LoadedStudent, check_fit, load_student, 
 from student_train.methods.base import StudentOutputs
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.contract.targets import View
-from teacher_cache.errors import StudentError, TeacherError
+from teacher_cache.errors import StoreError, StudentError, TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.inputs import forward_arguments
+from teacher_cache.read.missing import without_weights
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
 _NO_PLACE: Mapping[View, str] = {
@@ -70,9 +71,14 @@ def measure_fidelity(
 
     Raises:
         StudentError: the student cannot be loaded, has another vocabulary, or shares no measure with the cache.
-        StoreError: the cache cannot be read.
+        StoreError: the cache cannot be read, or the teacher is to run and was never there.
     """
     reader = open_caches(caches)
+    if exact and (why := without_weights(reader.manifest, reader.path)) is not None:
+        raise StoreError(
+            f"{why}: the student cannot be compared with the teacher itself; leave out --exact to compare it with what "
+            "is kept"
+        )
     loaded = load_student(student, device)
     check_fit(loaded, reader.manifest, reader.teacher_folder())
     plan = plan_for(reader, loaded, rows=rows, exact=exact)

@@ -22,6 +22,7 @@ from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.format.groups import read_commits, read_groups, whole_blocks
+from teacher_cache.read.missing import without_weights
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import Storage
 from teacher_cache.teacher.outputs import TeacherOutputs
@@ -65,10 +66,14 @@ def deep_check(
     """Compare so many rows of a store with the teacher that it keeps, or with the one that is named.
 
     Raises:
-        StoreError: the store is damaged, or has no finished block.
+        StoreError: the store is damaged, has no finished block, or was imported.
         TeacherError: the teacher is not the one that the store was built with.
     """
     reader, blocks = _open(storage)
+    if (why := without_weights(reader.manifest, reader.path)) is not None:
+        raise StoreError(
+            f"{why}: nothing can be computed again to compare with; leave out --deep, which checks every byte"
+        )
     model = _load_teacher(reader, teacher, device)
     chosen = _spread(reader, blocks, rows)
     source = _CorpusRows(reader, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from teacher_cache.build.build import build_cache
-from teacher_cache.build.calibrate import _collect, ensure_calibrated
+from teacher_cache.build.calibrate import _collect, _run, ensure_calibrated
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.sample import share_rows
 from teacher_cache.contract.batch import TargetRequest
@@ -146,7 +147,7 @@ def test_rows_of_a_small_store_serve_for_everything(
     """A store of one row fits, tunes and checks on it; with more, no row that was fitted is measured."""
     manifest = plain_manifest(TargetSpecs(hidden=(HiddenSpec(layer=2, codec="nmse:0.01"),)), rows=rows)
     (stream,) = vector_streams(manifest)
-    sample = _collect(manifest, small_teacher, [stream], small_rows, 4, {})[stream.path]
+    sample = _collect(manifest, [stream], partial(_run, manifest, small_teacher, small_rows, 4), {})[stream.path]
     block = small_rows.read(0, rows)
     live = small_teacher.run(
         torch.from_numpy(block.input_ids_BT).long(), torch.from_numpy(block.length_B), hidden_layers=[2]

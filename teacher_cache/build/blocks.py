@@ -1,0 +1,101 @@
+"""Blocks that are computed -> committed: the loop that builds and imports end in.
+
+    missing blocks -> computed one after another -> the first one tells what all will take -> shards, commit
+
+Packing, compressing, hashing and writing a block happen in background threads while the next one is computed; at most a
+few blocks wait, which bounds the memory whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+
+from teacher_cache.build.encode import BlockTargets
+from teacher_cache.build.forecast import MeasuredSample, forecast, refuse_without_room
+from teacher_cache.build.inputs import BuildProgress
+from teacher_cache.build.workers import Workers
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.format.protocol import Commit, array_of
+from teacher_cache.format.writer import GroupWriter
+from teacher_cache.threads import in_threads, writer_threads
+
+
+def write_blocks(
+    writer: GroupWriter,
+    missing: list[int],
+    compute: Callable[[int], BlockTargets],
+    *,
+    workers: Workers,
+    progress: BuildProgress,
+    force: bool,
+) -> None:
+    """Compute and commit this worker's share of the missing blocks of a group.
+
+    `compute` gives the targets of a block by its number, in the caller's thread. The first worker's first block says
+    what all of them will take; without `force` nothing is written where there is no room for that.
+
+    Raises:
+        SpaceError: there is no room.
+    """
+    writer.write_metadata()
+    tally = _Tally(workers, progress, writer.manifest, missing)
+    mine = iter(missing[workers.rank :: workers.count])
+    if workers.first and (first := next(mine, None)) is not None:
+        started = time.monotonic()
+        targets = compute(first)
+        shards, sample = _measure(writer, first, targets, time.monotonic() - started, workers.count)
+        found = forecast(writer.group, missing, sample)
+        progress.note(found.describe(writer.storage.free_bytes()))
+        if not force:
+            refuse_without_room(writer.storage, found.total_bytes, begun=len(missing) < writer.manifest.blocks)
+        tally.count(writer.write_block(first, shards))
+    threads = writer_threads()
+    computed = ((block, compute(block)) for block in mine)
+    commits = in_threads(partial(_write_block, writer), computed, threads=threads, ahead=threads + 1)
+    with closing(commits):  # nothing is written any more once this is left, whatever ended it
+        for commit in commits:
+            tally.count(commit)
+
+
+def _measure(
+    writer: GroupWriter, block: int, targets: BlockTargets, seconds: float, workers: int
+) -> tuple[dict[str, bytes], MeasuredSample]:
+    """The shards of the first block by array, and what they say of the others."""
+    started = time.monotonic()
+    shards = {array_of(key): data for key, data in writer.encode_block(block, targets.finish())}
+    # beside the teacher from now on
+    seconds += (time.monotonic() - started) / (os.cpu_count() or 1)
+    return shards, MeasuredSample(
+        rows=writer.manifest.rows_in([block]),
+        blocks=1,
+        bytes_per_array={path: len(data) for path, data in shards.items()},
+        empty_bytes={},
+        seconds=seconds / workers,
+    )
+
+
+class _Tally:
+    """Adds up what all workers have committed, and tells the progress."""
+
+    def __init__(self, workers: Workers, progress: BuildProgress, manifest: Manifest, missing: list[int]) -> None:
+        self.workers = workers
+        self.progress = progress
+        self.total = manifest.rows
+        self.there = manifest.rows - manifest.rows_in(missing)
+        self.before = workers.add("rows", 0)
+        progress.committed(self.there, self.total, 0)
+
+    def count(self, commit: Commit) -> None:
+        """One more block is safe."""
+        rows = self.workers.add("rows", commit.rows[1] - commit.rows[0])
+        written = self.workers.add("bytes", sum(digest.size for digest in commit.shards.values()))
+        self.progress.committed(min(self.total, self.there + rows - self.before), self.total, written)
+
+
+def _write_block(writer: GroupWriter, computed: tuple[int, BlockTargets]) -> Commit:
+    block, targets = computed
+    return writer.write_block(block, targets.finish())

@@ -1,0 +1,167 @@
+"""The one loop of an import: files -> checked rows -> blocks -> seal.
+
+    files (hashed) -> every row read and checked -> manifest -> coded block -> shards, commit -> seal
+
+Nothing is written before every row has been checked. From the manifest on it is a build: a block exists once it is
+committed, so that an import which was killed goes on where it stopped, from the same files alone. Cost: every file is
+read three times, once for its hash; no model runs.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from functools import partial
+
+from teacher_cache.build.blocks import write_blocks
+from teacher_cache.build.build import BuildReport
+from teacher_cache.build.inputs import BuildProgress, Silent
+from teacher_cache.build.resolve import refuse_large_block, software_versions
+from teacher_cache.build.sidecar import write_teacher, write_variances
+from teacher_cache.build.workers import Workers
+from teacher_cache.build.writable import refuse_unwritable
+from teacher_cache.codecs.logits import id_planes
+from teacher_cache.contract.manifest import Manifest
+from teacher_cache.contract.targets import LogitsSpec, TargetSpecs, describe_targets
+from teacher_cache.corpus.corpus import tokenizer_fingerprint
+from teacher_cache.errors import StoreError
+from teacher_cache.format.resume import groups_to_build
+from teacher_cache.format.transforms import load_quantisers
+from teacher_cache.format.writer import GroupWriter
+from teacher_cache.importing.block import compute_block
+from teacher_cache.importing.files import Records, find_files
+from teacher_cache.importing.known import KnownTeacher
+from teacher_cache.importing.logprobs import LogprobSource, shape_of
+from teacher_cache.importing.rows import ImportedRows, SourceScan, choose_entries, tokens_per_row
+from teacher_cache.importing.settings import ImportSettings
+from teacher_cache.importing.source import SHAPES, Source
+from teacher_cache.storage.base import Storage, open_storage
+from teacher_cache.storage.local import LocalStorage
+from teacher_cache.wording import command_line
+
+_RECORDS = (".jsonl", ".parquet")
+
+
+def import_store(settings: ImportSettings, progress: BuildProgress | None = None) -> BuildReport:
+    """Import a store, or finish one that was started from the same files with the same settings.
+
+    Raises:
+        DistillationError: anything the user can mend; see the subclasses.
+    """
+    progress = Silent() if progress is None else progress
+    storage = open_storage(settings.out)
+    refuse_unwritable(storage if isinstance(storage, LocalStorage) else None, None)
+    teacher = KnownTeacher.load(settings)
+    source = open_source(settings)
+    rows = ImportedRows(source, teacher, settings)
+    refuse_large_block(settings.block_rows, len(rows))
+    progress.note(f"{len(rows)} rows of {len(source.files)} files: {SHAPES[source.shape]}")
+    scan = rows.scan(progress.tokenised)
+    manifest = make_manifest(settings, rows, scan)
+    _tell(scan, progress)
+    with storage.lock():
+        return _run(storage, settings, rows, manifest, progress)
+
+
+def open_source(settings: ImportSettings) -> Source:
+    """The files that the settings name, hashed.
+
+    Raises:
+        SourceError: they cannot be read, or are of no known shape.
+        SettingsError: a setting means nothing to their shape.
+    """
+    records = Records(find_files(settings.source, _RECORDS))
+    shape = shape_of(records.read(0), records.where(0)) if settings.shape == "auto" else settings.shape
+    return LogprobSource(records, shape, settings.entries)
+
+
+def make_manifest(settings: ImportSettings, rows: ImportedRows, scan: SourceScan) -> Manifest:
+    """The manifest of the store that these rows become.
+
+    Raises:
+        SettingsError: more ids are asked for than there are, or the vocabulary is beyond three bytes.
+    """
+    teacher, seq_len = rows.teacher, tokens_per_row(settings, scan)
+    record = teacher.record(seq_len)
+    id_planes(record.vocab_size)
+    return Manifest(
+        teacher=record,
+        tokenizer_sha256=tokenizer_fingerprint(teacher.tokenizer),
+        corpus=rows.record(scan),
+        seq_len=seq_len,
+        row_mode="document",
+        rows=len(rows),
+        block_rows=settings.block_rows,
+        seed=settings.seed,
+        views=1,
+        mlm_probability=0.15,
+        temperature=1.0,
+        dtype="float32",
+        targets=TargetSpecs(
+            logits=LogitsSpec(
+                entries=choose_entries(settings, scan, record.vocab_size),
+                codec="float16" if settings.precision == "float16" else "root8",
+                view="plain",
+            )
+        ),
+        positions="all",
+        imported=rows.source.shape,
+        software=software_versions(),
+        command=command_line(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _tell(scan: SourceScan, progress: BuildProgress) -> None:
+    if scan.cut:
+        progress.note(f"{scan.cut} rows are cut, as --long-rows says")
+    if scan.places:
+        progress.note(
+            f"{scan.places} distributions; the token that follows is listed in {scan.followed / scan.places:.1%}"
+        )
+
+
+def _run(
+    storage: Storage, settings: ImportSettings, rows: ImportedRows, manifest: Manifest, progress: BuildProgress
+) -> BuildReport:
+    workers, started = Workers(), time.monotonic()
+    writers = groups_to_build(storage, manifest)
+    if not writers:
+        progress.note(f"{settings.out} is complete already: {manifest.rows} rows; nothing to do")
+    elif len(writers) > 1 or writers[0].manifest.inputs_held:
+        raise StoreError(
+            f"{storage.location!r} holds other targets: an import makes a store of its own; give another --out"
+        )
+    for writer in writers:
+        _write_group(storage, settings, rows, writer, workers, progress)
+    return BuildReport(
+        path=settings.out,
+        rows=manifest.rows,
+        computed_rows=workers.add("rows", 0),
+        written_bytes=workers.add("bytes", 0),
+        seconds=time.monotonic() - started if writers else 0.0,
+    )
+
+
+def _write_group(
+    storage: Storage,
+    settings: ImportSettings,
+    rows: ImportedRows,
+    writer: GroupWriter,
+    workers: Workers,
+    progress: BuildProgress,
+) -> None:
+    writer = writer if writer.group.seal is None else writer.unseal()
+    write_teacher(storage, rows.teacher)
+    manifest = writer.manifest
+    progress.note(f"{manifest.rows} rows x {manifest.seq_len} tokens, {manifest.blocks} blocks")
+    for name, what in describe_targets(manifest.targets).items():
+        progress.note(f"  {name}: {what}")
+    writer.write_metadata()
+    if (lost := writer.compare_lost_seal()) is not None:
+        progress.note(lost)
+    missing = sorted(set(range(manifest.blocks)) - writer.committed())
+    compute = partial(compute_block, writer.group.layout, load_quantisers(storage, writer.group.layout, {}), rows)
+    write_blocks(writer, missing, compute, workers=workers, progress=progress, force=settings.force)
+    write_variances(storage, manifest, complete={writer.group.prefix})
+    writer.seal()

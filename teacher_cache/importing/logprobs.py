@@ -1,0 +1,225 @@
+"""Records of token ids with log-probabilities -> rows: vLLM's `prompt_logprobs`, and plain columns.
+
+What vLLM gives for a prompt of T tokens is a list of T entries. The first is None, as nothing comes before the first
+token; entry t holds the distribution of token t given those before it: a mapping of ids to {logprob, rank,
+decoded_token}, in JSON with the ids as text. The prompt's own token is always listed, as one more where it is not among
+the most probable ones (https://docs.vllm.ai, `SamplingParams.prompt_logprobs`). A store keeps the distribution after a
+position, so that entry t is kept at position t - 1.
+
+Plain columns hold `input_ids` [T], `top_ids` and `top_logprobs` [T, K]. With T - 1 entries, entry t is that after token
+t. With T of them, the first of which is empty, they are as vLLM's; where none is empty, that has to be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.contract.manifest import sha256_of_json
+from teacher_cache.errors import SettingsError, SourceError
+from teacher_cache.importing.files import Record, Records
+from teacher_cache.importing.settings import EntriesAre
+from teacher_cache.importing.source import Distributions, SourceRow, refuse
+
+ID_NAMES = ("input_ids", "prompt_token_ids")
+"""What the token ids of a row are called."""
+
+
+def unwrap(record: Record, where: str) -> Record:
+    """What a server's answer holds of the one completion that is in it; any other record as it is."""
+    choices = record.get("choices")
+    if choices is None:
+        return record
+    if not isinstance(choices, Sequence) or len(choices) != 1 or not isinstance(choices[0], Mapping):
+        refuse(where, "'choices' is not a list of one completion: which one the row is of is not said; keep one")
+    return {**record, **choices[0]}
+
+
+def shape_of(record: Record, where: str) -> str:
+    """The shape whose names a record has.
+
+    Raises:
+        SourceError: none has them.
+    """
+    names = {name for name, value in unwrap(record, where).items() if value is not None}
+    if "prompt_logprobs" in names:
+        return "vllm"
+    if {"top_ids", "top_logprobs"} <= names:
+        return "columns"
+    raise SourceError(
+        f"{where}: a record of {', '.join(sorted(map(repr, names))) or 'nothing'} is of no known shape; it must have "
+        "prompt_token_ids (or input_ids) and prompt_logprobs, or input_ids, top_ids and top_logprobs"
+    )
+
+
+class LogprobSource:
+    """Files of records in one of these shapes."""
+
+    def __init__(self, records: Records, shape: str, entries: EntriesAre | None = None) -> None:
+        if entries is not None and shape != "columns":
+            raise SettingsError(
+                f"--entries {entries} would change nothing: what an entry of {shape} is the distribution of is known; "
+                "leave it out"
+            )
+        self.shape = shape
+        self.files = records.files
+        self.unit_R = records.unit_R
+        self.fingerprint = sha256_of_json({"shape": shape, "entries": entries, "files": records.hashes})
+        self._records, self._entries = records, entries
+
+    def where(self, row: int) -> str:
+        return self._records.where(row)
+
+    def read(self, row: int) -> SourceRow:
+        where = self.where(row)
+        record = unwrap(self._records.read(row), where)
+        if (found := shape_of(record, where)) != self.shape:
+            refuse(where, f"a record of the shape {found} among records of the shape {self.shape}: give files of one")
+        input_ids_T = read_ids(record, where)
+        if self.shape == "vllm":
+            return SourceRow(input_ids_T=input_ids_T, distributions=_read_prompt(record, input_ids_T, where))
+        return SourceRow(
+            input_ids_T=input_ids_T, distributions=_read_columns(record, len(input_ids_T), self._entries, where)
+        )
+
+
+def read_ids(record: Record, where: str) -> NDArray[np.int64]:
+    """The token ids of a row.
+
+    Raises:
+        SourceError: there are none, or they are no whole numbers.
+    """
+    for name in ID_NAMES:
+        if record.get(name) is not None:
+            return whole_numbers(record[name], f"{where}: {name!r}")
+    raise SourceError(f"{where}: there are no token ids; give them as {' or '.join(ID_NAMES)}")
+
+
+def whole_numbers(values: Any, where: str) -> NDArray[np.int64]:
+    """A list of whole numbers as an array."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        refuse(where, f"is a {type(values).__name__} where a list of ids should be")
+    wrong = [value for value in values if type(value) is not int or not -(2**63) <= value < 2**63]
+    if wrong:
+        refuse(where, f"holds {wrong[0]!r:.60}, which is no id: give whole numbers")
+    return np.array(values, dtype=np.int64)
+
+
+def gather(entries: Sequence[tuple[int, int, Sequence[int], Sequence[float]]]) -> Distributions:
+    """Distributions of (position, most probable ids in it, ids, log-probabilities), positions ascending."""
+    return Distributions(
+        position_P=np.array([entry[0] for entry in entries], dtype=np.int64),
+        count_P=np.array([len(entry[2]) for entry in entries], dtype=np.int64),
+        top_P=np.array([entry[1] for entry in entries], dtype=np.int64),
+        ids_E=np.array(list(chain.from_iterable(entry[2] for entry in entries)), dtype=np.int64),
+        log_probs_E=np.array(list(chain.from_iterable(entry[3] for entry in entries)), dtype=np.float64),
+    )
+
+
+# ---- vLLM -----------------------------------------------------------------------------------------------------------
+
+
+def _read_prompt(record: Record, input_ids_T: NDArray[np.int64], where: str) -> Distributions:
+    listed = record["prompt_logprobs"]
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != len(input_ids_T):
+        count = len(listed) if isinstance(listed, Sequence) else type(listed).__name__
+        refuse(
+            where,
+            f"'prompt_logprobs' has {count} entries for {len(input_ids_T)} tokens: entry t is that of token t, the "
+            "first being null, so that there must be one for each",
+        )
+    if listed and listed[0]:
+        refuse(
+            where,
+            "the first entry of 'prompt_logprobs' is not null: nothing comes before the first token, so that the list "
+            "seems to be moved by one; give it as vLLM returns it",
+        )
+    entries = []
+    for token, (own_id, entry) in enumerate(zip(input_ids_T.tolist(), listed, strict=True)):
+        if entry:
+            place = f"{where}, entry {token}"
+            ids, log_probs, ranks = _read_entry(entry, place)
+            if own_id not in ids:
+                refuse(
+                    place,
+                    f"token {own_id}, which stands there, is not listed: an engine always lists it, so that entries "
+                    "and tokens seem not to belong together; give both as the engine returned them",
+                )
+            entries.append((token - 1, _count_top(ranks), ids, log_probs))
+    return gather(entries)
+
+
+def _read_entry(entry: Any, where: str) -> tuple[list[int], list[float], list[Any]]:
+    """Ids, log-probabilities and ranks of one entry; parquet gives a mapping as a list of pairs."""
+    pairs = list(entry.items() if isinstance(entry, Mapping) else entry) if not isinstance(entry, str) else []
+    ids, log_probs, ranks = [], [], []
+    for pair in pairs:
+        key, value = pair if isinstance(pair, tuple) else (None, None)
+        log_prob = value.get("logprob") if isinstance(value, Mapping) else value
+        if type(log_prob) not in (float, int) or not str(key).isdecimal():
+            refuse(where, f"{key!r}: {value!r} is no token id with its logprob; give what vLLM returns")
+        ids.append(int(key))
+        log_probs.append(float(log_prob))  # type: ignore[arg-type]
+        ranks.append(value.get("rank") if isinstance(value, Mapping) else None)
+    if not ids:
+        refuse(where, f"{entry!r:.60} holds no token ids; give a mapping of ids to logprob")
+    return ids, log_probs, ranks
+
+
+def _count_top(ranks: Sequence[Any]) -> int:
+    """How many of an entry are its most probable ids: ranks 1, 2, …; the token itself may be listed beside those."""
+    known = set(ranks)
+    if None in known:
+        return len(ranks)
+    return next(number for number in range(len(ranks) + 1) if number + 1 not in known)
+
+
+# ---- columns --------------------------------------------------------------------------------------------------------
+
+
+def _read_columns(record: Record, tokens: int, entries_are: EntriesAre | None, where: str) -> Distributions:
+    ids_of, log_probs_of = record["top_ids"], record["top_logprobs"]
+    for name, listed in (("top_ids", ids_of), ("top_logprobs", log_probs_of)):
+        if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) not in (tokens, tokens - 1):
+            count = len(listed) if isinstance(listed, Sequence) else type(listed).__name__
+            refuse(where, f"{name!r} has {count} entries for {tokens} tokens: give one for each, or for all but one")
+    if len(ids_of) != len(log_probs_of):
+        refuse(where, f"'top_ids' has {len(ids_of)} entries and 'top_logprobs' {len(log_probs_of)}: give as many")
+    moved = _moved(len(ids_of) == tokens, bool(ids_of and ids_of[0]), entries_are, where)
+    entries = []
+    for number, (ids, log_probs) in enumerate(zip(ids_of, log_probs_of, strict=True)):
+        position = number - moved
+        if not ids or not 0 <= position < tokens - 1:
+            continue
+        place = f"{where}, entry {number}"
+        if not isinstance(log_probs, Sequence) or len(ids) != len(log_probs):
+            refuse(place, f"{len(ids)} ids and other log-probabilities than as many; give as many of both")
+        wrong = next((one for one in log_probs if type(one) not in (float, int)), 0.0)
+        if type(wrong) not in (float, int):
+            refuse(place, f"{wrong!r} is no log-probability")
+        entries.append((position, len(ids), whole_numbers(ids, place).tolist(), log_probs))
+    return gather(entries)
+
+
+def _moved(one_each: bool, first_given: bool, entries_are: EntriesAre | None, where: str) -> int:
+    """By how much an entry's number is beyond the position after which it is kept."""
+    if not one_each:
+        if entries_are == "this":
+            refuse(where, "one entry less than tokens cannot be --entries this: entry t is that after token t")
+        return 0
+    if not first_given:
+        if entries_are == "next":
+            refuse(where, "the first entry is empty, as where an entry is that of its own token, not --entries next")
+        return 1
+    if entries_are is None:
+        refuse(
+            where,
+            "there is an entry for every token, the first included: whether entry t is the distribution of token t or "
+            "of the one after it is not to be seen, and a shift by one would train on wrong targets; say it with "
+            "--entries this or --entries next (what a model gives as logits is next)",
+        )
+    return 1 if entries_are == "this" else 0
