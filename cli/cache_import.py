@@ -19,7 +19,7 @@ class ImportFlags(ImportSettings):
     """Write targets that something else computed, such as an inference engine, into a store like any other."""
 
     source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Files, globs or folders: .jsonl or .parquet with log-probabilities."""
+    """Files, globs or folders: .jsonl or .parquet with log-probabilities, or .safetensors with hidden states."""
 
 
 def import_targets(argv: list[str]) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from teacher_cache.build.encode import BlockTargets
+from teacher_cache.build.passes import TeacherPass
 from teacher_cache.codecs.logits import TopkEntries
 from teacher_cache.codecs.nmse import Quantiser
+from teacher_cache.contract.streams import VectorStream
 from teacher_cache.format.layout import NEXT_KEPT, StoreLayout
 from teacher_cache.format.row_bits import pack_row_bits
 from teacher_cache.importing.rows import ImportedRows
+from teacher_cache.importing.source import SourceRow
+from teacher_cache.teacher.outputs import TeacherOutputs
 
 
 def compute_block(
@@ -34,10 +39,12 @@ def compute_block(
         given = rows.read(place, manifest.seq_len)
         length_B[row] = len(given.input_ids_T)
         input_ids_BT[row, : length_B[row]] = given.input_ids_T
+        kept_BT[row] = kept_positions(given, manifest.seq_len)
         if manifest.targets.logits is not None:
-            kept_BT[row, given.distributions.position_P] = True
-            columns.append(row * manifest.places_of("plain") + np.arange(len(given.distributions.position_P)))
+            columns.append(row * manifest.places_of("plain") + np.arange(int(kept_BT[row].sum())))
             found.append(rows.topk(place, given, manifest.targets.logits.entries))
+        if given.hidden:
+            targets.put_vectors(as_pass(given, row, manifest.seq_len))
     targets.put_rows("input_ids", input_ids_BT)
     targets.put_rows("length", length_B)
     targets.put_rows("row_id", rows.row_ids[first:last])
@@ -46,6 +53,42 @@ def compute_block(
     if found:
         targets.put_topk(np.concatenate(columns), _together(found))
     return targets
+
+
+def kept_positions(row: SourceRow, seq_len: int) -> NDArray[np.bool_]:
+    """After which of a row's positions [T] something is to be learnt of the next token."""
+    kept_T = np.zeros(seq_len, dtype=bool)
+    if row.distributions is not None:
+        kept_T[row.distributions.position_P] = True
+    else:
+        kept_T[: len(row.input_ids_T) - 1] = True if row.learnt_T is None else row.learnt_T[1:]
+    return kept_T
+
+
+def as_pass(row: SourceRow, number: int, seq_len: int) -> TeacherPass:
+    """The hidden states of row `number` of a block as if a teacher had just read it, padded with zeros."""
+    lacking = seq_len - len(row.input_ids_T)
+    hidden = {
+        layer: torch.nn.functional.pad(values_TD.float(), (0, 0, 0, lacking))[None]
+        for layer, values_TD in row.hidden.items()
+    }
+    return TeacherPass(
+        view="plain",
+        masked_view=0,
+        first=number,
+        real_BT=(torch.arange(seq_len) < len(row.input_ids_T))[None],
+        outputs=TeacherOutputs(hidden=hidden, attention={}, final_BTD=torch.empty(1, seq_len, 0)),
+    )
+
+
+def read_streams(
+    rows: ImportedRows, seq_len: int, streams: Sequence[VectorStream], wanted: range
+) -> Iterator[tuple[VectorStream, torch.Tensor, torch.Tensor]]:
+    """What streams keep of a range of rows, a row at a time, to calibrate on."""
+    for place in wanted:
+        one = as_pass(rows.read(place, seq_len), 0, seq_len)
+        for stream in streams:
+            yield stream, one.outputs.hidden[stream.layer], one.real_BT
 
 
 def _together(found: list[TopkEntries]) -> TopkEntries:

@@ -12,8 +12,7 @@ t. With T of them, the first of which is empty, they are as vLLM's; where none i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,11 @@ from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import sha256_of_json
 from teacher_cache.errors import SettingsError, SourceError
+from teacher_cache.importing.completions import TokenTexts, is_completion, read_completion
 from teacher_cache.importing.files import Record, Records
 from teacher_cache.importing.settings import EntriesAre
 from teacher_cache.importing.source import Distributions, SourceRow, refuse
-
-ID_NAMES = ("input_ids", "prompt_token_ids")
-"""What the token ids of a row are called."""
-
-
-def unwrap(record: Record, where: str) -> Record:
-    """What a server's answer holds of the one completion that is in it; any other record as it is."""
-    choices = record.get("choices")
-    if choices is None:
-        return record
-    if not isinstance(choices, Sequence) or len(choices) != 1 or not isinstance(choices[0], Mapping):
-        refuse(where, "'choices' is not a list of one completion: which one the row is of is not said; keep one")
-    return {**record, **choices[0]}
+from teacher_cache.importing.values import gather, read_ids, unwrap, whole_numbers
 
 
 def shape_of(record: Record, where: str) -> str:
@@ -45,21 +33,25 @@ def shape_of(record: Record, where: str) -> str:
     Raises:
         SourceError: none has them.
     """
-    names = {name for name, value in unwrap(record, where).items() if value is not None}
+    record = unwrap(record, where)
+    names = {name for name, value in record.items() if value is not None}
     if "prompt_logprobs" in names:
         return "vllm"
     if {"top_ids", "top_logprobs"} <= names:
         return "columns"
+    if is_completion(record):
+        return "openai"
     raise SourceError(
         f"{where}: a record of {', '.join(sorted(map(repr, names))) or 'nothing'} is of no known shape; it must have "
-        "prompt_token_ids (or input_ids) and prompt_logprobs, or input_ids, top_ids and top_logprobs"
+        "prompt_token_ids (or input_ids) and prompt_logprobs, or logprobs with tokens and top_logprobs, or input_ids, "
+        "top_ids and top_logprobs"
     )
 
 
 class LogprobSource:
     """Files of records in one of these shapes."""
 
-    def __init__(self, records: Records, shape: str, entries: EntriesAre | None = None) -> None:
+    def __init__(self, records: Records, shape: str, tokenizer: Any, entries: EntriesAre | None = None) -> None:
         if entries is not None and shape != "columns":
             raise SettingsError(
                 f"--entries {entries} would change nothing: what an entry of {shape} is the distribution of is known; "
@@ -69,55 +61,31 @@ class LogprobSource:
         self.files = records.files
         self.unit_R = records.unit_R
         self.fingerprint = sha256_of_json({"shape": shape, "entries": entries, "files": records.hashes})
-        self._records, self._entries = records, entries
+        self._records, self._entries, self.texts = records, entries, TokenTexts(tokenizer)
 
     def where(self, row: int) -> str:
         return self._records.where(row)
+
+    def notes(self) -> Iterator[str]:
+        if self.texts.shared:
+            yield (
+                f"{self.texts.shared} listed texts are left out: several tokens are written so; ask the server for ids "
+                "(return_tokens_as_token_ids) to keep them"
+            )
 
     def read(self, row: int) -> SourceRow:
         where = self.where(row)
         record = unwrap(self._records.read(row), where)
         if (found := shape_of(record, where)) != self.shape:
             refuse(where, f"a record of the shape {found} among records of the shape {self.shape}: give files of one")
+        if self.shape == "openai":
+            return read_completion(record, self.texts, where)
         input_ids_T = read_ids(record, where)
         if self.shape == "vllm":
             return SourceRow(input_ids_T=input_ids_T, distributions=_read_prompt(record, input_ids_T, where))
         return SourceRow(
             input_ids_T=input_ids_T, distributions=_read_columns(record, len(input_ids_T), self._entries, where)
         )
-
-
-def read_ids(record: Record, where: str) -> NDArray[np.int64]:
-    """The token ids of a row.
-
-    Raises:
-        SourceError: there are none, or they are no whole numbers.
-    """
-    for name in ID_NAMES:
-        if record.get(name) is not None:
-            return whole_numbers(record[name], f"{where}: {name!r}")
-    raise SourceError(f"{where}: there are no token ids; give them as {' or '.join(ID_NAMES)}")
-
-
-def whole_numbers(values: Any, where: str) -> NDArray[np.int64]:
-    """A list of whole numbers as an array."""
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        refuse(where, f"is a {type(values).__name__} where a list of ids should be")
-    wrong = [value for value in values if type(value) is not int or not -(2**63) <= value < 2**63]
-    if wrong:
-        refuse(where, f"holds {wrong[0]!r:.60}, which is no id: give whole numbers")
-    return np.array(values, dtype=np.int64)
-
-
-def gather(entries: Sequence[tuple[int, int, Sequence[int], Sequence[float]]]) -> Distributions:
-    """Distributions of (position, most probable ids in it, ids, log-probabilities), positions ascending."""
-    return Distributions(
-        position_P=np.array([entry[0] for entry in entries], dtype=np.int64),
-        count_P=np.array([len(entry[2]) for entry in entries], dtype=np.int64),
-        top_P=np.array([entry[1] for entry in entries], dtype=np.int64),
-        ids_E=np.array(list(chain.from_iterable(entry[2] for entry in entries)), dtype=np.int64),
-        log_probs_E=np.array(list(chain.from_iterable(entry[3] for entry in entries)), dtype=np.float64),
-    )
 
 
 # ---- vLLM -----------------------------------------------------------------------------------------------------------

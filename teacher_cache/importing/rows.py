@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -75,17 +75,18 @@ class ImportedRows:
             row = self._cut(whole, row_id, limit)
             if len(row.input_ids_T) < len(whole.input_ids_T):
                 cut += 1
-            found = row.distributions
+            longest, tokens = max(longest, len(row.input_ids_T)), tokens + len(row.input_ids_T)
+            progress(number, tokens)
+            if (found := row.distributions) is None:
+                continue
             if not len(found.position_P):
                 refuse(
                     self.source.where(row_id), "no token has a distribution: there is nothing to learn; leave it out"
                 )
             most_probable(found, 1, vocab_size, self.source.where(row_id))
-            longest, tokens = max(longest, len(row.input_ids_T)), tokens + len(row.input_ids_T)
             counts.update(found.top_P.tolist())
             next_E = np.repeat(row.input_ids_T[found.position_P + 1], found.count_P)
             places, followed = places + len(found.position_P), followed + int((found.ids_E == next_E).sum())
-            progress(number, tokens)
         return SourceScan(longest=longest, tokens=tokens, cut=cut, top_counts=counts, places=places, followed=followed)
 
     def record(self, scan: SourceScan) -> CorpusRecord:
@@ -106,6 +107,7 @@ class ImportedRows:
     def topk(self, place: int, row: SourceRow, entries: int) -> TopkEntries:
         """The most probable ids at the places of a row."""
         where = self.source.where(int(self.row_ids[place]))
+        assert row.distributions is not None
         return most_probable(row.distributions, entries, self.teacher.config.vocab_size, where)
 
     def _read_whole(self, row_id: int) -> SourceRow:
@@ -122,7 +124,7 @@ class ImportedRows:
                 f"{len(row.input_ids_T)} tokens are more than --seq-len {limit}: give a larger one, or --long-rows cut "
                 "to leave out what is beyond",
             )
-        return replace(row, input_ids_T=row.input_ids_T[:limit], distributions=row.distributions.first(limit))
+        return row.first(limit)
 
 
 def choose_entries(settings: ImportSettings, scan: SourceScan, vocab_size: int) -> int:

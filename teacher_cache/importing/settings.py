@@ -8,7 +8,7 @@ from typing import Literal
 from teacher_cache.contract.targets import parse_precision
 from teacher_cache.errors import SettingsError
 
-Shape = Literal["auto", "vllm", "columns"]
+Shape = Literal["auto", "vllm", "openai", "columns", "hidden"]
 LongRows = Literal["refuse", "cut"]
 EntriesAre = Literal["this", "next"]
 
@@ -18,7 +18,7 @@ class ImportSettings:
     """Write targets that something else computed, such as an inference engine, into a store like any other."""
 
     source: tuple[str, ...]
-    """Files, globs or folders: .jsonl or .parquet with log-probabilities."""
+    """Files, globs or folders: .jsonl or .parquet with log-probabilities, or .safetensors with hidden states."""
     tokenizer: str
     """Folder of the teacher's tokenizer. Its ids are what the files must name."""
     teacher_config: str | None = None
@@ -28,13 +28,16 @@ class ImportSettings:
     teacher: str | None = None
     """The teacher's name, as the store records it. Default: the name of the folder with its configuration."""
     shape: Shape = "auto"
-    """What the files hold. vllm: prompt_logprobs. columns: input_ids, top_ids, top_logprobs. auto: told by the names
-    in the first record.
+    """What the files hold. vllm: prompt_logprobs. openai: logprobs of completions, with echo. columns: input_ids,
+    top_ids, top_logprobs. hidden: .safetensors files, one a row, with input_ids and hidden_states. auto: told by the
+    names in the first record.
     """
     entries: EntriesAre | None = None
     """Of columns with an entry for every token: whether entry t is the distribution of token t itself (this) or of the
     token that follows it (next). Only where the files do not show it.
     """
+    layers: str | None = None
+    """Of hidden states: which layers the files hold, in their order, such as 2,16,30."""
     out: str = "cache.zarr"
     """Folder of the store. An unfinished import of the same files and settings is continued."""
     seq_len: int | None = None
@@ -46,7 +49,9 @@ class ImportSettings:
     k: int | None = None
     """Ids kept at each place. Default: as many as most places list."""
     precision: str = "nmse:1e-2"
-    """float16 keeps log-probabilities in two bytes, anything else in one."""
+    """Hidden states as in a build: float16, int8, int4 or nmse:X. Log-probabilities are kept in two bytes with float16,
+    else in one.
+    """
     block_rows: int = 64
     """Rows per block: the unit of writing, commit, reading and shuffling."""
     force: bool = False

@@ -10,18 +10,21 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from teacher_cache.errors import SourceError
 
 SHAPES = {
     "vllm": "prompt_logprobs as vLLM gives them",
+    "openai": "logprobs of completions as OpenAI-like servers give them",
+    "hidden": "hidden states in safetensors files",
     "columns": "columns of top ids and their log-probabilities",
 }
 """What the files of each shape hold, in words."""
@@ -59,10 +62,25 @@ class Distributions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """One row as a source gives it: T token ids, and what is known of the distributions after them."""
+    """One row as a source gives it: T token ids, and what is known of them.
+
+    Distributions after some of them, or hidden states [T, D] by layer, of one shape in all rows; and which tokens a
+    model is to learn, None where that is all of them.
+    """
 
     input_ids_T: NDArray[np.int64]
-    distributions: Distributions
+    distributions: Distributions | None = None
+    hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    learnt_T: NDArray[np.bool_] | None = None
+
+    def first(self, length: int) -> SourceRow:
+        """What is known of its first `length` tokens."""
+        return SourceRow(
+            input_ids_T=self.input_ids_T[:length],
+            distributions=None if self.distributions is None else self.distributions.first(length),
+            hidden={layer: values_TD[:length] for layer, values_TD in self.hidden.items()},
+            learnt_T=None if self.learnt_T is None else self.learnt_T[:length],
+        )
 
 
 class Source(Protocol):
@@ -93,6 +111,9 @@ class Source(Protocol):
 
     def where(self, row: int) -> str:
         """How a message names a row: its file, and its line or number there."""
+
+    def notes(self) -> Iterable[str]:
+        """What the user should know of what has been read so far."""
 
 
 def refuse(where: str, what: str) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
@@ -90,6 +90,25 @@ def column_records(sample: Sample, k: int = K) -> list[dict[str, Any]]:
         {"input_ids": list(row), "top_ids": ids_TK[:-1].tolist(), "top_logprobs": values_TK[:-1].tolist()}
         for row, (values_TK, ids_TK) in zip(sample.rows, tops, strict=True)
     ]
+
+
+def completion_records(sample: Sample, *, as_ids: bool, k: int = K) -> list[dict[str, Any]]:
+    """What an OpenAI-like server answers with echo: tokens as text, or as ids written out."""
+    tokenizer = AutoTokenizer.from_pretrained(sample.teacher)
+
+    def text(number: int) -> str:
+        return f"token_id:{number}" if as_ids else tokenizer.decode([number])
+
+    records = []
+    for number, row in enumerate(sample.rows):
+        values_TK, ids_TK = sample.top(number, k)
+        own: list[Any] = [None, *(float(sample.log_probs[number][t, row[t + 1]]) for t in range(len(row) - 1))]
+        tops: list[Any] = [None]
+        for values_K, ids_K in zip(values_TK[:-1].tolist(), ids_TK[:-1].tolist(), strict=True):
+            tops.append({text(number): value for number, value in zip(ids_K, values_K, strict=True)})
+        logprobs = {"tokens": list(map(text, row)), "token_logprobs": own, "top_logprobs": tops, "text_offset": []}
+        records.append({"id": "cmpl-1", "choices": [{"index": 0, "text": "?", "logprobs": logprobs}]})
+    return records
 
 
 def write_jsonl(path: Path, records: Sequence[Any]) -> Path:
