@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from cli.display import BuildDisplay
 from cli.entry import stops_on_sigterm
-from cli.options import parse
+from cli.options import parse, read_config
 from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.wording import format_bytes
 
@@ -25,6 +26,7 @@ class ImportFlags(ImportSettings):
 def import_targets(argv: list[str]) -> int:
     """`kdcache import`; returns the exit code."""
     settings = parse(ImportFlags, argv, "kdcache import")
+    packing = None if settings.packing is None else read_config(Path(settings.packing), flag="--packing")
     with stops_on_sigterm("kdcache import") as stopping:
         progress = _Display("opening the source")
         from transformers.utils import logging
@@ -33,7 +35,7 @@ def import_targets(argv: list[str]) -> int:
 
         logging.disable_progress_bar()
         stopping.go_on()
-        report = import_store(settings, progress)
+        report = import_store(settings, progress, packing)
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
     print(
         f"{report.path}: {report.rows} rows, complete. Imported {report.computed_rows} rows in {report.seconds:.1f} s "

@@ -165,8 +165,8 @@ def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, 
     return flags
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
-    """The content of a configuration file, every value as it is written.
+def read_config(path: Path, flag: str = "--config") -> Mapping[str, Any]:
+    """The content of a configuration file, every value as it is written; `flag` named it.
 
     Raises:
         SettingsError: it cannot be read, is larger than any settings, or holds none.
@@ -178,16 +178,16 @@ def read_config(path: Path) -> Mapping[str, Any]:
         _refuse_expansion(content)
     except RecursionError as error:
         raise SettingsError(
-            f"--config {str(path)!r} is nested too deeply for settings: give lines such as `seq_len: 128`"
+            f"{flag} {str(path)!r} is nested too deeply for settings: give lines such as `seq_len: 128`"
         ) from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(f"--config {str(path)!r} cannot be read: {reason}; give a YAML file of flags") from error
+        raise SettingsError(f"{flag} {str(path)!r} cannot be read: {reason}; give a YAML file of flags") from error
     if content is None:  # an empty file
         return {}
     if not isinstance(content, Mapping):
         raise SettingsError(
-            f"--config {str(path)!r} holds no settings: it must be lines such as `seq_len: 128`, with flags as keys"
+            f"{flag} {str(path)!r} holds no settings: it must be lines such as `seq_len: 128`, with flags as keys"
         )
     return content
 

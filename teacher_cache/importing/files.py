@@ -244,4 +244,20 @@ class _Table:
                 raise unreadable(self.path, error) from error
         table = self._held[1]
         at = place - int(self._starts[group])
-        return {name: column[at].as_py() for name, column in zip(table.column_names, table.columns, strict=True)}
+        return {name: _value(column[at]) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def _value(scalar: Any) -> Any:
+    """A value of a table; a table of bytes, which would be slow as lists of numbers, as an array where it is whole."""
+    import pyarrow
+
+    kind = scalar.type
+    if not (pyarrow.types.is_list(kind) and pyarrow.types.is_list(kind.value_type) and scalar.is_valid):
+        return scalar.as_py()
+    if kind.value_type.value_type != pyarrow.uint8() or scalar.values.null_count:
+        return scalar.as_py()
+    sizes = scalar.values.value_lengths().to_numpy()
+    flat = scalar.values.flatten()
+    if not len(sizes) or (sizes != sizes[0]).any() or flat.null_count:
+        return scalar.as_py()
+    return flat.to_numpy().reshape(len(sizes), -1)

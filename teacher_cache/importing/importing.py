@@ -10,9 +10,10 @@ read three times, once for its hash; no model runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from teacher_cache.build.blocks import write_blocks
 from teacher_cache.build.build import BuildReport
@@ -31,6 +32,7 @@ from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.transforms import keep_calibration, load_quantisers
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.importing.block import compute_block, read_streams
+from teacher_cache.importing.distillkit import Packing
 from teacher_cache.importing.files import Records, find_files
 from teacher_cache.importing.hidden_folders import SUFFIX, HiddenSource, parse_layer_list
 from teacher_cache.importing.known import KnownTeacher
@@ -45,8 +47,12 @@ from teacher_cache.wording import command_line
 _RECORDS = (".jsonl", ".parquet")
 
 
-def import_store(settings: ImportSettings, progress: BuildProgress | None = None) -> BuildReport:
+def import_store(
+    settings: ImportSettings, progress: BuildProgress | None = None, packing: Mapping[str, Any] | None = None
+) -> BuildReport:
     """Import a store, or finish one that was started from the same files with the same settings.
+
+    `packing` is the content of the file that `settings.packing` names, every value as it is written.
 
     Raises:
         DistillationError: anything the user can mend; see the subclasses.
@@ -55,7 +61,7 @@ def import_store(settings: ImportSettings, progress: BuildProgress | None = None
     storage = open_storage(settings.out)
     refuse_unwritable(storage if isinstance(storage, LocalStorage) else None, None)
     teacher = KnownTeacher.load(settings)
-    source = open_source(settings, teacher)
+    source = open_source(settings, teacher, packing)
     rows = ImportedRows(source, teacher, settings)
     refuse_large_block(settings.block_rows, len(rows))
     progress.note(f"{len(rows)} rows of {len(source.files)} files: {SHAPES[source.shape]}")
@@ -66,7 +72,7 @@ def import_store(settings: ImportSettings, progress: BuildProgress | None = None
         return _run(storage, settings, rows, manifest, progress)
 
 
-def open_source(settings: ImportSettings, teacher: KnownTeacher) -> Source:
+def open_source(settings: ImportSettings, teacher: KnownTeacher, packing: Mapping[str, Any] | None = None) -> Source:
     """The files that the settings name, hashed.
 
     Raises:
@@ -81,7 +87,7 @@ def open_source(settings: ImportSettings, teacher: KnownTeacher) -> Source:
             "store is made of files of one shape; import each into a store of its own"
         )
     if hidden:
-        _refuse_meaningless(settings, "hidden states", ("entries", "k"))
+        _refuse_meaningless(settings, "hidden states", ("entries", "k", "packing"))
         layers = parse_layer_list(settings.layers, teacher.config.num_hidden_layers)
         return HiddenSource(hidden, layers, width=teacher.config.hidden_size, last=teacher.config.num_hidden_layers)
     if settings.shape == "hidden":
@@ -89,7 +95,13 @@ def open_source(settings: ImportSettings, teacher: KnownTeacher) -> Source:
     _refuse_meaningless(settings, "log-probabilities", ("layers",))
     records = Records(files)
     shape = shape_of(records.read(0), records.where(0)) if settings.shape == "auto" else settings.shape
-    return LogprobSource(records, shape, teacher.tokenizer, settings.entries)
+    return LogprobSource(
+        records,
+        shape,
+        teacher.tokenizer,
+        entries=settings.entries,
+        packing=None if packing is None else Packing.read(packing),
+    )
 
 
 def _refuse_meaningless(settings: ImportSettings, what: str, flags: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ t. With T of them, the first of which is empty, they are as vLLM's; where none i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from teacher_cache.contract.manifest import sha256_of_json
 from teacher_cache.errors import SettingsError, SourceError
 from teacher_cache.importing.completions import TokenTexts, is_completion, read_completion
+from teacher_cache.importing.distillkit import Packing, is_packed, read_packed
 from teacher_cache.importing.files import Record, Records
 from teacher_cache.importing.settings import EntriesAre
 from teacher_cache.importing.source import Distributions, SourceRow, refuse
@@ -41,27 +43,56 @@ def shape_of(record: Record, where: str) -> str:
         return "columns"
     if is_completion(record):
         return "openai"
+    if is_packed(record):
+        return "distillkit"
     raise SourceError(
         f"{where}: a record of {', '.join(sorted(map(repr, names))) or 'nothing'} is of no known shape; it must have "
         "prompt_token_ids (or input_ids) and prompt_logprobs, or logprobs with tokens and top_logprobs, or input_ids, "
-        "top_ids and top_logprobs"
+        "top_ids and top_logprobs, or input_ids, compressed_logprobs and bytepacked_indices"
     )
 
 
 class LogprobSource:
     """Files of records in one of these shapes."""
 
-    def __init__(self, records: Records, shape: str, tokenizer: Any, entries: EntriesAre | None = None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        shape: str,
+        tokenizer: Any,
+        *,
+        entries: EntriesAre | None = None,
+        packing: Packing | None = None,
+    ) -> None:
+        """`entries` is of columns alone, `packing` of what DistillKit packed.
+
+        Raises:
+            SettingsError: one is given that means nothing to this shape, or lacks.
+        """
         if entries is not None and shape != "columns":
             raise SettingsError(
                 f"--entries {entries} would change nothing: what an entry of {shape} is the distribution of is known; "
                 "leave it out"
             )
+        if (packing is None) == (shape == "distillkit"):
+            raise SettingsError(
+                f"--packing would change nothing: {shape} is not packed; leave it out"
+                if packing is not None
+                else "the files are packed as DistillKit does, and how is not in them: give --packing FILE, the "
+                "compression_config.yaml that lies beside them, or a training's configuration with logprob_compressor"
+            )
         self.shape = shape
         self.files = records.files
         self.unit_R = records.unit_R
-        self.fingerprint = sha256_of_json({"shape": shape, "entries": entries, "files": records.hashes})
-        self._records, self._entries, self.texts = records, entries, TokenTexts(tokenizer)
+        self.fingerprint = sha256_of_json(
+            {
+                "shape": shape,
+                "entries": entries,
+                "files": records.hashes,
+                **({} if packing is None else {"packing": asdict(packing)}),
+            }
+        )
+        self._records, self._entries, self._packing, self.texts = records, entries, packing, TokenTexts(tokenizer)
 
     def where(self, row: int) -> str:
         return self._records.where(row)
@@ -83,6 +114,9 @@ class LogprobSource:
         input_ids_T = read_ids(record, where)
         if self.shape == "vllm":
             return SourceRow(input_ids_T=input_ids_T, distributions=_read_prompt(record, input_ids_T, where))
+        if self._packing is not None:
+            packed = read_packed(record, len(input_ids_T), self._packing, where)
+            return SourceRow(input_ids_T=input_ids_T, distributions=packed)
         return SourceRow(
             input_ids_T=input_ids_T, distributions=_read_columns(record, len(input_ids_T), self._entries, where)
         )

@@ -8,7 +8,7 @@ from typing import Literal
 from teacher_cache.contract.targets import parse_precision
 from teacher_cache.errors import SettingsError
 
-Shape = Literal["auto", "vllm", "openai", "columns", "hidden"]
+Shape = Literal["auto", "vllm", "openai", "columns", "distillkit", "hidden"]
 LongRows = Literal["refuse", "cut"]
 EntriesAre = Literal["this", "next"]
 
@@ -29,12 +29,16 @@ class ImportSettings:
     """The teacher's name, as the store records it. Default: the name of the folder with its configuration."""
     shape: Shape = "auto"
     """What the files hold. vllm: prompt_logprobs. openai: logprobs of completions, with echo. columns: input_ids,
-    top_ids, top_logprobs. hidden: .safetensors files, one a row, with input_ids and hidden_states. auto: told by the
-    names in the first record.
+    top_ids, top_logprobs. distillkit: compressed_logprobs and bytepacked_indices, as --packing says. hidden:
+    .safetensors files, one a row, with input_ids and hidden_states. auto: told by the names in the first record.
     """
     entries: EntriesAre | None = None
     """Of columns with an entry for every token: whether entry t is the distribution of token t itself (this) or of the
     token that follows it (next). Only where the files do not show it.
+    """
+    packing: str | None = None
+    """Of DistillKit's files: its compression_config.yaml, which lies beside them, or a training's configuration with
+    logprob_compressor.
     """
     layers: str | None = None
     """Of hidden states: which layers the files hold, in their order, such as 2,16,30."""

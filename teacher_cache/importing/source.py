@@ -24,6 +24,7 @@ from teacher_cache.errors import SourceError
 SHAPES = {
     "vllm": "prompt_logprobs as vLLM gives them",
     "openai": "logprobs of completions as OpenAI-like servers give them",
+    "distillkit": "log-probabilities as DistillKit packs them",
     "hidden": "hidden states in safetensors files",
     "columns": "columns of top ids and their log-probabilities",
 }

@@ -1,4 +1,4 @@
-"""Runs builds in processes of their own at the cost of a fork: everything is imported once, and nothing is started.
+"""Runs builds and imports in processes of their own at the cost of a fork: everything is imported once, and nothing is started.
 
 A script: orders are lines of JSON on standard input, answers on standard output. `start` forks a build and answers its
 process number; `wait` answers how that process ended. Torch has one thread in all of them, so that they give the same
@@ -20,6 +20,8 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.errors import DistillationError
+from teacher_cache.importing.importing import import_store
+from teacher_cache.importing.settings import ImportSettings
 
 REFUSED = 9
 
@@ -53,9 +55,15 @@ def wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def read_settings(fields: dict[str, Any]) -> BuildSettings | ImportSettings:
+    """Of a build, or of an import, which has sources."""
+    if "source" in fields:
+        return ImportSettings(**{**fields, "source": tuple(fields["source"])})
+    return BuildSettings(**{**fields, "corpus": tuple(fields["corpus"])})
+
+
 def build(order: dict[str, Any]) -> int:
-    fields = {**order["settings"], "corpus": tuple(order["settings"]["corpus"])}
-    settings, seen = BuildSettings(**fields), 0
+    settings, seen = read_settings(order["settings"]), 0
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
@@ -66,7 +74,7 @@ def build(order: dict[str, Any]) -> int:
 
     sys.addaudithook(count)
     try:
-        build_cache(settings)
+        import_store(settings) if isinstance(settings, ImportSettings) else build_cache(settings)
     except DistillationError as error:
         print(error)
         return REFUSED

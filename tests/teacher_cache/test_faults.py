@@ -24,6 +24,7 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.errors import StoreError
 from teacher_cache.format.protocol import read_manifest
+from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.verify.verify import verify_store
@@ -62,7 +63,7 @@ class ForkServer:
         assert self.server.stdout is not None
         return int(self.server.stdout.readline())
 
-    def start(self, settings: BuildSettings, kill_before: int = 0, output: Path | None = None) -> int:
+    def start(self, settings: BuildSettings | ImportSettings, kill_before: int = 0, output: Path | None = None) -> int:
         """Start a build, killed in front of a file operation (0: none)."""
         where = str(output or self.output)
         return self.ask(do="start", settings=asdict(settings), kill_before=kill_before, output=where)
@@ -71,7 +72,7 @@ class ForkServer:
         """The exit code, negative after a signal."""
         return self.ask(do="wait", process=process)
 
-    def build(self, settings: BuildSettings) -> int:
+    def build(self, settings: BuildSettings | ImportSettings) -> int:
         """Build to the end; the number of file operations that it took."""
         assert self.wait(self.start(settings)) == 0, self.output.read_text()
         return int(self.output.read_text().split()[-1])
