@@ -51,7 +51,7 @@ class Station:
 def stations() -> tuple[Station, ...]:
     """The boxes from top to bottom."""
     measures = list(kdeval.COMMANDS)
-    caretakers = [name for name in kdcache.COMMANDS if name != "build"]
+    caretakers = [name for name in kdcache.COMMANDS if name not in ("build", "import")]
     return (
         Station(
             name="text",
@@ -61,8 +61,8 @@ def stations() -> tuple[Station, ...]:
         ),
         Station(
             name="teacher",
-            lines=("reads every row once",),
-            folders=("teacher_cache: teacher models build",),
+            lines=("reads every row once, or did so elsewhere: kdcache import",),
+            folders=("teacher_cache: teacher models build importing",),
             fill="#fde8d0",
         ),
         Station(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from teacher_cache.contract.batch import TargetRequest
     from teacher_cache.derive.derive import derive_store
     from teacher_cache.derive.settings import DeriveSettings
+    from teacher_cache.importing.importing import import_store
+    from teacher_cache.importing.settings import ImportSettings
     from teacher_cache.read.info import describe_store
     from teacher_cache.read.pool import open_caches
     from teacher_cache.verify.verify import verify_store
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildSettings",
     "DeriveSettings",
+    "ImportSettings",
     "TargetRequest",
     "build_cache",
     "derive_store",
     "describe_store",
+    "import_store",
     "open_caches",
     "verify_store",
 ]
@@ -37,10 +41,12 @@ __all__ = [
 _HOMES = {
     "BuildSettings": "build.settings",
     "DeriveSettings": "derive.settings",
+    "ImportSettings": "importing.settings",
     "TargetRequest": "contract.batch",
     "build_cache": "build.build",
     "derive_store": "derive.derive",
     "describe_store": "read.info",
+    "import_store": "importing.importing",
     "open_caches": "read.pool",
     "verify_store": "verify.verify",
 }

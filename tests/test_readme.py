@@ -28,6 +28,7 @@ import yaml
 
 from cli import kdcache, kdeval, kdtrain
 from cli.cache_derive import DeriveFlags
+from cli.cache_import import ImportFlags
 from cli.cache_info import InfoSettings
 from cli.cache_plan import PlanSettings
 from cli.cache_verify import VerifySettings
@@ -51,6 +52,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENTRIES = {"kdcache": kdcache.main, "kdtrain": kdtrain.main, "kdeval": kdeval.main}
 FLAGS_OF: dict[str, type[Any]] = {
     "kdcache build": BuildSettings,
+    "kdcache import": ImportFlags,
     "kdcache plan": PlanSettings,
     "kdcache info": InfoSettings,
     "kdcache verify": VerifySettings,
@@ -176,6 +178,9 @@ def workplace(
         lines = [f"{('babo', 'dabo')[number % 2]} bada\t{number % 2}" for number in range(count)]
         (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     make_causal(tmp_path / "smollm2-135m", "llama")
+    listed = {str(number): {"logprob": -1.5, "rank": number, "decoded_token": "a"} for number in (1, 2, 3)}
+    answer = {"prompt_token_ids": [3, 1, 2], "prompt_logprobs": [None, listed, listed]}
+    (tmp_path / "answers.jsonl").write_text(f"{json.dumps(answer)}\n" * 3)
     question = {"question": "A dog", "choices": ["barks", "sings"], "answer": 0}
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "animals.jsonl").write_text(f"{json.dumps(question)}\n" * 3)

@@ -11,11 +11,11 @@ which belongs to no token of the row. An entry is two strings of bytes:
     bytepacked_indices    k ids of ceil(log2 d) bits
 
 Values are little-endian, numbers of bits lie one after another from the highest bit of the first byte on, and each
-group of them ends with its byte. Ids are those of the k most probable tokens, the most probable first. The first exact_k
-log-probabilities are the exact values; number j of the others, from 0, is the sum of coefficient times term at x = j
-(or j / (k - exact_k - 1), with normalize_t), a term being a power of x, `sqrt` or `exp`, and of its residual where a
-bin reaches so far: (q - 2^(bits - 1)) * scale, or (2 q - 1) * scale of one bit. With delta_encoding all of these are
-differences to the value before. Arithmetic here is float64.
+group of them ends with its byte. Ids are those of the k most probable tokens, the most probable first. The first
+exact_k log-probabilities are the exact values; number j of the others, from 0, is the sum of coefficient times term at
+x = j (or j / (k - exact_k - 1), with normalize_t), a term being a power of x, `sqrt` or `exp`, and of its residual
+where a bin reaches so far: (q - 2^(bits - 1)) * scale, or (2 q - 1) * scale of one bit. With delta_encoding all of
+these are differences to the value before. Arithmetic here is float64.
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ class Packing:
                 "training with its logprob_compressor"
             )
         found = cls(
-            **{name: _number(content, name) for name in ("d", "k", "exact_k")},
-            **{name: _dtype(content, name) for name in ("exact_dtype", "term_dtype")},
+            d=_number(content, "d"),
+            k=_number(content, "k"),
+            exact_k=_number(content, "exact_k"),
+            exact_dtype=_dtype(content, "exact_dtype"),
+            term_dtype=_dtype(content, "term_dtype"),
             polynomial_terms=tuple(map(_term, _listed(content.get("polynomial_terms")))),
             residual_bins=tuple(map(_bin, _listed(content.get("residual_bins")))),
             delta_encoding=_switch(content, "delta_encoding", default=True),

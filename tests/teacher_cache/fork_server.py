@@ -1,4 +1,4 @@
-"""Runs builds and imports in processes of their own at the cost of a fork: everything is imported once, and nothing is started.
+"""Runs builds and imports in processes of their own at the cost of a fork: everything is loaded once.
 
 A script: orders are lines of JSON on standard input, answers on standard output. `start` forks a build and answers its
 process number; `wait` answers how that process ended. Torch has one thread in all of them, so that they give the same

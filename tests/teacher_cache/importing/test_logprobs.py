@@ -1,16 +1,14 @@
-"""Every wrong source has a message of its own, and leaves no store behind; an import may be killed at any moment."""
+"""What log-probabilities cannot be: every wrong source has a message of its own, and leaves no store behind."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from teacher_cache.errors import DistillationError, SettingsError, SourceError, TeacherError
+from teacher_cache.errors import SourceError
 from teacher_cache.importing.importing import import_store
 from teacher_cache.importing.settings import ImportSettings
 from tests.teacher_cache.importing.samples import Sample, column_records, vllm_records, write_jsonl, write_parquet
@@ -138,106 +136,3 @@ def test_what_columns_cannot_be(sample: Sample, asked: Asked, tmp_path: Path, na
     with pytest.raises(SourceError, match=told):
         import_store(settings)
     assert not Path(settings.out).exists()
-
-
-FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no file": (lambda path: path.unlink(), "names no file"),
-    "empty": (lambda path: path.write_text("\n\n"), "are empty: there is nothing to import"),
-    "no JSON": (
-        lambda path: path.write_text("\n{'a': 1}\n"),
-        "line 2: this is no JSON object .Expecting property name",
-    ),
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "line 10: this is no JSON object"),
-    "a list": (lambda path: path.write_text("[1]\n"), "line 1: a list where a record should be"),
-    "a key twice": (lambda path: path.write_text('{"a": 1, "a": 2}\n'), "line 1: .*an object holds 'a' twice"),
-    "not UTF-8": (lambda path: path.write_bytes(b'{"a": "\xff"}\n'), "line 1: this is no JSON object"),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_what_files_cannot_be(sample: Sample, asked: Asked, tmp_path: Path, name: str) -> None:
-    change, told = FILES[name]
-    path = write_jsonl(tmp_path / "a.jsonl", vllm_records(sample))
-    change(path)
-    with pytest.raises(SourceError, match=told):
-        import_store(asked(path))
-
-
-def test_a_table_that_is_none_and_files_of_another_kind(sample: Sample, asked: Asked, tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(SourceError, match=r"a\.parquet' cannot be read .ArrowInvalid"):
-        import_store(asked(tmp_path / "a.parquet"))
-    (tmp_path / "a.jsonl.gz").write_bytes(b"")
-    with pytest.raises(SourceError, match="does not end in .jsonl or .parquet.* unpack it"):
-        import_store(asked(tmp_path / "a.jsonl.gz"))
-    path = write_jsonl(tmp_path / "a.jsonl", vllm_records(sample))
-    with pytest.raises(SourceError, match="named twice"):
-        import_store(asked(path, path))
-
-
-SETTINGS: dict[str, tuple[dict[str, Any], type[DistillationError], str]] = {
-    "long rows": ({"seq_len": 9}, SourceError, r"line \d+: \d+ tokens are more than --seq-len 9: .* --long-rows cut"),
-    "more ids than listed": ({"k": 50}, SettingsError, "--k 50 is more than the 9? ?8? ids that any place"),
-    "entries of prompts": ({"entries": "this"}, SettingsError, "--entries this would change nothing"),
-    "a block of too many": ({"block_rows": 5000}, SettingsError, "--block-rows 5000 is more than the 10 rows"),
-    "no tokenizer": ({"tokenizer": "nowhere"}, SettingsError, "--tokenizer 'nowhere' is no folder"),
-    "no configuration": ({"teacher_config": "/"}, SettingsError, "--teacher-config '/' holds no config.json"),
-}
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_what_cannot_be_asked_for(sample: Sample, asked: Asked, tmp_path: Path, name: str) -> None:
-    changes, kind, told = SETTINGS[name]
-    settings = asked(write_jsonl(tmp_path / "a.jsonl", vllm_records(sample)), **changes)
-    with pytest.raises(kind, match=told):
-        import_store(settings)
-    assert not Path(settings.out).exists()
-
-
-@pytest.mark.parametrize(
-    "changes, told",
-    [
-        ({"k": 0}, "--k 0 is too small"),
-        ({"seq_len": 1}, "--seq-len 1 is too small"),
-        ({"long_rows": "cut"}, "--long-rows cut would change nothing"),
-        ({"seed": -1}, "--seed -1 is negative"),
-        ({"precision": "int9"}, "--precision 'int9' is unknown"),
-        ({"source": ()}, "no SOURCE is given"),
-    ],
-)
-def test_settings_that_cannot_be(asked: Asked, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
-        asked(Path("a.jsonl"), **changes)
-
-
-def config_of(sample: Sample, folder: Path, **changes: Any) -> str:
-    folder.mkdir()
-    fields = json.loads((sample.teacher / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**fields, **changes}))
-    return str(folder)
-
-
-def test_the_configuration_of_a_quantised_teacher_serves(sample: Sample, asked: Asked, tmp_path: Path) -> None:
-    """Nobody loads its weights: what is said of them is left out, and the vocabulary may be padded."""
-    quantised = {"quantization_config": {"quant_method": "fp8"}, "auto_map": {"AutoConfig": "code.Config"}}
-    folder = config_of(sample, tmp_path / "config", vocab_size=1100, **quantised)
-    settings = asked(write_jsonl(tmp_path / "a.jsonl", vllm_records(sample)), teacher_config=folder)
-    import_store(settings)
-    kept = json.loads((Path(settings.out) / "teacher" / "config.json").read_text())
-    assert kept["vocab_size"] == 1100 and not quantised.keys() & kept.keys()
-
-
-@pytest.mark.parametrize(
-    "changes, told",
-    [
-        ({"model_type": "bert"}, "predicts masked tokens.*`kdcache build`"),
-        ({"model_type": "nothing-known"}, "cannot be read .ValueError"),
-        ({"vocab_size": 1000}, re.escape("has ids up to 1023, its embeddings end at 999")),
-    ],
-)
-def test_a_configuration_that_does_not_fit(
-    sample: Sample, asked: Asked, tmp_path: Path, changes: dict[str, Any], told: str
-) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", vllm_records(sample))
-    with pytest.raises(TeacherError, match=told):
-        import_store(asked(path, teacher_config=config_of(sample, tmp_path / "config", **changes)))
