@@ -61,7 +61,7 @@ def stations() -> tuple[Station, ...]:
         ),
         Station(
             name="teacher",
-            lines=("reads every row once, or did so elsewhere: kdcache import",),
+            lines=("reads every row once", "or did so elsewhere: kdcache import"),
             folders=("teacher_cache: teacher models build importing",),
             fill="#fde8d0",
         ),

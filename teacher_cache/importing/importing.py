@@ -27,7 +27,7 @@ from teacher_cache.codecs.logits import id_planes
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, LogitsSpec, TargetSpecs, describe_targets, parse_precision
 from teacher_cache.corpus.corpus import tokenizer_fingerprint
-from teacher_cache.errors import SettingsError, SourceError, StoreError
+from teacher_cache.errors import SettingsError, SourceError
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.transforms import keep_calibration, load_quantisers
 from teacher_cache.format.writer import GroupWriter
@@ -170,10 +170,6 @@ def _run(
     writers = groups_to_build(storage, manifest)
     if not writers:
         progress.note(f"{settings.out} is complete already: {manifest.rows} rows; nothing to do")
-    elif len(writers) > 1 or writers[0].manifest.inputs_held:
-        raise StoreError(
-            f"{storage.location!r} holds other targets: an import makes a store of its own; give another --out"
-        )
     for writer in writers:
         _write_group(storage, settings, rows, writer, workers, progress)
     return BuildReport(

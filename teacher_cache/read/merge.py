@@ -18,7 +18,9 @@ from teacher_cache.wording import or_nothing
 
 NamedManifest = tuple[str, Manifest]
 """A store's path and its manifest."""
-MAY_DIFFER = frozenset({"corpus", "number of rows (--max-rows)", "first row (--part)", "--block-rows", "--seed"})
+MAY_DIFFER = frozenset(
+    {"corpus", "source files", "number of rows (--max-rows)", "first row (--part)", "--block-rows", "--seed"}
+)
 """Entries of a store's identity that need not be the same in every part."""
 
 

@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TopkLogits
+from teacher_cache.derive.derive import derive_store
+from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.errors import StoreError
 from teacher_cache.importing.importing import import_store
 from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.read.info import describe_store
+from teacher_cache.read.pool import open_caches
 from teacher_cache.verify.verify import verify_store
 from tests.teacher_cache.importing.samples import (
+    LOGITS,
     K,
     Sample,
     assert_same_distributions,
@@ -104,3 +110,35 @@ def test_rows_are_cut_where_that_is_asked_for(sample: Sample, asked: Asked, tmp_
     assert {tuple(ids[:n].tolist()) for ids, n in zip(batch.input_ids_BT, batch.length_B, strict=True)} == {
         tuple(row[:7]) for row in sample.rows
     }
+
+
+def test_imports_are_read_as_one_and_derived_from(sample: Sample, asked: Asked, tmp_path: Path) -> None:
+    """Two imports of one teacher are one corpus; what is derived from one says that it was imported."""
+    records = vllm_records(sample)
+    stores = []
+    for number, part in enumerate((records[:4], records[4:])):
+        path = write_jsonl(tmp_path / f"{number}.jsonl", part)
+        import_store(settings := asked(path, out=str(tmp_path / f"{number}.zarr"), seq_len=24, k=K))
+        stores.append(settings.out)
+    cache = open_caches(stores)
+    assert_same_distributions(cache.read_rows(0, cache.rows, LOGITS)["plain"], read(sample.store))
+    other = asked(tmp_path / "1.jsonl", out=str(tmp_path / "other.zarr"), seq_len=24, k=K, teacher="another")
+    import_store(other)
+    with pytest.raises(StoreError, match="teacher weights"):
+        open_caches([stores[0], other.out])
+    derive_store(DeriveSettings(src=stores[0], dst=str(tmp_path / "small.zarr"), k=3))
+    manifest = describe_store(tmp_path / "small.zarr").manifest
+    assert manifest.imported == "vllm" and manifest.targets.logits is not None and manifest.targets.logits.entries == 3
+    assert verify_store(tmp_path / "small.zarr").whole
+
+
+def test_a_build_does_not_add_to_an_import(sample: Sample, asked: Asked, tmp_path: Path) -> None:
+    """Nor an import to a build: whose targets they are is not the same."""
+    path = write_jsonl(tmp_path / "a.jsonl", vllm_records(sample))
+    import_store(settings := asked(path))
+    text = tmp_path / "text.txt"
+    text.write_text("He went home.\n")
+    with pytest.raises(StoreError, match="teacher weights: the store has"):
+        build_cache(BuildSettings(teacher=str(sample.teacher), corpus=(str(text),), out=settings.out, device="cpu"))
+    with pytest.raises(StoreError, match="corpus: the store has"):
+        import_store(asked(path, out=str(sample.store)))
