@@ -16,6 +16,10 @@ exact_k log-probabilities are the exact values; number j of the others, from 0, 
 x = j (or j / (k - exact_k - 1), with normalize_t), a term being a power of x, `sqrt` or `exp`, and of its residual
 where a bin reaches so far: (q - 2^(bits - 1)) * scale, or (2 q - 1) * scale of one bit. With delta_encoding all of
 these are differences to the value before. Arithmetic here is float64.
+
+A polynomial that is fitted to ten probable digits and forty improbable words begins far above the digits, as far as
+probabilities of 20 and more. As the ids are sorted, no value is taken to be above the one before it; what sums up to
+more than 1 even so is scaled, and counted.
 """
 
 from __future__ import annotations
@@ -34,8 +38,9 @@ from teacher_cache.importing.source import Distributions, refuse
 BYTES, IDS = "compressed_logprobs", "bytepacked_indices"
 _LEGACY = {"packed_indices", "exact_values", "coeffs"}
 _SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-_ROUNDING = 0.05
-"""How far beyond 1 probabilities may sum up that a polynomial stands for."""
+_ROUNDED, _FITTED = 0.01, 1.0
+"""How far beyond 1 probabilities may sum up: those that are kept in half precision, and those for which a polynomial
+stands. Beyond 1 they are scaled to it."""
 _MOST_BITS = 64
 
 
@@ -137,7 +142,9 @@ class Packing:
             levels = 2 * numbers - 1 if one.element_bits == 1 else numbers - 2.0 ** (one.element_bits - 1)
             values_Pk[:, first : first + one.num_elements] += levels * scale_P1
             first += one.num_elements
-        return values_Pk.cumsum(axis=1) if self.delta_encoding else values_Pk
+        if self.delta_encoding:
+            values_Pk = values_Pk.cumsum(axis=1)
+        return np.minimum.accumulate(values_Pk, axis=1)
 
     def _terms(self) -> NDArray[np.float64]:
         """Each term at each of the values that it is fitted to [k - exact_k, C]."""
@@ -192,7 +199,7 @@ def read_packed(record: Record, tokens: int, packing: Packing, where: str) -> Di
         top_P=np.full(places, packing.k, dtype=np.int64),
         ids_E=ids_Pk.ravel(),
         log_probs_E=log_probs_Pk.ravel(),
-        rounding=_ROUNDING,
+        rounding=_FITTED if packing.polynomial_terms else _ROUNDED,
     )
 
 

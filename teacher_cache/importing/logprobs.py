@@ -52,6 +52,10 @@ def shape_of(record: Record, where: str) -> str:
     )
 
 
+_MUCH = 1.05
+"""Probability from which on a packed distribution is worth a word."""
+
+
 class LogprobSource:
     """Files of records in one of these shapes."""
 
@@ -93,11 +97,18 @@ class LogprobSource:
             }
         )
         self._records, self._entries, self._packing, self.texts = records, entries, packing, TokenTexts(tokenizer)
+        self._scaled = 0
 
     def where(self, row: int) -> str:
         return self._records.where(row)
 
     def notes(self) -> Iterator[str]:
+        """What was left out or changed of all rows that have been read."""
+        if self._scaled:
+            yield (
+                f"{self._scaled} distributions were packed as more than {_MUCH:g} of probability, because a polynomial "
+                "stands for their values: they are scaled to 1"
+            )
         if self.texts.shared:
             yield (
                 f"{self.texts.shared} listed texts are left out: several tokens are written so; ask the server for ids "
@@ -116,6 +127,8 @@ class LogprobSource:
             return SourceRow(input_ids_T=input_ids_T, distributions=_read_prompt(record, input_ids_T, where))
         if self._packing is not None:
             packed = read_packed(record, len(input_ids_T), self._packing, where)
+            mass_P = np.exp(packed.log_probs_E).reshape(len(packed.count_P), -1).sum(axis=1)
+            self._scaled += int((mass_P > _MUCH).sum())
             return SourceRow(input_ids_T=input_ids_T, distributions=packed)
         return SourceRow(
             input_ids_T=input_ids_T, distributions=_read_columns(record, len(input_ids_T), self._entries, where)

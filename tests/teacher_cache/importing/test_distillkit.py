@@ -240,3 +240,16 @@ def test_a_packing_that_is_not_given_or_not_needed(sample: Sample, asked: Asked,
     write_jsonl(path, [{"input_ids": [1, 2], "top_ids": [[1]], "top_logprobs": [[-1.0]]}])
     with pytest.raises(SettingsError, match="--packing would change nothing: columns is not packed"):
         import_store(asked(path, packing="given"), packing=EXACT)
+
+
+def test_a_fit_that_rises_above_what_is_before_it_is_cut_there() -> None:
+    """Ten probable digits, then words: a square root begins at a probability of 20, where the digits have a tenth."""
+    values = np.array([-2.35] * 10 + [-13.0 - 0.05 * number for number in range(40)])
+    given = {**FITTED, "k": "50", "exact_k": "1", "polynomial_terms": ["0", "1", "sqrt"], "residual_bins": []}
+    packing = Packing.read(given)
+    bytes_PB = np.frombuffer(encode(values, given), dtype=np.uint8)[None]
+    fitted = np.frombuffer(bytes_PB[0, 2:].tobytes(), dtype="<f4")[0]
+    assert fitted > 1, "or this test shows nothing"
+    found = packing.log_probs(bytes_PB)[0]
+    assert (np.diff(found) <= 0).all() and found.max() <= -2.34
+    assert 0.3 < np.exp(found).sum() < 1.1
