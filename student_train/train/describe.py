@@ -64,6 +64,7 @@ def provenance_of(run: TrainingRun) -> dict[str, Any]:
             "identity_sha256": run.reader.identity_sha256,
             "rows": manifest.rows,
             "teacher": asdict(manifest.teacher),
+            **({} if manifest.imported is None else {"imported": manifest.imported}),
             **_stores(run),
         },
         "held_out_rows": {"first": run.held_out_rows[0].start, "count": count_rows(run.held_out_rows)},

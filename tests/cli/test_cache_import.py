@@ -71,6 +71,7 @@ def test_a_student_is_trained_from_it_and_measured(
     assert kdtrain.main(["--cache", store, "--method", "od", "--out", out, *flags]) == 0
     told = capsys.readouterr()
     assert "random weights: the targets were imported" in told.out + told.err
+    assert json.loads((tmp_path / "student" / "provenance.json").read_text())["cache"]["imported"] == "vllm"
     measured = ["fidelity", "--student", out, "--cache", store, "--device", "cpu"]
     assert kdeval.main(measured) == 0
     assert kdeval.main([*measured, "--exact"]) == 1
