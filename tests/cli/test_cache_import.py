@@ -7,10 +7,21 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 
 from cli import kdcache, kdeval, kdtrain
 from tests.teacher_cache.importing.conftest import TEXT
-from tests.teacher_cache.importing.samples import Sample, make_sample, vllm_records, write_jsonl
+from tests.teacher_cache.importing.samples import (
+    Sample,
+    assert_same_distributions,
+    make_sample,
+    read,
+    vllm_records,
+    write_jsonl,
+)
+from tests.teacher_cache.importing.test_distillkit import packed_records
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +87,44 @@ def test_a_student_is_trained_from_it_and_measured(
     assert kdeval.main(measured) == 0
     assert kdeval.main([*measured, "--exact"]) == 1
     assert "cannot be compared with the teacher itself; leave out --exact" in capsys.readouterr().err
+
+
+def test_hidden_states_are_learnt_too(sample: Sample, tmp_path: Path) -> None:
+    """What vLLM writes of layers 2 and 4, a file a row, trains a student with `hs`."""
+    folder = tmp_path / "states"
+    folder.mkdir()
+    for number, row in enumerate(sample.rows):
+        states_TLD = sample.hidden[number][[2, 4]].transpose(0, 1).contiguous()
+        tensors = {"token_ids": torch.tensor(row), "hidden_states": states_TLD}
+        save_file(tensors, folder / f"hs_{number}.safetensors")
+    out, student = str(tmp_path / "cache.zarr"), tmp_path / "student"
+    flags = ["--tokenizer", str(sample.teacher), "--layers", "2,4", "--out", out, "--block-rows", "4"]
+    assert kdcache.main(["import", str(folder), *flags]) == 0
+    flags = ["--student", "2x32:2", "--steps", "4", "--batch-size", "4", "--device", "cpu", "--out", str(student)]
+    assert kdtrain.main(["--cache", out, "--method", "hs", "--mapping", "1:2,2:4", *flags]) == 0
+    losses = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert losses and (student / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_packing_is_read_from_the_file_that_names_it(sample: Sample, tmp_path: Path, inside: bool) -> None:
+    """A compression_config.yaml as DistillKit writes it, or the configuration of a training."""
+    given = {
+        "d": 1024, "k": 8, "exact_k": 8, "exact_dtype": "float32", "polynomial_terms": None, "term_dtype": "float32",
+        "residual_bins": [], "delta_encoding": False, "error_diffusion": False, "normalize_t": False,
+    }  # fmt: skip
+    content = {"model": "student", "teacher": {"kind": "dataset", "logprob_compressor": given}} if inside else given
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    written = {name: str(value).lower() for name, value in given.items()} | {"residual_bins": []}
+    source = write_jsonl(tmp_path / "a.jsonl", packed_records(sample, {**written, "polynomial_terms": None}))
+    out = str(tmp_path / "cache.zarr")
+    flags = ["--tokenizer", str(sample.teacher), "--out", out, "--precision", "float16"]
+    assert kdcache.main(["import", str(source), "--packing", str(tmp_path / "config.yaml"), *flags]) == 0
+    assert_same_distributions(read(out), read(sample.store))
+
+
+def test_a_packing_that_cannot_be_read(sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [{}])
+    flags = ["--tokenizer", str(sample.teacher), "--packing", str(tmp_path / "nothing.yaml")]
+    assert kdcache.main(["import", str(source), *flags]) == 1
+    assert "kdcache: --packing '" in capsys.readouterr().err
