@@ -20,6 +20,7 @@ if not list(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on the CPU
 
 import atexit
+import gc
 import http.client
 import logging
 import random
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
     from tests.faulty_server import FaultyServer
+    from tests.warm.share import Warm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -51,22 +53,28 @@ TINY_WORDS = [first + second for first in "ba de fi go hu ka le mi no pu ra se t
               "bo da fe gi ha ko lu me ni po ru sa te vu zo".split()]  # fmt: skip
 
 LONG_FILES = (
-    "test_large_vocabulary.py",
     "test_cached_equals_online.py",
     "student_train/engine/test_ranks.py",
-    "cli/test_sweep.py",
-    "cli/test_demo.py",
+    "test_large_vocabulary.py",
+    "teacher_cache/build/test_plan.py",
     "student_train/train/test_train_engines.py",
-    "student_train/train/test_train_faults.py",
+    "test_wheel.py",
+    "cli/test_demo.py",
+    "teacher_cache/test_faults.py",
     "test_mutations.py",
     "test_record_mutations.py",
-    "teacher_cache/build/test_plan.py",
-    "teacher_cache/build/test_workers.py",
-    "test_wheel.py",
-    "test_api.py",
-    "cli/test_kdtrain.py",
-    "cli/test_one_at_a_time.py",
+    "teacher_cache/verify/test_verify.py",
     "student_train/evaluate/finetune/test_finetune.py",
+    "student_train/kernels/test_fused.py",
+    "student_train/train/test_train_faults.py",
+    "cli/test_eval_latency.py",
+    "student_train/students/test_export.py",
+    "teacher_cache/build/test_workers.py",
+    "cli/test_sweep.py",
+    "test_cached_causal.py",
+    "test_readme.py",
+    "cli/test_eval_finetune.py",
+    "cli/test_demo_causal.py",
 )
 """Files that take the longest, which begin first: one of them at the end would leave the other worker without work."""
 
@@ -80,10 +88,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported stays: collecting garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def time_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many rows are tried as in good times, however slow the machine is at this moment."""
     monkeypatch.setattr("teacher_cache.build.trial._TEACHER_SECONDS", 1e6)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Python processes that need not import torch, Transformers and DeepSpeed: `[*warm.python, "-c", code]`."""
+    from tests.warm.share import shared_server
+
+    folder, several = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    with shared_server(folder.parent if several else folder, alone=not several) as server:
+        yield server
 
 
 # ---- real data ------------------------------------------------------------------------------------------------------

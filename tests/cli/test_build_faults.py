@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.warm.share import Warm
 
 MOMENTS = int(os.environ.get("KDCACHE_FAULTS", "4"))
 STOPPER = """
@@ -59,11 +60,11 @@ for number in range(count):
 
 
 def test_a_signal_at_any_moment_of_loading_ends_a_build_without_a_traceback(
-    tiny_teacher: Callable[..., Path], tiny_corpus: Path, tmp_path: Path
+    tiny_teacher: Callable[..., Path], tiny_corpus: Path, warm: Warm, tmp_path: Path
 ) -> None:
     flags = ["--teacher", str(tiny_teacher()), "--corpus", str(tiny_corpus), "--seq-len", "24", "--max-rows", "16",
              "--k", "8", "--device", "cpu"]  # fmt: skip
-    command = [sys.executable, "-c", STOPPER, str(MOMENTS), str(tmp_path), *flags]
+    command = [*warm.python, "-c", STOPPER, str(MOMENTS), str(tmp_path), *flags]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     ended = [json.loads(line) for line in result.stdout.splitlines()]

@@ -66,9 +66,9 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(workplace, uninterrupted, number, code, capsys):
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(workplace, uninterrupted, warm, number, code, capsys):
     out = workplace / f"stopped-{number.name}"
-    command = [sys.executable, "-c", SIGNALLED, str(int(number)), *flags(workplace, out)]
+    command = [*warm.python, "-c", SIGNALLED, str(int(number)), *flags(workplace, out)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     output = process.stdout
     assert process.returncode == code, process.stderr

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,9 @@ from student_train.out_folder import RUN_LOCK, SWEEP_LOCK
 from student_train.run_files import read_records
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
+from tests.warm.client import Forked
+from tests.warm.share import Warm
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 3
 
 
@@ -47,9 +47,9 @@ def flags(store: Path, out: Path) -> list[str]:
 
 
 @contextmanager
-def stopped_once(there: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def stopped_once(warm: Warm, there: Path, arguments: list[str]) -> Iterator[Forked]:
     """A kdtrain in a process of its own, halted when a file has something in it and killed at the end."""
-    process = subprocess.Popen([sys.executable, "-m", "cli.kdtrain", *arguments], cwd=REPOSITORY)
+    process = warm.start(["-m", "cli.kdtrain", *arguments])
     try:
         while not there.exists() or not there.stat().st_size:
             assert process.poll() is None, "it ended before it could be met half-way"
@@ -62,11 +62,11 @@ def stopped_once(there: Path, arguments: list[str]) -> Iterator[subprocess.Popen
 
 
 def test_a_second_training_into_one_folder_is_refused_until_the_first_one_has_ended(
-    store: Path, tmp_path: Path, capsys: Any
+    store: Path, warm: Warm, tmp_path: Path, capsys: Any
 ) -> None:
     out = tmp_path / "new" / "student"
     again = [*flags(store, out), "--resume=auto"]
-    with stopped_once(out / "metrics.jsonl", flags(store, out)) as first:
+    with stopped_once(warm, out / "metrics.jsonl", flags(store, out)) as first:
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         for _ in range(2):
             assert main(again) == 1
@@ -81,9 +81,9 @@ def test_a_second_training_into_one_folder_is_refused_until_the_first_one_has_en
     assert not (out / RUN_LOCK).exists()
 
 
-def test_a_killed_training_holds_nobody_up(store: Path, tmp_path: Path) -> None:
+def test_a_killed_training_holds_nobody_up(store: Path, warm: Warm, tmp_path: Path) -> None:
     out = tmp_path / "student"
-    with stopped_once(out / RUN_LOCK, flags(store, out)):
+    with stopped_once(warm, out / RUN_LOCK, flags(store, out)):
         pass
     assert [path.name for path in out.iterdir()] == [RUN_LOCK]
     assert main(flags(store, out)) == 0
@@ -97,13 +97,14 @@ def test_a_refused_training_leaves_no_folder_behind(store: Path, tmp_path: Path,
 
 
 def test_a_second_sweep_into_one_folder_is_refused_and_its_trainings_have_locks_of_their_own(
-    store: Path, tmp_path: Path, capsys: Any
+    store: Path, warm: Warm, tmp_path: Path, capsys: Any
 ) -> None:
     out, path = tmp_path / "students", tmp_path / "sweep.yaml"
     path.write_text(
-        f"cache: {store}\nout: {out}\nstudent: 2x32\nmethod: mha\nsteps: {STEPS}\ndevice: cpu\nruns: {{a: {{}}}}\n"
+        f"cache: {store}\nout: {out}\nstudent: 2x32\nmethod: mha\nsteps: {STEPS}\ndevice: cpu\n"
+        f"launcher: {shlex.join(warm.python)}\nruns: {{a: {{}}}}\n"
     )
-    with stopped_once(out / SWEEP_LOCK, ["--config", str(path)]) as first:
+    with stopped_once(warm, out / SWEEP_LOCK, ["--config", str(path)]) as first:
         assert main(["--config", str(path)]) == 1
         told = capsys.readouterr().err
         assert f"'{out}' is being written by another process (pid {first.pid} on" in told

@@ -22,8 +22,8 @@ from student_train.run_files import read_records
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.read.pool import open_caches
+from tests.warm.share import Warm
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = "student: 2x32\nbatch_size: 8\nvalid_every: 100\nsave_every: 5\nseed: 3\ndevice: cpu\n"
 
 
@@ -275,12 +275,11 @@ def test_one_process_of_several_is_refused(store: Path, tmp_path: Path, capsys: 
 ASKING = """
 import os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, {repository!r})
 from student_train.train.metrics import MetricsLog
 from cli.kdtrain import main
 from cli.options import read_config
 from cli.sweep_file import expand
-write, asked = MetricsLog.write, Path({asked!r})
+write, asked, sweep = MetricsLog.write, Path({asked!r}), {sweep}
 def write_and_ask(log, record):
     write(log, record)
     if record["step"] == 8 and "loss" in record and not asked.exists():
@@ -290,7 +289,7 @@ def write_and_ask(log, record):
             told.append(number)
             noted(number, frame)
         signal.signal(signal.SIGTERM, tell)
-        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(sweep, signal.SIGTERM)
         while not told:
             time.sleep(0.01)
 MetricsLog.write = write_and_ask
@@ -299,12 +298,12 @@ sys.exit(main(sys.argv[3:]))
 
 
 def test_a_stopped_sweep_goes_on_and_a_run_that_fails_does_not_stop_it(
-    store: Path, tmp_path: Path, capsys: Any
+    store: Path, warm: Warm, tmp_path: Path, capsys: Any
 ) -> None:
     steps, launcher, out = 12, tmp_path / "launcher.py", tmp_path / "students"
-    launcher.write_text(ASKING.format(repository=str(REPOSITORY), asked=str(tmp_path / "asked")))
+    launcher.write_text(ASKING.format(asked=str(tmp_path / "asked"), sweep=os.getpid()))
     runs = "  one: {method: mha}\n  impossible: {method: hs, mapping: '1:3'}\n  last: {method: mha, steps: 2}\n"
-    text = f"steps: {steps}\nlauncher: {sys.executable} {launcher}\nruns:\n{runs}"
+    text = f"steps: {steps}\nlauncher: {shlex.join([*warm.python, str(launcher)])}\nruns:\n{runs}"
     path = sweep_file(tmp_path, store, text)
     assert main(["--config", str(path), "--json"]) == 143
     captured = capsys.readouterr()

@@ -1,8 +1,9 @@
-"""Runs builds and imports in processes of their own at the cost of a fork: everything is loaded once.
+"""Runs builds and imports in processes of their own at the cost of a fork: all is loaded, and nothing is started.
 
-A script: orders are lines of JSON on standard input, answers on standard output. `start` forks a build and answers its
-process number; `wait` answers how that process ended. Torch has one thread in all of them, so that they give the same
-bits as each other. A build prints how many file operations it made, or what stopped it, to the file it is told.
+A script, started warm: orders are lines of JSON on standard input, answers on standard output. `start` forks a build
+and answers its process number; `wait` answers how that process ended. Torch has one thread in all of them, so that they
+give the same bits as each other. A build prints how many file operations it made, or what stopped it, to the file it is
+told.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import sys
 from typing import Any
 
 import torch
-import transformers.models.bert.modeling_bert
-import transformers.models.llama.modeling_llama  # noqa: F401
 
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings

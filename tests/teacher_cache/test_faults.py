@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -28,6 +27,7 @@ from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.verify.verify import verify_store
+from tests.warm.share import Warm
 
 Settings = Callable[..., BuildSettings]
 FAULTS = int(os.environ.get("KDCACHE_FAULTS", "3"))
@@ -45,14 +45,14 @@ def everything(reader: CacheReader) -> TargetRequest:
 class ForkServer:
     """Builds in processes of their own, see `fork_server.py`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, warm: Warm, folder: Path) -> None:
         self.output = folder / "output.txt"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         script = Path(__file__).with_name("fork_server.py")
         self.server = subprocess.Popen(
-            [sys.executable, str(script)], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [*warm.python, str(script)], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        assert self.answer() == self.server.pid
+        assert self.answer(), "it is ready"
 
     def ask(self, **order: object) -> int:
         assert self.server.stdin is not None
@@ -84,8 +84,8 @@ class ForkServer:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("server"))
+def server(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(warm, tmp_path_factory.mktemp("server"))
     yield server
     server.close()
 

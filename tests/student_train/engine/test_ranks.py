@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from student_train.settings import TrainSettings
 from student_train.train.train import train
 from teacher_cache.errors import TrainingError
 from tests.records import without_times
+from tests.warm.share import Warm
 
 TRAINER = """
 import errno, functools, json, os, signal, sys
@@ -107,7 +107,9 @@ def settings_for(store: Path, out: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def together(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def together(
+    tiny_store: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of several trainings that two processes went through, one after the other, and what each returned."""
     folder = tmp_path_factory.mktemp("ranks")
     stages = {stage: folder / f"zero{stage}.json" for stage in (1, 2, 3)}
@@ -138,7 +140,7 @@ def together(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     ]
     script = folder / "trainer.py"
     script.write_text(TRAINER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    command = [*warm.torchrun(2), str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [*command, json.dumps(runs), str(folder)], env=environment, capture_output=True, text=True, check=False

@@ -1,8 +1,8 @@
 """Training from a real store with the real engine, at toy size, against plain PyTorch loops written out here."""
 
 import json
+import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -229,7 +229,7 @@ full(best, "export_student")
 """
 
 
-def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finished, tiny_store, tmp_path):
+def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finished, tiny_store, warm, tmp_path):
     """A limit on file size gives the operating system's own error in the midst of a write, as a full disk does."""
     out = tmp_path / "student"
     settings = {"method": "mha+hs+od", "weights": "1,0.1,2", "steps": STEPS, "batch_size": BATCH, "lr": LR, "warmup": 3}
@@ -237,9 +237,10 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(run_training, finish
     often = {"valid_every": 5, "save_every": 4, "resume": "auto"}
     # no better student on the way: the first one written is the last
     often["valid_every"] = STEPS
-    command = [sys.executable, "-c", FULL_DISK, f"TrainSettings(**{settings | where | often!r})"]
+    command = [*warm.python, "-c", FULL_DISK, f"TrainSettings(**{settings | where | often!r})"]
     # with as many threads as here: sums in another order would differ in their last bits
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     in_checkpoint, in_export = done.stdout.splitlines()
     assert "no space left while writing" in in_checkpoint and "step-00000004" in in_checkpoint

@@ -1,7 +1,7 @@
 """Trainings that are killed or asked to stop at any moment go on as if nothing had been.
 
-KDCACHE_FAULTS sets how often. Each training is a process of its own at the cost of a fork: `TRAININGS` imports
-everything once and forks one child after the other, all with one thread, so that they give the same bits.
+KDCACHE_FAULTS sets how often. Each training is a process of its own at the cost of a fork: `TRAININGS` has
+everything imported and forks one child after the other, all with one thread, so that they give the same bits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,13 @@ import pytest
 
 from student_train.run_files import read_records
 from tests.records import without_times
+from tests.warm.share import Warm
 
 FAULTS = int(os.environ.get("KDCACHE_FAULTS", "3"))
 STEPS = 12
 
 TRAININGS = """
 import json, os, signal, sys
-import torch
-torch.set_num_threads(1)
-import deepspeed, transformers.models.bert.modeling_bert
 from student_train.settings import TrainSettings
 from student_train.train.train import train
 
@@ -65,17 +62,11 @@ for line in sys.stdin:
 class Trainings:
     """Runs trainings one after the other, each killed by a signal in front of a file operation if asked to."""
 
-    def __init__(self, store: Path, folder: Path) -> None:
+    def __init__(self, warm: Warm, store: Path, folder: Path) -> None:
         self.store, self.output = store, folder / "output.txt"
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "PYTHONPATH": str(Path(__file__).parents[3]),
-        }
         self.server = subprocess.Popen(
-            [sys.executable, "-c", TRAININGS],
-            env=environment,
+            [*warm.python, "-c", TRAININGS],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -113,8 +104,8 @@ class Trainings:
 
 
 @pytest.fixture(scope="module")
-def trainings(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    trainings = Trainings(tiny_store, tmp_path_factory.mktemp("trainings"))
+def trainings(tiny_store: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    trainings = Trainings(warm, tiny_store, tmp_path_factory.mktemp("trainings"))
     yield trainings
     trainings.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +20,7 @@ from teacher_cache.build.workers import Workers
 from teacher_cache.errors import StoreError
 from teacher_cache.read.info import describe_store
 from teacher_cache.storage.base import open_storage
+from tests.warm.share import Warm
 
 Settings = Callable[..., BuildSettings]
 
@@ -43,16 +43,14 @@ if workers.first:
 """
 
 
-def launch(count: int, settings: BuildSettings, fate: str = "lives") -> subprocess.CompletedProcess[str]:
+def launch(warm: Warm, count: int, settings: BuildSettings, fate: str = "lives") -> subprocess.CompletedProcess[str]:
     """Build with so many workers under torchrun; with `dies`, the second is killed when it starts."""
     script = Path(settings.out).parent / "builder.py"
     script.write_text(BUILDER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command = [*warm.torchrun(count), str(script), repr(settings), fate]
     # with as many threads as here: sums in another order would differ in their last bits
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run(
-        [*command, str(script), repr(settings), fate], env=environment, check=False, capture_output=True, text=True
-    )
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
 
 
 def shards_and_commits(store: Path) -> dict[str, bytes]:
@@ -61,15 +59,15 @@ def shards_and_commits(store: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_workers_blocks_are_finished_by_another_number_of_workers(
-    small_settings: Settings, nmse_store: Path, tmp_path: Path
+    small_settings: Settings, nmse_store: Path, warm: Warm, tmp_path: Path
 ) -> None:
     settings = small_settings(tmp_path / "cache.zarr", precision="nmse:1e-2", views=2)
-    killed = launch(2, settings, "dies")
+    killed = launch(warm, 2, settings, "dies")
     assert killed.returncode != 0
     info = describe_store(settings.out)
     assert not info.sealed
     assert 1 in info.missing_blocks
-    done = launch(3, settings)
+    done = launch(warm, 3, settings)
     assert done.returncode == 0, done.stderr
     missing_rows = sum(len(range(*info.manifest.block_range(block))) for block in info.missing_blocks)
     assert int(done.stdout.split()[0]) == missing_rows

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from teacher_cache.format.writer import GroupWriter
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
+from tests.warm.share import Warm
 
 Settings = Callable[..., BuildSettings]
 
@@ -137,12 +137,12 @@ except SpaceError as error:
 
 @pytest.mark.parametrize("when", ["corpus", "teacher", "blocks"])
 def test_a_full_disk_is_a_message_and_the_build_goes_on_later(
-    small_settings: Settings, tmp_path: Path, when: str
+    small_settings: Settings, warm: Warm, tmp_path: Path, when: str
 ) -> None:
     """A limit on file size gives the operating system's own error in the midst of a write, as a full disk does."""
     settings = small_settings(tmp_path / "cache.zarr", block_rows=40)
     out = Path(settings.out)
-    command = [sys.executable, "-c", FILLER, repr(settings), when]
+    command = [*warm.python, "-c", FILLER, repr(settings), when]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
