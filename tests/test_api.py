@@ -165,7 +165,7 @@ train("hs")  # expected error: arg-type
 
 
 def test_a_strictly_checked_program_sees_the_types(tmp_path: Path) -> None:
-    """Takes a second where mypy has checked this tree before, as `make test` does; a minute else."""
+    """Takes a second where mypy has checked this tree before, as the linters of `make test` do; a minute else."""
     file = tmp_path / "user.py"
     file.write_text(USER, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(file)]
