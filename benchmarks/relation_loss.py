@@ -9,6 +9,7 @@ One step is the forward and backward pass of one relation, from the vectors to t
 - `materialised`: as MiniLMv2 is mostly written: the matrices of both sides, their softmax, and PyTorch's KL divergence;
 - `compiled`: the same under torch.compile (GPU only);
 - `chunked` and `triton`: the two backends of `student_train.kernels.relation_kl` that training uses;
+- `chunked_causal` and `triton_causal`: the same with a causal mask, as decoders are trained with;
 - `limit_6` and `limit_4` (GPU only): six or four exponentials for every pair of positions, in registers, and nothing
   else. No kernel that computes as many exponentials per pair can take less time.
 
@@ -86,9 +87,15 @@ def variants(options: argparse.Namespace) -> dict[str, Loss]:
     if options.device == "cuda":
         losses["compiled"] = torch.compile(materialised)
     losses["chunked"] = lambda teacher, student: relation_kl(teacher, student, backend="chunked")
+    losses["chunked_causal"] = lambda teacher, student: relation_kl(teacher, student, causal=True, backend="chunked")
     if options.device == "cuda":
         losses["triton"] = lambda teacher, student: relation_kl(teacher, student, backend="triton")
+        losses["triton_causal"] = lambda teacher, student: relation_kl(teacher, student, causal=True, backend="triton")
     return losses
+
+
+def materialised_causal(teacher_BATd: Tensor, student_BATd: Tensor) -> Tensor:
+    return relation_kl(teacher_BATd, student_BATd, causal=True, backend="reference")
 
 
 def materialised(teacher_BATd: Tensor, student_BATd: Tensor) -> Tensor:
@@ -201,10 +208,13 @@ def gradient_errors(losses: dict[str, Loss], teacher: Tensor, student: Tensor) -
     if 8 * batch * heads * positions**2 > 4 * MOST_FOR_TRUTH:
         return {}
     few = teacher[:batch], student[:batch].detach()
-    wide = few[1].double().requires_grad_()
-    expected = step(materialised, few[0].double(), wide)
+    expected_of = {
+        formula: step(formula, few[0].double(), few[1].double().requires_grad_())
+        for formula in (materialised, materialised_causal)
+    }
     found = {}
     for name, loss in losses.items():
+        expected = expected_of[materialised_causal if name.endswith("_causal") else materialised]
         gradient = step(loss, few[0], few[1].clone().requires_grad_()).double()
         found[name] = float((gradient - expected).norm() / expected.norm())
     return found

@@ -6,7 +6,9 @@ widths may differ. For every row, head and position i the divergence of two soft
     KL_i = sum_j P_ij (log P_ij - log S_ij),   P = softmax(x_i . x_j / sqrt(d_T)),   S = softmax(s_i . s_j / sqrt(d_S))
 
 (Wang et al., "MiniLMv2", Findings of ACL 2021, equations 2-4). Out: its sum or mean. Padding is left out as row and as
-column; it may hold anything finite. Gradients reach the student's vectors only.
+column; it may hold anything finite. Which j a position i is related to may be narrowed: `causal`, to j <= i, which is
+what a decoder sees; with the starts of a row's segments, to those of its own. Gradients reach the student's vectors
+only.
 
 Three backends give the same numbers, each repeats its own exactly, and none makes the host wait for a GPU:
 
@@ -18,6 +20,7 @@ Three backends give the same numbers, each repeats its own exactly, and none mak
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Literal
 
@@ -34,7 +37,13 @@ WIDEST_HEAD = 128
 
 
 def relation_kl(
-    teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None = None, *, backend: Backend = "auto"
+    teacher_BATd: Tensor,
+    student_BATd: Tensor,
+    length_B: Tensor | None = None,
+    *,
+    causal: bool = False,
+    starts_BT: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Mean of KL_i over heads and real positions: a scalar, differentiable in the student's vectors.
 
@@ -42,15 +51,25 @@ def relation_kl(
         teacher_BATd: B rows, A heads, T positions, d_T components.
         student_BATd: the same with d_S components.
         length_B: real positions of each row, the first ones, on the same device; None if all are real.
+        causal: relate each position to itself and those before it, not to those behind it.
+        starts_BT: True where a segment of a row begins, on the same device: positions are related within their segment;
+            None where a row is one.
         backend: by name, or `auto`: `triton` where its kernels run, else `chunked`.
     """
     batch, _, positions, _ = student_BATd.shape
     real = batch * positions if length_B is None else length_B.sum().clamp(min=1)
-    return relation_kl_sum(teacher_BATd, student_BATd, length_B, backend=backend) / real
+    total = relation_kl_sum(teacher_BATd, student_BATd, length_B, causal=causal, starts_BT=starts_BT, backend=backend)
+    return total / real
 
 
 def relation_kl_sum(
-    teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None = None, *, backend: Backend = "auto"
+    teacher_BATd: Tensor,
+    student_BATd: Tensor,
+    length_B: Tensor | None = None,
+    *,
+    causal: bool = False,
+    starts_BT: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Sum over real positions of the mean of KL_i over heads; arguments as in `relation_kl`.
 
@@ -66,23 +85,37 @@ def relation_kl_sum(
         )
     if backend == "auto":
         backend = "chunked" if _obstacle(teacher_BATd, student_BATd) else "triton"
-    total = _backend_sum(backend, teacher_BATd, student_BATd, length_B)
+    kl_sum = _kernel(backend, teacher_BATd, student_BATd)
+    total: Tensor = kl_sum(teacher_BATd, student_BATd, length_B, causal=causal, starts_BT=starts_BT)
     return total / student_BATd.shape[1]
 
 
-def stored_relation_kl_sum(teacher_BATT: Tensor, student_BATd: Tensor, length_B: Tensor | None = None) -> Tensor:
+def stored_relation_kl_sum(
+    teacher_BATT: Tensor,
+    student_BATd: Tensor,
+    length_B: Tensor | None = None,
+    *,
+    causal: bool = False,
+    starts_BT: Tensor | None = None,
+) -> Tensor:
     """`relation_kl_sum` for relations that the teacher's side holds as matrices, [B, A, T, T], 0 at padding.
 
     The student's are materialised too.
     """
-    return stored_kl_sum(teacher_BATT, student_BATd, length_B) / student_BATd.shape[1]
+    total = stored_kl_sum(teacher_BATT, student_BATd, length_B, causal=causal, starts_BT=starts_BT)
+    return total / student_BATd.shape[1]
 
 
-def _backend_sum(backend: Backend, teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None) -> Tensor:
+def _kernel(backend: Backend, teacher_BATd: Tensor, student_BATd: Tensor) -> Callable[..., Tensor]:
+    """What a backend sums with.
+
+    Raises:
+        ValueError: it does not run on these vectors.
+    """
     if backend == "reference":
-        return reference_kl_sum(teacher_BATd, student_BATd, length_B)
+        return reference_kl_sum
     if backend == "chunked":
-        return chunked_kl_sum(teacher_BATd, student_BATd, length_B)
+        return chunked_kl_sum
     # Triton's interpreter, which is for tests, runs the kernels on a CPU
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     obstacle = _obstacle(teacher_BATd, student_BATd, interpreted=interpreted)
@@ -90,7 +123,7 @@ def _backend_sum(backend: Backend, teacher_BATd: Tensor, student_BATd: Tensor, l
         raise ValueError(f"backend 'triton' cannot be used: {obstacle}; 'auto' takes the fastest one that can")
     from student_train.kernels.fused import fused_kl_sum  # Triton need not be there
 
-    return fused_kl_sum(teacher_BATd, student_BATd, length_B)
+    return fused_kl_sum
 
 
 def _obstacle(teacher_BATd: Tensor, student_BATd: Tensor, *, interpreted: bool = False) -> str | None:

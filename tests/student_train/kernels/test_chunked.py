@@ -27,6 +27,52 @@ def test_every_tiling_gives_the_same(tile_elements: int, length_B: Any, vectors,
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
+# odd lengths: bands that do not divide a piece, pieces of one position, tiles of one row, cut and masked ones
+@pytest.mark.parametrize("positions", [1, 37, 101])
+@pytest.mark.parametrize("tile_elements", [1, 37 * 4, 1 << 12, 1 << 20])
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_tilings_give_the_same(
+    positions: int, tile_elements: int, segmented: bool, causal: bool, vectors, value_and_gradient
+) -> None:
+    teacher, student = vectors(positions=positions)
+    starts_BT = None
+    if segmented:
+        starts_BT = torch.rand((3, positions), generator=torch.Generator().manual_seed(3)) < 0.1
+        starts_BT[:, 0] = True
+        starts_BT[2] = starts_BT[1]
+    mask = {"causal": causal, "starts_BT": starts_BT}
+    for length_B in (None, torch.tensor([positions, positions // 3, positions // 3])):
+        expected = value_and_gradient(reference_kl_sum, teacher, student, length_B, **mask)
+        found = value_and_gradient(chunked_kl_sum, teacher, student, length_B, tile_elements=tile_elements, **mask)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_accuracy_of_a_causal_mask(
+    dtype: torch.dtype, tolerance: float, vectors, value_and_gradient, relative_error
+) -> None:
+    teacher, student = (v.to(dtype) for v in vectors(positions=131, teacher_width=18, student_width=12, scale=0.8))
+    length_B = torch.tensor([131, 5, 100])
+    starts_BT = torch.zeros(3, 131, dtype=torch.bool)
+    starts_BT[:, [0, 50, 99]] = True
+    mask = {"causal": True, "starts_BT": starts_BT}
+    expected = value_and_gradient(reference_kl_sum, teacher.double(), student.double(), length_B, **mask)
+    found = value_and_gradient(chunked_kl_sum, teacher, student, length_B, **mask)
+    assert relative_error(found[0], expected[0]) <= 1e-5
+    assert relative_error(found[1], expected[1]) <= tolerance
+
+
+def test_a_causal_mask_visits_little_more_than_half_of_the_pairs() -> None:
+    for positions in (64, 511, 512, 1000):
+        tiles = list(chunked._tiles(torch.Size([1, 3, positions, 4]), [((0, positions),)], 1 << 18, causal=True))
+        pairs = sum(math.prod(part.stop - part.start for part in tile) for tile in tiles)
+        assert pairs / (3 * positions**2) < (0.76 if positions == 64 else 0.54)
+        rows = sum((tile.matrices.stop - tile.matrices.start) * (tile.rows.stop - tile.rows.start) for tile in tiles)
+        assert rows == 3 * positions and all(tile.columns == slice(0, tile.rows.stop) for tile in tiles)
+
+
 @pytest.mark.parametrize("tile_elements", [7 * 2, 1 << 20])
 def test_gradcheck(tile_elements: int, vectors) -> None:
     teacher, student = vectors(batch=2, positions=7)
@@ -67,10 +113,15 @@ def test_accuracy_by_width_and_type(
 def test_padding_may_hold_any_number(tile_elements: int, garbage: float, vectors, value_and_gradient) -> None:
     teacher, student = (v.float() for v in vectors())
     expected = value_and_gradient(chunked_kl_sum, teacher, student, RAGGED, tile_elements=tile_elements)
+    starts_BT = torch.zeros(3, 9, dtype=torch.bool)
+    starts_BT[:, [0, 4]] = True
+    mask = {"causal": True, "starts_BT": starts_BT, "tile_elements": tile_elements}
+    expected += value_and_gradient(chunked_kl_sum, teacher, student, RAGGED, **mask)
     for v in (teacher, student):
         v[1, :, 1:], v[2, :, 6:] = garbage, -garbage
     found = value_and_gradient(chunked_kl_sum, teacher, student, RAGGED, tile_elements=tile_elements)
-    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    found += value_and_gradient(chunked_kl_sum, teacher, student, RAGGED, **mask)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_long_rows(vectors, value_and_gradient, relative_error) -> None:
@@ -144,7 +195,7 @@ def test_keeps_no_relation_matrix(monkeypatch: pytest.MonkeyPatch, vectors) -> N
 
 
 def test_neighbouring_rows_of_equal_length_share_tiles() -> None:
-    tiles = list(chunked._tiles(torch.Size([5, 3, 8, 4]), [8, 8, 0, 5, 5], 8 * 8 * 4))
+    tiles = list(chunked._tiles(torch.Size([5, 3, 8, 4]), [((0, n),) for n in (8, 8, 0, 5, 5)], 8 * 8 * 4))
     sizes = [tuple(part.stop - part.start for part in tile) for tile in tiles]
     assert sizes == [(4, 8, 8), (2, 8, 8), (6, 5, 5)]
     assert sum(math.prod(size) for size in sizes) == 3 * (2 * 64 + 2 * 25)

@@ -17,17 +17,42 @@ RAGGED = (9, 1, 6)
 EACH_BACKEND = pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
 
 
-def kl_by_loops(teacher_BATd: Tensor, student_BATd: Tensor, lengths: tuple[int, ...]) -> Tensor:
+MASKS = pytest.mark.parametrize(
+    ("causal", "starts"), [(True, None), (False, ((0, 4, 5), (0,), (0, 2, 8))), (True, ((0, 4, 5), (0,), (0, 2, 8)))]
+)
+
+
+def starts_of(starts: tuple[tuple[int, ...], ...] | None, positions: int = 9) -> Tensor | None:
+    if starts is None:
+        return None
+    starts_BT = torch.zeros(len(starts), positions, dtype=torch.bool)
+    for row, begins in enumerate(starts):
+        starts_BT[row, list(begins)] = True
+    return starts_BT
+
+
+def kl_by_loops(
+    teacher_BATd: Tensor,
+    student_BATd: Tensor,
+    lengths: tuple[int, ...],
+    *,
+    causal: bool = False,
+    starts: tuple[tuple[int, ...], ...] | None = None,
+) -> Tensor:
     """Sum of KL_i over real positions and mean over heads, in float64: one softmax at a time."""
     batch, heads, _, _ = student_BATd.shape
     rows = []
     for b in range(batch):
         for a in range(heads):
             for i in range(lengths[b]):
+                begins = (0,) if starts is None else starts[b]
+                first = max(begin for begin in begins if begin <= i)
+                last = min([begin for begin in begins if begin > i] + [lengths[b]])
+                related = range(first, min(last, lengths[b], i + 1 if causal else lengths[b]))
                 logs = []
                 for vectors_BATd in (teacher_BATd.double(), student_BATd.double()):
                     vectors_Td = vectors_BATd[b, a, : lengths[b]]
-                    logits_T = torch.stack([vectors_Td[i] @ vectors_Td[j] for j in range(lengths[b])])
+                    logits_T = torch.stack([vectors_Td[i] @ vectors_Td[j] for j in related])
                     logs.append((logits_T / math.sqrt(vectors_Td.shape[1])).log_softmax(0))
                 rows.append((logs[0].exp() * (logs[0] - logs[1])).sum())
     return torch.stack(rows).sum() / heads
@@ -54,6 +79,43 @@ def test_gradient_of_the_loops(backend: Any, vectors, value_and_gradient) -> Non
     _, found = value_and_gradient(relation_kl_sum, teacher, student, torch.tensor(RAGGED), backend=backend)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
     assert not found[1, :, 1:].any()
+
+
+@EACH_BACKEND
+@MASKS
+def test_positions_that_are_left_out_are_not_in_the_softmax(
+    backend: Any, causal: bool, starts: Any, vectors, value_and_gradient
+) -> None:
+    teacher, student = vectors()
+    for lengths in (RAGGED, (9, 9, 9)):
+        length_B = torch.tensor(lengths) if lengths == RAGGED else None
+        mask = {"causal": causal, "starts_BT": starts_of(starts)}
+        want = value_and_gradient(kl_by_loops, teacher, student, lengths, causal=causal, starts=starts)
+        found = value_and_gradient(relation_kl_sum, teacher, student, length_B, backend=backend, **mask)
+        torch.testing.assert_close(found[0], want[0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(found[1], want[1], rtol=1e-10, atol=1e-13)
+        without = relation_kl_sum(teacher, student, length_B, backend=backend)
+        assert abs(float(without - found[0])) > 0.01 * float(without)
+        mean = relation_kl(teacher, student, length_B, backend=backend, **mask)
+        torch.testing.assert_close(mean, want[0] / sum(lengths), rtol=1e-12, atol=0)
+
+
+@EACH_BACKEND
+def test_a_causal_relation_does_not_see_what_comes_later(backend: Any, vectors) -> None:
+    teacher, student = vectors(batch=1)
+    starts_BT = starts_of(((0, 6),))
+    changed_teacher, changed_student = teacher.clone(), student.clone()
+    for v in (changed_teacher, changed_student):
+        v[:, :, 5] *= 3
+    values = []
+    for both in ((teacher, student), (changed_teacher, changed_student)):
+        first, last = torch.tensor([5]), torch.tensor([9])
+        whole = relation_kl_sum(*both, last, causal=True, starts_BT=starts_BT, backend=backend)
+        five = relation_kl_sum(*both, first, causal=True, starts_BT=starts_BT, backend=backend)
+        six = relation_kl_sum(*both, torch.tensor([6]), causal=True, starts_BT=starts_BT, backend=backend)
+        values.append((five, whole - six))
+    # neither the positions before the changed one, nor those of the next segment
+    torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=1e-12)
 
 
 @EACH_BACKEND
@@ -111,6 +173,17 @@ def test_matrices_in_place_of_the_teachers_vectors(vectors, value_and_gradient, 
     assert float(halved) == pytest.approx(float(want), rel=1e-3)
     # a distribution compared with itself, rounded: never below zero
     assert float(stored_relation_kl_sum(matrices_BATT.half(), teacher, length_B)) >= 0
+
+
+@MASKS
+def test_stored_matrices_are_masked_and_add_up_to_one_again(causal: bool, starts: Any, vectors, relative_error) -> None:
+    teacher, student = vectors()
+    length_B, starts_BT = torch.tensor(RAGGED), starts_of(starts)
+    real_BT = torch.arange(9) < length_B[:, None]
+    matrices_BATT = relation_matrices(teacher.transpose(1, 2).flatten(2), 2, real_BT)
+    found = stored_relation_kl_sum(matrices_BATT, student, length_B, causal=causal, starts_BT=starts_BT)
+    want = kl_by_loops(teacher, student, RAGGED, causal=causal, starts=starts)
+    assert relative_error(found, want) < 1e-5
 
 
 def test_different_heads_are_a_mistake(vectors) -> None:
