@@ -62,6 +62,14 @@ class TrainSettings:
     """For mha, heads into which both models' attention vectors are re-split (default: the largest number that divides
     both widths and is at most a sixteenth of the teacher's)."""
 
+    relation_heads_kv: int | None = None
+    """For mha, those of keys and values, where these are narrower than queries (default: as of --relation-heads, by
+    their own widths; where all are equally wide, as many as of queries)."""
+
+    relation_mask: Literal["causal", "full"] | None = None
+    """For mha of causal models, what a position is related to: causal, itself and those before it, as the model sees
+    them, or full, all of its document (default: causal; of masked LMs, full)."""
+
     relation_weights: str = "1,1,1"
     """For mha and direct, weights of queries, keys and values."""
 
@@ -283,6 +291,7 @@ LOWEST = {
     "seed": 0,
     "local_cache_gib": 0,
     "relation_heads": 1,
+    "relation_heads_kv": 1,
 }
 """The least value of each flag that is a number."""
 

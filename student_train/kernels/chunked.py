@@ -122,7 +122,7 @@ class _ChunkedKL(torch.autograd.Function):
         if length_B is None and starts_BT is not None:
             length_B = torch.full_like(starts_BT[:, 0], shape[2], dtype=torch.long)
         padding_NT1 = mask_N1T = segment_NT1 = None
-        pieces = [((0, shape[2]),)] * shape[0]
+        pieces: list[tuple[tuple[int, int], ...]] = [((0, shape[2]),)] * shape[0]
         if length_B is not None and _cuts(length_B, shape, tile_elements):
             pieces = _pieces(length_B.clamp(0, shape[2]), starts_BT)
         elif length_B is not None:

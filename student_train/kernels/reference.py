@@ -24,7 +24,7 @@ def reference_kl_sum(
     starts_BT: Tensor | None = None,
 ) -> Tensor:
     """Sum of KL_i over heads and real positions."""
-    visible_BTT = visible_pairs(student_BATd, causal, starts_BT)
+    visible_BTT = visible_pairs(student_BATd[:, 0, :, 0], causal, starts_BT)
     log_p_BATT = _log_relation(teacher_BATd.detach(), length_B, visible_BTT)
     log_s_BATT = _log_relation(student_BATd, length_B, visible_BTT)
     kl_BAT = (log_p_BATT.exp() * (log_p_BATT - log_s_BATT)).sum(-1)
@@ -43,7 +43,7 @@ def stored_kl_sum(
 
     Their rows are scaled to add up to 1 again, which float16 does not keep, nor do those of which a part is left out.
     """
-    visible_BTT = visible_pairs(student_BATd, causal, starts_BT)
+    visible_BTT = visible_pairs(student_BATd[:, 0, :, 0], causal, starts_BT)
     log_s_BATT = _log_relation(student_BATd, length_B, visible_BTT)
     p_BATT = teacher_BATT.to(log_s_BATT.dtype)
     if visible_BTT is not None:
@@ -62,18 +62,18 @@ def real_BT(length_B: Tensor, positions: int) -> Tensor:
     return torch.arange(positions, device=length_B.device)[None, :] < length_B[:, None]
 
 
-def visible_pairs(vectors_BATd: Tensor, causal: bool, starts_BT: Tensor | None) -> Tensor | None:
+def visible_pairs(like_BT: Tensor, causal: bool, starts_BT: Tensor | None) -> Tensor | None:
     """[B or 1, T, T]: True where position j is in the softmax of position i, by segments and causality alone.
 
-    None where all are.
+    None where all are. `like_BT` says how many positions there are, and where.
     """
     visible_BTT = None
     if starts_BT is not None:
         segment_BT = starts_BT.cumsum(1)
         visible_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
     if causal:
-        positions = vectors_BATd.shape[2]
-        before_TT = torch.ones(positions, positions, dtype=torch.bool, device=vectors_BATd.device).tril()
+        positions = like_BT.shape[1]
+        before_TT = torch.ones(positions, positions, dtype=torch.bool, device=like_BT.device).tril()
         visible_BTT = before_TT[None] if visible_BTT is None else visible_BTT & before_TT
     return visible_BTT
 

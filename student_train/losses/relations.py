@@ -27,16 +27,37 @@ def relation_loss(
     *,
     heads: int,
     weights: Sequence[float],
+    key_value_heads: int | None = None,
+    causal: bool = False,
+    starts_BT: Tensor | None = None,
 ) -> LossSum:
-    """Sum over real positions of alpha_q KL_q + alpha_k KL_k + alpha_v KL_v, each the mean over `heads` relation heads.
+    """Sum over real positions of alpha_q KL_q + alpha_k KL_k + alpha_v KL_v, each the mean over its relation heads.
 
     MiniLMv2 (Wang et al., Findings of ACL 2021), equation 5, with separate weights for the three relations.
+
+    Args:
+        student: the student's vectors of one layer.
+        teacher: the teacher's, or their relations.
+        length_B: real positions of each row.
+        heads: relation heads of queries.
+        weights: alpha_q, alpha_k and alpha_v.
+        key_value_heads: those of keys and values, which are narrower than queries where several query heads share
+            them; as many as of queries if not given.
+        causal: relate each position to itself and those before it alone.
+        starts_BT: True where a segment begins: positions are related within their segment.
     """
     total = length_B.new_zeros((), dtype=torch.float32)
     for name, weight in zip(VECTORS, weights, strict=True):
         if weight:
-            total = total + weight * one_relation_loss(name, student, teacher, length_B, heads=heads)
+            count = heads_of(name, heads, key_value_heads)
+            loss = one_relation_loss(name, student, teacher, length_B, heads=count, causal=causal, starts_BT=starts_BT)
+            total = total + weight * loss
     return LossSum(total, length_B.sum())
+
+
+def heads_of(name: str, heads: int, key_value_heads: int | None) -> int:
+    """In how many relation heads queries, keys or values are related."""
+    return heads if name == VECTORS[0] or key_value_heads is None else key_value_heads
 
 
 def one_relation_loss(
@@ -46,6 +67,8 @@ def one_relation_loss(
     length_B: Tensor,
     *,
     heads: int,
+    causal: bool = False,
+    starts_BT: Tensor | None = None,
 ) -> Tensor:
     """Sum over real positions of the KL of the query, key or value relation, the mean over `heads` relation heads.
 
@@ -53,8 +76,10 @@ def one_relation_loss(
     """
     student_BATd = split_relation_heads(getattr(student, f"{name}_BTD"), heads)
     if isinstance(teacher, AttentionRelations):
-        return stored_relation_kl_sum(getattr(teacher, f"{name}_BATT"), student_BATd, length_B)
-    return relation_kl_sum(split_relation_heads(getattr(teacher, f"{name}_BTD"), heads), student_BATd, length_B)
+        matrices_BATT = getattr(teacher, f"{name}_BATT")
+        return stored_relation_kl_sum(matrices_BATT, student_BATd, length_B, causal=causal, starts_BT=starts_BT)
+    teacher_BATd = split_relation_heads(getattr(teacher, f"{name}_BTD"), heads)
+    return relation_kl_sum(teacher_BATd, student_BATd, length_B, causal=causal, starts_BT=starts_BT)
 
 
 def vectors_loss(

@@ -38,6 +38,8 @@ class MethodContext:
     mapping: str = "uniform+last"
     attention_layer: str | None = None
     relation_heads: int | None = None
+    relation_heads_kv: int | None = None
+    relation_mask: Literal["causal", "full"] | None = None
     relation_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     topk_loss: Literal["tail", "renormalise"] = "tail"
     seed: int = 0

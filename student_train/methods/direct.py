@@ -21,6 +21,7 @@ from student_train.losses.sums import LossSum, add_losses
 from student_train.methods.attention_pairs import describe_pairs, needs_of, request_of, spec_of, views_of_pairs
 from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
 from student_train.methods.projections import make_map, projection_name
+from student_train.methods.relation_heads import vector_widths
 from teacher_cache.contract.batch import AttentionVectors, Batch, TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
@@ -106,7 +107,7 @@ def make_vector_transfer(
     maps = {
         _map_name(name, *pair): make_map(student_width, spreads[pair[1]].widths[index], generator)
         for pair in pairs
-        for index, (name, student_width) in enumerate(zip(VECTORS, _vector_widths(student), strict=True))
+        for index, (name, student_width) in enumerate(zip(VECTORS, vector_widths(student), strict=True))
         if weights[index]
     }
     variances = {layer: spread.variances for layer, spread in spreads.items()}
@@ -155,16 +156,6 @@ def measure_spreads(source: CacheSource, layers: Sequence[int]) -> dict[int, Vec
             widths=tuple(each.shape[1] for each in vectors), variances=tuple(map(_variance, vectors))
         )
     return spreads
-
-
-def _vector_widths(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Widths of queries, keys and values; where queries share keys and values, those are narrower."""
-    heads = config.num_attention_heads
-    # MobileBERT's attention is narrower than its hidden states
-    width = getattr(config, "true_hidden_size", None) or config.hidden_size
-    head_width = getattr(config, "head_dim", None) or width // heads
-    shared = (getattr(config, "num_key_value_heads", None) or heads) * head_width
-    return heads * head_width, shared, shared
 
 
 def _variance(vectors_PD: Tensor) -> float:

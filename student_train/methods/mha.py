@@ -2,7 +2,9 @@
 
 In: the pairs of layers asked for and what the cache holds, then what the student computed and the decoded targets of
 the same rows. Out: one `LossSum` per batch, the sum over the pairs. A cache of vectors serves any number of relation
-heads, one of matrices the number it was built with.
+heads, one of matrices the number it was built with. What a position is related to is what the teacher sees of it: of a
+causal teacher, what comes before it, unless asked otherwise, and in rows whose documents do not see each other, its own
+document.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from student_train.losses.relations import relation_loss
 from student_train.losses.sums import LossSum, add_losses
 from student_train.methods.attention_pairs import describe_pairs, needs_of, request_of, spec_of, views_of_pairs
 from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
+from student_train.methods.relation_heads import RelationFlags, RelationMask, choose_heads, choose_mask, vector_widths
 from teacher_cache.contract.batch import Batch, TargetRequest
-from teacher_cache.contract.layers import default_relation_heads
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import SettingsError
@@ -28,12 +30,18 @@ from teacher_cache.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTransfer:
-    """`mha`: attention relations of teacher layers to student layers (MiniLMv2)."""
+    """`mha`: attention relations of teacher layers to student layers (MiniLMv2).
+
+    `key_value_heads` are None where keys and values are related in as many heads as queries; `mask` is None where the
+    teacher is a masked LM, which sees all of a row.
+    """
 
     pairs: LayerPairs
     views: Mapping[int, View]
     relation_heads: int
     weights: tuple[float, ...]
+    key_value_heads: int | None = None
+    mask: RelationMask | None = None
     counted: Counted = "positions"
 
     @property
@@ -54,16 +62,24 @@ class AttentionTransfer:
                     batch[view].length_B,
                     heads=self.relation_heads,
                     weights=self.weights,
+                    key_value_heads=self.key_value_heads,
+                    causal=self.mask == "causal",
+                    starts_BT=batch[view].starts_BT,
                 )
             )
         return add_losses(losses)
 
     def describe(self) -> dict[str, Any]:
-        return {"relation_heads": self.relation_heads, **describe_pairs(self.pairs, self.weights, self.views)}
+        said = {"key_value_heads": self.key_value_heads, "relation_mask": self.mask}
+        return {
+            "relation_heads": self.relation_heads,
+            **{name: value for name, value in said.items() if value is not None},
+            **describe_pairs(self.pairs, self.weights, self.views),
+        }
 
 
 def make_attention_transfer(
-    manifest: Manifest, student: PreTrainedConfig, pairs: LayerPairs, heads: int | None, weights: Sequence[float]
+    manifest: Manifest, student: PreTrainedConfig, pairs: LayerPairs, asked: RelationFlags, weights: Sequence[float]
 ) -> AttentionTransfer:
     """`mha` of these pairs, all of which the cache holds.
 
@@ -71,14 +87,14 @@ def make_attention_transfer(
         manifest: of the cache.
         student: the student's configuration.
         pairs: see `attention_pairs`.
-        heads: relation heads; None for those of stored matrices, or else the largest common divisor of both widths up
-            to a sixteenth of the teacher's.
+        asked: relation heads and mask, where they are asked for; heads of stored matrices are theirs.
         weights: of the query, key and value relations.
 
     Raises:
-        SettingsError: the heads do not divide both widths, or are not those of stored matrices.
+        SettingsError: the heads do not divide both widths, or are not those of stored matrices, or the mask is none
+            that such a teacher can have.
     """
-    width = student.hidden_size
+    mask = choose_mask(manifest, asked.mask)
     stored = {layer: spec_of(manifest, layer).heads for _, layer in pairs}
     held = {count for count in stored.values() if count is not None}
     if len(held) > 1:
@@ -88,38 +104,30 @@ def make_attention_transfer(
             "method are compared in the same heads; name layers of one number with --attention-layer"
         )
     if held:
-        heads = _check_stored_heads(*held, asked=heads, student_width=width)
-    elif heads is None:
-        heads = default_relation_heads(manifest.teacher.hidden_size, width)
-    _check_relation_heads(heads, manifest.teacher.hidden_size, width)
+        asked = _check_stored_heads(*held, asked=asked, student_widths=vector_widths(student))
+    heads, key_value_heads = choose_heads(manifest, [layer for _, layer in pairs], student, asked)
     return AttentionTransfer(
-        pairs=pairs, views=views_of_pairs(manifest, pairs), relation_heads=heads, weights=tuple(weights)
+        pairs=pairs,
+        views=views_of_pairs(manifest, pairs),
+        relation_heads=heads,
+        weights=tuple(weights),
+        key_value_heads=None if key_value_heads == heads else key_value_heads,
+        mask=mask,
     )
 
 
-def _check_relation_heads(heads: int, teacher_width: int, student_width: int) -> None:
-    if heads >= 1 and teacher_width % heads == 0 and student_width % heads == 0:
-        return
-    possible = [n for n in range(1, student_width + 1) if teacher_width % n == 0 and student_width % n == 0]
-    below = [n for n in possible if n < heads][-1:]
-    above = [n for n in possible if n > heads][:1]
-    raise SettingsError(
-        f"--relation-heads {heads!r} does not divide both the teacher's width {teacher_width} and the student's width "
-        f"{student_width}: every relation head must get the same number of components; the nearest that does is "
-        f"{' or '.join(map(str, below + above))}"
-    )
-
-
-def _check_stored_heads(stored: int, *, asked: int | None, student_width: int) -> int:
-    if asked is not None and asked != stored:
+def _check_stored_heads(stored: int, *, asked: RelationFlags, student_widths: Sequence[int]) -> RelationFlags:
+    other = next((heads for heads in (asked.heads, asked.key_value_heads) if heads not in (None, stored)), None)
+    if other is not None:
         raise SettingsError(
-            f"--relation-heads {asked!r}: the cache holds relations as matrices of {stored} heads, and others cannot "
+            f"--relation-heads {other!r}: the cache holds relations as matrices of {stored} heads, and others cannot "
             f"be made of them; give --relation-heads {stored}, or build a cache with --relations hidden or qkv"
         )
-    if student_width % stored:
+    undivided = next((width for width in student_widths if width % stored), None)
+    if undivided is not None:
         raise SettingsError(
             f"the cache holds relations as matrices of {stored} heads, which do not divide the student's width "
-            f"{student_width}: every relation head must get the same number of components; choose a student whose "
+            f"{undivided}: every relation head must get the same number of components; choose a student whose "
             "width they divide, or build a cache with --relations hidden or qkv"
         )
-    return stored
+    return RelationFlags(heads=stored, key_value_heads=stored)

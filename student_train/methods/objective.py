@@ -31,6 +31,7 @@ from student_train.methods.od import (
     make_next_token_prediction,
     make_token_prediction,
 )
+from student_train.methods.relation_heads import RelationFlags, RelationMask
 from student_train.settings import METHODS, READING_ATTENTION
 from teacher_cache.contract.batch import Batch, TargetRequest
 from teacher_cache.contract.targets import View
@@ -120,6 +121,8 @@ def plan_objective(
     mapping: str = "uniform+last",
     attention_layer: str | None = None,
     relation_heads: int | None = None,
+    relation_heads_kv: int | None = None,
+    relation_mask: RelationMask | None = None,
     relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
     topk_loss: TopkLoss = "tail",
     beside: Sequence[TargetRequest] = (),
@@ -150,7 +153,8 @@ def plan_objective(
     made: dict[str, Method | LogitsMethod] = {}
     for name in weights:
         if name == "mha":
-            made[name] = make_attention_transfer(manifest, student, pairs, relation_heads, relation_weights)
+            asked = RelationFlags(heads=relation_heads, key_value_heads=relation_heads_kv, mask=relation_mask)
+            made[name] = make_attention_transfer(manifest, student, pairs, asked, relation_weights)
         elif name == "direct":
             check_vectors(manifest, pairs)
         elif name == "hs" and layer_map is not None:
@@ -185,6 +189,8 @@ def make_objective(
     mapping: str = "uniform+last",
     attention_layer: str | None = None,
     relation_heads: int | None = None,
+    relation_heads_kv: int | None = None,
+    relation_mask: RelationMask | None = None,
     relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
     topk_loss: TopkLoss = "tail",
     seed: int = 0,
@@ -200,6 +206,8 @@ def make_objective(
         attention_layer: layers of `mha` and `direct`, see `attention_pairs`; None for the teacher's last but one, or
             what the cache has where it lacks that.
         relation_heads: heads of `mha`; None for the largest common divisor of both widths up to teacher width / 16.
+        relation_heads_kv: those of keys and values, where their widths differ from the queries'.
+        relation_mask: what `mha` relates a position to; None for what such a teacher sees.
         relation_weights: of queries, keys and values, in `mha` and `direct`.
         topk_loss: what `od` does with the mass outside the kept ids, see `TopkTargets` and `KeptTargets`.
         seed: of projections between different widths.
@@ -214,6 +222,8 @@ def make_objective(
         mapping=mapping,
         attention_layer=attention_layer,
         relation_heads=relation_heads,
+        relation_heads_kv=relation_heads_kv,
+        relation_mask=relation_mask,
         relation_weights=tuple(relation_weights),
         topk_loss=topk_loss,
         seed=seed,
@@ -227,6 +237,8 @@ def make_objective(
         mapping=mapping,
         attention_layer=attention_layer,
         relation_heads=relation_heads,
+        relation_heads_kv=relation_heads_kv,
+        relation_mask=relation_mask,
         relation_weights=relation_weights,
         topk_loss=topk_loss,
         beside=added_requests,

@@ -264,6 +264,8 @@ def _objective_settings(settings: TrainSettings) -> dict[str, Any]:
         "mapping": settings.mapping,
         "attention_layer": settings.attention_layer,
         "relation_heads": settings.relation_heads,
+        "relation_heads_kv": settings.relation_heads_kv,
+        "relation_mask": settings.relation_mask,
         "relation_weights": settings.relation_weight_values(),
         "topk_loss": settings.topk_loss,
     }

@@ -66,10 +66,7 @@ class BuildPlan:
     def rough(self) -> bool:
         """Whether the sample is too small for calibration, so that sizes may be off by a tenth or more."""
         tokens = self.sample_rows * self.manifest.seq_len
-        few = (
-            StoreLayout.of(self.manifest).nmse_streams
-            and tokens < ENOUGH_PER_COMPONENT * self.manifest.teacher.hidden_size
-        )
+        few = StoreLayout.of(self.manifest).nmse_streams and tokens < ENOUGH_PER_COMPONENT * self.manifest.widest
         return bool(few) and self.sample_rows < sum(group.rows for group in self.groups)
 
     @property

@@ -6,6 +6,7 @@ before a row is read.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +20,6 @@ from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import (
     TARGETS,
-    AttentionForm,
     AttentionSpec,
     HiddenSpec,
     LogitsSpec,
@@ -110,10 +110,26 @@ def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
 def _attention_spec(
     settings: BuildSettings, teacher: Teacher, layer: int, mode: RelationMode, note: Callable[[str], None]
 ) -> AttentionSpec:
-    if mode != "matrix":
-        form: AttentionForm = "vectors" if mode == "qkv" else "input"
-        return AttentionSpec(layer=layer, form=form, codec=parse_precision(settings.precision), view=settings.hs_view)
-    width = teacher.record.hidden_size
+    if mode == "hidden":
+        return AttentionSpec(
+            layer=layer, form="input", codec=parse_precision(settings.precision), view=settings.hs_view
+        )
+    if mode == "qkv":
+        widths, hidden_size = teacher.probe_widths(layer), teacher.record.hidden_size
+        return AttentionSpec(
+            layer=layer,
+            form="vectors",
+            codec=parse_precision(settings.precision),
+            view=settings.hs_view,
+            widths=None if set(widths) == {hidden_size} else widths,
+        )
+    if teacher.record.causal:
+        raise SettingsError(
+            f"--relations matrix: teacher {settings.teacher!r} is a causal LM, whose relations are compared under a "
+            "mask that is chosen in training, and in other numbers of heads for queries than for keys and values: one "
+            "set of matrices would fit neither; use --relations qkv"
+        )
+    width = math.gcd(*teacher.probe_widths(layer))
     heads = settings.relation_heads or default_relation_heads(width, width)
     if width % heads:
         raise SettingsError(
@@ -142,8 +158,8 @@ def _relation_mode(
     if settings.relations == "hidden":
         raise TeacherError(
             f"family {teacher.record.model_type!r} does not compute attention layer {layer} from hidden state "
-            f"{layer - 1} alone (a norm or rotary positions stand between): its queries and keys could not be "
-            "recomputed; use --relations qkv"
+            f"{layer - 1} alone (a norm or rotary positions stand between, or its vectors have another width): its "
+            "queries and keys could not be recomputed; use --relations qkv"
         )
     return "qkv", None
 

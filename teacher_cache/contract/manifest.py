@@ -183,6 +183,12 @@ class Manifest:
             return self.masked_per_row
         return 0 if self.positions is None else places_per_row(self.positions, self.seq_len)
 
+    @property
+    def widest(self) -> int:
+        """The most numbers that any stream of vectors can have for a token: queries may be wider than hidden states."""
+        kept = (spec.vector_widths(self.teacher.hidden_size) for spec in self.targets.attention)
+        return max(self.teacher.hidden_size, *(width for widths in kept for width in widths), 0)
+
     def views_of(self, view: View) -> int:
         """How many inputs of this view each row has: one plain, `views` masked ones."""
         return self.views if view == "masked" else 1
@@ -227,7 +233,7 @@ class Manifest:
         fields["targets"] = TargetSpecs(
             logits=LogitsSpec(**logits) if logits else None,
             hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
-            attention=tuple(AttentionSpec(**spec) for spec in targets["attention"]),
+            attention=tuple(_attention_spec(spec) for spec in targets["attention"]),
         )
         fields["inputs_held"] = tuple(fields["inputs_held"])
         calibration = fields.get("calibration", {})
@@ -270,12 +276,19 @@ class Manifest:
         ]
 
 
-_LATER_FIELDS = {"segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None}
+_LATER_FIELDS = {
+    "segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None, "widths": None,
+}  # fmt: skip
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 
 
 _LATER_ENTRIES = {"--segments": "joined"}
 """Entries of an identity that are left out where they say what all stores of before were."""
+
+
+def _attention_spec(fields: Mapping[str, Any]) -> AttentionSpec:
+    widths = fields.get("widths")
+    return AttentionSpec(**{**fields, "widths": None if widths is None else tuple(widths)})
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:

@@ -61,13 +61,17 @@ def attention_streams(manifest: Manifest) -> dict[int, tuple[VectorStream, ...]]
 def _read_from(manifest: Manifest, spec: AttentionSpec) -> list[VectorStream]:
     if spec.form == "shared":
         return [_hidden_stream(manifest, HiddenSpec(layer=spec.layer - 1, codec=spec.codec, view=spec.view))]
-    width = manifest.teacher.hidden_size
+    hidden_size = manifest.teacher.hidden_size
     if spec.form in ("vectors", "matrix"):
         folder = "relations/" if spec.form == "matrix" else ""
-        width = width if spec.heads is None else spec.heads * manifest.seq_len
-        sources = {f"{folder}{vector}": (vector, spec.layer) for vector in VECTORS}
+        widths = spec.vector_widths(hidden_size)
+        if spec.heads is not None:
+            widths = (spec.heads * manifest.seq_len,) * 3
+        sources = {
+            f"{folder}{vector}": (vector, spec.layer, width) for vector, width in zip(VECTORS, widths, strict=True)
+        }
     else:
-        sources = {spec.form: ("hidden", spec.layer - 1)}
+        sources = {spec.form: ("hidden", spec.layer - 1, hidden_size)}
     paths = {name: f"attention/{spec.layer}/{name}" for name in sources}
     return [
         VectorStream(
@@ -81,7 +85,7 @@ def _read_from(manifest: Manifest, spec: AttentionSpec) -> list[VectorStream]:
             relation_heads=spec.heads,
             calibration=manifest.calibration.get(paths[name]),
         )
-        for name, (source, layer) in sources.items()
+        for name, (source, layer, width) in sources.items()
     ]
 
 

@@ -98,6 +98,10 @@ class AttentionSpec:
     - `projected`: the same in an `nmse` codec, coded in the metric of the queries, keys and values;
     - `vectors`: the three vectors themselves;
     - `matrix`: not the vectors but their relations in `heads` relation heads, softmax(x x^T / sqrt(d)), in float16.
+
+    `widths` are those of the three vectors, all heads side by side, where they are not all as wide as the hidden
+    states: a decoder whose query heads share keys and values, or an attention that is narrower. Such vectors are
+    kept themselves.
     """
 
     layer: int
@@ -105,6 +109,11 @@ class AttentionSpec:
     codec: str
     view: View = "plain"
     heads: int | None = None
+    widths: tuple[int, int, int] | None = None
+
+    def vector_widths(self, hidden_size: int) -> tuple[int, int, int]:
+        """Widths of queries, keys and values of a teacher whose hidden states are `hidden_size` wide."""
+        return self.widths or (hidden_size, hidden_size, hidden_size)
 
     @property
     def mode(self) -> RelationMode:

@@ -100,6 +100,7 @@ class AttentionSchema(StrictFields):
     codec: Annotated[str, Field(max_length=40)]
     view: ViewName
     heads: Annotated[int, Field(ge=1, le=2**16)] | None
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)] | None = None
 
 
 class TargetsSchema(StrictFields):
@@ -245,6 +246,10 @@ def _check_relations(place: str, spec: Mapping[str, Any]) -> None:
         raise ValueError(f"the field '{place}.heads' is {heads!r}: relations kept as matrices have heads, others none")
     if matrix and codec != "float16":
         raise ValueError(f"the field '{place}.codec' is {codec!r}: relations kept as matrices are float16")
+    if (widths := spec.get("widths")) is not None and spec["form"] != "vectors":
+        raise ValueError(
+            f"the field '{place}.widths' is {widths!r}: vectors that are kept themselves have some, no others"
+        )
 
 
 def _check_positions(causal: bool, positions: str | None, seq_len: int) -> None:
@@ -275,7 +280,8 @@ def _check_calibration(calibration: Mapping[str, Any], width: int, targets: Mapp
     calibrated = {f"hidden/{spec['layer']}": width for spec in targets["hidden"] if _is_calibrated(spec)}
     for spec in filter(_is_calibrated, targets["attention"]):
         names: Sequence[str] = {"shared": [], "vectors": ["query", "key", "value"]}.get(spec["form"], [spec["form"]])
-        calibrated |= {f"attention/{spec['layer']}/{name}": width for name in names}
+        widths = spec.get("widths") or [width] * len(names)
+        calibrated |= {f"attention/{spec['layer']}/{name}": each for name, each in zip(names, widths, strict=True)}
     for path, record in calibration.items():
         if path not in calibrated:
             raise ValueError(f"the field 'calibration' has {path!r}: no target is coded there in an nmse codec")

@@ -49,13 +49,17 @@ def project_hidden(hidden_BTD: torch.Tensor, projections: AttentionProjections) 
     return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
 
 
-def relation_matrices(vectors_BTD: torch.Tensor, heads: int, real_BT: torch.Tensor) -> torch.Tensor:
+def relation_matrices(
+    vectors_BTD: torch.Tensor, heads: int, real_BT: torch.Tensor, visible_BTT: torch.Tensor | None = None
+) -> torch.Tensor:
     """[B, A, T, T]: how each real position relates to each, softmax(x x^T / sqrt(d)) in float32; 0 at padding.
 
-    MiniLMv2, equations 2 to 4.
+    MiniLMv2, equations 2 to 4. `visible_BTT`, [B or 1, T, T], is False where a position is not in another's softmax.
     """
     vectors_BATd = split_relation_heads(vectors_BTD.float(), heads)
     logits_BATT = vectors_BATd @ vectors_BATd.transpose(-1, -2) / math.sqrt(vectors_BATd.shape[-1])
+    if visible_BTT is not None:
+        logits_BATT = logits_BATT.masked_fill_(~visible_BTT[:, None], -torch.inf)
     matrices_BATT = logits_BATT.masked_fill_(~real_BT[:, None, None, :], -torch.inf).softmax(-1)
     return matrices_BATT.masked_fill_(~real_BT[:, None, :, None], 0)
 

@@ -1,4 +1,4 @@
-"""Read what Transformer encoders compute inside: the queries, keys and values of their attention layers.
+"""Read what Transformers compute inside, encoders and decoders: the queries, keys and values of their attention layers.
 
 Every family that goes through the attention interface of Transformers calls a registered function with its
 queries, keys and values. Ours records them and then calls SDPA, so a tapped model computes bit for bit what it computes
@@ -36,7 +36,10 @@ class AttentionRecord:
         self.calls = 0
 
     def add(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Take [B, heads, T, d] of the next layer; layers are counted, not every family numbers its modules."""
+        """Take [B, heads, T, d] of the next layer; layers are counted, not every family numbers its modules.
+
+        Keys and values that query heads share have fewer heads, each of which is taken once.
+        """
         self.calls += 1
         if self.calls in self.layers:
             self.vectors[self.calls] = AttentionVectors(
@@ -109,5 +112,5 @@ def _untappable(model: PreTrainedModel, why: str) -> TeacherError:
         f"attention of family {family!r} cannot be recorded ({why}): its queries, keys and values are out of reach for "
         "attention transfer; leave attention out (`kdcache build --targets logits,hidden`, `kdtrain --method hs` or "
         "od), or choose a family on the Transformers attention interface such as BERT, RoBERTa, XLM-R, DistilBERT, "
-        "ELECTRA or ModernBERT"
+        "ELECTRA, ModernBERT, Llama, Qwen or Mistral"
     )

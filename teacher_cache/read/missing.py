@@ -86,12 +86,9 @@ def _advice(lacking: TargetRequest, manifest: Manifest, several: bool) -> str:
             "ask for what is there"
         )
     commands = ", then ".join(f"`{each}`" for each in flags)
-    shared = ""
-    if lacking.attention_layers and manifest.teacher.causal:
-        shared = " (a decoder whose heads share keys and values has no attention to keep: there --method od, lm or hs)"
     return (
         f"repeat the command that built {'each of them' if several else 'it'} with {commands}, which adds what is "
-        f"lacking and keeps what is there{shared}, or ask for what is there"
+        "lacking and keeps what is there, or ask for what is there"
     )
 
 

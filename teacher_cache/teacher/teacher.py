@@ -232,10 +232,11 @@ class Teacher:
         """The linear maps from hidden state `layer - 1` to the attention vectors of `layer`, if there are such maps.
 
         Found by watching, not by name: the modules whose input is that hidden state and whose outputs are the recorded
-        vectors, bit for bit. None where another operation stands between (a norm before attention, rotary positions).
+        vectors, bit for bit. None where another operation stands between (a norm before attention, rotary positions),
+        and where the vectors are not as wide as the hidden states.
 
         Raises:
-            TeacherError: attention cannot be recorded, or its vectors are not as wide as the hidden states.
+            TeacherError: attention cannot be recorded.
         """
         self.tap()
         ids_BT = torch.arange(16).view(2, 8) % self.record.vocab_size
@@ -253,19 +254,27 @@ class Teacher:
         found = {}
         for name in VECTORS:
             vectors_BTD = getattr(outputs.attention[layer], f"{name}_BTD")
-            self._check_width(name, vectors_BTD.shape[-1])
+            if vectors_BTD.shape[-1] != self.record.hidden_size:
+                return None
             for module, given, output in seen:
                 if torch.equal(given, outputs.hidden[layer - 1]) and _same(output, vectors_BTD):
                     found[name] = _projection(module, getattr(torch, self.dtype))
         return AttentionProjections(**found) if len(found) == len(VECTORS) else None
 
-    def _check_width(self, name: str, width: int) -> None:
-        if width != self.record.hidden_size:
-            raise TeacherError(
-                f"the {name} vectors of family {self.record.model_type!r} are {width} wide, its hidden states "
-                f"{self.record.hidden_size} (shared key heads, or a bottleneck): such attention cannot be cached yet; "
-                "use --targets logits,hidden"
-            )
+    @torch.inference_mode()
+    def probe_widths(self, layer: int) -> tuple[int, int, int]:
+        """Widths of the queries, keys and values of a layer, all heads side by side.
+
+        Those of a decoder whose query heads share keys and values differ, and so may those of a narrower attention.
+
+        Raises:
+            TeacherError: attention cannot be recorded.
+        """
+        self.tap()
+        ids_BT = torch.arange(8)[None] % self.record.vocab_size
+        vectors = self.run(ids_BT, torch.full((1,), 8), attention_layers=(layer,)).attention[layer]
+        query, key, value = (int(getattr(vectors, f"{name}_BTD").shape[-1]) for name in VECTORS)
+        return query, key, value
 
     @torch.inference_mode()
     def probe_head(self) -> None:

@@ -39,7 +39,7 @@ def stores(
         ("masked", "lm", "comes from the masked LM .* no next tokens to learn; use --method mlm or od"),
         ("masked", "od+lm", "no next tokens to learn"),
         ("causal", "mlm", "comes from the causal LM .* no masked words to learn; use --method lm or od"),
-        ("causal", "mha", "lacks attention .* It has logits.* whose heads share keys .* there --method od, lm or hs"),
+        ("causal", "mha", "lacks attention 3.* It has logits; repeat the command .*--targets attention"),
         ("causal", "hs", "lacks hidden .* It has logits; repeat the command .*--targets hidden"),
     ],
 )

@@ -140,7 +140,7 @@ def _hidden_layers(run: RunRecords) -> str | None:
 
 def _relations(run: RunRecords) -> str | None:
     relations = run.fidelity.relations if run.fidelity is not None else ()
-    return ", ".join(f"layer {pair.teacher_layer} in {pair.heads} heads" for pair in relations) or None
+    return ", ".join(f"layer {pair.teacher_layer} in {pair.how}" for pair in relations) or None
 
 
 def _hardware(run: RunRecords) -> str | None:

@@ -29,6 +29,7 @@ from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.evaluate.fidelity.sums import DistributionSum, HiddenSum, RelationSum
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student, weights_fingerprint
 from student_train.methods.base import StudentOutputs
+from student_train.methods.relation_heads import vector_widths
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, StudentError, TeacherError
@@ -115,6 +116,7 @@ def plan_for(
         provenance=student.provenance,
         rows=rows,
         exact=exact,
+        vector_widths=vector_widths(student.config),
     )
 
 

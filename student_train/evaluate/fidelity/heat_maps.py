@@ -21,7 +21,8 @@ from torch import Tensor
 from student_train.evaluate.fidelity.fidelity import plan_for, run_student
 from student_train.evaluate.fidelity.plan import FidelityPlan
 from student_train.evaluate.load import check_fit, load_student
-from student_train.losses.relations import one_relation_loss
+from student_train.kernels.reference import visible_pairs
+from student_train.losses.relations import heads_of, one_relation_loss
 from student_train.students.pretrained import load_teacher_tokenizer
 from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, TargetBatch, TargetRequest
 from teacher_cache.contract.streams import VECTORS
@@ -46,6 +47,8 @@ class RelationMaps:
     student_layer: int
     teacher_layer: int
     heads: int
+    key_value_heads: int | None
+    causal: bool
     teacher: Mapping[str, NDArray[np.float32]]
     student: Mapping[str, NDArray[np.float32]]
     kl: Mapping[str, float]
@@ -74,6 +77,7 @@ def relation_maps(student: str | Path, caches: Sequence[str]) -> RelationMaps:
     with torch.inference_mode():
         own = run_student(loaded, targets, {pair.student_layer}).attention[pair.student_layer]
         taught = targets.attention[pair.teacher_layer]
+        heads = {name: heads_of(name, pair.heads, pair.key_value_heads) for name in VECTORS}
         length = int(targets.length_B.sum())
         return RelationMaps(
             tokens=tuple(tokens[window]),
@@ -83,10 +87,23 @@ def relation_maps(student: str | Path, caches: Sequence[str]) -> RelationMaps:
             student_layer=pair.student_layer,
             teacher_layer=pair.teacher_layer,
             heads=pair.heads,
-            teacher={name: _map(name, taught, pair.heads, targets, window) for name in VECTORS},
-            student={name: _map(name, own, pair.heads, targets, window) for name in VECTORS},
+            key_value_heads=pair.key_value_heads,
+            causal=pair.causal,
+            teacher={name: _map(name, taught, heads[name], targets, window, pair.causal) for name in VECTORS},
+            student={name: _map(name, own, heads[name], targets, window, pair.causal) for name in VECTORS},
             kl={
-                name: float(one_relation_loss(name, own, taught, targets.length_B, heads=pair.heads)) / length
+                name: float(
+                    one_relation_loss(
+                        name,
+                        own,
+                        taught,
+                        targets.length_B,
+                        heads=heads[name],
+                        causal=pair.causal,
+                        starts_BT=targets.starts_BT,
+                    )
+                )
+                / length
                 for name in VECTORS
             },
         )
@@ -124,12 +141,22 @@ def _sentence(tokens: Sequence[str], special: Sequence[bool]) -> slice | None:
 
 
 def _map(
-    name: str, attention: AttentionVectors | AttentionRelations, heads: int, targets: TargetBatch, window: slice
+    name: str,
+    attention: AttentionVectors | AttentionRelations,
+    heads: int,
+    targets: TargetBatch,
+    window: slice,
+    causal: bool,
 ) -> NDArray[np.float32]:
     """[t, t] within the window: how each position of the row relates to each, mean over heads."""
+    visible_BTT = visible_pairs(targets.input_ids_BT, causal, targets.starts_BT)
     if isinstance(attention, AttentionRelations):
         matrices_ATT: Tensor = getattr(attention, f"{name}_BATT")[0].float()
+        if visible_BTT is not None:
+            matrices_ATT = matrices_ATT * visible_BTT
+            matrices_ATT = matrices_ATT / matrices_ATT.sum(-1, keepdim=True).clamp_min(1e-30)
     else:
-        matrices_ATT = relation_matrices(getattr(attention, f"{name}_BTD"), heads, targets.real_BT())[0]
+        vectors_BTD = getattr(attention, f"{name}_BTD")
+        matrices_ATT = relation_matrices(vectors_BTD, heads, targets.real_BT(), visible_BTT)[0]
     mean: NDArray[np.float32] = matrices_ATT.mean(0)[window, window].numpy()
     return mean

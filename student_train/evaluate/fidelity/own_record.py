@@ -6,8 +6,8 @@ in it cannot be true; such a record is then not used at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,8 @@ class _HeldOut(OpenFields):
 class _Relations(OpenFields):
     pairs: Annotated[Pairs, Field(min_length=1)]
     relation_heads: Number
+    key_value_heads: Annotated[Number | None, NOT_NULL] = None
+    relation_mask: Annotated[Literal["causal", "full"] | None, NOT_NULL] = None
 
 
 class _Hidden(OpenFields):
@@ -62,8 +64,13 @@ class OwnRecordSchema(OpenFields):
     objective: _Objective = _Objective()
 
 
-def own_record_problem(provenance: Mapping[str, Any], teacher_width: int, layers: int, width: int) -> str | None:
-    """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is."""
+def own_record_problem(
+    provenance: Mapping[str, Any], taught_widths: Sequence[int], layers: int, widths: Sequence[int]
+) -> str | None:
+    """What is wrong with a record whose entries are not those that `kdtrain` writes; None if nothing is.
+
+    Widths are those of queries, keys and values of teacher and student; `layers` the student's depth.
+    """
     try:
         record = check_fields(OwnRecordSchema, {name: value for name, value in provenance.items() if value != {}})
     except ValueError as error:
@@ -72,8 +79,10 @@ def own_record_problem(provenance: Mapping[str, Any], teacher_width: int, layers
     if record.cache is not None and (problem := _held_out_problem(record.cache, record.held_out_rows)):
         return problem
     heads = 1 if mha is None else mha.relation_heads
-    if teacher_width % heads or width % heads:
-        return f"mha has {heads} relation heads, which do not divide the widths {teacher_width} and {width}"
+    others = heads if mha is None or mha.key_value_heads is None else mha.key_value_heads
+    for count, taught, own in zip((heads, others, others), taught_widths, widths, strict=True):
+        if taught % count or own % count:
+            return f"mha has {count} relation heads, which do not divide the widths {taught} and {own}"
     # a mapping that weighs all pairs of layers names none
     if hs is not None and hs.pairs is None and hs.mapping not in WEIGHING_ALL:
         return f"hs has the mapping {hs.mapping!r} and no pairs"

@@ -19,8 +19,8 @@ from student_train.evaluate.fidelity.own_record import (
     own_record_problem,
 )
 from student_train.layer_map import LayerPairs, parse_mapping
+from student_train.methods.relation_heads import Widths, default_heads, taught_widths
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.contract.layers import default_relation_heads
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import View
 
@@ -29,12 +29,18 @@ DEFAULT_MAPPING = "uniform+last"
 
 @dataclass(frozen=True, kw_only=True)
 class RelationPair:
-    """Attention relations of one student layer against one teacher layer, in `heads` relation heads."""
+    """Attention relations of one student layer against one teacher layer, in `heads` relation heads.
+
+    `key_value_heads` are those of keys and values, where they are not as many. `causal`: each position is related to
+    itself and those before it.
+    """
 
     student_layer: int
     teacher_layer: int
     heads: int
     view: View
+    key_value_heads: int | None = None
+    causal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,7 @@ def plan_fidelity(
     provenance: Mapping[str, Any],
     rows: int | None = None,
     exact: bool = False,
+    vector_widths: Widths | None = None,
 ) -> FidelityPlan:
     """What to measure of a student of this shape on this cache.
 
@@ -95,9 +102,13 @@ def plan_fidelity(
         provenance: the record that `kdtrain` left with the student, or nothing.
         rows: at most so many of the held-out rows, the last ones.
         exact: whether the output distribution is to be compared with that of the teacher itself.
+        vector_widths: of the student's queries, keys and values; its hidden width if not given.
     """
+    own_widths = vector_widths or (student_width, student_width, student_width)
     notes: list[str] = []
-    problem = own_record_problem(provenance, manifest.teacher.hidden_size, student_layers, student_width)
+    cached = manifest.targets.attention_layers()
+    taught = taught_widths(manifest, cached) if cached else None
+    problem = own_record_problem(provenance, taught or (manifest.teacher.hidden_size,) * 3, student_layers, own_widths)
     if problem is not None:
         notes.append(
             f"the student's provenance.json is no record of kdtrain for it ({problem}): measured at default layers and "
@@ -109,7 +120,7 @@ def plan_fidelity(
     return FidelityPlan(
         rows=measured_rows,
         held_out=held_out,
-        relations=_relations(manifest, objective.get("mha"), student_layers, student_width, notes),
+        relations=_relations(manifest, objective.get("mha"), student_layers, own_widths, notes),
         hidden=_hidden(manifest, objective.get("hs"), student_layers, count_rows(measured_rows), notes),
         logits_view=_exact_view(manifest, has_head, notes) if exact else _logits_view(manifest, has_head, notes),
         exact=exact,
@@ -142,15 +153,16 @@ def _rows(
 
 
 def _relations(
-    manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, width: int, notes: list[str]
+    manifest: Manifest, trained: Mapping[str, Any] | None, layers: int, widths: Widths, notes: list[str]
 ) -> tuple[RelationPair, ...]:
-    cached = manifest.targets.attention_layers()
-    heads = default_relation_heads(manifest.teacher.hidden_size, width)
+    cached, causal = manifest.targets.attention_layers(), manifest.teacher.causal
+    heads, others = default_heads(taught_widths(manifest, cached), widths) if cached else (1, 1)
     wanted = [(layers, layer) for layer in cached]
     trained_pairs = layer_pairs_of(trained)
     known = [(student, teacher) for student, teacher in trained_pairs if teacher in cached]
     if trained is not None and known:
         wanted, heads = known, trained["relation_heads"]
+        others, causal = trained.get("key_value_heads", heads), trained.get("relation_mask") == "causal"
     elif not cached:
         notes.append("no relation KL: the cache holds no attention targets")
     missing = sorted({teacher for _, teacher in trained_pairs} - set(cached))
@@ -160,16 +172,25 @@ def _relations(
     for student_layer, teacher_layer in wanted:
         spec = manifest.targets.find_attention(teacher_layer)
         assert spec is not None
-        fixed = spec.heads or heads
-        if width % fixed:
+        fixed, undivided = spec.heads or heads, [width for width in widths if spec.heads and width % spec.heads]
+        if undivided:
             notes.append(
                 f"no relation KL at teacher layer {spec.layer}: the cache holds matrices of {fixed} relation heads, "
-                f"which do not divide the student's width {width}"
+                f"which do not divide the student's width {undivided[0]}"
             )
             continue
         if fixed != heads:
             notes.append(f"relations are measured in the {fixed} heads that the cache holds, not in {heads}")
-        found.append(RelationPair(student_layer=student_layer, teacher_layer=spec.layer, heads=fixed, view=spec.view))
+        found.append(
+            RelationPair(
+                student_layer=student_layer,
+                teacher_layer=spec.layer,
+                heads=fixed,
+                view=spec.view,
+                key_value_heads=None if spec.heads or others == heads else others,
+                causal=causal,
+            )
+        )
     return tuple(found)
 
 

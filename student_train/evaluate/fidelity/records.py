@@ -22,7 +22,11 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class RelationFidelity:
-    """KL(teacher || student) of the query, key and value relations, mean over heads and real positions, in nats."""
+    """KL(teacher || student) of the query, key and value relations, mean over heads and real positions, in nats.
+
+    `key_value_heads` are those of keys and values where queries have others; `mask` is `causal` where positions were
+    related to those before them alone. Neither is written where it says nothing.
+    """
 
     student_layer: int
     teacher_layer: int
@@ -31,11 +35,24 @@ class RelationFidelity:
     query: float
     key: float
     value: float
+    key_value_heads: int | None = None
+    mask: str | None = None
 
     @property
     def total(self) -> float:
         """The sum of the three, which is what attention transfer minimises at equal weights."""
         return self.query + self.key + self.value
+
+    @property
+    def how(self) -> str:
+        """In how many heads, and under which mask, in words."""
+        heads = f"{self.heads}" if self.key_value_heads is None else f"{self.heads} and {self.key_value_heads}"
+        return f"{heads} heads" if self.mask is None else f"{heads} heads, {self.mask}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All entries that say something, and the sum."""
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**said, "total": self.total}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +106,7 @@ class FidelityReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back, with the sums and means spelled out for other readers."""
         record = asdict(self)
-        record["relations"] = [{**asdict(relation), "total": relation.total} for relation in self.relations]
+        record["relations"] = [relation.to_json() for relation in self.relations]
         record["hidden"] = list(record["hidden"])
         record["notes"] = list(self.notes)
         record["hidden_mean"] = self.hidden_mean
@@ -117,10 +134,13 @@ class FidelityReport:
         """The measures one by one under stable keys, in reading order, for tables and plots."""
         found: dict[str, Measure] = {}
         for relation in self.relations:
-            place = f"{relation.student_layer} → {relation.teacher_layer}, {relation.heads} heads"
+            place = f"{relation.student_layer} → {relation.teacher_layer}, {relation.how}"
+            measured = "/".join(
+                str(said) for said in (relation.heads, relation.key_value_heads, relation.mask) if said is not None
+            )
             for name in ("query", "key", "value", "total"):
                 label = "relation KL, sum" if name == "total" else f"relation KL, {name}"
-                key = f"relation.{relation.student_layer}.{relation.teacher_layer}.{relation.heads}.{name}"
+                key = f"relation.{relation.student_layer}.{relation.teacher_layer}.{measured}.{name}"
                 found[key] = Measure(label=label, place=place, value=getattr(relation, name))
         for pair in self.hidden:
             key = f"hidden.{pair.student_layer}.{pair.teacher_layer}"

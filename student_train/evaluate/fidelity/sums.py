@@ -13,7 +13,7 @@ from student_train.data.split import RowRanges, abreast
 from student_train.evaluate.fidelity.plan import HiddenPair, RelationPair
 from student_train.evaluate.fidelity.records import DistributionFidelity, HiddenFidelity, RelationFidelity
 from student_train.losses.distributions import SampledTargets, Targets, logits_loss, within_vocabulary
-from student_train.losses.relations import one_relation_loss
+from student_train.losses.relations import heads_of, one_relation_loss
 from student_train.losses.vocabulary import LOGITS_AT_A_TIME
 from student_train.methods.base import StudentOutputs
 from student_train.methods.od import flat_targets
@@ -32,9 +32,18 @@ class RelationSum:
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
         """Count the real positions of a batch."""
-        student, teacher = outputs.attention[self.pair.student_layer], targets.attention[self.pair.teacher_layer]
+        pair = self.pair
+        student, teacher = outputs.attention[pair.student_layer], targets.attention[pair.teacher_layer]
         for name in VECTORS:
-            loss = one_relation_loss(name, student, teacher, targets.length_B, heads=self.pair.heads)
+            loss = one_relation_loss(
+                name,
+                student,
+                teacher,
+                targets.length_B,
+                heads=heads_of(name, pair.heads, pair.key_value_heads),
+                causal=pair.causal,
+                starts_BT=targets.starts_BT,
+            )
             self._total[name] += float(loss)
         self._positions += int(targets.length_B.sum())
 
@@ -46,6 +55,8 @@ class RelationSum:
             teacher_layer=pair.teacher_layer,
             heads=pair.heads,
             view=pair.view,
+            key_value_heads=pair.key_value_heads,
+            mask="causal" if pair.causal else None,
             **{name: total / self._positions for name, total in self._total.items()},
         )
 

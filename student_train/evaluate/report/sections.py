@@ -83,11 +83,14 @@ def relations(records: RunRecords, caches: Sequence[str]) -> list[Html]:
     except (TargetsError, StudentError, TeacherError) as error:
         return [missing(str(error))]
     kind = "held-out row" if maps.held_out else "row"
+    heads = f"{maps.heads}"
+    heads += "" if maps.key_value_heads is None else f" (of keys and values: {maps.key_value_heads})"
+    reach = "go from each token to those before it" if maps.causal else "reach over the whole row"
     return [
         paragraph(
             f"How much each token (row) relates to each other (column) in queries, keys and values: student layer "
-            f"{maps.student_layer} and teacher layer {maps.teacher_layer}, mean over {maps.heads} relation heads, "
-            f"{kind} {maps.row:,} in the {maps.view} view. Relations reach over the whole row, of which a sentence is "
+            f"{maps.student_layer} and teacher layer {maps.teacher_layer}, mean over {heads} relation heads, "
+            f"{kind} {maps.row:,} in the {maps.view} view. Relations {reach}, of which a sentence is "
             "shown; the KL is of the whole row. The maps of a column share their colours, which follow a square root."
         ),
         picture(plot_relation_maps(maps), f"Relations of teacher and student in: {' '.join(maps.tokens)}"),

@@ -14,6 +14,7 @@ from transformers import EuroBertConfig, EuroBertForMaskedLM
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.resolve import make_manifest, plan_targets, resolve_seq_len
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import TargetSpecs
@@ -51,7 +52,7 @@ def test_relation_heads_are_the_stores(small_settings: Settings, tmp_path: Path)
         replace(settings, relations="qkv", relation_heads=4)
 
 
-def test_attention_narrower_than_the_hidden_states_is_refused_before_anything_is_written(
+def test_attention_narrower_than_the_hidden_states_is_kept_as_wide_as_it_is(
     small_settings: Settings, tiny_tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = EuroBertConfig(
@@ -61,7 +62,31 @@ def test_attention_narrower_than_the_hidden_states_is_refused_before_anything_is
     EuroBertForMaskedLM(config).save_pretrained(tmp_path / "teacher")
     tiny_tokenizer("bert").save_pretrained(tmp_path / "teacher")
     settings = small_settings(tmp_path / "cache.zarr", teacher=str(tmp_path / "teacher"))
-    with pytest.raises(TeacherError, match="key vectors of family 'eurobert' are 16 wide"):
+    with pytest.raises(TeacherError, match="does not compute attention layer 3 .* another width.* use --relations qkv"):
+        build_cache(replace(settings, targets="attention", relations="hidden"))
+    assert not (tmp_path / "cache.zarr").exists()
+    build_cache(replace(settings, targets="attention"))
+    reader = CacheReader.open(tmp_path / "cache.zarr")
+    (spec,) = reader.manifest.targets.attention
+    assert (spec.form, spec.widths, reader.manifest.widest) == ("vectors", (32, 16, 16), 32)
+    vectors = reader.read_rows(0, 4, TargetRequest(attention_layers=(3,)))["plain"].attention[3]
+    assert [getattr(vectors, f"{name}_BTD").shape[2] for name in VECTORS] == [32, 16, 16]
+    matrices = replace(settings, targets="attention", relations="matrix", out=str(tmp_path / "matrices.zarr"))
+    with pytest.raises(SettingsError, match="--relation-heads 32 does not divide the teacher's width 16"):
+        build_cache(replace(matrices, relation_heads=32))
+    build_cache(replace(matrices, relation_heads=4))
+    (spec,) = CacheReader.open(matrices.out).manifest.targets.attention
+    assert (spec.form, spec.widths, spec.heads) == ("matrix", None, 4)
+
+
+def test_matrices_of_a_causal_teacher_are_refused(
+    small_settings: Settings, causal_teacher: Path, causal_corpus: Path, tmp_path: Path
+) -> None:
+    settings = small_settings(
+        tmp_path / "cache.zarr", teacher=str(causal_teacher), corpus=(str(causal_corpus),), targets="attention",
+        relations="matrix",
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match="--relations matrix: teacher .* causal LM, .* use --relations qkv"):
         build_cache(settings)
     assert not (tmp_path / "cache.zarr").exists()
 

@@ -28,7 +28,7 @@ RECORD: dict[str, Any] = {
 
 def problem(record: dict[str, Any]) -> str | None:
     """Of a student of 2 layers of 24, whose teacher is 32 wide."""
-    return own_record_problem(record, 32, 2, 24)
+    return own_record_problem(record, (32,) * 3, 2, (24,) * 3)
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
