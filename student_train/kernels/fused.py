@@ -35,18 +35,41 @@ class Tiling:
 
 
 def fused_kl_sum(
-    teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor | None = None, *, tiling: Tiling | None = None
+    teacher_BATd: Tensor,
+    student_BATd: Tensor,
+    length_B: Tensor | None = None,
+    *,
+    causal: bool = False,
+    starts_BT: Tensor | None = None,
+    tiling: Tiling | None = None,
 ) -> Tensor:
     """Sum of KL_i over heads and real positions."""
     batch, _, positions, width = student_BATd.shape
     if length_B is None:
         length_B = torch.full((batch,), positions, device=student_BATd.device)
+    length_B = length_B.contiguous()
     if tiling is None:
         tiling = choose_tiling(max(width, teacher_BATd.shape[-1]), student_BATd.dtype)
+    ranges_2BT = None if starts_BT is None else segment_ranges(starts_BT, length_B)
     total: Tensor = _FusedKL.apply(  # type: ignore[no-untyped-call]
-        teacher_BATd.detach(), student_BATd, length_B.contiguous(), tiling
+        teacher_BATd.detach(), student_BATd, length_B, ranges_2BT, causal, tiling
     )
     return total
+
+
+def segment_ranges(starts_BT: Tensor, length_B: Tensor) -> Tensor:
+    """[2, B, T]: where the segment of each position begins, and where it ends, in int32; without waiting for a device.
+
+    The end of one is the start of the next, or the row's length.
+    """
+    positions = starts_BT.shape[1]
+    position_T = torch.arange(positions, device=starts_BT.device)
+    begin_BT = torch.where(starts_BT, position_T, 0).cummax(1).values
+    # the next start behind each position: the least of the starts from there on
+    start_BT = torch.where(starts_BT, position_T, positions)
+    later_BT = start_BT.flip(1).cummin(1).values.flip(1)
+    next_BT = torch.cat([later_BT[:, 1:], torch.full_like(later_BT[:, :1], positions)], dim=1)
+    return torch.stack([begin_BT, next_BT.minimum(length_B[:, None])]).to(torch.int32)
 
 
 def choose_tiling(width: int, dtype: torch.dtype) -> Tiling:
@@ -62,7 +85,15 @@ def choose_tiling(width: int, dtype: torch.dtype) -> Tiling:
 
 class _FusedKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, teacher_BATd: Tensor, student_BATd: Tensor, length_B: Tensor, tiling: Tiling) -> Tensor:
+    def forward(
+        ctx: Any,
+        teacher_BATd: Tensor,
+        student_BATd: Tensor,
+        length_B: Tensor,
+        ranges_2BT: Tensor | None,
+        causal: bool,
+        tiling: Tiling,
+    ) -> Tensor:
         teacher_BATd, student_BATd = _adjacent(teacher_BATd), _adjacent(student_BATd)
         batch, heads, positions, _ = student_BATd.shape
         lse_2NT = student_BATd.new_empty((2, batch * heads, positions), dtype=torch.float32)
@@ -73,6 +104,7 @@ class _FusedKL(torch.autograd.Function):
                 teacher_BATd,
                 student_BATd,
                 length_B,
+                *_pointers(ranges_2BT, length_B),
                 kl_parts,
                 *lse_2NT,
                 heads,
@@ -82,15 +114,17 @@ class _FusedKL(torch.autograd.Function):
                 _scale(teacher_BATd),
                 _scale(student_BATd),
                 **_constants(teacher_BATd, student_BATd, tiling),
+                CAUSAL=causal,
+                RANGES=ranges_2BT is not None,
             )
-        ctx.save_for_backward(teacher_BATd, student_BATd, length_B, lse_2NT)
-        ctx.tiling = tiling
+        ctx.save_for_backward(teacher_BATd, student_BATd, length_B, ranges_2BT, lse_2NT)
+        ctx.tiling, ctx.causal = tiling, causal
         return kl_parts.sum() * math.log(2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        teacher_BATd, student_BATd, length_B, lse_2NT = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None, None]:
+        teacher_BATd, student_BATd, length_B, ranges_2BT, lse_2NT = ctx.saved_tensors
         _, heads, positions, width = student_BATd.shape
         gradient_BATd = torch.empty_like(student_BATd)
         with torch.cuda.device_of(student_BATd):
@@ -98,6 +132,7 @@ class _FusedKL(torch.autograd.Function):
                 teacher_BATd,
                 student_BATd,
                 length_B,
+                *_pointers(ranges_2BT, length_B),
                 *lse_2NT,
                 *torch.exp2(-lse_2NT),
                 lse_2NT.amax((0, 2)),
@@ -112,8 +147,15 @@ class _FusedKL(torch.autograd.Function):
                 _scale(student_BATd),
                 1 / math.sqrt(width),
                 **_constants(teacher_BATd, student_BATd, ctx.tiling),
+                CAUSAL=ctx.causal,
+                RANGES=ranges_2BT is not None,
             )
-        return None, gradient_BATd, None, None
+        return None, gradient_BATd, None, None, None, None
+
+
+def _pointers(ranges_2BT: Tensor | None, unread: Tensor) -> tuple[Tensor, Tensor]:
+    """Where segments begin and end, or something else that is not read."""
+    return (unread, unread) if ranges_2BT is None else (ranges_2BT[0], ranges_2BT[1])
 
 
 def _adjacent(vectors_BATd: Tensor) -> Tensor:

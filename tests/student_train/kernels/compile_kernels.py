@@ -1,6 +1,7 @@
 """Compile the Triton kernels for a GPU that need not be there, and print a JSON line about each one's machine code.
 
     python compile_kernels.py 90 bfloat16,float32 16 12     # compute capability 9.0, student's types, head widths
+    python compile_kernels.py 90 bfloat16 16 12 causal segments    # with a mask
 
 `stack` is what did not fit into registers, in bytes per thread; `exponentials` are those per pair of positions in each
 loop of more than a few.
@@ -29,12 +30,12 @@ TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def main() -> None:
-    capability, names, *widths = sys.argv[1:]
+    capability, names, teacher_width, student_width, *masks = sys.argv[1:]
     for name in names.split(","):
-        describe(int(capability), name, *map(int, widths))
+        describe(int(capability), name, int(teacher_width), int(student_width), masks)
 
 
-def describe(capability: int, name: str, teacher_width: int, student_width: int) -> None:
+def describe(capability: int, name: str, teacher_width: int, student_width: int, masks: list[str]) -> None:
     tiling = choose_tiling(max(teacher_width, student_width), getattr(torch, name))
     constants = {
         "TEACHER_WIDTH": teacher_width,
@@ -43,6 +44,8 @@ def describe(capability: int, name: str, teacher_width: int, student_width: int)
         "STUDENT_TILE": tile_width(student_width),
         "ROWS": tiling.rows,
         "COLUMNS": tiling.columns,
+        "CAUSAL": "causal" in masks,
+        "RANGES": "segments" in masks,
     }
     for kernel in (relation_forward, relation_backward):
         compiled = triton.compile(
@@ -55,10 +58,10 @@ def describe(capability: int, name: str, teacher_width: int, student_width: int)
         print(json.dumps(code))
 
 
-def source(kernel: Any, student: str, constants: dict[str, int]) -> ASTSource:
+def source(kernel: Any, student: str, constants: dict[str, int | bool]) -> ASTSource:
     """What a launch with contiguous tensors would compile."""
     vectors = dict.fromkeys(("teacher", "student", "gradient"), f"*{student}")
-    types = vectors | {"lengths": "*i64"} | dict.fromkeys(constants, "constexpr")
+    types = vectors | {"lengths": "*i64", "begins": "*i32", "ends": "*i32"} | dict.fromkeys(constants, "constexpr")
     types |= dict.fromkeys(("teacher_scale", "student_scale", "factor"), "fp32")
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):

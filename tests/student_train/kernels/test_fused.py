@@ -22,7 +22,7 @@ from student_train.kernels.reference import reference_kl_sum
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'kdcache[triton]'")
 
-from student_train.kernels.fused import Tiling, fused_kl_sum
+from student_train.kernels.fused import Tiling, fused_kl_sum, segment_ranges
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -68,6 +68,70 @@ def test_every_tiling_gives_the_same(rows: int, columns: int, vectors, value_and
     found = value_and_gradient(fused_kl_sum, teacher, student, length_B, tiling=Tiling(rows=rows, columns=columns))
     assert relative_error(found[0], expected[0]) < 1e-6
     assert relative_error(found[1], expected[1]) < 1e-6
+
+
+def some_starts(positions: int, rows: int = 3) -> Tensor:
+    starts_BT = torch.rand((rows, positions), generator=torch.Generator().manual_seed(5)) < 0.08
+    starts_BT[:, 0] = True
+    return starts_BT.to(DEVICE)
+
+
+# odd lengths: segments within a tile, over several, and tiles that no row of a program sees
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (32, 16), (16, 64)])
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_in_every_tiling(
+    rows: int, columns: int, segmented: bool, causal: bool, vectors, value_and_gradient, relative_error
+) -> None:
+    tiling = Tiling(rows=rows, columns=columns)
+    for positions, length_B in ((1, None), (67, None), (67, lengths(67, 16, 0))):
+        teacher, student = on_device(*vectors(positions=positions))
+        mask = {"causal": causal, "starts_BT": some_starts(positions) if segmented else None}
+        expected = value_and_gradient(reference_kl_sum, teacher.double(), student.double(), length_B, **mask)
+        found = value_and_gradient(fused_kl_sum, teacher, student, length_B, tiling=tiling, **mask)
+        if positions == 1:
+            # each position is related to itself alone, with certainty
+            assert abs(float(found[0])) < 1e-5 and float(found[1].abs().max()) < 1e-5
+            continue
+        assert relative_error(found[0], expected[0]) < 1e-5
+        assert relative_error(found[1], expected[1]) < 1e-5
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_large_logits_under_a_causal_mask(segmented: bool, vectors, value_and_gradient, relative_error) -> None:
+    teacher, student = on_device(*vectors(batch=2, positions=40, teacher_width=16, student_width=16, scale=6.0))
+    # what is not seen is larger still, so that its exponential is infinite
+    for v in (teacher, student):
+        v[:, :, 33:] *= 30
+    mask = {"causal": True, "starts_BT": some_starts(40, 2) if segmented else None}
+    length_B = lengths(33, 40)
+    expected = value_and_gradient(reference_kl_sum, teacher.double(), student.double(), length_B, **mask)
+    value, gradient = value_and_gradient(fused_kl_sum, teacher, student, length_B, **mask)
+    assert torch.isfinite(gradient).all() and not gradient[0, :, 33:].any()
+    assert relative_error(value, expected[0]) < 1e-3
+    assert relative_error(gradient, expected[1]) < 1e-3
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_nothing_comes_from_uninitialised_memory_or_padding(causal: bool, vectors, value_and_gradient) -> None:
+    teacher, student = on_device(*vectors(positions=70))
+    length_B, mask = lengths(70, 0, 3), {"causal": causal, "starts_BT": some_starts(70)}
+    expected = value_and_gradient(fused_kl_sum, teacher, student, length_B, **mask)
+    for v in (teacher, student):
+        v[1], v[2, :, 3:] = math.nan, math.inf
+    torch.use_deterministic_algorithms(True)  # new tensors are filled with NaN
+    try:
+        found = value_and_gradient(fused_kl_sum, teacher, student, length_B, **mask)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_segments_begin_and_end_where_they_are_said_to() -> None:
+    starts_BT = torch.tensor([[1, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 1]], dtype=torch.bool)
+    begin_BT, end_BT = segment_ranges(starts_BT, torch.tensor([5, 4]))
+    assert begin_BT.tolist() == [[0, 0, 0, 3, 4, 4], [0, 0, 2, 2, 2, 5]]
+    assert end_BT.tolist() == [[3, 3, 3, 4, 5, 5], [2, 2, 4, 4, 4, 4]]
 
 
 # log-sum-exps in powers of two: below 100 two exponentials give both directions, above four are taken
@@ -191,12 +255,15 @@ def test_long_rows_in_little_memory_without_the_host(dtype, vectors, value_and_g
     assert relative_error(2 * found[1], expected[1]) <= TOLERANCE[dtype]
 
 
-def test_machine_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("masks", "of_backward"), [((), [2, 4]), (("causal",), [2]), (("segments",), [2, 4]), (("causal", "segments"), [2])]
+)
+def test_machine_code(masks: tuple[str, ...], of_backward: list[int], tmp_path: Path) -> None:
     """Compiled for a GPU of capability 9.0: all in registers, and as many exponentials per pair as intended."""
     script = Path(__file__).with_name("compile_kernels.py")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, str(script), "90", "bfloat16,float32", "16", "12"],
+        [sys.executable, str(script), "90", "bfloat16,float32", "16", "12", *masks],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -208,4 +275,4 @@ def test_machine_code(tmp_path: Path) -> None:
         assert forward["stack"] == backward["stack"] == 0
         # two, and one for each row of the tile
         assert [math.floor(count) for count in forward["exponentials"]] == [2]
-        assert backward["exponentials"] == [2, 4]
+        assert backward["exponentials"] == of_backward
