@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,15 +21,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from student_train.data.loader import CacheLoader
 from student_train.data.split import held_out_rows
 from student_train.engine.engine import ADAM_BETAS
+from student_train.evaluate.fidelity.fidelity import measure_fidelity
+from student_train.evaluate.fidelity.heat_maps import relation_maps
+from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.run_files import read_records
 from student_train.settings import TrainSettings
 from student_train.students.student import build_student, plan_student
 from student_train.train.train import train
-from teacher_cache.build.build import build_cache
+from teacher_cache.build.build import Silent, build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.contract.streams import VECTORS
+from teacher_cache.derive.derive import derive_store
+from teacher_cache.derive.settings import DeriveSettings
+from teacher_cache.errors import SettingsError, TeacherError
 from teacher_cache.read.reader import CacheReader
+from tests import causal_models
 
 STEPS, BATCH, RATE, SEQ_LEN, LAYER = 12, 4, 5e-4, 32, 3
 HEADS = {"query": 8, "key": 4, "value": 4}
@@ -164,3 +172,67 @@ def test_training_from_the_cache_is_training_with_the_teacher(
     worst = max(abs(c - o) / o for c, o in zip(cached, online, strict=True))
     assert worst < 1e-3, (cached, online)
     assert online[-1] < 0.9 * online[0], "a training that learns nothing would agree with anything"
+
+
+@pytest.mark.parametrize("precision", ["float16", "nmse:1e-1"])
+def test_derived_and_described_as_wide_as_they_are(
+    precision: str, causal_teacher: Path, causal_corpus: Path, tmp_path: Path
+) -> None:
+    source = build(tmp_path / "fine.zarr", causal_teacher, causal_corpus, precision="nmse:1e-2", max_rows=32)
+    out = tmp_path / "coarse.zarr"
+    flags: dict[str, Any] = {"precision": precision} if precision != "float16" else {"row_range": "3:30"}
+    derive_store(DeriveSettings(src=str(source), dst=str(out), **flags), Silent())
+    first = 0 if precision != "float16" else 3
+    readers = [CacheReader.open(path) for path in (source, out)]
+    request = TargetRequest(attention_layers=(LAYER,))
+    assert [reader.manifest.targets.attention[0].widths for reader in readers] == [(32, 16, 16)] * 2
+    fine, coarse = (
+        reader.read_rows(start, start + 16, request)["plain"] for reader, start in zip(readers, (first, 0), strict=True)
+    )
+    real_BT = fine.real_BT()
+    for name in VECTORS:
+        before, after = (getattr(each.attention[LAYER], f"{name}_BTD")[real_BT] for each in (fine, coarse))
+        error = float((before - after).square().sum() / (before - before.mean(0)).square().sum())
+        assert error == 0 if precision == "float16" else 0.01 < error < 0.2, (name, error)
+
+
+@pytest.mark.parametrize(("flags", "mask"), [({}, "causal"), ({"relation_mask": "full"}, None)])
+def test_fidelity_measures_what_was_trained(
+    flags: dict[str, Any], mask: str | None, store: Path, causal_teacher: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "student"
+    train(
+        TrainSettings(
+            method="mha", cache=(str(store),), out=str(folder), steps=3, batch_size=4, student="2x32", device="cpu",
+            **flags,
+        )
+    )  # fmt: skip
+    report = measure_fidelity(folder, (str(store),))
+    (relation,) = report.relations
+    assert (relation.heads, relation.key_value_heads, relation.mask) == (2, 1, mask)
+    validated = [one for one in read_records(folder / "metrics.jsonl") if "valid_mha" in one][-1]
+    assert relation.total == pytest.approx(validated["valid_mha"], rel=1e-4)
+    assert FidelityReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+    assert f"2 and 1 heads{', causal' if mask else ''}" in next(iter(report.lines().values())).place
+    maps = relation_maps(folder, (str(store),))
+    later = [np.triu(each, 1).any() for each in (*maps.teacher.values(), *maps.student.values())]
+    assert any(later) == (mask is None)
+
+
+def test_layers_without_attention_are_refused_by_name(causal_corpus: Path, tmp_path: Path) -> None:
+    teacher = causal_models.save_teacher(
+        tmp_path / "teacher", "lfm2", layer_types=["conv", "full_attention", "conv", "full_attention"]
+    )
+    with pytest.raises(TeacherError, match="attention of family 'lfm2' .* .2 of its 4 layers .* leave attention out"):
+        build(tmp_path / "cache.zarr", teacher, causal_corpus, segments="joined")
+    assert not (tmp_path / "cache.zarr").exists()
+
+
+def test_heads_that_do_not_divide_say_which_widths(store: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(
+        method="mha", cache=(str(store),), out=str(tmp_path / "student"), steps=1, student="2x32", device="cpu",
+        relation_heads_kv=32,
+    )  # fmt: skip
+    with pytest.raises(SettingsError, match="--relation-heads-kv 32 does not divide both the teacher's key width 16"):
+        train(settings)
+    assert not (tmp_path / "student").exists()
