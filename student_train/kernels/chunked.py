@@ -33,9 +33,13 @@ TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 _NEVER = -MASKED_LOGIT
 """Log-sum-exp of a padding row: every exponential of the row is 0 in the backward pass."""
 
-_BANDS, _BAND_ROWS = 16, 32
-"""Of a causal matrix: so many bands, which visit 17/32 of its pairs, but of so many rows at least: products of fewer
-are slow."""
+_BANDS, _BAND_ROWS = 8, 32
+"""Of a causal matrix: so many bands, which visit 9/16 of its pairs, but of so many rows at least: products of fewer are
+slow."""
+
+_TILES_TOGETHER = 2
+"""Of the longest band: the matrices of so many tiles go through all bands before the next ones, so that their vectors,
+which every band reads again, stay in a cache."""
 
 
 def chunked_kl_sum(
@@ -119,6 +123,9 @@ class _ChunkedKL(torch.autograd.Function):
     ) -> Tensor:
         shape = student_BATd.shape
         teacher_NTd, student_NTd = (widen(vectors).flatten(0, 1) for vectors in (teacher_BATd, student_BATd))
+        if causal:
+            # every band reads its columns again, which should lie together
+            teacher_NTd, student_NTd = teacher_NTd.contiguous(), student_NTd.contiguous()
         if length_B is None and starts_BT is not None:
             length_B = torch.full_like(starts_BT[:, 0], shape[2], dtype=torch.long)
         padding_NT1 = mask_N1T = segment_NT1 = None
@@ -232,11 +239,12 @@ def _bands(matrices: slice, piece: slice, tile_elements: int) -> Iterator[_Tile]
     """Tiles of few rows and the columns up to the last of them."""
     length = piece.stop - piece.start
     rows = max(1, min(length, max(_BAND_ROWS, length // _BANDS), tile_elements // max(1, length)))
-    for some in _runs(piece, rows):
-        columns = slice(piece.start, some.stop)
-        pairs = (some.stop - some.start) * (columns.stop - columns.start)
-        for several in _runs(matrices, tile_elements // pairs):
-            yield _Tile(matrices=several, rows=some, columns=columns)
+    for together in _runs(matrices, _TILES_TOGETHER * tile_elements // max(1, rows * length)):
+        for some in _runs(piece, rows):
+            columns = slice(piece.start, some.stop)
+            pairs = (some.stop - some.start) * (columns.stop - columns.start)
+            for several in _runs(together, tile_elements // pairs):
+                yield _Tile(matrices=several, rows=some, columns=columns)
 
 
 def _runs(whole: slice, size: int) -> Iterator[slice]:

@@ -68,7 +68,7 @@ def test_a_causal_mask_visits_little_more_than_half_of_the_pairs() -> None:
     for positions in (64, 511, 512, 1000):
         tiles = list(chunked._tiles(torch.Size([1, 3, positions, 4]), [((0, positions),)], 1 << 18, causal=True))
         pairs = sum(math.prod(part.stop - part.start for part in tile) for tile in tiles)
-        assert pairs / (3 * positions**2) < (0.76 if positions == 64 else 0.54)
+        assert pairs / (3 * positions**2) < (0.76 if positions == 64 else 0.57)
         rows = sum((tile.matrices.stop - tile.matrices.start) * (tile.rows.stop - tile.rows.start) for tile in tiles)
         assert rows == 3 * positions and all(tile.columns == slice(0, tile.rows.stop) for tile in tiles)
 
