@@ -47,11 +47,11 @@ class RelationMaps:
     student_layer: int
     teacher_layer: int
     heads: int
-    key_value_heads: int | None
-    causal: bool
     teacher: Mapping[str, NDArray[np.float32]]
     student: Mapping[str, NDArray[np.float32]]
     kl: Mapping[str, float]
+    key_value_heads: int | None = None
+    causal: bool = False
 
 
 def relation_maps(student: str | Path, caches: Sequence[str]) -> RelationMaps:
