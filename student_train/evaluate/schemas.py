@@ -8,7 +8,7 @@ anything that was ever measured: they keep sums, ratios and drawings finite.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,8 @@ class RelationSchema(OpenFields):
     query: Divergence
     key: Divergence
     value: Divergence
+    key_value_heads: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    mask: Literal["causal"] | None = None
 
 
 class HiddenSchema(OpenFields):
