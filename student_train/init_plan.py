@@ -17,12 +17,18 @@ from teacher_cache.wording import did_you_mean
 _NAMED = ("auto", "random", "embeddings")
 _MAPPED = {"uniform": uniform_layers, "last": last_layers}
 """The mappings that give every student layer one teacher layer."""
-_EXAMPLES = (*_NAMED, *(f"teacher:{name}" for name in _MAPPED))
+BY_IMPORTANCE = "importance"
+"""Stands where a mapping does: the layers without which the cache's targets suffer most."""
+_CHOICES = (*_MAPPED, BY_IMPORTANCE)
+_EXAMPLES = (*_NAMED, *(f"teacher:{name}" for name in _CHOICES))
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitPlan:
-    """What `--init` asks for. `layers` or `mapping` name layers of the teacher, `folder` holds a whole model."""
+    """What `--init` asks for. `layers` or `mapping` name layers of the teacher, `folder` holds a whole model.
+
+    Where `mapping` is `importance`, layers are chosen once there are rows to choose on.
+    """
 
     text: str
     kind: Literal["auto", "random", "embeddings", "teacher", "folder"]
@@ -34,6 +40,11 @@ class InitPlan:
     def insists(self) -> bool:
         """Whether a student that cannot take over what is named is refused, rather than given what fits."""
         return self.kind in ("embeddings", "teacher")
+
+    @property
+    def by_importance(self) -> bool:
+        """Whether the rows of the cache choose the layers."""
+        return self.mapping == BY_IMPORTANCE
 
     def check_student(self, student_layers: int) -> None:
         """Check what the student's depth alone decides.
@@ -48,13 +59,13 @@ class InitPlan:
             )
 
     def layers_for(self, student_layers: int, teacher_layers: int) -> tuple[int, ...]:
-        """The teacher layer that stands behind each student layer.
+        """The teacher layer that stands behind each student layer; uniform ones until rows have chosen.
 
         Raises:
             SettingsError: as `check_student`, or a layer is named that the teacher does not have.
         """
         if not self.layers:
-            return _MAPPED[self.mapping](teacher_layers, student_layers)
+            return _MAPPED.get(self.mapping, uniform_layers)(teacher_layers, student_layers)
         beyond = [layer for layer in self.layers if layer > teacher_layers]
         if beyond:
             raise SettingsError(
@@ -84,18 +95,19 @@ def read_init(text: str, *, from_folder: Path | None) -> InitPlan:
     if text in _NAMED:
         return InitPlan(text=text, kind=text)  # type: ignore[arg-type]
     name, _, named = text.partition(":")
-    if name == "teacher" and named in _MAPPED:
+    if name == "teacher" and named in _CHOICES:
         return InitPlan(text=text, kind="teacher", mapping=named)
     if name == "teacher" and named in MAPPINGS:
         raise SettingsError(
             f"--init {text!r}: mapping {named} does not give every student layer one teacher layer of its own, so "
-            f"there is no telling which to start from; give {' or '.join(f'teacher:{each}' for each in _MAPPED)}, or "
+            f"there is no telling which to start from; give {' or '.join(f'teacher:{each}' for each in _CHOICES)}, or "
             "name the layers, such as teacher:2,4,6"
         )
     if name != "teacher" or not all(number.isdecimal() for number in named.split(",")):
         raise SettingsError(
             f"--init {text!r} cannot be read, and there is no such folder: {did_you_mean(text, _EXAMPLES)} auto, "
-            "random, embeddings, teacher:LAYERS such as teacher:2,4,6 or teacher:last, or a Hugging Face folder"
+            "random, embeddings, teacher:LAYERS such as teacher:2,4,6, teacher:last or teacher:importance, or a "
+            "Hugging Face folder"
         )
     layers = tuple(int(number) for number in named.split(","))
     if 0 in layers:

@@ -9,8 +9,8 @@ training are added elsewhere and never enter this model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,25 +20,32 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from student_train.init_plan import InitPlan, read_init
 from student_train.student_shape import read_student
 from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
+from student_train.students.layer_importance import LayerChoice, RowsWithTargets, choose_layers
 from student_train.students.pretrained import (
     check_family,
     has_weights,
     head_name,
     load_config,
+    load_model,
     load_teacher_tokenizer,
     vocabulary_difference,
 )
-from student_train.students.shape import derive_config, shape_in_words, student_shape
+from student_train.students.shape import derive_config, shape_in_words, shape_of, student_shape
 from student_train.students.trial import check_isolation, explain_misfits, try_out
 from teacher_cache.contract.manifest import ModelKind
-from teacher_cache.errors import StudentError
+from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of, kind_of, pooler_option, position_limit, with_head
+
+ReadTargets = Callable[[], RowsWithTargets]
+"""Reads the rows that the layers of a student are chosen on; called only where they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentPlan:
     """What a student will be. `layers` are the teacher layers behind its own; none for a student from a folder.
 
+    Where `init` leaves the choice of layers to rows, they and the settings of a configuration that are kept per layer
+    stand in for those that `build_student` finds.
     `isolated` says whether the documents of a row must not see each other.
     """
 
@@ -72,6 +79,7 @@ def plan_student(
     with_mlm_head: bool,
     seq_len: int,
     isolated: bool = False,
+    has_distribution: bool = True,
 ) -> StudentPlan:
     """What the student will be.
 
@@ -83,9 +91,10 @@ def plan_student(
         with_mlm_head: whether the student needs a head over the vocabulary (to learn the output distribution).
         seq_len: positions that the student must be able to read.
         isolated: whether the documents of a row must not see each other.
+        has_distribution: whether the cache holds the teacher's distribution, which layers can be chosen by.
 
     Raises:
-        SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher.
+        SettingsError: the shape or the initialisation cannot be read, or does not fit the teacher or the cache.
         StudentError: a folder or the teacher's tokenizer cannot be read; the initialisation takes weights of a teacher
             whose targets were imported without them; a folder predicts masked tokens where the
             teacher predicts next ones or the other way round, has another vocabulary, or too few positions.
@@ -99,6 +108,11 @@ def plan_student(
         raise StudentError(
             f"--init {init!r} asks for weights of the teacher, and the cache holds none: its targets were imported, "
             "and computed elsewhere; start from --init random, or from the folder of a model, such as --student FOLDER"
+        )
+    if plan.by_importance and not has_distribution:
+        raise SettingsError(
+            f"--init {init!r} chooses layers by the loss on the teacher's distribution, and this cache holds none: "
+            "give teacher:uniform, teacher:last or the numbers of layers, or build a cache with --targets logits"
         )
     layers: tuple[int, ...] = ()
     if isinstance(asked, Path):
@@ -128,7 +142,13 @@ def plan_student(
     )
 
 
-def build_student(plan: StudentPlan, *, seed: int, read_sample: ReadSample | None = None) -> BuiltStudent:
+def build_student(
+    plan: StudentPlan,
+    *,
+    seed: int,
+    read_sample: ReadSample | None = None,
+    read_targets: ReadTargets | None = None,
+) -> BuiltStudent:
     """Make the student and give it its first weights.
 
     Args:
@@ -136,12 +156,17 @@ def build_student(plan: StudentPlan, *, seed: int, read_sample: ReadSample | Non
         seed: of every random weight.
         read_sample: gives the rows on which a student of other sizes than the teacher's is fitted to it. Without them
             its layers stay random.
+        read_targets: gives rows with cached distributions, on which layers are chosen where `plan` says so.
 
     Raises:
         SettingsError: the initialisation does not fit the teacher.
         StudentError: the weights of a folder cannot be loaded, or a model of this shape does not run, or lets documents
             see each other that must not.
     """
+    choice = None
+    if plan.init.by_importance:
+        assert read_targets is not None
+        plan, choice = _choose_layers(plan, read_targets())
     model = _random_model(plan.config, plan.with_mlm_head, seed)
     try_out(model, plan.seq_len)
     if plan.init.folder is not None:
@@ -157,10 +182,19 @@ def build_student(plan: StudentPlan, *, seed: int, read_sample: ReadSample | Non
         check_isolation(model, plan.seq_len)
     return BuiltStudent(
         model=model,
-        description=f"{plan.config.model_type} {shape_in_words(plan.config)}: {taken.description}",
+        description=f"{plan.config.model_type} {shape_in_words(plan.config)}: {taken.description}"
+        + (f"; layers {choice}" if choice else ""),
         copied=taken.parts,
         whole_layers=taken.whole_layers,
     )
+
+
+def _choose_layers(plan: StudentPlan, rows: RowsWithTargets) -> tuple[StudentPlan, LayerChoice]:
+    """The plan with the layers of the teacher that these rows speak for, and settings that go with them."""
+    teacher = load_model(plan.teacher_folder, with_mlm_head=True).model
+    choice = choose_layers(teacher.eval().to(rows.device), plan.config.num_hidden_layers, rows)
+    config = derive_config(load_config(plan.teacher_folder), shape_of(plan.config), choice.layers)
+    return replace(plan, config=config, layers=choice.layers), choice
 
 
 def with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:

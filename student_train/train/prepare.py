@@ -35,8 +35,10 @@ from student_train.methods.additions import reads_logits
 from student_train.methods.map_starts import fit_maps, rows_to_fit
 from student_train.methods.model import DistillationModel, compile_student, freeze_unused
 from student_train.methods.objective import Objective, make_objective, plan_objective
+from student_train.methods.od import make_distribution_transfer
 from student_train.registry import ADDED_MAPPINGS, ADDED_METHODS
 from student_train.settings import METHODS, TrainSettings
+from student_train.students.layer_importance import IMPORTANCE_TOKENS, RowsWithTargets
 from student_train.students.narrowing.sample import read_sample
 from student_train.students.student import BuiltStudent, StudentPlan, build_student, plan_student
 from teacher_cache.contract.batch import Batch
@@ -171,6 +173,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         plan.student,
         seed=settings.seed,
         read_sample=partial(read_sample, first_rows, with_mlm_head=plan.student.with_mlm_head),
+        read_targets=partial(_rows_with_targets, first_rows, plan.student),
     )
     model = DistillationModel(
         built.model,
@@ -255,6 +258,7 @@ def _plan(settings: TrainSettings, reader: CacheSource, ranks: Ranks) -> _Plan:
             with_mlm_head=manifest.teacher.causal or any(map(reads_logits, settings.methods())),
             seq_len=manifest.seq_len,
             isolated=manifest.segments == "isolated",
+            has_distribution=manifest.targets.logits is not None,
         ),
     )
 
@@ -279,6 +283,13 @@ def _additions(settings: TrainSettings) -> dict[str, dict[str, str | None]]:
         **{f"method {name}": ADDED_METHODS.origin(name) for name in methods},
         **{f"mapping {name}": ADDED_MAPPINGS.origin(name) for name in mappings},
     }
+
+
+def _rows_with_targets(first_rows: FirstRows, student: StudentPlan) -> RowsWithTargets:
+    """Some rows to train on with their cached distributions, as `od` compares a student's with them."""
+    method = make_distribution_transfer(first_rows.source.manifest, student.config)
+    batch = first_rows.read(method.request, max(1, IMPORTANCE_TOKENS // first_rows.seq_len))[method.view]
+    return RowsWithTargets(batch=batch, targets=method.targets(batch), temperature=method.temperature)
 
 
 def _start_maps(model: DistillationModel, built: BuiltStudent, first_rows: FirstRows) -> bool:

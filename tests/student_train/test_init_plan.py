@@ -18,6 +18,12 @@ def test_each_student_layer_has_a_teacher_layer(text: str, layers: tuple[int, ..
     assert read_init(text, from_folder=None).layers_for(3, 6) == layers
 
 
+def test_rows_may_choose_the_layers() -> None:
+    plan = read_init("teacher:importance", from_folder=None)
+    assert plan.by_importance and plan.insists and plan.layers_for(3, 6) == (2, 4, 6)
+    assert not any(read_init(text, from_folder=None).by_importance for text in ("auto", "teacher:last", "teacher:2"))
+
+
 @pytest.mark.parametrize("text", ["", "autos", "teacher", "teacher:", "teacher:2,", "teacher:a", "no/such/folder"])
 def test_unreadable_plans_are_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="auto, random, embeddings") as caught:
@@ -27,7 +33,9 @@ def test_unreadable_plans_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("mapping", ["uniform+last", "uniform-cons", "last1", "skip", "emd", "alp"])
 def test_mappings_that_name_several_layers_or_none_are_refused(mapping: str) -> None:
-    with pytest.raises(SettingsError, match="give teacher:uniform or teacher:last, or name the layers"):
+    with pytest.raises(
+        SettingsError, match="give teacher:uniform or teacher:last or teacher:importance, or name"
+    ):
         read_init(f"teacher:{mapping}", from_folder=None)
 
 
