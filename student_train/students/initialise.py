@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from student_train.init_plan import InitPlan
-from student_train.students.narrowing.narrow import narrow, why_not
-from student_train.students.narrowing.parts import find_parts
 from student_train.students.narrowing.sample import TokenSample
+from student_train.students.narrowing.slicing import find_obstacle, slice_student
 from student_train.students.pretrained import LoadedModel, causal, has_weights, head_name, load_model
 from student_train.students.shape import shape_in_words, shape_of
 from teacher_cache.errors import SettingsError, StudentError
@@ -227,18 +226,15 @@ def _copy_head(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
 
 def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, *, has_rows: bool) -> str | None:
     """Why layers of other sizes cannot be sliced from the teacher's; None if they can."""
-    ours, theirs = find_parts(student), find_parts(teacher)
-    if ours is None or theirs is None:
-        return f"layers of family {teacher.config.model_type!r} cannot be sliced"
-    return why_not(ours, theirs) if has_rows else "there are no rows to fit sliced ones on"
+    found = find_obstacle(student, teacher)
+    return found if found or has_rows else "there are no rows to fit sliced ones on"
 
 
 def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample) -> TakenOver:
     device, training = sample.input_ids_BT.device, student.training
-    ours, theirs = find_parts(student.eval().to(device)), find_parts(loaded.model.to(device))  # type: ignore[arg-type]
-    assert ours is not None
-    assert theirs is not None
-    narrowing = narrow(ours, theirs, layers, sample, with_head=loaded.has_trained_head)
+    student.eval().to(device)
+    loaded.model.eval().to(device)
+    narrowing = slice_student(student, loaded.model, layers, sample, with_head=loaded.has_trained_head)
     student.cpu().train(training)
     parts = ["embeddings", *_layer_names(layers), *([head_name(student.config)] if loaded.has_trained_head else [])]
     named = _name_parts(parts, layers)

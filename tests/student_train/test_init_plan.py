@@ -33,9 +33,7 @@ def test_unreadable_plans_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("mapping", ["uniform+last", "uniform-cons", "last1", "skip", "emd", "alp"])
 def test_mappings_that_name_several_layers_or_none_are_refused(mapping: str) -> None:
-    with pytest.raises(
-        SettingsError, match="give teacher:uniform or teacher:last or teacher:importance, or name"
-    ):
+    with pytest.raises(SettingsError, match="give teacher:uniform or teacher:last or teacher:importance, or name"):
         read_init(f"teacher:{mapping}", from_folder=None)
 
 

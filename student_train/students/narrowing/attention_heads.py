@@ -41,7 +41,7 @@ def choose_heads(importance: Tensor, count: int) -> list[tuple[int, int]]:
 def map_head(head: int, query_Nd: Tensor, key_Nd: Tensor, value_Nd: Tensor, *, components: int, copy: int) -> HeadMap:
     """The maps of one head to `components`; `copy` tells apart student heads of the same teacher head."""
     query_ed, key_ed = _map_scores(query_Nd.double().cpu(), key_Nd.double().cpu(), components)
-    value_ed = _map_values(value_Nd.double().cpu(), components, copy)
+    value_ed = map_values(value_Nd.double().cpu(), components, copy)
     return HeadMap(head=head, query_ed=query_ed, key_ed=key_ed, value_ed=value_ed)
 
 
@@ -61,7 +61,8 @@ def _map_scores(query_Nd: Tensor, key_Nd: Tensor, components: int) -> tuple[Tens
     return strength_e1 * (left[:, :components].T @ inverse_query), strength_e1 * (right[:components] @ inverse_key)
 
 
-def _map_values(value_Nd: Tensor, components: int, copy: int) -> Tensor:
+def map_values(value_Nd: Tensor, components: int, copy: int) -> Tensor:
+    """[e, d]: the leading components of values that vary; `copy` number n gets the n-th run of them."""
     size = value_Nd.shape[1]
     value_ed = torch.zeros(components, size, dtype=torch.float64)
     if components >= size:

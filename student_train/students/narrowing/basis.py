@@ -22,10 +22,14 @@ from teacher_cache.codecs.sinks import Surroundings, describe_sinks
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """`map_DS` takes the teacher's stream to the student's; `kept` is the share of the variance that it keeps."""
+    """`map_DS` takes the teacher's stream to the student's; `kept` is the share of the variance that it keeps.
+
+    `is_whole` says that the student's stream is the teacher's.
+    """
 
     map_DS: Tensor
     kept: float
+    is_whole: bool = False
 
     def project(self, states: Tensor) -> Tensor:
         """[..., D] of the teacher's stream as [..., S] of the student's."""
@@ -94,7 +98,7 @@ def ordinary_moments(parts: Iterable[Tensor]) -> StateMoments:
 def make_basis(places: Iterable[StateMoments], width: int, student_width: int) -> Basis:
     """The components that keep most of the states of all places."""
     if student_width == width:
-        return Basis(map_DS=torch.eye(width, dtype=torch.float64), kept=1.0)
+        return Basis(map_DS=torch.eye(width, dtype=torch.float64), kept=1.0, is_whole=True)
     moments_DD, covariance_DD = torch.zeros(2, width, width, dtype=torch.float64)
     for place in places:
         covariance = place.covariance()

@@ -46,6 +46,8 @@ class Narrowing:
     """What a student kept of its teacher, each number beside the teacher's.
 
     `kept` is the share of the variance of the teacher's hidden states that lies in the student's components.
+    `components` are those of a head, where they do not follow from width and heads, `key_heads` the heads of keys and
+    values of decoders.
     """
 
     width: tuple[int, int]
@@ -53,6 +55,8 @@ class Narrowing:
     heads: tuple[int, int]
     units: tuple[int, int]
     tokens: int
+    key_heads: tuple[int, int] | None = None
+    components: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         parts = [f"fitted on {self.tokens:,} tokens"]
@@ -61,7 +65,12 @@ class Narrowing:
         if self.heads[0] != self.heads[1]:
             between = "of" if self.heads[0] < self.heads[1] else "from"
             parts.append(f"{self.heads[0]} {between} {self.heads[1]} heads")
-        components, of_components = (width // heads for width, heads in zip(self.width, self.heads, strict=True))
+        if self.key_heads is not None and self.key_heads[0] != self.key_heads[1]:
+            between = "of" if self.key_heads[0] < self.key_heads[1] else "from"
+            parts.append(f"{self.key_heads[0]} {between} {self.key_heads[1]} groups of them")
+        components, of_components = self.components or (
+            width // heads for width, heads in zip(self.width, self.heads, strict=True)
+        )
         if components < of_components:
             parts.append(f"{components} of {of_components} components of a head")
         if self.units[0] < self.units[1]:

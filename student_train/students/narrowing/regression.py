@@ -50,3 +50,22 @@ def set_norm(norm: nn.LayerNorm, inputs_NI: Tensor, targets_NI: Tensor, prior_I:
     scale_I = prior_I + (centred_NI * rest_NI).sum(0) / (moments_I + strength)
     norm.weight.copy_(scale_I)
     norm.bias.copy_(target_mean_I - scale_I * normed_mean_I)
+
+
+def fit_map(
+    inputs_NI: Tensor, targets_NO: Tensor, prior_OI: Tensor, *, bias: bool, weights_N: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """As `fit_linear`, for maps that may have no bias, and positions that count differently, 1 in the mean."""
+    if weights_N is not None:
+        weights_N = (weights_N / weights_N.mean())[:, None].sqrt()
+    root_N1 = inputs_NI.new_ones(len(inputs_NI), 1) if weights_N is None else weights_N.to(inputs_NI)
+    share_N1 = root_N1**2 / len(inputs_NI)
+    means = [(part * share_N1).sum(0) if bias else part.new_zeros(part.shape[1]) for part in (inputs_NI, targets_NO)]
+    centred_NI, rest_NO = inputs_NI - means[0], targets_NO - means[1]
+    rest_NO = (rest_NO - centred_NI @ prior_OI.to(inputs_NI).T) * root_N1
+    centred_NI = centred_NI * root_N1
+    moments_II = (centred_NI.T @ centred_NI).double().cpu()
+    moments_II.diagonal().add_(PRIOR_POSITIONS * float(moments_II.diagonal().mean()) / len(inputs_NI) + _TINY)
+    correction_IO = torch.linalg.solve(moments_II, (centred_NI.T @ rest_NO).double().cpu())
+    weight_OI = prior_OI.double().cpu() + correction_IO.T
+    return weight_OI, means[1].double().cpu() - weight_OI @ means[0].double().cpu() if bias else None

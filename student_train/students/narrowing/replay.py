@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from student_train.students.narrowing.decoder_parts import DecoderParts
 from student_train.students.narrowing.parts import ModelParts
 from student_train.students.narrowing.sample import TokenSample
+from teacher_cache.models.inputs import forward_arguments
 
 
 class _Caught(Exception):  # noqa: N818 - no error
@@ -33,7 +35,7 @@ class LayerCall:
     real_BT: Tensor
 
 
-def first_calls(model: ModelParts, batches: Sequence[TokenSample]) -> list[LayerCall]:
+def first_calls(model: ModelParts | DecoderParts, batches: Sequence[TokenSample]) -> list[LayerCall]:
     """The call of the first layer on each batch; the layers themselves are not run."""
     calls = []
 
@@ -44,7 +46,9 @@ def first_calls(model: ModelParts, batches: Sequence[TokenSample]) -> list[Layer
     try:
         for batch in batches:
             try:
-                model.base(input_ids=batch.input_ids_BT, attention_mask=batch.real_BT.long())
+                model.base(
+                    input_ids=batch.input_ids_BT, **forward_arguments(model.base, batch.real_BT, batch.starts_BT)
+                )
             except _Caught as caught:
                 (hidden, *args), kwargs = caught.args
                 calls.append(LayerCall(hidden_BTD=hidden, args=tuple(args), kwargs=kwargs, real_BT=batch.real_BT))

@@ -21,16 +21,21 @@ _BATCH_TOKENS = 2_048
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSample:
-    """Token ids of some rows and which positions hold a token. A student is fitted on the device that they are on."""
+    """Token ids of some rows and which positions hold a token. A student is fitted on the device that they are on.
+
+    `starts_BT` is True where a document begins, in rows of decoders whose documents do not see each other.
+    """
 
     input_ids_BT: Tensor
     real_BT: Tensor
+    starts_BT: Tensor | None = None
 
     def batches(self) -> list[TokenSample]:
         """The same rows, a few at a time."""
         rows = max(1, _BATCH_TOKENS // self.input_ids_BT.shape[1])
-        parts = zip(self.input_ids_BT.split(rows), self.real_BT.split(rows), strict=True)
-        return [TokenSample(input_ids_BT=ids_BT, real_BT=real_BT) for ids_BT, real_BT in parts]
+        starts = [None] * len(self.input_ids_BT) if self.starts_BT is None else self.starts_BT.split(rows)
+        parts = zip(self.input_ids_BT.split(rows), self.real_BT.split(rows), starts, strict=False)
+        return [TokenSample(input_ids_BT=ids_BT, real_BT=real_BT, starts_BT=each) for ids_BT, real_BT, each in parts]
 
     @property
     def tokens(self) -> int:
@@ -49,4 +54,5 @@ def read_sample(first_rows: FirstRows, *, with_mlm_head: bool) -> TokenSample:
     masked = with_mlm_head and "masked" in first_rows.source.manifest.targets.views()
     batch = first_rows.read(TargetRequest(masked=masked), max(1, SAMPLE_TOKENS // first_rows.seq_len))
     targets = next(iter(batch.values()))
-    return TokenSample(input_ids_BT=targets.input_ids_BT.long(), real_BT=targets.real_BT())
+    starts_BT = targets.starts_BT if first_rows.source.manifest.teacher.causal else None
+    return TokenSample(input_ids_BT=targets.input_ids_BT.long(), real_BT=targets.real_BT(), starts_BT=starts_BT)

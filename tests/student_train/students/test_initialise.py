@@ -264,7 +264,7 @@ def test_a_tied_head_of_another_width_is_not_said_to_be_copied(tmp_path: Path) -
         built = build_decoder("2x24:2", folder)
         assert built.copied == ()
         assert "random weights; embeddings and layers do not fit: width 24 (teacher: 32)" in built.description
-        assert built.description.endswith("layers of family 'llama' cannot be sliced")
+        assert built.description.endswith("are turned by other rotary frequencies (3 or 6 heads would do)")
         with pytest.raises(SettingsError, match="width 24 .teacher: 32.*the teacher's embeddings do not fit"):
             build_decoder("2x24:2", folder, "embeddings")
 
@@ -273,9 +273,34 @@ def test_layers_with_other_key_heads_are_not_copied(tmp_path: Path) -> None:
     folder = save_teacher(tmp_path / "teacher")
     built = build_decoder("2x32:4:64:1", folder)
     assert built.copied == ("embeddings", "language-modelling head") and not built.whole_layers
-    assert "; layers do not fit: key/value heads 1 (teacher: 2), and layers of" in built.description
+    assert "; layers do not fit: key/value heads 1 (teacher: 2), and there are no rows to" in built.description
     with pytest.raises(SettingsError, match="key/value heads 1 .teacher: 2.*the teacher's layers do not fit it"):
         build_decoder("2x32:4:64:1", folder, "teacher:2,4")
+
+
+def build_on_rows(spec: str, folder: Path, init: str = "auto") -> BuiltStudent:
+    ids_BT = torch.randint(1, 100, (30, 20), generator=torch.Generator().manual_seed(0))
+    sample = TokenSample(input_ids_BT=ids_BT, real_BT=torch.ones_like(ids_BT, dtype=torch.bool))
+    plan = plan_student(spec, teacher_folder=folder, init=init, with_mlm_head=True, seq_len=20)
+    return build_student(plan, seed=0, read_sample=lambda: sample)
+
+
+@pytest.mark.parametrize("spec", ["2x24:3:48:3", "2x16:2", "2x32:4:64:1", "2x32:4:40:2", "2x16:4"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_decoder_of_other_sizes_is_sliced_and_says_so(family: str, spec: str, tmp_path: Path) -> None:
+    built = build_on_rows(spec, save_teacher(tmp_path, family))
+    assert "embeddings, language-modelling head, layers 2, 4 sliced from the teacher: fitted on" in built.description
+    assert built.copied[1] == "layer 1 from teacher layer 2, sliced" and not built.whole_layers
+    assert all(parameter.isfinite().all() for parameter in built.model.parameters())
+    assert built.model(torch.arange(1, 20)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2"])
+def test_a_decoder_of_another_make_is_refused_by_name(family: str, tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path, family)
+    assert build_on_rows("2x32:4:40", folder).description.endswith(f"layers of family {family!r} cannot be sliced")
+    with pytest.raises(SettingsError, match=f"layers of family {family!r} cannot be sliced.*give the student the"):
+        build_on_rows("2x32:4:40", folder, "teacher:1,2")
 
 
 def test_layers_of_another_make_are_not_copied_in_part(tmp_path: Path) -> None:
