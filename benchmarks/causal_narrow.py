@@ -1,11 +1,11 @@
-"""What a smaller decoder starts from: uniform layers, chosen layers, a sliced width, or noise; before and after training.
+r"""What a smaller decoder starts from: uniform or chosen layers, a sliced width, noise; before and after training.
 
-Every start is a shape and an `--init`, written SHAPE@INIT. From one store of 24 draws a position each student is made by
-`kdtrain --method od --steps 0`, then trained by `od` for the same steps on the same rows in the same order. Before and
-after, on rows that none was trained on, it is compared with the exact teacher: KL(teacher || student) over the whole
-vocabulary, top-1 agreement, and its perplexity beside the teacher's. Seconds of a start are those of making it.
+Every start is a shape and an `--init`, written SHAPE@INIT. From one store of 24 draws a position each student is made
+by `kdtrain --method od --steps 0`, then trained by `od` for the same steps on the same rows in the same order. Before
+and after, on rows that none was trained on, it is compared with the exact teacher: KL(teacher || student) over the
+whole vocabulary, top-1 agreement, and its perplexity beside the teacher's. Seconds of a start are those of making it.
 
-    python benchmarks/causal_narrow.py --teacher DIR --corpus FILE --out narrow \\
+    python benchmarks/causal_narrow.py --teacher DIR --corpus FILE --out narrow \
         --starts 15x576@teacher:uniform,15x576@teacher:importance,30x384:6:1024:2@auto,30x384:6:1024:2@random
 
 A start whose result is in --out is not computed again. A teacher of 4 x 128 takes a few minutes on two CPU cores; for

@@ -151,6 +151,7 @@ def flags_of(one: Configuration, options: argparse.Namespace, seed: int) -> dict
     rows = options.steps * batch_rows(options)
     return {
         "student": options.student,
+        "init": "teacher:uniform",
         "steps": options.steps,
         "batch_size": batch_rows(options),
         "lr": options.lr,

@@ -5,7 +5,7 @@ Text and numbers only, of the standard library; `students/initialise.py` does wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +45,11 @@ class InitPlan:
     def by_importance(self) -> bool:
         """Whether the rows of the cache choose the layers."""
         return self.mapping == BY_IMPORTANCE
+
+    def of_decoder(self, student_layers: int, teacher_layers: int) -> InitPlan:
+        """The same for a decoder whose cache can choose its layers: `auto` lets it, where some have to go."""
+        chooses = self.kind == "auto" and student_layers < teacher_layers
+        return replace(self, mapping=BY_IMPORTANCE) if chooses else self
 
     def check_student(self, student_layers: int) -> None:
         """Check what the student's depth alone decides.

@@ -105,7 +105,8 @@ def test_losses_agree_step_for_step(store: Path, teacher_folder: Path, tmp_path:
     train(
         TrainSettings(
             method="od+lm", weights="1,0.5", cache=(str(store),), out=str(tmp_path / "student"), steps=STEPS,
-            batch_size=BATCH, lr=RATE, warmup=1, student="2x128", device="cpu",
+            batch_size=BATCH, lr=RATE, warmup=1, student="2x128", init="teacher:uniform",
+            device="cpu",
         )
     )  # fmt: skip
     cached = [record for record in read_records(tmp_path / "student" / "metrics.jsonl") if "loss" in record]

@@ -115,6 +115,11 @@ def check_takeover(
             raise _does_not_fit(plan, "layers", f"{differing}, and {obstacle}")
 
 
+def takes_layers(student: PreTrainedModel, teacher: PreTrainedModel, layers: tuple[int, ...]) -> bool:
+    """Whether layers of the teacher can be copied or, given rows, sliced. Looks at sizes, not at weights."""
+    return not _differing_sizes(student, teacher, layers) or _obstacle(student, teacher, has_rows=True) is None
+
+
 def copy_whole(student: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     """Copy every parameter of the model in `folder`, which must have the student's family and shape.
 

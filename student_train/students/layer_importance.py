@@ -34,7 +34,7 @@ from teacher_cache.models.families import encoder_of
 from teacher_cache.models.heads import LMHead
 from teacher_cache.models.inputs import forward_arguments
 
-IMPORTANCE_TOKENS = 1_024
+IMPORTANCE_TOKENS = 512
 """At most so many positions are read, padding among them (but one row at least)."""
 
 

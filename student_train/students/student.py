@@ -19,7 +19,14 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from student_train.init_plan import InitPlan, read_init
 from student_train.student_shape import read_student
-from student_train.students.initialise import ReadSample, TakenOver, check_takeover, copy_teacher, copy_whole
+from student_train.students.initialise import (
+    ReadSample,
+    TakenOver,
+    check_takeover,
+    copy_teacher,
+    copy_whole,
+    takes_layers,
+)
 from student_train.students.layer_importance import LayerChoice, RowsWithTargets, choose_layers
 from student_train.students.pretrained import (
     check_family,
@@ -79,7 +86,7 @@ def plan_student(
     with_mlm_head: bool,
     seq_len: int,
     isolated: bool = False,
-    has_distribution: bool = True,
+    has_distribution: bool = False,
 ) -> StudentPlan:
     """What the student will be.
 
@@ -119,6 +126,8 @@ def plan_student(
         config = load_config(asked)
     else:
         shape = student_shape(asked, teacher_config)
+        if has_distribution and kind_of(teacher_config) == "causal-lm":
+            plan = plan.of_decoder(shape.layers, teacher_config.num_hidden_layers)
         layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
         with explain_misfits(teacher_config, str(shape)):
             config = derive_config(teacher_config, shape, layers)
@@ -131,6 +140,10 @@ def plan_student(
         _check_positions(student, seq_len, str(spec))
         if plan.insists:
             check_takeover(student, _make_model(teacher_config, with_mlm_head), plan, layers)
+        if plan.by_importance and not plan.insists:
+            teacher = _make_model(teacher_config, with_mlm_head)
+            if not takes_layers(student, teacher, layers):
+                plan = replace(plan, mapping="uniform")
     return StudentPlan(
         config=config,
         init=plan,

@@ -127,7 +127,11 @@ def test_a_layer_that_does_nothing_goes_first(tmp_path: Path) -> None:
 
 def build(folder: Path, spec: str, rows: RowsWithTargets | None, **options: Any) -> BuiltStudent:
     plan = plan_student(
-        spec, teacher_folder=folder, init="teacher:importance", with_mlm_head=True, seq_len=LENGTH, **options
+        spec,
+        teacher_folder=folder,
+        with_mlm_head=True,
+        seq_len=LENGTH,
+        **{"init": "teacher:importance", "has_distribution": True, **options},
     )
 
     def read() -> RowsWithTargets:
@@ -150,6 +154,22 @@ def test_a_student_gets_the_layers_and_the_settings_that_go_with_them(tmp_path: 
     )
     assert built.description.endswith(f"copied from the teacher; layers {choice}")
     assert exact_loss(built.model.eval(), rows) == pytest.approx(exact_loss(without(folder, choice.layers), rows))
+
+
+def test_decoders_let_the_rows_choose_where_layers_go_and_can_be_taken_over(tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path)
+    teacher = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rows = drawn_rows(teacher)
+    chosen = build(folder, "2x32", rows, init="auto")
+    assert chosen.copied == build(folder, "2x32", rows).copied and "; layers chosen by the loss" in chosen.description
+    # nothing to leave out, nothing said, no way to take layers over, no distribution: no row is read
+    for spec, options in {
+        "4x32": {},
+        "2x32": {"init": "teacher:last"},
+        "2x64:8": {},
+        "3x32": {"has_distribution": False},
+    }.items():
+        assert "chosen" not in build(folder, spec, None, **{"init": "auto", **options}).description
 
 
 def test_without_cached_distributions_it_is_refused(tmp_path: Path) -> None:
