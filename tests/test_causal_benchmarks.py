@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -173,3 +174,24 @@ def test_quality_is_measured_against_the_exact_teacher(forms: Any, folder: Path)
             total -= float(log_q_TV[:-1].gather(1, ids_1T[0, 1:, None]).sum())
             places += stop - start - 1
     assert (found["places"], found["perplexity"]) == (places, pytest.approx(math.exp(total / places), rel=1e-4))
+
+
+def test_starts_of_smaller_decoders_are_told_apart_and_compared(forms: Any, folder: Path, tmp_path: Path) -> None:
+    import causal_narrow
+
+    starts = causal_narrow.split_starts("2x32@teacher:1,4,2x16:2@auto,4x16:2@random")
+    assert starts == ["2x32@teacher:1,4", "2x16:2@auto", "4x16:2@random"]
+    options = argparse.Namespace(
+        teacher=str(folder / "teacher"), corpus=[str(folder / "corpus.txt")], out=str(tmp_path), student="", steps=0,
+        tokens=64, seq_len=16, held_out=3, lr=1e-3, device="cpu",
+    )  # fmt: skip
+    store = causal_narrow.build_store(causal_narrow.STORE, argparse.Namespace(**{**vars(options), "steps": 2}))
+    teacher = Teacher.load(options.teacher, device="cpu")
+    teacher.start()
+    for start, kl in {"4x32@auto": pytest.approx(0, abs=1e-6), "2x32@random": None}.items():
+        shape, _, init = start.partition("@")
+        flags = causal_narrow.flags_of(causal_narrow.Training(store=causal_narrow.STORE, flags={}), options, 0)
+        flags |= {"student": shape, "init": init, "valid_share": 0.3, "method": "od"}
+        found = causal_narrow.compare(flags, store, options, teacher, tmp_path / start)
+        assert found["before"]["kl"] == kl if kl is not None else found["before"]["kl"] > 0.05
+        assert "after" not in found and f"llama {shape}" in found["description"]
