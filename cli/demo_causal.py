@@ -88,7 +88,9 @@ def run_demo(settings: CausalDemoSettings) -> int:
     corpus, held_out = _texts(settings, out)
     cache, untrained, student = (str(out / name) for name in ("cache.zarr", "untrained", "student"))
     learning = ["--method", "od", "--lr", "3e-4", "--valid-share", VALID_SHARE]
-    train = ["--cache", cache, "--student", settings.student, *learning]
+    # by position, which costs nothing: choosing takes minutes on two cores, and the untrained student would need it too
+    start = ["--student", settings.student, "--init", "teacher:uniform"]
+    train = ["--cache", cache, *start, *learning]
     rows = ["--seq-len", str(settings.seq_len), "--max-rows", str(settings.max_rows)]
     length = ["--steps", str(settings.steps), "--batch-size", str(settings.batch_size)]
     commands = (

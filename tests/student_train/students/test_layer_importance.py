@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from student_train.losses.distributions import SampledTargets
+from student_train.settings import TrainSettings
 from student_train.students.layer_importance import LayerChoice, RowsWithTargets, choose_layers, loss_without
 from student_train.students.student import BuiltStudent, build_student, plan_student
+from student_train.train.prepare import prepare_run
 from teacher_cache.contract.batch import Places, TargetBatch
 from teacher_cache.errors import SettingsError
 from tests.causal_models import VOCABULARY, make_model, save_teacher
@@ -176,3 +180,15 @@ def test_without_cached_distributions_it_is_refused(tmp_path: Path) -> None:
     folder = save_teacher(tmp_path)
     with pytest.raises(SettingsError, match="'teacher:importance' chooses layers by.* and this cache holds none: give"):
         build(folder, "2x32", None, has_distribution=False)
+
+
+@pytest.mark.parametrize("logits", ["topk", "sample"])
+def test_encoders_choose_by_their_masked_positions_where_they_are_asked_to(
+    logits: str, make_tiny_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "cache.zarr"
+    make_tiny_store(store, targets="logits", logits=logits, max_rows=24, block_rows=8)
+    settings = TrainSettings(cache=(str(store),), method="od", student="2x32", steps=1, device="cpu")
+    chosen = prepare_run(replace(settings, init="teacher:importance")).built
+    assert "; layers chosen by the loss without each (" in chosen.description and chosen.whole_layers
+    assert prepare_run(settings).built.description.endswith("layers 2, 4 copied from the teacher")
