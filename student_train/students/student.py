@@ -126,7 +126,7 @@ def plan_student(
         config = load_config(asked)
     else:
         shape = student_shape(asked, teacher_config)
-        if has_distribution and kind_of(teacher_config) == "causal-lm":
+        if has_distribution and has_weights(teacher_folder) and kind_of(teacher_config) == "causal-lm":
             plan = plan.of_decoder(shape.layers, teacher_config.num_hidden_layers)
         layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
         with explain_misfits(teacher_config, str(shape)):
