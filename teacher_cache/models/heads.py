@@ -119,5 +119,6 @@ def _with_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     inner = _with_module(model._modules[name], rest, module) if rest else module  # type: ignore[arg-type]
     changed._modules = {**model._modules, name: inner}
     # accelerate puts a forward pass of its own over the class's, bound to the module that this is a copy of
-    changed.__dict__.pop("forward", None)
+    if "_hf_hook" in changed.__dict__:
+        changed.__dict__.pop("forward", None)
     return changed

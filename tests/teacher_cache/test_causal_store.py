@@ -85,7 +85,7 @@ def test_a_family_that_cannot_keep_documents_apart_is_refused_and_builds_joined(
         ({"seq_len": 65}, "--seq-len 65 is beyond the 64 positions"),
         ({"k": 106, "logits": "topk"}, "--k 106 is more than the 105 ids"),
         ({"k": 256}, "--k 256 draws a position cannot be kept: .* 1 to 255, or for --logits topk"),
-        ({"targets": "attention"}, "key vectors of family 'llama' are 16 wide.*--targets logits,hidden"),
+        ({"targets": "attention", "relations": "matrix"}, "--relations matrix: teacher .* is a causal LM"),
         ({"layers": "5", "targets": "hidden"}, "names layer 5, the teacher has layers 1 to 4"),
     ],
 )

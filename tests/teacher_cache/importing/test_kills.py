@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from teacher_cache.importing.settings import ImportSettings
 from tests.teacher_cache.importing.samples import Sample, vllm_records, write_jsonl
 from tests.teacher_cache.test_faults import FAULTS, ForkServer, assert_same, assert_unfinished_and_unharmed
+from tests.warm.share import Warm
 
 Asked = Callable[..., ImportSettings]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("server"))
+def server(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(warm, tmp_path_factory.mktemp("server"))
     yield server
     server.close()
 
