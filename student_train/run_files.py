@@ -89,7 +89,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [_read_record(line) for line in lines]
+        return [_read_record(line, place) for place, line in enumerate(lines, 1)]
     except (OSError, ValueError) as error:
         raise TrainingError(
             f"{str(path)!r} cannot be read ({error}): what the training did is lost; restore the file, or delete it to "
@@ -97,9 +97,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _read_record(line: str) -> dict[str, Any]:
-    record: dict[str, Any] = parse_record(line)
-    check_fields(MetricsSchema, record)
+def _read_record(line: str, place: int) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = parse_record(line)
+        check_fields(MetricsSchema, record)
+    except ValueError as error:
+        raise ValueError(f"line {place}: {error}") from error
     return record
 
 

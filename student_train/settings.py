@@ -85,8 +85,8 @@ class TrainSettings:
     init: str = "auto"
     """Where the first weights come from: auto (the teacher's embeddings and layers, copied where the sizes match and
     else sliced; those that teacher:importance names for decoders, uniformly chosen ones for encoders), random,
-    embeddings, teacher:LAYERS such as teacher:2,4,6, teacher:last or teacher:importance (the layers without which the
-    cached distribution suffers most), or a Hugging Face directory."""
+    embeddings, teacher:LAYERS such as teacher:2,4,6, teacher:last, teacher:uniform or teacher:importance (the layers
+    without which the cached distribution suffers most), or a Hugging Face directory."""
 
     steps: int | None = None
     """Updates in total; 0 writes the untrained student (default: as many as --epochs has)."""

@@ -99,8 +99,8 @@ _EXPECTED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "literal_error": lambda limits: str(limits["expected"]),
     "string_pattern_mismatch": lambda limits: f"text of the form {limits['pattern']}",
     "string_too_long": lambda limits: f"text of at most {limits['max_length']} letters",
-    "too_short": lambda limits: f"a list of at least {limits['min_length']}",
-    "too_long": lambda limits: f"a list of at most {limits['max_length']}",
+    "too_short": lambda limits: f"something with at least {limits['min_length']} entries",
+    "too_long": lambda limits: f"something with at most {limits['max_length']} entries",
 }
 """By the kinds of error that pydantic knows."""
 

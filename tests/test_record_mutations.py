@@ -41,7 +41,7 @@ from tests.student_train.evaluate.left_records import answered, finetuned, harne
 
 MANY = int(os.environ.get("KDCACHE_MUTATIONS", "0")) // 4
 MUTATIONS = MANY or 40
-EVERY = 1 if MANY else 10
+EVERY = 1 if MANY else 3
 """Of so many changes one is given to the commands that take longer."""
 SEED = int(os.environ.get("KDCACHE_SEED", "0"))
 SECTIONS: Mapping[str, set[str]] = {
@@ -215,6 +215,8 @@ def complaints(change: Change, name: str, outcome: Outcome, original: Original, 
         yield from wrong_results(change, name, outcome, original, folder)
     elif outcome.code != 1 and not usage:
         yield "no clear error"
+    elif change.alike:
+        yield "refused, though nothing was changed"
     elif len(outcome.messages) != 1 and not (usage and outcome.messages):
         yield f"{len(outcome.messages)} messages: {outcome.messages}"
     if re.search(STEERING, outcome.printed + "".join(outcome.messages)):

@@ -35,7 +35,7 @@ from student_train.evaluate.schemas import (
     foreign,
     read_object,
 )
-from student_train.recorded_settings import check_recorded
+from student_train.recorded_settings import as_today, check_recorded
 from student_train.run_files import PROVENANCE
 from student_train.run_schemas import ProvenanceSchema
 from student_train.students.pretrained import load_config
@@ -266,6 +266,8 @@ def _read_provenance(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     record = read_object(path)
+    if isinstance(record.get("settings"), dict):
+        record = {**record, "settings": as_today(record["settings"])}
     try:
         check_fields(ProvenanceSchema, record)
         check_recorded(record)

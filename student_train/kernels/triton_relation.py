@@ -64,8 +64,10 @@ def relation_forward(
     student += matrix // heads * student_stride_B + matrix % heads * student_stride_A
     x_i = _vectors(teacher, rows, length, teacher_stride_T, TEACHER_WIDTH, TEACHER_TILE).to(student.dtype.element_ty)
     s_i = _vectors(student, rows, length, student_stride_T, STUDENT_WIDTH, STUDENT_TILE)
-    top_a = tl.full([ROWS], float("-inf"), tl.float32)
-    top_b = tl.full([ROWS], float("-inf"), tl.float32)
+    # above what a column that is not seen is set to, below any logit: a tile of none adds nothing, however a compiler
+    # rounds the multiply-add
+    top_a = tl.full([ROWS], -1e28, tl.float32)
+    top_b = tl.full([ROWS], -1e28, tl.float32)
     mass_a = tl.zeros([ROWS], tl.float32)
     mass_b = tl.zeros([ROWS], tl.float32)
     ratio = tl.zeros([ROWS], tl.float32)
@@ -76,7 +78,7 @@ def relation_forward(
         a = tl.dot(x_i, tl.trans(x_j), input_precision="ieee")
         b = tl.dot(s_i, tl.trans(s_j), input_precision="ieee")
         if CAUSAL or RANGES:
-            # what a row sees of its first tiles may be nothing: these count 1 a pair, until a real logit makes that 0
+            # what a row sees of its first tiles may be nothing, which counts 0
             seen = _seen(rows, j, begin_i, end_i, CAUSAL, RANGES)
             a = tl.where(seen, a, -1e30)
             b = tl.where(seen, b, -1e30)

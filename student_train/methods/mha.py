@@ -33,7 +33,7 @@ class AttentionTransfer:
     """`mha`: attention relations of teacher layers to student layers (MiniLMv2).
 
     `key_value_heads` are None where keys and values are related in as many heads as queries; `mask` is None where the
-    teacher is a masked LM, which sees all of a row.
+    teacher is a masked LM, which sees all of a document.
     """
 
     pairs: LayerPairs
@@ -117,12 +117,13 @@ def make_attention_transfer(
 
 
 def _check_stored_heads(stored: int, *, asked: RelationFlags, student_widths: Sequence[int]) -> RelationFlags:
-    other = next((heads for heads in (asked.heads, asked.key_value_heads) if heads not in (None, stored)), None)
-    if other is not None:
-        raise SettingsError(
-            f"--relation-heads {other!r}: the cache holds relations as matrices of {stored} heads, and others cannot "
-            f"be made of them; give --relation-heads {stored}, or build a cache with --relations hidden or qkv"
-        )
+    flags = {"--relation-heads": asked.heads, "--relation-heads-kv": asked.key_value_heads}
+    for flag, heads in flags.items():
+        if heads not in (None, stored):
+            raise SettingsError(
+                f"{flag} {heads!r}: the cache holds relations as matrices of {stored} heads, and others cannot be made "
+                f"of them; give {flag} {stored}, or build a cache with --relations hidden or qkv"
+            )
     undivided = next((width for width in student_widths if width % stored), None)
     if undivided is not None:
         raise SettingsError(

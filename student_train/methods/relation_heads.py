@@ -34,12 +34,19 @@ class RelationFlags:
 
 
 def vector_widths(config: PreTrainedConfig) -> Widths:
-    """Widths of a model's queries, keys and values; where queries share keys and values, those are narrower."""
+    """Widths of a model's queries, keys and values; where queries share keys and values, those are narrower.
+
+    Families whose keys and values come from one latent vector (DeepSeek, MiniCPM3) have them for every head, in widths
+    of their own.
+    """
     heads = config.num_attention_heads
     # MobileBERT's attention is narrower than its hidden states
     width = getattr(config, "true_hidden_size", None) or config.hidden_size
     head_width = getattr(config, "head_dim", None) or width // heads
     shared = (getattr(config, "num_key_value_heads", None) or heads) * head_width
+    latent_query, latent_value = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
+    if latent_query and latent_value:
+        return heads * latent_query, heads * latent_query, heads * latent_value
     return heads * head_width, shared, shared
 
 

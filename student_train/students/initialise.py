@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from student_train.init_plan import InitPlan
 from student_train.students.narrowing.sample import TokenSample
 from student_train.students.narrowing.slicing import find_obstacle, slice_student
-from student_train.students.pretrained import LoadedModel, causal, has_weights, head_name, load_model
+from student_train.students.pretrained import LoadedModel, causal, has_weights, head_name, load_model, place_for
 from student_train.students.shape import shape_in_words, shape_of
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of
@@ -236,7 +236,8 @@ def _obstacle(student: PreTrainedModel, teacher: PreTrainedModel, *, has_rows: b
 
 
 def _slice(student: PreTrainedModel, loaded: LoadedModel, layers: tuple[int, ...], sample: TokenSample) -> TakenOver:
-    device, training = sample.input_ids_BT.device, student.training
+    device, training = place_for(loaded.model, sample.input_ids_BT.device), student.training
+    sample = sample.to(device)
     student.eval().to(device)
     loaded.model.eval().to(device)
     narrowing = slice_student(student, loaded.model, layers, sample, with_head=loaded.has_trained_head)

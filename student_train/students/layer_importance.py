@@ -10,7 +10,7 @@ stand in a list.
 A layer that is left out hands on the states that enter it, and keeps its place in the list: masks and settings that a
 family has for each layer stay with the right one. Layers before the one that is tried compute what they did before, so
 that a trial begins there. Cost: for T layers of which S are kept, at most (T^2 - S^2) / 4 passes through all layers
-over the rows, and twice as many through the head.
+over the rows, one more for each that goes, and twice as many through the head.
 Shapes: B rows, T positions, P places, D components.
 """
 
@@ -36,7 +36,8 @@ from teacher_cache.models.heads import LMHead
 from teacher_cache.models.inputs import forward_arguments
 
 IMPORTANCE_TOKENS = 512
-"""At most so many positions are read, padding among them (but one row at least)."""
+"""So many positions are read, padding among them (but one row at least), and up to 16 times as many where few of them
+have a distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,16 @@ class RowsWithTargets:
     def device(self) -> torch.device:
         """Where they lie, and the model that is run on them has to."""
         return self.batch.input_ids_BT.device
+
+    @property
+    def places(self) -> int:
+        """How many distributions there are."""
+        return int(self.targets.real_P.sum())
+
+    def to(self, device: torch.device) -> RowsWithTargets:
+        """The same on a device."""
+        targets = type(self.targets)(*(part.to(device) for part in self.targets))
+        return RowsWithTargets(batch=self.batch.to(device), targets=targets, temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +96,6 @@ def choose_layers(model: PreTrainedModel, count: int, rows: RowsWithTargets) -> 
     """
     with _Prunable.of(model) as prunable:
         kept = list(range(1, prunable.depth + 1))
-        places = int(rows.targets.real_P.sum())
         entering, final_BTD = prunable.trace(kept, rows.batch)
         losses, removed = [_mean_loss(model, final_BTD, rows)], []
         costs = dict.fromkeys(kept, -math.inf)
@@ -104,14 +114,7 @@ def choose_layers(model: PreTrainedModel, count: int, rows: RowsWithTargets) -> 
             losses.append(losses[-1] + tried[least])
             if len(kept) > count:
                 entering, _ = prunable.trace(kept, rows.batch)
-    return LayerChoice(layers=tuple(kept), removed=tuple(removed), losses=tuple(losses), places=places)
-
-
-def loss_without(model: PreTrainedModel, layers: Sequence[int], rows: RowsWithTargets) -> float:
-    """The mean loss on the cached distribution of the model that has these layers alone, numbered from 1."""
-    with torch.no_grad(), _Prunable.of(model) as prunable:
-        prunable.trace(range(1, prunable.depth + 1), rows.batch)
-        return _mean_loss(model, prunable.trace(layers, rows.batch)[1], rows)
+    return LayerChoice(layers=tuple(kept), removed=tuple(removed), losses=tuple(losses), places=rows.places)
 
 
 def _mean_loss(model: PreTrainedModel, final_BTD: Tensor, rows: RowsWithTargets) -> float:
@@ -125,7 +128,8 @@ def _mean_loss(model: PreTrainedModel, final_BTD: Tensor, rows: RowsWithTargets)
     else:
         final_PE = head.before_projection(final_PD)
         (total,) = projected_losses(final_PE, head.projection.weight, head.projection.bias, terms)
-    return float(total) / max(1, len(final_PD))
+    # the loss grows with the square of the temperature, so that gradients do not
+    return float(total) / rows.temperature**2 / max(1, len(final_PD))
 
 
 class _Prunable:

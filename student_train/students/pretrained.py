@@ -206,3 +206,15 @@ def _unreadable(folder: Path, error: Exception) -> StudentError:
         f"{str(folder)!r} is no Hugging Face model folder that can be read ({why_unreadable(error)}): there is no "
         "model to take; give a folder with config.json and model.safetensors"
     )
+
+
+def place_for(model: PreTrainedModel, device: torch.device) -> torch.device:
+    """Where to run a teacher beside a student that is made: `device`, or the CPU where its weights have no room there.
+
+    Nothing else of a training needs the teacher's weights, which may be larger than the GPU that the student is for.
+    """
+    if device.type != "cuda":
+        return device
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 2 * weights < free else torch.device("cpu")

@@ -35,6 +35,7 @@ from student_train.students.pretrained import (
     load_config,
     load_model,
     load_teacher_tokenizer,
+    place_for,
     vocabulary_difference,
 )
 from student_train.students.shape import derive_config, shape_in_words, shape_of, student_shape
@@ -202,10 +203,25 @@ def build_student(
     )
 
 
-def _choose_layers(plan: StudentPlan, rows: RowsWithTargets) -> tuple[StudentPlan, LayerChoice]:
-    """The plan with the layers of the teacher that these rows speak for, and settings that go with them."""
+def _choose_layers(plan: StudentPlan, rows: RowsWithTargets) -> tuple[StudentPlan, LayerChoice | None]:
+    """The plan with the layers of the teacher that these rows speak for, and settings that go with them.
+
+    Uniform layers where no row has a distribution.
+
+    Raises:
+        SettingsError: there is none, and the layers were asked for.
+    """
+    if not rows.places:
+        if plan.init.insists:
+            raise SettingsError(
+                f"--init {plan.init.text!r}: no position of the first {len(rows.batch.input_ids_BT)} rows to train on "
+                "has a cached distribution, so that every layer could be missed as well; give --init teacher:uniform, "
+                "or build a cache with more --positions"
+            )
+        return replace(plan, init=replace(plan.init, mapping="uniform")), None
     teacher = load_model(plan.teacher_folder, with_mlm_head=True).model
-    choice = choose_layers(teacher.eval().to(rows.device), plan.config.num_hidden_layers, rows)
+    device = place_for(teacher, rows.device)
+    choice = choose_layers(teacher.eval().to(device), plan.config.num_hidden_layers, rows.to(device))
     config = derive_config(load_config(plan.teacher_folder), shape_of(plan.config), choice.layers)
     return replace(plan, config=config, layers=choice.layers), choice
 

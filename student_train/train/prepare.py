@@ -286,10 +286,19 @@ def _additions(settings: TrainSettings) -> dict[str, dict[str, str | None]]:
 
 
 def _rows_with_targets(first_rows: FirstRows, student: StudentPlan) -> RowsWithTargets:
-    """Some rows to train on with their cached distributions, as `od` compares a student's with them."""
+    """Some rows to train on with their cached distributions, as `od` compares a student's with them.
+
+    More rows where few of their positions have a distribution: those of chats, of short documents, of --positions.
+    """
     method = make_distribution_transfer(first_rows.source.manifest, student.config)
-    batch = first_rows.read(method.request, max(1, IMPORTANCE_TOKENS // first_rows.seq_len))[method.view]
-    return RowsWithTargets(batch=batch, targets=method.targets(batch), temperature=method.temperature)
+    count = max(1, IMPORTANCE_TOKENS // first_rows.seq_len)
+    most = min(16 * count, count_rows(first_rows.rows))
+    while True:
+        batch = first_rows.read(method.request, count)[method.view]
+        rows = RowsWithTargets(batch=batch, targets=method.targets(batch), temperature=method.temperature)
+        if 4 * rows.places >= IMPORTANCE_TOKENS or count >= most:
+            return rows
+        count = min(2 * count, most)
 
 
 def _start_maps(model: DistillationModel, built: BuiltStudent, first_rows: FirstRows) -> bool:

@@ -72,7 +72,7 @@ def calibrate_on(
 ) -> dict[str, tuple[Transform, TransformRecord]]:
     """`calibrate_streams` on what `read` gives of the first rows, whoever computed it."""
     manifest, streams = layout.manifest, layout.nmse_streams
-    used = sum(share_rows(manifest.rows, manifest.seq_len, manifest.widest))
+    used = sum(share_rows(manifest.rows, manifest.tokens_per_row, manifest.widest))
     note(f"calibrating {len(streams)} streams on the first {min(used, manifest.rows)} rows")
     samples = _collect(manifest, streams, read, projections)
     found = {}
@@ -95,7 +95,7 @@ def _collect(
     read: ReadStreams,
     projections: Mapping[int, AttentionProjections],
 ) -> dict[str, CalibrationSample]:
-    fit, tune, check = share_rows(manifest.rows, manifest.seq_len, manifest.widest)
+    fit, tune, check = share_rows(manifest.rows, manifest.tokens_per_row, manifest.widest)
     samples = {stream.path: CalibrationSample(stream_projections(stream, projections)) for stream in streams}
     start = 0
     for name, count in (("fit", fit), ("tune", tune), ("check", check)):

@@ -110,7 +110,7 @@ class BuildSettings:
     """
     max_memory: str | None = None
     """With --device-map: what weights may take of each device, such as 0:70GB,1:70GB,cpu:200GB (GPUs by number).
-    Default: what is free. The rest stays on the disk.
+    Default: nine tenths of what is free. The rest stays on the disk.
     """
     block_rows: int = 64
     """Rows per block: the unit of writing, commit, reading and shuffling."""

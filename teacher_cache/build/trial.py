@@ -126,7 +126,7 @@ class Trial:
         """Transforms from the first rows whose codes take as many bits as those of the build."""
         started = time.monotonic()
         samples = self._collect(manifest, streams, wanted)
-        used = sum(share_rows(manifest.rows, manifest.seq_len, manifest.widest))
+        used = sum(share_rows(manifest.rows, manifest.tokens_per_row, manifest.widest))
         collected = time.monotonic()
         found = {}
         for stream in streams:
@@ -192,7 +192,7 @@ def fitted_rows(manifest: Manifest, sample: int) -> set[int]:
     The build fits N rows of its R: on average its rows lose (1 - 2 N / R) e / N. A sample of which the share s is
     fitted loses (1 - 2 s) e / (s sample). Both are the same at s = 1 / (2 + (1 - 2 N / R) sample / N).
     """
-    fitted = share_rows(manifest.rows, manifest.seq_len, manifest.widest)[0]
+    fitted = share_rows(manifest.rows, manifest.tokens_per_row, manifest.widest)[0]
     share = 1 / (2 + (1 - 2 * fitted / manifest.rows) * sample / fitted)
     return {row for row in range(sample) if int((row + 1) * share) > int(row * share)} or {0}
 

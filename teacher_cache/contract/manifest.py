@@ -131,8 +131,8 @@ class Manifest:
     `segments`: whether documents that share a row see each other (`joined`) or not (`isolated`). `positions`, of causal
     teachers alone: after which positions of a row the distribution is kept (`contract/positions.py`). `imported`: the
     shape of the files that the targets came from, where something else computed them; the store then has no weights of
-    its teacher, and `weights_sha256` is a hash of the teacher's name and tokenizer. Fields that came later than the
-    first stores are written only where they say something.
+    its teacher, and `weights_sha256` is a hash of the teacher's name, tokenizer and configuration. Fields that came
+    later than the first stores are written only where they say something.
     """
 
     teacher: TeacherRecord
@@ -182,6 +182,13 @@ class Manifest:
         if view == "masked":
             return self.masked_per_row
         return 0 if self.positions is None else places_per_row(self.positions, self.seq_len)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """How many tokens a row has for calibration; imported ones may be far shorter than the longest."""
+        if self.imported is None:
+            return self.seq_len
+        return min(self.seq_len, max(1, self.corpus.tokens // self.rows))
 
     @property
     def widest(self) -> int:

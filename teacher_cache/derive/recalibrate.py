@@ -93,7 +93,7 @@ def _projections(source: SourceRows, origin: StreamOrigin) -> AttentionProjectio
 def _sample(derivation: Derivation) -> dict[str, list[SourcePiece]]:
     """Where the rows lie that a build of these rows would fit, tune and check on."""
     rows, found, start = derivation.manifest.rows, {}, 0
-    shares = share_rows(rows, derivation.manifest.seq_len, derivation.manifest.widest)
+    shares = share_rows(rows, derivation.manifest.tokens_per_row, derivation.manifest.widest)
     for name, count in zip(("fit", "tune", "check"), shares, strict=True):
         # a store of one or two rows has the same rows for everything
         start = min(start, rows - count)

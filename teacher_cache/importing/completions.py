@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from teacher_cache.errors import SourceError
 from teacher_cache.importing.files import Record
 from teacher_cache.importing.source import SourceRow, refuse
-from teacher_cache.importing.values import gather, has_ids, read_ids
+from teacher_cache.importing.values import gather, has_ids, read_ids, to_id
 
 _ID = "token_id:"
 _SAME = 1e-3
@@ -40,10 +40,10 @@ class TokenTexts:
     def _ids(self) -> Mapping[str, set[int]]:
         found = defaultdict(set)
         for piece, number in self._tokenizer.get_vocab().items():
-            # a piece of SentencePiece loses its space in decoding, and one of bytes is no text before it
-            text = piece.replace("▁", " ") if "▁" in piece else self._tokenizer.decode([number])
-            found[piece].add(number)
-            found[text].add(number)
+            # some servers keep the space of a piece of SentencePiece and others lose it in decoding, and a piece of
+            # bytes is no text before it: a token may be written in each of these ways
+            for text in (piece, piece.replace("▁", " "), self._tokenizer.decode([number])):
+                found[text].add(number)
         return found
 
     def read(self, text: Any, where: str) -> set[int]:
@@ -53,7 +53,7 @@ class TokenTexts:
             SourceError: it stands for none.
         """
         if isinstance(text, str) and text.startswith(_ID) and text.removeprefix(_ID).isdecimal():
-            return {int(text.removeprefix(_ID))}
+            return {to_id(text.removeprefix(_ID), where)}
         found = self._ids.get(text) if isinstance(text, str) else None
         if not found:
             raise SourceError(
@@ -130,7 +130,9 @@ def _ids(record: Record, tokens: Sequence[Any], texts: TokenTexts, where: str) -
 
 
 def _read_top(top: Any, texts: TokenTexts, where: str) -> dict[int, float]:
-    pairs = top.items() if isinstance(top, Mapping) else top if isinstance(top, list) else ()
+    if not isinstance(top, Mapping | list):
+        refuse(where, f"{top!r:.60} is no mapping of texts to log-probabilities; give what the server returns")
+    pairs = top.items() if isinstance(top, Mapping) else top
     found: dict[int, float] = {}
     for pair in pairs:
         text, log_prob = pair if isinstance(pair, tuple) and len(pair) == 2 else (pair, None)

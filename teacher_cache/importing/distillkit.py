@@ -19,7 +19,7 @@ these are differences to the value before. Arithmetic here is float64.
 
 A polynomial that is fitted to ten probable digits and forty improbable words begins far above the digits, as far as
 probabilities of 20 and more. As the ids are sorted, no value is taken to be above the one before it; what sums up to
-more than 1 even so is scaled, and counted.
+more than 1 even so is scaled; where that is by more than rounding, the place is counted.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -53,8 +52,9 @@ def find_files(sources: Sequence[str], suffixes: Sequence[str]) -> tuple[Path, .
             f"the source file {str(others[0])!r} does not end in {' or '.join(suffixes)}: what it holds is not known; "
             "unpack it if it is compressed, or write it anew as one of these"
         )
-    if len(set(found)) < len(found):
-        twice = next(path for path in found if found.count(path) > 1)
+    there = [path.resolve() for path in found]
+    if len(set(there)) < len(there):
+        twice = next(path for path, place in zip(found, there, strict=True) if there.count(place) > 1)
         raise SourceError(f"the source file {str(twice)!r} is named twice: its rows would count twice; name it once")
     return tuple(found)
 
@@ -65,6 +65,32 @@ def unreadable(path: Path, error: Exception) -> SourceError:
         f"the source file {str(path)!r} cannot be read ({type(error).__name__}: {first_line(error)}): nothing of it "
         "can be imported; copy or write it again"
     )
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """What tells a file from one that was written to since: its size, and when it was written.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return found.st_size, found.st_mtime_ns
+
+
+def refuse_changed(path: Path, state: tuple[int, int]) -> None:
+    """Refuse a file that is not what it was when `state_of` said so.
+
+    Raises:
+        SourceError: it is not.
+    """
+    if state_of(path) != state:
+        raise SourceError(
+            f"the source file {str(path)!r} has changed while it was imported: the store would hold what is of two "
+            "sources; let nothing write to it, and import it into another --out"
+        )
 
 
 def hash_file(path: Path) -> str:
@@ -102,6 +128,7 @@ class Records:
                 "files with records"
             )
         self._starts = np.cumsum([0, *(len(part.unit_R) for part in self._parts)])
+        self._last = self._parts[0]
         self.unit_R = _number_through(part.unit_R for part in self._parts)
 
     def __len__(self) -> int:
@@ -114,6 +141,9 @@ class Records:
             SourceError: it is none.
         """
         part, place = self._find(row)
+        if part is not self._last:
+            self._last.release()
+            self._last = part
         return part.read(place)
 
     def where(self, row: int) -> str:
@@ -142,7 +172,7 @@ class _Lines:
         digest, starts, lines = hashlib.sha256(), [], []
         try:
             with path.open("rb") as file:
-                self._state = _state(file)
+                self._state = state_of(path)
                 for number, (start, line) in enumerate(self._scan(file), 1):
                     digest.update(line)
                     if line.strip():
@@ -172,16 +202,11 @@ class _Lines:
     def read(self, place: int) -> Record:
         try:
             with self.path.open("rb") as file:
-                state = _state(file)
+                refuse_changed(self.path, self._state)
                 file.seek(int(self._start_R[place]))
                 line = file.readline()
         except OSError as error:
             raise unreadable(self.path, error) from error
-        if state != self._state:
-            raise SourceError(
-                f"the source file {str(self.path)!r} has changed while it was imported: the store would hold what is "
-                "of two sources; let nothing write to it, and import it into another --out"
-            )
         try:
             value = json.loads(line, object_pairs_hook=_once_each)
         except (ValueError, RecursionError) as error:
@@ -194,11 +219,8 @@ class _Lines:
             refuse(self.where(place), f"a {type(value).__name__} where a record should be; give one JSON object a line")
         return value
 
-
-def _state(file: BinaryIO) -> tuple[int, int]:
-    """What tells a file from one that was written to since."""
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns
+    def release(self) -> None:
+        """Nothing is held."""
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -211,18 +233,19 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Table:
-    """A parquet file; one row group of it is in memory."""
+    """A parquet file; one row group of it is in memory, and it is open only while that is read."""
 
     def __init__(self, path: Path) -> None:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
         self.path = path
+        self._state = state_of(path)
         self.sha256 = hash_file(path)
         try:
-            self._file = ParquetFile(path)
-            groups = self._file.metadata.num_row_groups
-            sizes = [self._file.metadata.row_group(group).num_rows for group in range(groups)]
+            with ParquetFile(path) as file:
+                groups = file.metadata.num_row_groups
+                sizes = [file.metadata.row_group(group).num_rows for group in range(groups)]
         except (ArrowException, OSError) as error:
             raise unreadable(path, error) from error
         self._starts = np.cumsum([0, *sizes])
@@ -232,14 +255,21 @@ class _Table:
     def where(self, place: int) -> str:
         return f"the source file {str(self.path)!r}, row {place}"
 
+    def release(self) -> None:
+        """Forget the row group."""
+        self._held = None
+
     def read(self, place: int) -> Record:
         from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
 
         group = int(self.unit_R[place])
         if self._held is None or self._held[0] != group:
             self._held = None  # not two of them at a time
+            refuse_changed(self.path, self._state)
             try:
-                self._held = group, self._file.read_row_group(group)
+                with ParquetFile(self.path) as file:
+                    self._held = group, file.read_row_group(group)
             except (ArrowException, OSError) as error:
                 raise unreadable(self.path, error) from error
         table = self._held[1]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import sha256_of_json
 from teacher_cache.errors import SettingsError, SourceError
-from teacher_cache.importing.files import hash_file, unreadable
+from teacher_cache.importing.files import hash_file, refuse_changed, state_of, unreadable
 from teacher_cache.importing.source import SourceRow, refuse
 
 SUFFIX = ".safetensors"
@@ -50,6 +50,7 @@ class HiddenSource:
         """
         self.files = tuple(files)
         self.layers, self._width, self._last = tuple(layers), width, last
+        self._states = [state_of(path) for path in files]
         shapes = [self._look(path) for path in files]
         self.dtype = _DTYPES[shapes[0][1]]
         other = next((path for path, (_, dtype) in zip(files, shapes, strict=True) if dtype != shapes[0][1]), None)
@@ -76,6 +77,7 @@ class HiddenSource:
 
     def read(self, row: int) -> SourceRow:
         path, where = self.files[row], self.where(row)
+        refuse_changed(path, self._states[row])
         tensors = _load(path)
         ids_T = _without_batch(next(tensors[name] for name in _IDS if name in tensors), 1)
         if ids_T.is_floating_point() or ids_T.ndim != 1:

@@ -2,13 +2,14 @@
 
 Students take their family and their sizes from the configuration, exports the tokenizer, so both go into the store, in
 the folder that holds the whole teacher of a store that was built. Of the weights nothing is known: the teacher is told
-from others by its name, its tokenizer and its sizes.
+from others by its name, its tokenizer and its configuration.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from teacher_cache.teacher.loading import check_tokenizer, load_tokenizer, teach
 _CONFIG = "config.json"
 _OF_WEIGHTS = ("quantization_config", "auto_map")
 """Fields about how weights are stored, and what code runs them: neither is there."""
+_OF_A_WRITER = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures", "use_cache")
+"""Fields that say nothing of what a model computes."""
 
 
 class KnownTeacher:
@@ -68,7 +71,7 @@ class KnownTeacher:
         check_tokenizer(str(words), tokenizer, config, kind)
         return cls(settings.teacher or folder.resolve().name, config, tokenizer)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """One more than the largest id of the tokenizer; the vocabulary may be padded beyond."""
         return 1 + max(int(number) for number in self.tokenizer.get_vocab().values())
@@ -79,7 +82,9 @@ class KnownTeacher:
         known = {
             "name": self.name,
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "sizes": [config.num_hidden_layers, config.hidden_size, config.vocab_size],
+            "configuration": {
+                name: value for name, value in json.loads(config.to_json_string()).items() if name not in _OF_A_WRITER
+            },
         }
         return TeacherRecord(
             name=self.name,

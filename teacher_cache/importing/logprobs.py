@@ -26,7 +26,7 @@ from teacher_cache.importing.distillkit import Packing, is_packed, read_packed
 from teacher_cache.importing.files import Record, Records
 from teacher_cache.importing.settings import EntriesAre
 from teacher_cache.importing.source import Distributions, SourceRow, refuse
-from teacher_cache.importing.values import gather, read_ids, unwrap, whole_numbers
+from teacher_cache.importing.values import gather, read_ids, to_id, unwrap, whole_numbers
 
 
 def shape_of(record: Record, where: str) -> str:
@@ -127,7 +127,7 @@ class LogprobSource:
             return SourceRow(input_ids_T=input_ids_T, distributions=_read_prompt(record, input_ids_T, where))
         if self._packing is not None:
             packed = read_packed(record, len(input_ids_T), self._packing, where)
-            mass_P = np.exp(packed.log_probs_E).reshape(len(packed.count_P), -1).sum(axis=1)
+            mass_P = np.exp(packed.log_probs_E).reshape(-1, self._packing.k).sum(axis=1)
             self._scaled += int((mass_P > _MUCH).sum())
             return SourceRow(input_ids_T=input_ids_T, distributions=packed)
         return SourceRow(
@@ -170,14 +170,14 @@ def _read_prompt(record: Record, input_ids_T: NDArray[np.int64], where: str) -> 
 
 def _read_entry(entry: Any, where: str) -> tuple[list[int], list[float], list[Any]]:
     """Ids, log-probabilities and ranks of one entry; parquet gives a mapping as a list of pairs."""
-    pairs = list(entry.items() if isinstance(entry, Mapping) else entry) if not isinstance(entry, str) else []
+    pairs = list(entry.items()) if isinstance(entry, Mapping) else entry if isinstance(entry, list) else []
     ids, log_probs, ranks = [], [], []
     for pair in pairs:
-        key, value = pair if isinstance(pair, tuple) else (None, None)
+        key, value = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None)
         log_prob = value.get("logprob") if isinstance(value, Mapping) else value
         if type(log_prob) not in (float, int) or not str(key).isdecimal():
             refuse(where, f"{key!r}: {value!r} is no token id with its logprob; give what vLLM returns")
-        ids.append(int(key))
+        ids.append(to_id(str(key), where))
         log_probs.append(float(log_prob))  # type: ignore[arg-type]
         ranks.append(value.get("rank") if isinstance(value, Mapping) else None)
     if not ids:
@@ -208,16 +208,23 @@ def _read_columns(record: Record, tokens: int, entries_are: EntriesAre | None, w
     entries = []
     for number, (ids, log_probs) in enumerate(zip(ids_of, log_probs_of, strict=True)):
         position = number - moved
-        if not ids or not 0 <= position < tokens - 1:
-            continue
         place = f"{where}, entry {number}"
-        if not isinstance(log_probs, Sequence) or len(ids) != len(log_probs):
+        if any(each is not None and not _is_list(each) for each in (ids, log_probs)):
+            refuse(place, "one value where a list of ids, and one of log-probabilities, should be; give K of each")
+        if not (ids or log_probs) or not 0 <= position < tokens - 1:
+            continue
+        ids, log_probs = ids or [], log_probs or []
+        if len(ids) != len(log_probs):
             refuse(place, f"{len(ids)} ids and other log-probabilities than as many; give as many of both")
         wrong = next((one for one in log_probs if type(one) not in (float, int)), 0.0)
         if type(wrong) not in (float, int):
             refuse(place, f"{wrong!r} is no log-probability")
         entries.append((position, len(ids), whole_numbers(ids, place).tolist(), log_probs))
     return gather(entries)
+
+
+def _is_list(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str)
 
 
 def _moved(one_each: bool, first_given: bool, entries_are: EntriesAre | None, where: str) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from teacher_cache.codecs.logits import TopkEntries
 from teacher_cache.contract.manifest import CorpusRecord
-from teacher_cache.errors import SettingsError
+from teacher_cache.errors import SettingsError, SourceError
 from teacher_cache.importing.checks import check_ids, most_probable
 from teacher_cache.importing.known import KnownTeacher
 from teacher_cache.importing.settings import ImportSettings
@@ -92,7 +92,8 @@ class ImportedRows:
     def record(self, scan: SourceScan) -> CorpusRecord:
         """What a store records of where its rows come from."""
         return CorpusRecord(
-            specs=tuple(map(str, self.source.files)),
+            # what was given, not every file: there may be one a row
+            specs=tuple(self.settings.source),
             fingerprint=self.source.fingerprint,
             documents=len(self.source.unit_R),
             tokens=scan.tokens,
@@ -132,8 +133,14 @@ def choose_entries(settings: ImportSettings, scan: SourceScan, vocab_size: int) 
 
     Raises:
         SettingsError: more are asked for than the vocabulary or any place has.
+        SourceError: most places list none that is among the most probable.
     """
     if settings.k is None:
+        if not scan.usual_count:
+            raise SourceError(
+                "most places of the source list no most probable id, only the token that follows, which is no "
+                "distribution to learn; ask the engine for more of them, such as prompt_logprobs=20"
+            )
         return scan.usual_count
     most = min(max(scan.top_counts), vocab_size)
     if settings.k > most:

@@ -54,6 +54,14 @@ def whole_numbers(values: Any, where: str) -> NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
 
 
+def to_id(digits: str, where: str) -> int:
+    """An id that is written in digits."""
+    number = int(digits) if len(digits) < 19 else None
+    if number is None:
+        refuse(where, f"{digits:.60} is no token id: no vocabulary is so large; give ids of the teacher's")
+    return number
+
+
 def gather(entries: Sequence[tuple[int, int, Sequence[int], Sequence[float]]]) -> Distributions:
     """Distributions of (position, most probable ids in it, ids, log-probabilities), positions ascending."""
     return Distributions(

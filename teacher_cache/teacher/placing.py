@@ -10,6 +10,7 @@ safetensors or hold their weights in another form (those of mixtures of experts 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,12 +26,16 @@ from teacher_cache.models.families import quiet_transformers
 from teacher_cache.teacher.gguf import is_gguf
 from teacher_cache.teacher.loading import read_weights
 
+_FOR_WEIGHTS = 0.9
+"""Share of what is free that weights may take; the rest is for what is computed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where weights may lie: every GPU (unless `cpu_only`), then the CPU's memory, then the disk.
 
-    `most_bytes` limits what they take, by GPU number or "cpu"; without it all that is free counts.
+    `most_bytes` limits what those of this process take, by GPU number or "cpu"; without it nine tenths of what is free,
+    of which every worker on this machine has its part.
     """
 
     most_bytes: Mapping[int | str, int] = field(default_factory=dict)
@@ -68,7 +73,9 @@ class Placement:
                 f"--max-memory names device {absent[0]!r}, which is not there: its share of the weights would have no "
                 f"place; there are {', '.join(map(str, free))}"
             )
-        return {name: self.most_bytes.get(name, size) for name, size in free.items()}
+        # what is passed on is taken as it is: room to compute in has to be left here, and for other workers
+        share = _FOR_WEIGHTS / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return {name: self.most_bytes.get(name, int(share * size)) for name, size in free.items()}
 
 
 class PlacedModel:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from student_train.recorded_settings import check_recorded, recorded_identity
+from student_train.recorded_settings import as_today, check_recorded, recorded_identity
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 
@@ -33,7 +33,7 @@ def test_the_settings_of_a_run_are_taken():
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("cache", "cache.zarr"), ("cache", ["a", 3]), ("cache", None), ("seed", True), ("seed", 1.0), ("lr", "1e-3"),
+        ("cache", 3), ("cache", ["a", 3]), ("cache", None), ("seed", True), ("seed", 1.0), ("lr", "1e-3"),
         ("lr", 10**400), ("lr", float("inf")), ("method", ["mha"]), ("compile", 0), ("topk_loss", "all"),
         ("steps", "3"), ("steps", -1), ("seed", 2**64), ("valid_share", 1e300), ("batch_size", 0), ("dropout", -0.1),
     ],
@@ -50,3 +50,9 @@ def test_flags_of_another_version_have_no_identity():
         recorded_identity({"method": "hs", "flag_of_tomorrow": 1})
     with pytest.raises(SettingsError, match="'method' is missing"):
         recorded_identity({"seed": 0})
+
+
+def test_settings_of_the_first_versions_are_read_in_todays_types():
+    first = {"method": "mha", "cache": "cache.zarr", "attention_layer": 5, "seed": 3}
+    assert as_today(first) == {"method": "mha", "cache": ["cache.zarr"], "attention_layer": "5", "seed": 3}
+    assert recorded_identity(first) == recorded_identity({**first, "cache": ["cache.zarr"], "attention_layer": "5"})

@@ -10,6 +10,7 @@ asking process prints.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 HEAD_BYTES = 8
+PR_SET_PDEATHSIG = 1
 Order = dict[str, Any]
 
 
@@ -93,16 +95,22 @@ class Server:
     def accept(self) -> Order | None:
         connection, _ = self.listener.accept()
         head, descriptors, *_ = socket.recv_fds(connection, HEAD_BYTES, 3)
+        if not head:  # it is gone already
+            connection.close()
+            return None
         with connection.makefile("rb") as stream:
             content = stream.read(int.from_bytes(head, "big"))
         if not content:
             self.holders.add(connection)
-            connection.sendall(b"held\n")
+            with suppress(OSError):  # who is gone is lost next
+                connection.sendall(b"held\n")
         elif process := os.fork():
             self.running[process] = connection
-            connection.sendall(f"{process}\n".encode())
+            with suppress(OSError):
+                connection.sendall(f"{process}\n".encode())
         else:
             self.forget()
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # should the server be killed
             for target, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, target)
                 os.close(descriptor)
@@ -145,6 +153,7 @@ def run(order: Order) -> NoReturn:
         os.chdir(order["folder"])
         os.environ.clear()
         os.environ.update(order["environment"])
+        sys.modules["numpy"].random.seed()  # as every process has its own
         if threads := os.environ.get("OMP_NUM_THREADS"):
             import torch
 

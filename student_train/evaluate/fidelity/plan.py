@@ -108,7 +108,7 @@ def plan_fidelity(
     notes: list[str] = []
     cached = manifest.targets.attention_layers()
     taught = taught_widths(manifest, cached) if cached else None
-    problem = own_record_problem(provenance, taught or (manifest.teacher.hidden_size,) * 3, student_layers, own_widths)
+    problem = own_record_problem(provenance, taught or own_widths, student_layers, own_widths)
     if problem is not None:
         notes.append(
             f"the student's provenance.json is no record of kdtrain for it ({problem}): measured at default layers and "

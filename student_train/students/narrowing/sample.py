@@ -37,6 +37,13 @@ class TokenSample:
         parts = zip(self.input_ids_BT.split(rows), self.real_BT.split(rows), starts, strict=False)
         return [TokenSample(input_ids_BT=ids_BT, real_BT=real_BT, starts_BT=each) for ids_BT, real_BT, each in parts]
 
+    def to(self, device: torch.device) -> TokenSample:
+        """The same rows on a device."""
+        starts_BT = None if self.starts_BT is None else self.starts_BT.to(device)
+        return TokenSample(
+            input_ids_BT=self.input_ids_BT.to(device), real_BT=self.real_BT.to(device), starts_BT=starts_BT
+        )
+
     @property
     def tokens(self) -> int:
         """How many positions hold a token."""

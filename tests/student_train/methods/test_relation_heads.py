@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, LlamaConfig, PreTrainedConfig
+from transformers import BertConfig, DeepseekV3Config, LlamaConfig, PreTrainedConfig
 
 from student_train.methods.objective import plan_objective
 from student_train.methods.relation_heads import RelationFlags, default_heads, vector_widths
@@ -55,6 +55,15 @@ def test_heads_follow_the_widths_of_each_stream() -> None:
         128, 64, 64,
     )  # fmt: skip
     assert vector_widths(BertConfig(hidden_size=96, num_attention_heads=4)) == (96, 96, 96)
+    latent = DeepseekV3Config(
+        hidden_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=12,
+    )
+    assert vector_widths(latent) == (96, 96, 48)
 
 
 def test_a_causal_teacher_says_heads_and_mask(causal_source: CacheReader) -> None:

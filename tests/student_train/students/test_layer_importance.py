@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from student_train.losses.distributions import SampledTargets
 from student_train.settings import TrainSettings
-from student_train.students.layer_importance import LayerChoice, RowsWithTargets, choose_layers, loss_without
+from student_train.students.layer_importance import LayerChoice, RowsWithTargets, _mean_loss, _Prunable, choose_layers
 from student_train.students.student import BuiltStudent, build_student, plan_student
 from student_train.train.prepare import prepare_run
 from teacher_cache.contract.batch import Places, TargetBatch
@@ -64,6 +64,14 @@ def without(folder: Path, layers: tuple[int, ...]) -> PreTrainedModel:
         seq_len=LENGTH,
     )
     return build_student(plan, seed=0).model.eval()
+
+
+@torch.no_grad()
+def loss_without(model: PreTrainedModel, layers: tuple[int, ...], rows: RowsWithTargets) -> float:
+    """What layers are chosen by: the mean loss of the model that has these layers alone."""
+    with _Prunable.of(model) as prunable:
+        prunable.trace(range(1, prunable.depth + 1), rows.batch)
+        return _mean_loss(model, prunable.trace(layers, rows.batch)[1], rows)
 
 
 @torch.no_grad()
@@ -174,6 +182,20 @@ def test_decoders_let_the_rows_choose_where_layers_go_and_can_be_taken_over(tmp_
         "3x32": {"has_distribution": False},
     }.items():
         assert "chosen" not in build(folder, spec, None, **{"init": "auto", **options}).description
+
+
+def test_where_no_position_has_a_distribution_layers_are_uniform_or_refused(tmp_path: Path) -> None:
+    """Every layer could be missed as well: the first of them would go, which says nothing."""
+    folder = save_teacher(tmp_path)
+    rows = drawn_rows(AutoModelForCausalLM.from_pretrained(folder).eval())
+    none = replace(rows, targets=rows.targets._replace(real_P=torch.zeros_like(rows.targets.real_P)))
+    assert rows.places == 2 * (LENGTH - 1) + 7 and not none.places
+    found = build(folder, "2x32", none, init="auto")
+    assert (
+        "chosen" not in found.description and found.copied == build(folder, "2x32", None, init="teacher:uniform").copied
+    )
+    with pytest.raises(SettingsError, match="'teacher:importance': no position of the first 3 rows .* --positions"):
+        build(folder, "2x32", none)
 
 
 def test_without_cached_distributions_it_is_refused(tmp_path: Path) -> None:

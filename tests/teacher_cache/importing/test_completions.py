@@ -57,6 +57,16 @@ def byte_texts() -> TokenTexts:
     return TokenTexts(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
 
 
+def test_a_space_that_is_lost_in_decoding_leaves_several_tokens() -> None:
+    """Decoders of SentencePiece strip it from a token that stands alone, and some servers give what these give."""
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, "▁the": 5, "the": 9, "▁cat": 7}, unk_token="<eos>"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    texts = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
+    assert texts.read("the", "here") == {5, 9}
+    assert texts.read(" the", "here") == texts.read("▁the", "here") == {5}
+    assert texts.read("cat", "here") == {7}
+
+
 def test_a_text_that_may_be_several_tokens(byte_texts: TokenTexts) -> None:
     """Listed beside others it is left out; as a token of the row it needs the row's ids, which count."""
     half, tops = "\ufffd", [None, {"the": -1.0, "\ufffd": -2.0}, {" cat": -0.5, "\ufffd": -3.0}]

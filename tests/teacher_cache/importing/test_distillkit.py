@@ -200,11 +200,6 @@ WRONG: dict[str, tuple[Callable[[list[Any], Given], Any], type[Exception], str]]
         SettingsError,
         "among residual_bins: it holds nothing",
     ),
-    "read as differences": (
-        lambda records, given: given.update(delta_encoding="true"),
-        SourceError,
-        "XX",
-    ),
     "cut": (lambda records, given: records[0]["compressed_logprobs"][0].pop(), SourceError, "a table of other things"),
     "fewer entries": (
         lambda records, given: [records[0][name].pop() for name in ("compressed_logprobs", "bytepacked_indices")],
@@ -219,7 +214,6 @@ WRONG: dict[str, tuple[Callable[[list[Any], Given], Any], type[Exception], str]]
         "packed in DistillKit's legacy way",
     ),
 }
-WRONG.pop("read as differences")
 
 
 @pytest.mark.parametrize("name", WRONG)

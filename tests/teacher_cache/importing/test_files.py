@@ -77,6 +77,33 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path: Path) -> None:
         records.read(0)
 
 
+def test_a_table_that_is_written_anew_meanwhile_is_refused(tmp_path: Path) -> None:
+    rows = [{"a": number} for number in range(6)]
+    records = Records([write_parquet(tmp_path / "a.parquet", rows, group=3)])
+    assert records.read(0)["a"] == 0
+    write_parquet(tmp_path / "a.parquet", [{"a": 10 + number} for number in range(6)], group=3)
+    assert records.read(1)["a"] == 1, "the row group is in memory"
+    with pytest.raises(SourceError, match="has changed while it was imported"):
+        records.read(4)
+
+
+def test_one_row_group_is_held_whatever_the_number_of_files(tmp_path: Path) -> None:
+    """And no file stays open."""
+    paths = [write_parquet(tmp_path / f"{number}.parquet", [{"a": number}]) for number in range(20)]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    records = Records(paths)
+    assert [records.read(number)["a"] for number in range(20)] == list(range(20))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert sum(part._held is not None for part in records._parts) == 1  # type: ignore[union-attr]
+
+
+def test_a_file_by_two_names_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    with pytest.raises(SourceError, match="b.jsonl' is named twice|a.jsonl' is named twice"):
+        find_files([str(tmp_path)], [".jsonl"])
+
+
 def test_what_names_files(tmp_path: Path) -> None:
     """Folders, whole; patterns; and files, in the order in which they are named."""
     for name in ("b.jsonl", "a.jsonl", "c.txt", "deep/d.jsonl"):

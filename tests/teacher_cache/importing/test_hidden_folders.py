@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.errors import DistillationError, SettingsError, SourceError
-from teacher_cache.importing.hidden_folders import parse_layer_list
+from teacher_cache.importing.hidden_folders import HiddenSource, parse_layer_list
 from teacher_cache.importing.importing import import_store
 from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.read.info import describe_store
@@ -169,3 +169,13 @@ def test_layers_that_are_none(text: str, told: str) -> None:
     assert parse_layer_list("4, 0", 4) == (4, 0)
     with pytest.raises(SettingsError, match=told):
         parse_layer_list(text, 4)
+
+
+def test_states_that_are_computed_anew_meanwhile_are_refused(sample: Sample, tmp_path: Path) -> None:
+    files = sorted(write_folder(sample, tmp_path / "states").iterdir())
+    source = HiddenSource(files, [4, 2], width=sample.hidden[0].shape[-1], last=4)
+    source.read(0)
+    tensors = load_file(files[1])
+    save_file({**tensors, "hidden_states": tensors["hidden_states"] + 1}, files[1])
+    with pytest.raises(SourceError, match="has changed while it was imported"):
+        source.read(1)

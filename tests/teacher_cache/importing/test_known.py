@@ -62,3 +62,18 @@ def test_a_teacher_is_told_by_its_name_its_tokenizer_and_its_sizes(sample: Sampl
     assert (record.name, record.layers, record.hidden_size, record.vocab_size) == ("large", 4, 128, 1024)
     assert record.max_positions == 128 and teacher.record(500).max_positions == 500, "it has read such rows"
     assert teacher.tokens == 1024 and record.causal
+
+
+def test_a_configuration_that_was_set_right_is_that_of_another_teacher(
+    sample: Sample, asked: Asked, tmp_path: Path
+) -> None:
+    """Students are made from it: what was begun with a wrong one is not gone on with. Who wrote it does not matter."""
+    path = write_jsonl(tmp_path / "a.jsonl", vllm_records(sample))
+    folders = {name: config_of(sample, tmp_path / name, **changes) for name, changes in {
+        "right": {}, "wrong": {"rms_norm_eps": 0.5}, "other": {"transformers_version": "1.0", "use_cache": False},
+    }.items()}  # fmt: skip
+    hashes = {
+        name: KnownTeacher.load(asked(path, teacher="t", teacher_config=folder)).record(24).weights_sha256
+        for name, folder in folders.items()
+    }
+    assert hashes["right"] == hashes["other"] != hashes["wrong"]

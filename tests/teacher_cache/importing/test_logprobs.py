@@ -49,6 +49,16 @@ def all_entries(value: Any) -> Callable[[Records], None]:
     return change
 
 
+ENTRIES = "prompt_logprobs", "prompt_token_ids"
+
+
+def keep_own(entry: dict[str, Any] | None, token: int) -> None:
+    """Leave of an entry the token itself, and that far down, as engines that are asked for nothing else give it."""
+    if entry:
+        entry.clear()
+        entry[str(token)] = {"logprob": -3.0, "rank": 40}
+
+
 def row(**values: Any) -> Callable[[Records], None]:
     return lambda records: records[2].update(values)
 
@@ -87,6 +97,15 @@ PROMPTS: dict[str, tuple[Callable[[Records], Any], str]] = {
         ),
         "of token 3: id [0-9]+ is listed twice",
     ),
+    "plain numbers": (
+        lambda r: r[2].update(prompt_logprobs=[None, *[-1.5] * (len(r[2]["prompt_token_ids"]) - 1)]),
+        "line 3, entry 1: -1.5 holds no token ids; give a mapping",
+    ),
+    "an id of twenty digits": (add_id("12345678901234567890"), "line 3, entry 3: 12345678901234567890 is no token id"),
+    "own tokens alone": (
+        lambda r: [keep_own(*pair) for one in r for pair in zip(*map(one.get, ENTRIES), strict=True)],
+        "no most probable id, only the token that follows, .* prompt_logprobs=20",
+    ),
     "two completions": (lambda r: r.__setitem__(2, {"choices": [{}, {}]}), "line 3: 'choices' is not a list of one"),
     "another shape": (
         lambda r: r.__setitem__(2, {"input_ids": [1, 2], "top_ids": [[1]], "top_logprobs": [[-1.0]]}),
@@ -119,6 +138,10 @@ COLUMNS: dict[str, tuple[Callable[[Records], Any], str]] = {
         r"row 2: 'top_ids' has \d+ entries and 'top_logprobs' \d+: give as many",
     ),
     "more ids": (lambda r: r[2]["top_ids"][3].pop(), "row 2, entry 3: 7 ids and other log-probabilities than as many"),
+    "log-probabilities without ids": (
+        lambda r: r[2]["top_ids"].__setitem__(3, []),
+        "row 2, entry 3: 0 ids and other log-probabilities than as many",
+    ),
     "none": (lambda r: r[2]["top_ids"].__setitem__(1, [None] * 8), "row 2, entry 1: holds None, which is no id"),
     "negative": (
         lambda r: r[2]["top_ids"][1].__setitem__(0, -3),
@@ -136,3 +159,12 @@ def test_what_columns_cannot_be(sample: Sample, asked: Asked, tmp_path: Path, na
     with pytest.raises(SourceError, match=told):
         import_store(settings)
     assert not Path(settings.out).exists()
+
+
+def test_columns_of_one_value_a_token_are_no_lists(sample: Sample, asked: Asked, tmp_path: Path) -> None:
+    records = column_records(sample)
+    for one in records:
+        one.update({name: [entry[0] for entry in one[name]] for name in ("top_ids", "top_logprobs")})
+    settings = asked(write_parquet(tmp_path / "a.parquet", records))
+    with pytest.raises(SourceError, match=r"row \d+, entry 0: one value where a list of ids, .* give K of each"):
+        import_store(settings)

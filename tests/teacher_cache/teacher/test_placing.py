@@ -152,6 +152,14 @@ def test_batches_grow_where_weights_are_brought_for_each(causal_teacher: Path) -
     assert [choose_batch_rows(each, teacher, 64) for each in (settings, placed, chosen)] == [64, 256, 3]
 
 
+def test_what_is_not_limited_leaves_room_to_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {0: 1000, "cpu": 4000})
+    assert Placement().budget() == {0: 900, "cpu": 3600}
+    assert Placement(most_bytes={"cpu": 7}, cpu_only=True).budget() == {"cpu": 7}
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert Placement(most_bytes={0: 990}).budget() == {0: 990, "cpu": 1800}, "two workers share the machine"
+
+
 def test_a_limit_for_a_gpu_that_is_not_there_is_refused(causal_teacher: Path) -> None:
     absent = Placement(most_bytes={97: 10**9}, cpu_only=True)
     teacher = Teacher.load(str(causal_teacher), device="cpu", placement=absent)
