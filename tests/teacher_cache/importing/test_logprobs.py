@@ -49,16 +49,6 @@ def all_entries(value: Any) -> Callable[[Records], None]:
     return change
 
 
-ENTRIES = "prompt_logprobs", "prompt_token_ids"
-
-
-def keep_own(entry: dict[str, Any] | None, token: int) -> None:
-    """Leave of an entry the token itself, and that far down, as engines that are asked for nothing else give it."""
-    if entry:
-        entry.clear()
-        entry[str(token)] = {"logprob": -3.0, "rank": 40}
-
-
 def row(**values: Any) -> Callable[[Records], None]:
     return lambda records: records[2].update(values)
 
@@ -102,10 +92,6 @@ PROMPTS: dict[str, tuple[Callable[[Records], Any], str]] = {
         "line 3, entry 1: -1.5 holds no token ids; give a mapping",
     ),
     "an id of twenty digits": (add_id("12345678901234567890"), "line 3, entry 3: 12345678901234567890 is no token id"),
-    "own tokens alone": (
-        lambda r: [keep_own(*pair) for one in r for pair in zip(*map(one.get, ENTRIES), strict=True)],
-        "no most probable id, only the token that follows, .* prompt_logprobs=20",
-    ),
     "two completions": (lambda r: r.__setitem__(2, {"choices": [{}, {}]}), "line 3: 'choices' is not a list of one"),
     "another shape": (
         lambda r: r.__setitem__(2, {"input_ids": [1, 2], "top_ids": [[1]], "top_logprobs": [[-1.0]]}),
@@ -168,3 +154,17 @@ def test_columns_of_one_value_a_token_are_no_lists(sample: Sample, asked: Asked,
     settings = asked(write_parquet(tmp_path / "a.parquet", records))
     with pytest.raises(SourceError, match=r"row \d+, entry 0: one value where a list of ids, .* give K of each"):
         import_store(settings)
+
+
+def test_prompts_that_list_the_token_itself_alone(sample: Sample, asked: Asked, tmp_path: Path) -> None:
+    """As engines give them that are asked for no other."""
+    records = vllm_records(sample)
+    for one in records:
+        one["prompt_logprobs"] = [
+            None,
+            *({str(token): {"logprob": -3.0, "rank": 40}} for token in one["prompt_token_ids"][1:]),
+        ]
+    settings = asked(write_jsonl(tmp_path / "a.jsonl", records))
+    with pytest.raises(SourceError, match="no most probable id, only the token that follows, .* prompt_logprobs=20"):
+        import_store(settings)
+    assert not Path(settings.out).exists()
