@@ -46,6 +46,12 @@ def flags(store: Path, out: Path) -> list[str]:
     ]
 
 
+def halted(pid: int) -> bool:
+    """Whether no thread of a process runs."""
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 @contextmanager
 def stopped_once(warm: Warm, there: Path, arguments: list[str]) -> Iterator[Forked]:
     """A kdtrain in a process of its own, halted when a file has something in it and killed at the end."""
@@ -55,6 +61,9 @@ def stopped_once(warm: Warm, there: Path, arguments: list[str]) -> Iterator[Fork
             assert process.poll() is None, "it ended before it could be met half-way"
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
+        # a thread writes on until it has seen the signal
+        while not halted(process.pid):
+            time.sleep(0.001)
         yield process
     finally:
         process.kill()
