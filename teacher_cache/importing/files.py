@@ -22,7 +22,6 @@ from teacher_cache.importing.source import refuse
 Record = Mapping[str, Any]
 _MOST_LINE_BYTES = 2**30
 """Of one row: 100,000 tokens with 100 entries each take less."""
-_CHUNK = 2**20
 
 
 def find_files(sources: Sequence[str], suffixes: Sequence[str]) -> tuple[Path, ...]:
@@ -99,14 +98,11 @@ def hash_file(path: Path) -> str:
     Raises:
         SourceError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 class Records:

@@ -17,7 +17,7 @@ Shapes: D components of the teacher, S of the student, N positions, V words.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from student_train.students.narrowing.decoder_layer import DecoderLayerFit, set_
 from student_train.students.narrowing.decoder_parts import DecoderParts
 from student_train.students.narrowing.narrow import Narrowing
 from student_train.students.narrowing.regression import PRIOR_POSITIONS, fit_map
-from student_train.students.narrowing.replay import LayerCall, at_tokens, first_calls, recorded, run_layer
+from student_train.students.narrowing.replay import LayerCall, at_tokens, first_calls, run_teacher
 from student_train.students.narrowing.sample import TokenSample
 
 _AT_A_TIME = 4_096
@@ -70,7 +70,14 @@ def narrow_decoder(
     batches = sample.batches()
     teacher_calls = first_calls(teacher, batches)
     last = len(teacher.layers)
-    entering, places = _run_teacher(teacher, teacher_calls, layers, wanted={*(layer - 1 for layer in layers), last})
+    entering, places = run_teacher(
+        [(layer.module, layer.feed_forward_norm) for layer in teacher.layers],
+        teacher_calls,
+        layers,
+        wanted={*(layer - 1 for layer in layers), last},
+        after_norm=False,
+        moments=_moments,
+    )
     final_D = teacher.norm.weight.double().cpu()
     basis = _make_basis(places, teacher.width, student.width, final_D)
     student.embeddings.weight.copy_(basis.reader(teacher.embeddings.weight))
@@ -91,26 +98,6 @@ def narrow_decoder(
         key_heads=(student.key_heads, teacher.key_heads),
         components=(student.head_width, teacher.head_width),
     )
-
-
-def _run_teacher(
-    teacher: DecoderParts, calls: Sequence[LayerCall], layers: Sequence[int], *, wanted: Collection[int]
-) -> tuple[dict[int, list[Tensor]], list[StateMoments]]:
-    """Hidden states `wanted` of the teacher, batch by batch, and moments of the places that the student will have."""
-    hidden = [call.hidden_BTD for call in calls]
-    states, places = {0: hidden}, [_moments(calls, hidden)]
-    for number, layer in enumerate(teacher.layers, start=1):
-        attended, output = [], []
-        for call, hidden_BTD in zip(calls, hidden, strict=True):
-            with recorded(norm=layer.feed_forward_norm) as record:
-                output.append(run_layer(layer.module, call, hidden_BTD))
-            attended.append(record["norm"][0])
-        hidden = output
-        if number in layers:
-            places += [_moments(calls, attended), _moments(calls, hidden)]
-        if number in wanted:
-            states[number] = hidden
-    return states, places
 
 
 def _moments(calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> StateMoments:

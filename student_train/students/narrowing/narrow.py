@@ -19,7 +19,7 @@ student layer, and everything inside one teacher layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,7 @@ from student_train.students.narrowing.replay import (
     at_tokens,
     first_calls,
     inputs_of_embedding_norm,
-    recorded,
-    run_layer,
+    run_teacher,
 )
 from student_train.students.narrowing.sample import TokenSample
 
@@ -98,7 +97,14 @@ def narrow(
     batches = sample.batches()
     teacher_calls = first_calls(teacher, batches)
     last = len(teacher.layers)
-    entering, places = _run_teacher(teacher, teacher_calls, layers, wanted={*(layer - 1 for layer in layers), last})
+    entering, places = run_teacher(
+        [(layer.module, layer.attention_norm) for layer in teacher.layers],
+        teacher_calls,
+        layers,
+        wanted={*(layer - 1 for layer in layers), last},
+        after_norm=True,
+        moments=_moments,
+    )
     basis = make_basis(places, teacher.width, student.width)
     _fit_embeddings(student, teacher, basis, batches, teacher_calls)
     calls = first_calls(student, batches)
@@ -119,26 +125,6 @@ def narrow(
         units=(student.units, teacher.units),
         tokens=sample.tokens,
     )
-
-
-def _run_teacher(
-    teacher: ModelParts, calls: Sequence[LayerCall], layers: Sequence[int], *, wanted: Collection[int]
-) -> tuple[dict[int, list[Tensor]], list[StateMoments]]:
-    """Hidden states `wanted` of the teacher, batch by batch, and moments of the places that the student will have."""
-    hidden = [call.hidden_BTD for call in calls]
-    states, places = {0: hidden}, [_moments(calls, hidden)]
-    for number, layer in enumerate(teacher.layers, start=1):
-        attended, output = [], []
-        for call, hidden_BTD in zip(calls, hidden, strict=True):
-            with recorded(norm=layer.attention_norm) as record:
-                output.append(run_layer(layer.module, call, hidden_BTD))
-            attended.append(record["norm"][1])
-        hidden = output
-        if number in layers:
-            places += [_moments(calls, attended), _moments(calls, hidden)]
-        if number in wanted:
-            states[number] = hidden
-    return states, places
 
 
 def _moments(calls: Sequence[LayerCall], hidden: Sequence[Tensor]) -> StateMoments:

@@ -7,7 +7,7 @@ Shapes: B rows, T positions, N real positions of all rows, one after another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from student_train.students.narrowing.basis import StateMoments
 from student_train.students.narrowing.decoder_parts import DecoderParts
 from student_train.students.narrowing.parts import ModelParts
 from student_train.students.narrowing.sample import TokenSample
@@ -103,3 +104,33 @@ def inputs_of_embedding_norm(model: ModelParts, batches: Sequence[TokenSample]) 
             first_calls(model, [batch])
         found.append(record["norm"][0][batch.real_BT])
     return torch.cat(found)
+
+
+def run_teacher(
+    layers: Sequence[tuple[nn.Module, nn.Module]],
+    calls: Sequence[LayerCall],
+    numbers: Sequence[int],
+    *,
+    wanted: Collection[int],
+    after_norm: bool,
+    moments: Callable[[Sequence[LayerCall], Sequence[Tensor]], StateMoments],
+) -> tuple[dict[int, list[Tensor]], list[StateMoments]]:
+    """Hidden states `wanted` of the teacher, batch by batch, and moments of the places that the student will have.
+
+    `layers` are all of the teacher's, each with the norm between its attention and its feed-forward block: the stream
+    there is what that norm gives (`after_norm`) or what it is given. `numbers` are those behind the student's layers.
+    """
+    hidden = [call.hidden_BTD for call in calls]
+    states, places = {0: hidden}, [moments(calls, hidden)]
+    for number, (layer, norm) in enumerate(layers, start=1):
+        attended, output = [], []
+        for call, hidden_BTD in zip(calls, hidden, strict=True):
+            with recorded(norm=norm) as record:
+                output.append(run_layer(layer, call, hidden_BTD))
+            attended.append(record["norm"][after_norm])
+        hidden = output
+        if number in numbers:
+            places += [moments(calls, attended), moments(calls, hidden)]
+        if number in wanted:
+            states[number] = hidden
+    return states, places
