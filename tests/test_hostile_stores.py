@@ -175,6 +175,37 @@ def test_a_tokenizer_that_cannot_be_read_is_found_before_a_training(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("token_id", [2**31 - 1, -1, "7", None])
+def test_ids_beyond_the_vocabulary_are_refused_before_a_tokenizer_makes_room_for_them(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], token_id: object
+) -> None:
+    """The tokenizers library makes room for every id below the largest: 8.6 GB for 2147483647."""
+    path = store / "teacher" / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    token = next(iter(fields["model"]["vocab"]))
+    fields["model"]["vocab"][token] = token_id
+    path.write_text(json.dumps(fields))
+    reseal(store)
+    out = tmp_path / "derived"
+    assert kdtrain.main(["--cache", str(store), "--method", "hs", "--steps", "1", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert "has other ids than the teacher: tokenizer.json gives the token" in said and f"the id {token_id}" in said
+    assert not out.exists()
+
+
+def test_a_manifest_that_has_lost_targets_is_refused(store: Path) -> None:
+    """The numbers of `hidden/4` lie there sealed, and whoever asks for them would be told that nobody kept any."""
+    seal = json.loads((store / "seal.json").read_text())
+    edit_manifest(store, lambda fields: fields["targets"].update(hidden=fields["targets"]["hidden"][:1]))
+    edit_manifest(store, lambda fields: fields["calibration"].pop("hidden/4"))
+    assert any(key.startswith("hidden/4/") for key in seal["objects"])
+    reseal(store)
+    with pytest.raises(DamagedStoreError, match="'hidden/4/[^']*' is listed in the seal and is part of nothing"):
+        open_caches([str(store)])
+    found = [finding.key for finding in verify_store(LocalStorage(store)).findings]
+    assert "hidden/4/basis/c/0/0" in found and "hidden/2/basis/c/0/0" not in found
+
+
 def test_a_link_in_place_of_an_array_is_refused_and_nothing_is_unsealed(
     store: Path, whole_store: tuple[Path, BuildSettings], tmp_path: Path
 ) -> None:

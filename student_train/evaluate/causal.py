@@ -12,13 +12,14 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from student_train.evaluate.load import WEIGHTS, weight_files, weights_fingerprint
 from student_train.students.pretrained import check_family, load_config, load_model
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.hub import HUB_ERRORS
 from teacher_cache.models.families import kind_of, position_limit, quiet_transformers
+from teacher_cache.models.tokenizers import read_tokenizer
 
 _TOKENIZERS = (
     "tokenizer*",
@@ -63,9 +64,7 @@ class CausalModel:
         """
         try:
             with quiet_transformers():
-                return AutoTokenizer.from_pretrained(
-                    self.folder, config=self.config, local_files_only=True, trust_remote_code=False
-                )
+                return read_tokenizer(self.folder, self.config, local_files_only=True)
         except Exception as error:
             # the tokenizers library raises nothing more special
             raise StudentError(

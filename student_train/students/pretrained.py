@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModel,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +30,7 @@ from teacher_cache.models.families import (
     read_config,
     with_head,
 )
+from teacher_cache.models.tokenizers import read_tokenizer
 
 _WEIGHTS = (".safetensors", ".bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -171,9 +171,7 @@ def load_teacher_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            tokenizer: PreTrainedTokenizerBase = read_tokenizer(folder, local_files_only=True)
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise StudentError(
@@ -188,9 +186,8 @@ def load_teacher_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _load_vocabulary(folder: Path) -> Mapping[str, int]:
     try:
         with quiet_transformers():
-            vocabulary: Mapping[str, int] = AutoTokenizer.from_pretrained(
-                folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
-            ).get_vocab()
+            tokenizer = read_tokenizer(folder, load_config(folder), local_files_only=True)
+        vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise StudentError(

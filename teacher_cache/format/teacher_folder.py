@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.errors import StoreError
+from teacher_cache.models.token_ids import check_token_ids
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -23,11 +24,13 @@ _MOST_JSON_BYTES = 256 * 2**20
 """A tokenizer of 250,000 ids takes 17 MB."""
 
 
-def check_teacher_folder(folder: Path, names: Collection[str], location: str) -> None:
+def check_teacher_folder(folder: Path, names: Collection[str], entries: int, location: str) -> None:
     """Check that these files of a teacher's folder are weights, configuration and tokenizer, and nothing that runs.
 
+    `entries` is how many ids the teacher's vocabulary has.
+
     Raises:
-        StoreError: one of them is code, pickled, malformed, or names code to be run.
+        StoreError: one of them is code, pickled, malformed, names code to be run, or gives a token another id.
     """
     if "config.json" not in names or not any(map(_may_hold_a_vocabulary, names)):
         raise StoreError(
@@ -42,6 +45,14 @@ def check_teacher_folder(folder: Path, names: Collection[str], location: str) ->
             raise _refused(location, name, f"is {what}")
         if suffix == ".json":
             _check_json(folder / name, name, location)
+    try:
+        check_token_ids([folder / name for name in names], entries)
+    except ValueError as error:
+        raise StoreError(
+            f"the tokenizer of the teacher in {location!r} has other ids than the teacher: {error}. Text would become "
+            "ids that no model reads, in as much memory as the largest of them; get the store from whoever built it "
+            "with kdcache, or build it again"
+        ) from error
 
 
 def _may_hold_a_vocabulary(name: str) -> bool:

@@ -34,7 +34,7 @@ from teacher_cache.format.protocol import (
     wrong_size,
 )
 from teacher_cache.format.teacher_folder import check_teacher_folder, only_listed
-from teacher_cache.format.vouched import UNLISTED, unlisted
+from teacher_cache.format.vouched import FOREIGN, UNLISTED, foreign, unlisted
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.local_cache import LocalCache
 
@@ -68,6 +68,8 @@ class VerifiedObjects:
         for group in self._groups:
             for key in unlisted(group):
                 raise self.damaged(key, UNLISTED)
+            for key in foreign(group):
+                raise self.damaged(key, FOREIGN)
             key = group.prefix + COMMIT_HASHES
             if group.seal is not None and (what := wrong_size(self.storage, key, group.seal.objects[key])) is not None:
                 raise self.damaged(key, what)
@@ -88,7 +90,8 @@ class VerifiedObjects:
         self._check(lambda key: key == TEACHER_FILES)
         names = [key.removeprefix(f"{TEACHER}/") for key in files]
         folder = self.storage.folder(TEACHER)
-        check_teacher_folder(folder, names, self.storage.location)
+        entries = self._groups[0].manifest.teacher.vocab_size
+        check_teacher_folder(folder, names, entries, self.storage.location)
         if (listed := only_listed(folder, names)) is None:
             return folder
         self._listed.append(listed)

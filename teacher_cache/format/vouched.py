@@ -7,10 +7,12 @@ changed without a word; a build writes no such seal, another program might.
 from __future__ import annotations
 
 from teacher_cache.format.groups import Group
-from teacher_cache.format.protocol import METADATA, TEACHER_FILES
+from teacher_cache.format.protocol import COMMIT_HASHES, METADATA, TEACHER, TEACHER_FILES
 
 UNLISTED = "is not listed in the seal, so that nothing vouches for it"
 """What is wrong with an object of `unlisted`."""
+FOREIGN = "is listed in the seal and is part of nothing that the manifest names"
+"""What is wrong with an object of `foreign`."""
 
 
 def keys_to_seal(group: Group) -> set[str]:
@@ -30,3 +32,15 @@ def unlisted(group: Group) -> list[str]:
     lacking = sorted(keys_to_seal(group) - listed.keys())
     chunks = [f"{path}/c" for path in group.layout.constants]
     return lacking + [key for key in chunks if not any(one == key or one.startswith(f"{key}/") for one in listed)]
+
+
+def foreign(group: Group) -> list[str]:
+    """Keys that the seal of a group lists although its manifest implies no such object. None without seal.
+
+    They are of targets that the manifest has lost: whoever reads the store would be told that it never had them.
+    """
+    if group.seal is None:
+        return []
+    known = {*keys_to_seal(group), group.prefix + COMMIT_HASHES}
+    folders = tuple(f"{path}/" for path in (TEACHER, *group.layout.constants))
+    return sorted(key for key in group.seal.objects.keys() - known if not key.startswith(folders))

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import TeacherError
 from teacher_cache.hub import why_unreadable
 from teacher_cache.models.families import kind_of, read_config, with_head
+from teacher_cache.models.tokenizers import read_tokenizer
 from teacher_cache.teacher.gguf import cannot_unpack, files_in, forget_packing, is_gguf, locate, unpacking
 
 
@@ -43,9 +44,7 @@ def load_tokenizer(name: str, config: PreTrainedConfig, revision: str | None) ->
     """
     source, options = locate(name)
     try:
-        return AutoTokenizer.from_pretrained(
-            source, config=config, revision=revision, trust_remote_code=False, **options
-        )
+        return read_tokenizer(source, config, revision=revision, **options)
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise TeacherError(

@@ -42,7 +42,7 @@ from teacher_cache.format.protocol import (
     read_small,
     read_teacher_files,
 )
-from teacher_cache.format.vouched import UNLISTED, unlisted
+from teacher_cache.format.vouched import FOREIGN, UNLISTED, foreign, unlisted
 from teacher_cache.storage.base import Storage
 from teacher_cache.threads import in_threads
 from teacher_cache.verify.contents import impossible_contents
@@ -157,6 +157,8 @@ class Survey:
         for key in unlisted(self.group):
             self.accounted.add(key)
             self._find(key, self._part_of(key), UNLISTED)
+        for key in foreign(self.group):
+            self._find(key, self._part_of(key), FOREIGN)
         for key, what in impossible_contents(self.storage, self.group, seal):
             self._find(key, self._part_of(key), what)
 

@@ -18,7 +18,6 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -28,6 +27,7 @@ from student_train.evaluate.finetune.tasks import Task
 from student_train.students.pretrained import causal, check_family, load_config
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers, read_config
+from teacher_cache.models.tokenizers import read_tokenizer
 
 _HEADS = {
     "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
@@ -68,9 +68,7 @@ def load_tokenizer(folder: Path, task: Task) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet_transformers():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
-            )
+            tokenizer: PreTrainedTokenizerBase = read_tokenizer(folder, load_config(folder), local_files_only=True)
     except Exception as error:
         # the tokenizers library raises nothing more special
         raise _no_tokenizer(folder, f"it cannot be read ({type(error).__name__}: {error})") from error

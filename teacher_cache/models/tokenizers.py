@@ -1,0 +1,26 @@
+"""Reading tokenizers: the one door to `AutoTokenizer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from teacher_cache.models.token_ids import check_token_ids
+
+_WITHOUT_A_ROW = 2**16
+"""Ids beyond a model's vocabulary that its folder may name: people add tokens, and never give them embeddings."""
+
+
+def read_tokenizer(source: str | Path, config: PreTrainedConfig | None = None, **options: Any) -> Any:
+    """The tokenizer of a model by hub id, folder or file. `options` go to Transformers.
+
+    Raises:
+        ValueError: a file in the folder names an id far beyond the vocabulary of `config`.
+        Exception: whatever the tokenizers library stumbles over.
+    """
+    entries = getattr(config, "vocab_size", None)
+    if type(entries) is int and Path(source).is_dir() and "gguf_file" not in options:
+        check_token_ids(Path(source).iterdir(), entries + _WITHOUT_A_ROW)
+    return AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False, **options)
