@@ -15,7 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from teacher_cache.contract.positions import places_per_row
-from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs, View, describe_targets
+from teacher_cache.contract.targets import (
+    AttentionSpec,
+    HiddenSpec,
+    LogitsSpec,
+    ReplaySpec,
+    TargetSpecs,
+    View,
+    describe_targets,
+)
 from teacher_cache.errors import StoreError
 
 FORMAT_NAME = "kdcache"
@@ -285,6 +293,7 @@ class Manifest:
 
 _LATER_FIELDS = {
     "segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None, "widths": None,
+    "replay": None,
 }  # fmt: skip
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 
@@ -294,8 +303,14 @@ _LATER_ENTRIES = {"--segments": "joined"}
 
 
 def _attention_spec(fields: Mapping[str, Any]) -> AttentionSpec:
-    widths = fields.get("widths")
-    return AttentionSpec(**{**fields, "widths": None if widths is None else tuple(widths)})
+    widths, replay = fields.get("widths"), fields.get("replay")
+    return AttentionSpec(
+        **{
+            **fields,
+            "widths": None if widths is None else tuple(widths),
+            "replay": None if replay is None else ReplaySpec(**replay),
+        }
+    )
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from teacher_cache.contract.streams import VECTORS
 from teacher_cache.device import choose_device, resolve_dtype
 from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
-from teacher_cache.models.attention import AttentionProjections, Projection
+from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.families import position_limit
 from teacher_cache.models.heads import LMHead
@@ -38,6 +38,7 @@ from teacher_cache.teacher.loading import (
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
 from teacher_cache.teacher.placing import PlacedModel, Placement, running_device
+from teacher_cache.teacher.replay import WatchedLayer, find_replay, map_of, watch_inputs
 
 _UNLIMITED_POSITIONS = 512
 """The longest row of a teacher that names no limit of its own."""
@@ -64,6 +65,7 @@ class Teacher:
         self.placement = placement
         self._placed: PlacedModel | None = None
         self._tapped = False
+        self._replays: dict[int, WatchedLayer] = {}
 
     @classmethod
     def load(
@@ -144,16 +146,21 @@ class Teacher:
         *,
         hidden_layers: Iterable[int] = (),
         attention_layers: Iterable[int] = (),
+        given_layers: Iterable[int] = (),
         starts_BT: torch.Tensor | None = None,
     ) -> TeacherOutputs:
-        """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated."""
+        """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated.
+
+        `given_layers` are some of those that `probe_replay` has found.
+        """
         device = running_device(self.model)
         input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
         positions = torch.arange(input_ids_BT.shape[1], device=device)
         real_BT = positions[None, :] < length_B[:, None]
         starts_BT = None if starts_BT is None else starts_BT.to(device)
         layers = tuple(hidden_layers)
-        with record_attention(self.model, attention_layers) as recorded:
+        watched = {layer: self._replays[layer].module for layer in given_layers}
+        with record_attention(self.model, attention_layers) as recorded, watch_inputs(self.model, watched) as given:
             encoded = self.model.base_model(
                 input_ids_BT,
                 output_hidden_states=bool(layers),
@@ -164,6 +171,7 @@ class Teacher:
             hidden={layer: encoded.hidden_states[layer].to(device) for layer in layers},
             attention={layer: vectors.to(device) for layer, vectors in recorded.vectors.items()},
             final_BTD=encoded.last_hidden_state.to(device),
+            given={layer: values_BTD.to(device) for layer, values_BTD in given.items()},
         )
 
     @torch.inference_mode()
@@ -258,8 +266,25 @@ class Teacher:
                 return None
             for module, given, output in seen:
                 if torch.equal(given, outputs.hidden[layer - 1]) and _same(output, vectors_BTD):
-                    found[name] = _projection(module, getattr(torch, self.dtype))
+                    found[name] = map_of(module, getattr(torch, self.dtype))
         return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+
+    @torch.inference_mode()
+    def probe_replay(self, layer: int, seq_len: int) -> AttentionProjections | None:
+        """The maps from what the projections of an attention layer read to its vectors, and how positions turn these.
+
+        For rows of up to `seq_len` tokens; see `teacher/replay.py`. None where the vectors are made in another way.
+        What was found once can be asked of `run` as `given_layers`.
+
+        Raises:
+            TeacherError: attention cannot be recorded.
+        """
+        self.tap()
+        found = find_replay(self.model, layer, seq_len, getattr(torch, self.dtype))
+        if found is None or found.width != self.record.hidden_size:
+            return None
+        self._replays[layer] = found
+        return found.projections
 
     @torch.inference_mode()
     def probe_widths(self, layer: int) -> tuple[int, int, int]:
@@ -301,10 +326,3 @@ class Teacher:
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left, right)
-
-
-def _projection(module: nn.Linear, dtype: torch.dtype) -> Projection:
-    """The map as the teacher will use it: rounded to the arithmetic that it runs in."""
-    weight = module.weight.detach().to(dtype).float().cpu()
-    bias = torch.zeros(weight.shape[0]) if module.bias is None else module.bias.detach().to(dtype).float().cpu()
-    return Projection(weight=weight, bias=bias)

@@ -14,8 +14,8 @@ from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpecs
 from teacher_cache.errors import StoreError
+from teacher_cache.format.attention_constants import projection_path
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import projection_path
 from teacher_cache.format.protocol import read_manifest
 from teacher_cache.format.small_arrays import write_constant
 from teacher_cache.format.transforms import (
