@@ -15,15 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from teacher_cache.contract.positions import places_per_row
-from teacher_cache.contract.targets import (
-    AttentionSpec,
-    HiddenSpec,
-    LogitsSpec,
-    ReplaySpec,
-    TargetSpecs,
-    View,
-    describe_targets,
-)
+from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec, TargetSpecs, View, describe_targets
 from teacher_cache.errors import StoreError
 
 FORMAT_NAME = "kdcache"
@@ -248,7 +240,7 @@ class Manifest:
         fields["targets"] = TargetSpecs(
             logits=LogitsSpec(**logits) if logits else None,
             hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
-            attention=tuple(_attention_spec(spec) for spec in targets["attention"]),
+            attention=tuple(AttentionSpec.from_json(spec) for spec in targets["attention"]),
         )
         fields["inputs_held"] = tuple(fields["inputs_held"])
         calibration = fields.get("calibration", {})
@@ -300,17 +292,6 @@ _LATER_FIELDS = {
 
 _LATER_ENTRIES = {"--segments": "joined"}
 """Entries of an identity that are left out where they say what all stores of before were."""
-
-
-def _attention_spec(fields: Mapping[str, Any]) -> AttentionSpec:
-    widths, replay = fields.get("widths"), fields.get("replay")
-    return AttentionSpec(
-        **{
-            **fields,
-            "widths": None if widths is None else tuple(widths),
-            "replay": None if replay is None else ReplaySpec(**replay),
-        }
-    )
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:

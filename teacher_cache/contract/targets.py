@@ -6,8 +6,9 @@ after that reads them. Layers are 1-based; hidden state 0 is the embedding outpu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
@@ -125,6 +126,18 @@ class AttentionSpec:
     heads: int | None = None
     widths: tuple[int, int, int] | None = None
     replay: ReplaySpec | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what JSON has made of a specification; fields that came later may be absent."""
+        widths, replay = data.get("widths"), data.get("replay")
+        return cls(
+            **{
+                **data,
+                "widths": None if widths is None else tuple(widths),
+                "replay": None if replay is None else ReplaySpec(**replay),
+            }
+        )
 
     def vector_widths(self, hidden_size: int) -> tuple[int, int, int]:
         """Widths of queries, keys and values of a teacher whose hidden states are `hidden_size` wide."""
