@@ -9,6 +9,7 @@ Nothing is downloaded, and teachers and text are random (`gpu_inputs.py`). In th
 - `kernels`: the relation loss and its gradient against the formula in float64, by type, mask and widths of heads;
 - `stores`: a float32 teacher's stores built on the CPU and on the GPU, decoded and compared;
 - `steps`: ten steps of every method on both, in float32, and in bfloat16 on the GPU;
+- `resume`: a training that goes on from a checkpoint against one that ran through;
 - `waits`: how often the host waits for the GPU in the passes of a step;
 - `memory`: whether the memory of a build, or of the training loader, grows from block to block;
 - `relation`: one relation of 64 heads, d = 16/12, float32 teacher and bfloat16 student, at 128 to 8,192 positions:

@@ -13,7 +13,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,7 +40,9 @@ from gpu_checks import (
 from gpu_inputs import Shape, make_teacher, write_text
 from transformers.utils.logging import disable_progress_bar
 
+from student_train.engine.checkpoint import checkpoint_path
 from student_train.engine.engine import running_engine
+from student_train.run_files import PROVENANCE
 from student_train.settings import TrainSettings
 from student_train.train.feed import Feed
 from student_train.train.loop import Progression, Trainer
@@ -117,6 +119,23 @@ class Place:
         }
         return BuildSettings(**{**values, **changes})
 
+    def toy_store(self, causal: bool) -> Path:
+        """A store of a toy teacher, built on the CPU once."""
+        out = self.folder / f"toy-{causal}.zarr"
+        if not out.exists():
+            build_cache(self.toy_build(out, causal, "cpu"))
+        return out
+
+    def train(self, *every: Sequence[Mapping[str, Any]]) -> list[list[list[dict[str, Any]]]]:
+        """The records of trainings, those of each sequence in a process of its own if any is started.
+
+        They run beside each other then: nothing is timed.
+        """
+        if not self.python:
+            return [run_trainings(settings) for settings in every]
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(partial(run_trainings_apart, python=self.python), every))
+
 
 Tell = Callable[[Line], None]
 
@@ -151,11 +170,7 @@ def stores(place: Place, tell: Tell) -> None:
 
 def steps(place: Place, tell: Tell) -> None:
     """Ten steps of each method on the CPU and on the device, in float32, and on a GPU in bfloat16."""
-    caches, count = {}, 2 if place.small else STEPS
-    for causal in (False, True):
-        caches[causal] = place.folder / f"steps-{causal}.zarr"
-        if not caches[causal].exists():
-            build_cache(place.toy_build(caches[causal], causal, "cpu"))
+    count, methods = (2, {name: METHODS[name] for name in ("mha", "od, causal")}) if place.small else (STEPS, METHODS)
     kinds = [("cpu", "float32"), (place.device, "float32")]
     if place.device == "cuda":
         kinds.append(("cuda", "bfloat16"))
@@ -167,22 +182,34 @@ def steps(place: Place, tell: Tell) -> None:
                 {
                     **one,
                     "method": method.partition(",")[0],
-                    "cache": [str(caches[causal])],
+                    "cache": [str(place.toy_store(causal))],
                     "out": str(place.folder / f"student-{number}-{method[:2]}-{causal}"),
                     "device": device,
                 }
-                for method, causal in METHODS.items()
+                for method, causal in methods.items()
             ]
         )
-    if place.python:
-        with ThreadPoolExecutor() as pool:  # beside each other: nothing is timed
-            records = list(pool.map(partial(run_trainings_apart, python=place.python), every))
-    else:
-        records = [run_trainings(of_kind) for of_kind in every]
+    records = place.train(*every)
     losses = [[losses_of(each) for each in of_kind] for of_kind in records]
     for (_, dtype), found, most in zip(kinds[1:], losses[1:], (1e-3, 0.05), strict=False):
-        for method, have, want in zip(METHODS, found, losses[0], strict=True):
+        for method, have, want in zip(methods, found, losses[0], strict=True):
             tell(Line(f"{count} steps of {method}, {dtype}: worst loss", worst_step(have, want), "of it", most))
+
+
+def resume(place: Place, tell: Tell) -> None:
+    """A training that goes on from a checkpoint at half its way, against the one that ran through."""
+    whole, half = (place.folder / name for name in ("whole", "half"))
+    settings = {"method": "mha+hs+od", "cache": [str(place.toy_store(False))], "steps": 6, "save_every": 3, "lr": 5e-3}
+    settings |= {"batch_size": 16, "valid_share": 0.1, "device": place.device, "out": str(whole)}
+    ((records,),) = place.train([settings])
+    shutil.copytree(whole, half)
+    shutil.rmtree(checkpoint_path(half, 6))
+    for name in ("config.json", "model.safetensors", PROVENANCE):
+        (half / name).unlink()
+    ((resumed,),) = place.train([{**settings, "out": str(half), "resume": "auto"}])
+    # a GPU sums some gradients in the order in which they come
+    most = 0.0 if place.device == "cpu" else 1e-2
+    tell(Line("worst loss of the resumed training", worst_step(losses_of(resumed), losses_of(records)), "of it", most))
 
 
 def memory(place: Place, tell: Tell) -> None:
@@ -206,10 +233,10 @@ def memory(place: Place, tell: Tell) -> None:
 def waits(place: Place, tell: Tell) -> None:
     """How often the host waits for the device in the passes of a step, and in the engine's own part of it."""
     for causal, method in ((False, "mha+hs+od"), (True, "od")):
-        store = place.folder / f"steps-{causal}.zarr"
-        if not store.exists():
-            build_cache(place.toy_build(store, causal, "cpu"))
-        found, name = waits_of(method, store, place), f"{method}, {'decoder' if causal else 'encoder'}"
+        found, name = (
+            waits_of(method, place.toy_store(causal), place),
+            f"{method}, {'decoder' if causal else 'encoder'}",
+        )
         ours = [where for where in found["pass"] if MASKS_OF_TRANSFORMERS not in where]
         # a decoder's losses are computed where tokens are to be learnt: how many these are is asked once
         tell(Line(f"{name}: waits of a pass", len(ours), "waits", 1 if causal else 0))
@@ -395,6 +422,7 @@ PARTS: dict[str, tuple[Callable[[Place, Tell], None], int]] = {
     "kernels": (kernels, 60),
     "stores": (stores, 45),
     "steps": (steps, 100),
+    "resume": (resume, 60),
     "waits": (waits, 40),
     "memory": (memory, 45),
     "relation": (relation, 120),
