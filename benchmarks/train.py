@@ -3,13 +3,17 @@
 The same steps of the same student are made in six ways, which take turns step by step within one process, so that
 their ratios mean something on a machine that others use too (`--ways` chooses some):
 
-- streaming: as `kdtrain` trains. The clock runs until as many blocks are read ahead as before the step.
+- streaming: as `kdtrain` trains. The clock runs until as many blocks are read ahead as before.
 - resident: the same engine and loss, with decoded hidden states on the device before the clock starts; queries, keys
   and values are computed from them in each step, as in streaming.
 - online: the teacher computes the targets in each step, with the same engine.
 - student: the engine and the student's own passes with a trivial loss and no targets: no cache can be faster.
 - bare: resident targets in a plain PyTorch loop without the engine; the difference to `resident` is the engine's cost.
+  In half precision it is a float32 model under autocast, but for what the engine computes in float32 too, learned maps.
 - teacher: the teacher's passes alone, which is what a build costs.
+
+On a GPU a way makes all steps of its turn one after another, and the clock stops when the device has done them: between
+single steps it would stand idle, which it does not in a training.
 
 From these times follows how much faster training is than online, how much faster it could be at most, and after how
 many epochs over the rows, by one student or by many together, the cache has paid for itself; `--plot` draws it.
@@ -17,7 +21,8 @@ many epochs over the rows, by one student or by many together, the cache has pai
     kdcache build --teacher DIR --corpus FILE --seq-len 256 --max-rows 1000 --layers all --precision nmse:1e-2
     python benchmarks/train.py --cache cache.zarr --methods mha,hs --student 3x384
 
-For these two methods the store needs --layers all, and attention in the default form. `--methods od` takes a store of a
+For these two methods the store needs the hidden states before the layer whose attention is learnt, which --layers all
+holds, and attention in the default form. `--methods od` takes a store of a
 causal teacher: `resident` targets are decoded draws, or most probable ids, and `online` the teacher computes its logits
 at the same places, a run of positions at a time, and draws from them as a build does. `student` has no head then.
 
@@ -30,7 +35,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
@@ -46,6 +51,7 @@ from transformers import AutoConfig, AutoModel
 
 from student_train.data.loader import READ_AHEAD, CacheLoader
 from student_train.engine.engine import ADAM_BETAS, parameter_groups, running_engine
+from student_train.methods.projections import FloatLinear
 from student_train.settings import TrainSettings
 from student_train.train.feed import Feed, Share
 from student_train.train.loop import Progression, Trainer
@@ -54,6 +60,7 @@ from student_train.train.prepare import TrainingRun, prepare_run
 from teacher_cache.codecs.sparse_logits import draw_samples, topk_log_probabilities
 from teacher_cache.contract.batch import Batch, SampledLogits, TargetBatch, TopkLogits
 from teacher_cache.format.transforms import read_projections
+from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections, project_hidden
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.families import encoder_of, quiet_transformers, with_head
@@ -71,6 +78,8 @@ RATIOS = {
     "engine_over_bare": ("resident", "bare"),
 }
 """Ratios of speeds, as ratios of seconds."""
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+"""Of the teacher in the loop."""
 
 
 def main() -> None:
@@ -101,6 +110,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--cache", default="cache.zarr")
     parser.add_argument("--methods", default="mha,hs", help="each of mha, hs and od, with its default settings")
     parser.add_argument("--student", default="3x384")
+    parser.add_argument("--init", default="auto", help="as of kdtrain; speed does not depend on weights")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them, such as streaming,resident")
     parser.add_argument("--steps", type=int, default=8, help="steps of each way in a round")
@@ -123,6 +133,7 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
         method=method,
         cache=(options.cache,),
         student=options.student,
+        init=options.init,
         steps=10**6,
         batch_size=options.batch_size,
         device=options.device,
@@ -134,7 +145,7 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
         running_engine(run.model, run.config, device=run.device, warmup=1, steps=run.steps) as engine,
         closing(run.training_batches(0)) as batches,
     ):
-        ways = Ways(run, engine, batches, options.steps, CLOCKS[options.clock])
+        ways = Ways(run, engine, batches, options)
         ways.round(options.ways)  # what is done once is not measured
         for number in range(options.rounds):
             rounds.append(ways.round(options.ways))
@@ -155,15 +166,14 @@ def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
 class Ways:
     """Steps of each way, over the same batches but for streaming, which goes on through the store."""
 
-    def __init__(
-        self, run: TrainingRun, engine: Any, batches: CacheLoader, steps: int, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, run: TrainingRun, engine: Any, batches: CacheLoader, options: argparse.Namespace) -> None:
+        names, steps, clock = options.ways, options.steps, CLOCKS[options.clock]
         self.run, self.engine, self.batches, self.clock = run, engine, batches, clock
         self.turns = count()
         self.trainer = Trainer(run, engine, Progression(), None, Progress(quiet=True))
         self.trainer.progress.start(total=run.steps, step=0)
         self.feed = Feed(run, batches, [], self.trainer.progress.skipped)
-        self.bare_loop = BareLoop(run)
+        self.bare_loop = BareLoop(run) if "bare" in names else None
         self.loaded_teacher = load_teacher(run)
         layers = run.objective.request.attention_layers
         width = run.reader.manifest.teacher.hidden_size
@@ -176,14 +186,18 @@ class Ways:
             self.shares = [with_views(share, share.batch.views) for share in found]
 
     def round(self, names: Sequence[str]) -> dict[str, float]:
-        """Seconds of each way for all batches, step by step in turns; over the rounds each is as often the first."""
+        """Seconds of each way for all batches, in turns; over the rounds each is as often the first."""
         seconds = dict.fromkeys(names, 0.0)
-        for share in self.shares:
+        turns = [self.shares] if self.run.device == "cuda" else [[share] for share in self.shares]
+        for shares in turns:
             first = next(self.turns) % len(names)
             for name in (*names[first:], *names[:first]):
                 self.wait_for_device()
                 started = self.clock()
-                getattr(self, name)(share)
+                for share in shares:
+                    getattr(self, name)(share)
+                if name == "streaming":
+                    self.wait_for_reading()
                 self.wait_for_device()
                 seconds[name] += self.clock() - started
         return seconds
@@ -192,10 +206,12 @@ class Ways:
         if self.run.device == "cuda":
             torch.cuda.synchronize()
 
-    def streaming(self, _share: Share) -> None:
-        self.trainer.update(self.feed)
+    def wait_for_reading(self) -> None:
         while self.batches._queue.qsize() < READ_AHEAD:  # else other ways would pay for what is read ahead
             time.sleep(0.001)
+
+    def streaming(self, _share: Share) -> None:
+        self.trainer.update(self.feed)
 
     def resident(self, share: Share) -> None:
         self.trainer.backward(projected(share, self.projections))
@@ -207,6 +223,7 @@ class Ways:
         pass_of_student(self.run, self.engine, share)
 
     def bare(self, share: Share) -> None:
+        assert self.bare_loop is not None
         self.bare_loop.step(projected(share, self.projections))
 
     def teacher(self, share: Share) -> None:
@@ -252,8 +269,8 @@ def load_teacher(run: TrainingRun) -> Any:
     folder, wanted = run.reader.teacher_folder(), run.objective.request
     with quiet_transformers():
         loader = with_head(AutoConfig.from_pretrained(folder)) if wanted.logits else AutoModel
-        teacher = loader.from_pretrained(folder).to(run.device).eval()
-    teacher.to(next(run.model.parameters()).dtype)
+        teacher = loader.from_pretrained(folder).eval()
+    move_model(teacher, device=run.device, dtype=next(run.model.parameters()).dtype)
     if wanted.attention_layers:
         enable_tap(teacher)
     return teacher
@@ -286,7 +303,9 @@ def distribution(
     real_BM = places.real_BM()
     final_BMD = final_BTD.take_along_dim(places.positions_BM.long().unsqueeze(-1), dim=1)
     random, found = np.random.default_rng(0), []
-    for final_PD in final_BMD[real_BM].split(max(1, 2**24 // run.reader.manifest.teacher.vocab_size)):
+    for final_PD in final_BMD[real_BM].split(
+        max(1, LOGITS_AT_ONCE[run.device] // run.reader.manifest.teacher.vocab_size)
+    ):
         logits_PV = head(final_PD)
         if spec.form == "sample":
             points_PN = (np.arange(spec.entries) + random.random((len(final_PD), spec.entries))) / spec.entries
@@ -337,6 +356,9 @@ class BareLoop:
             parameter_groups(self.model), lr=settings.lr, betas=ADAM_BETAS, weight_decay=settings.weight_decay
         )
         self.dtype = torch.bfloat16 if run.config["bf16"]["enabled"] else torch.float32
+        for module in self.model.modules():
+            if isinstance(module, FloatLinear):
+                module.forward = torch.autocast(run.device, enabled=False)(module.forward)
 
     def step(self, share: Share) -> None:
         run = self.run

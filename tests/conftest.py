@@ -59,6 +59,7 @@ LONG_FILES = (
     "teacher_cache/build/test_plan.py",
     "student_train/train/test_train_engines.py",
     "test_wheel.py",
+    "test_gpu.py",
     "cli/test_demo.py",
     "teacher_cache/test_faults.py",
     "test_mutations.py",

@@ -23,6 +23,7 @@ from teacher_cache.errors import SettingsError
 
 TOKENS_PER_PASS = {"cpu": 8_192, "cuda": 65_536}
 _SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+_FUSED = "fused"
 _ADAM = ("adam", "adamw")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HALF_SECTIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -83,7 +84,7 @@ def make_config(
         "train_batch_size": settings.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_clipping": settings.clip,
-        "zero_optimization": {"stage": 1 if dtype in HALF_SECTIONS else 0},
+        "zero_optimization": {"stage": 2 if dtype in HALF_SECTIONS else 0},
         **{section: {"enabled": dtype == each} for each, section in HALF_SECTIONS.items()},
         "optimizer": {
             "type": "AdamW",
@@ -96,6 +97,7 @@ def make_config(
             },
         },
     }
+    device, override = choose_device_type(settings.device), None
     if settings.deepspeed is not None:
         override = _read_config(settings.deepspeed)
         _check_types(settings.deepspeed, override)
@@ -104,17 +106,41 @@ def make_config(
             config["optimizer"]["params"] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         config = _merge(config, override, settings.deepspeed)
         _check_config(settings, config, micro_batch, processes, dtype)
-        check_keys(settings.deepspeed, override, config, device=choose_device_type(settings.device))
+    config = _with_gpu_defaults(config, dtype, device)
+    if settings.deepspeed is not None and override is not None:
+        check_keys(settings.deepspeed, override, config, device=device)
     return config
 
 
+def _with_gpu_defaults(config: DeepSpeedConfig, dtype: torch.dtype, device: str) -> DeepSpeedConfig:
+    """What is better on a GPU and in half precision, which takes one, where the user's file says nothing of it.
+
+    Gradients of several passes add up in float32 from stage 2 on; at stage 1 DeepSpeed would take another optimizer for
+    that. In bfloat16 its search through all gradients for what is no number, which waits for the device, is left out:
+    the loop sees it by the norm, a step later. AdamW's kernels are fused.
+    """
+    types, bfloat16, optimizer = config.get("data_types", {}), config["bf16"], config["optimizer"]
+    if dtype in HALF_SECTIONS and config["zero_optimization"].get("stage", 0) > 1 and isinstance(types, dict):
+        types = {"grad_accum_dtype": "fp32", **types}
+    if dtype == torch.bfloat16:
+        bfloat16 = {"check_grad_overflow": False, **bfloat16}
+    params = optimizer["params"]
+    if device == "cuda" and params.get("torch_adam") is True and not params.get("foreach"):
+        optimizer = {**optimizer, "params": {_FUSED: True, **params}}
+    config = {**config, "bf16": bfloat16, "optimizer": optimizer}
+    return {**config, "data_types": types} if types else config
+
+
 def flatten_config(config: DeepSpeedConfig) -> dict[str, Any]:
-    """Every setting of a configuration by its dotted name, but for the sizes of batches and passes."""
+    """Every setting of a configuration by its dotted name, but for the sizes of batches and passes.
+
+    Nor whether the optimizer's kernels are fused, which follows from the device and changes rounding alone.
+    """
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
             flat.update({f"{name}.{inner}": each for inner, each in flatten_config(value).items()})
-        elif name not in _SIZES:
+        elif name not in (*_SIZES, _FUSED):
             flat[name] = value
     return flat
 

@@ -8,6 +8,8 @@ is compiled. What DeepSpeed 0.19 does and is handled here, each with a test:
 - its CPU start compiles a C++ op for a minute that nothing here uses;
 - without a launcher it looks for MPI, and it wants LOCAL_RANK in the environment;
 - bfloat16 at ZeRO stage 0 runs one optimizer step with zero gradients first, which spoils Adam's bias correction;
+- at stage 1 it adds up the gradients of several passes in bfloat16, where 256 of 1 are as many as 400; from stage 2 on
+  it can do so in float32;
 - at ZeRO stage 3 it wants LOCAL_RANK in every step, too;
 - float16's scaled losses overflow now and then: it leaves such a step out, and only its counter of them tells;
 - its log and some of its sections print to standard output, which belongs to results.

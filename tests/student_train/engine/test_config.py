@@ -109,6 +109,53 @@ def test_a_flat_configuration_holds_everything_but_sizes():
     assert not [name for name in flat if "batch" in name or "accumulation" in name]
 
 
+@pytest.mark.parametrize("dtype, section", [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
+def test_half_precision_adds_up_gradients_in_float32_at_stage_2(dtype, section):
+    config = make_config(TrainSettings(method="hs", device="cpu"), dtype=dtype, micro_batch=4)
+    assert config["zero_optimization"] == {"stage": 2}
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config[section]["enabled"] and config["bf16"].get("check_grad_overflow") is (
+        False if section == "bf16" else None
+    )
+    plain = make_config(TrainSettings(method="hs", device="cpu"), dtype=torch.float32, micro_batch=4)
+    assert plain["zero_optimization"] == {"stage": 0}
+    assert "data_types" not in plain and plain["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(
+    "content, sums",
+    [
+        ({"zero_optimization": {"stage": 1}}, None),
+        ({"zero_optimization": {"stage": 3}}, "fp32"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "bf16"),
+    ],
+)
+def test_the_users_file_decides_what_gradients_add_up_in(tmp_path, content, sums):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({**content, "bf16": {"check_grad_overflow": True}}))
+    settings = TrainSettings(method="hs", deepspeed=str(file), device="cpu")
+    config = make_config(settings, dtype=torch.bfloat16, micro_batch=4)
+    assert config.get("data_types", {}).get("grad_accum_dtype") == sums
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
+
+
+@pytest.mark.parametrize(
+    "params, fused",
+    [({}, True), ({"fused": False}, False), ({"foreach": True}, None), ({"torch_adam": False}, None)],
+)
+def test_adam_is_fused_on_a_gpu_which_the_identity_of_a_run_does_not_name(tmp_path, monkeypatch, params, fused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"optimizer": {"params": params}}))
+    settings = TrainSettings(method="hs", deepspeed=str(file), device="cuda")
+    config = make_config(settings, dtype=torch.float32, micro_batch=4)
+    assert config["optimizer"]["params"].get("fused") is fused
+    on_cpu = make_config(TrainSettings(method="hs", device="cpu"), dtype=torch.float32, micro_batch=4)
+    assert "fused" not in on_cpu["optimizer"]["params"]
+    if not params:
+        assert flatten_config(config) == flatten_config(on_cpu)
+
+
 def test_bfloat16_on_a_cpu_is_refused_and_not_chosen():
     with pytest.raises(SettingsError, match="--dtype 'bfloat16' on a CPU.*--dtype float32"):
         choose_dtype(TrainSettings(method="hs", dtype="bfloat16"), "cpu")

@@ -1,5 +1,6 @@
 """What design knowledge of DeepSpeed the engine rests on, each against plain PyTorch or seen to happen."""
 
+import json
 import math
 import os
 import subprocess
@@ -21,7 +22,7 @@ from student_train.settings import TrainSettings
 from teacher_cache.errors import TrainingError
 
 STEPS, WARMUP, BATCH = 8, 3, 12
-SETTINGS = TrainSettings(method="hs", lr=1e-2, batch_size=BATCH, clip=0.5)
+SETTINGS = TrainSettings(method="hs", lr=1e-2, batch_size=BATCH, clip=0.5, device="cpu")
 
 
 def toy_model():
@@ -53,11 +54,13 @@ def train_plain():
     return losses, norms, model
 
 
-def train_engine(*, stage=0, dtype=torch.float32, micro_batch=BATCH):
+def train_engine(*, stage=0, dtype=torch.float32, micro_batch=BATCH, fused=False):
     model = toy_model()
     config = make_config(SETTINGS, dtype=dtype, micro_batch=micro_batch)
     if stage is not None:
         config["zero_optimization"]["stage"] = stage
+    if fused:
+        config["optimizer"]["params"]["fused"] = True
     engine = start_engine(model, config, device="cpu", warmup=WARMUP, steps=STEPS)
     losses, norms = [], []
     for inputs, targets in toy_data():
@@ -101,8 +104,10 @@ def test_accumulation_does_not_change_the_training(plain, micro_batch):
     assert norms == pytest.approx(plain[1], rel=1e-5)
 
 
-def test_bfloat16_follows_float32_and_counts_every_step_once(plain):
-    losses, _, engine = train_engine(stage=None, dtype=torch.bfloat16)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("stage", [None, 1])
+def test_bfloat16_follows_float32_and_counts_every_step_once(plain, stage, fused):
+    losses, _, engine = train_engine(stage=stage, dtype=torch.bfloat16, fused=fused)
     assert losses == pytest.approx(plain[0], rel=2e-2)
     assert engine.module[0].weight.dtype == torch.bfloat16
     assert {int(state["step"]) for state in engine.optimizer.optimizer.state.values()} == {STEPS}
@@ -112,6 +117,25 @@ def test_bfloat16_follows_float32_and_counts_every_step_once(plain):
         assert (weights[name] - theirs).abs().mean() < 1e-3
     # masters, not rounded weights: some value has more digits than bfloat16 holds
     assert not torch.equal(weights["0.weight"], weights["0.weight"].bfloat16().float())
+
+
+@pytest.mark.parametrize("stage, total", [(1, 256), (2, 400), (3, 400)])
+def test_many_passes_add_up_beyond_what_bfloat16_counts(tmp_path, monkeypatch, stage, total):
+    """400 gradients of 1, which stand still at 256 where they are added up in bfloat16."""
+    monkeypatch.setenv("LOCAL_RANK", "0")  # stage 3 asks for it in every pass
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    settings = TrainSettings(method="hs", batch_size=400, clip=0.5, device="cpu", deepspeed=str(file))
+    config = make_config(settings, dtype=torch.bfloat16, micro_batch=1)
+    linear = torch.nn.functional.linear
+    engine = start_engine(torch.nn.Linear(1, 1), config, device="cpu", warmup=1, steps=2)
+    for _ in range(400):
+        engine.backward(engine(torch.ones(1, 1, dtype=torch.bfloat16)).float().sum(), scale_wrt_gas=False)
+        engine.step()
+    engine.destroy()
+    torch.nn.functional.linear = linear
+    # of the weight and of the bias
+    assert float(engine.get_global_grad_norm()) == pytest.approx(total * math.sqrt(2), rel=1e-3)
 
 
 def test_what_deepspeed_refuses_is_told_to_the_user(tmp_path):
@@ -163,7 +187,8 @@ def test_a_plain_process_starts_without_compiling_port_or_noise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stage, dtype", [(0, torch.float32), (1, torch.float32), (2, torch.float32), (1, torch.bfloat16)]
+    "stage, dtype",
+    [(0, torch.float32), (1, torch.float32), (2, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16)],
 )
 def test_a_gradient_that_is_no_number_shows_in_its_norm(stage, dtype):
     """DeepSpeed leaves such a step out at stages 1 and 2 and goes on; only the norm tells."""
