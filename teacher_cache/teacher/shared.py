@@ -37,8 +37,8 @@ from teacher_cache.teacher.teacher import Teacher
 
 _START, _RUN, _HEAD = "start", "run", "head"
 _DIFFERENCE, _HALF_DIFFERENCE = 0.01, 0.2
-"""Largest difference of a vector from that of the whole model, as a share of its length, in float32 and where one of
-the two computes in half precision. Rounding makes 1e-6 and a few hundredths of it, heads in a wrong order more than 1."""
+"""Largest difference of a vector from that of the whole model, as a share of its length: in float32, where rounding
+makes 1e-6, and where one of the two computes in half precision. Heads in a wrong order make more than 1."""
 _INSTEAD = "--device-map auto spreads teachers of every family over GPUs, memory and disk"
 Widths = dict[int, tuple[int, ...]]
 """Of the queries, keys and values of each layer, all heads side by side."""
@@ -249,14 +249,11 @@ def _distances(
     want: tuple[TeacherOutputs, torch.Tensor | None], have: tuple[TeacherOutputs, torch.Tensor | None]
 ) -> dict[str, float]:
     """The largest distance of a vector from the one that is wanted, as a share of its length."""
-    pairs = {f"hidden states {layer}": (states, have[0].hidden[layer]) for layer, states in want[0].hidden.items()} | {
-        f"attention {layer} ({name})": (
-            getattr(vectors, f"{name}_BTD"),
-            getattr(have[0].attention[layer], f"{name}_BTD"),
-        )
-        for layer, vectors in want[0].attention.items()
-        for name in VECTORS
-    }
+    pairs = {f"hidden states {layer}": (states, have[0].hidden[layer]) for layer, states in want[0].hidden.items()}
+    for layer, vectors in want[0].attention.items():
+        for name in VECTORS:
+            wanted_BTD, given_BTD = (getattr(each, f"{name}_BTD") for each in (vectors, have[0].attention[layer]))
+            pairs[f"attention {layer} ({name})"] = wanted_BTD, given_BTD
     if want[1] is not None and have[1] is not None:
         pairs["logits"] = want[1], have[1]
     return {what: _distance(*(values.float().cpu() for values in pair)) for what, pair in pairs.items()}
