@@ -17,7 +17,6 @@ from teacher_cache.build.resolve import (
 )
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.memory_limits import parse_max_memory
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.models.attention import AttentionProjections
@@ -94,7 +93,7 @@ def load_teacher(settings: BuildSettings, processes: Processes | None = None) ->
         revision=settings.revision,
         dtype=settings.dtype,
         device=settings.device,
-        placement=_placement(settings),
+        placement=Placement.chosen(settings.device_map, settings.max_memory, settings.device),
     )
     return teacher if processes is None else SharedTeacher(teacher, processes)
 
@@ -125,9 +124,3 @@ def choose_batch_rows(settings: BuildSettings, teacher: Teacher, seq_len: int) -
         return settings.batch_size
     tokens = _TOKENS_PER_BATCH if settings.device_map is None else _TOKENS_PER_READING
     return max(1, tokens.get(teacher.device.type, tokens["cuda"]) // seq_len)
-
-
-def _placement(settings: BuildSettings) -> Placement | None:
-    if settings.device_map is None:
-        return None
-    return Placement(most_bytes=parse_max_memory(settings.max_memory), cpu_only=settings.device == "cpu")

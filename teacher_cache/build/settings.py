@@ -7,7 +7,7 @@ from typing import Literal
 
 from teacher_cache.contract.layers import read_layers
 from teacher_cache.contract.manifest import RowMode, Segments
-from teacher_cache.contract.memory_limits import check_placing
+from teacher_cache.contract.memory_limits import check_placing, refuse_one_device
 from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.targets import MOST_DRAWS, LogitsForm, RelationMode, View, parse_precision, target_names_of
 from teacher_cache.errors import SettingsError
@@ -168,13 +168,9 @@ class BuildSettings:
         self._check_placement()
 
     def _check_placement(self) -> None:
-        check_placing(self.device_map, self.max_memory)
-        spread = "--device-map auto" if self.device_map is not None else "--tensor-parallel"
-        if (self.device_map is not None or self.tensor_parallel) and self.device not in ("auto", "cpu"):
-            raise SettingsError(
-                f"--device {self.device!r} and {spread} contradict each other: one is a single "
-                "device, the other all of them; leave one out, or hide other GPUs with CUDA_VISIBLE_DEVICES"
-            )
+        check_placing(self.device, self.device_map, self.max_memory)
+        if self.tensor_parallel:
+            refuse_one_device(self.device, "--tensor-parallel")
         if self.device_map is not None and self.tensor_parallel:
             raise SettingsError(
                 "--device-map auto and --tensor-parallel are two ways to run a teacher that is larger than one device: "

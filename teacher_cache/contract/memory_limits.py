@@ -31,15 +31,30 @@ def parse_max_memory(max_memory: str | None) -> dict[int | str, int]:
     return found
 
 
-def check_placing(device_map: str | None, max_memory: str | None) -> None:
-    """Refuse limits that cannot be read, or that nothing would heed.
+def check_placing(device: str, device_map: str | None, max_memory: str | None) -> None:
+    """Refuse flags of these names that contradict each other, or would change nothing.
 
     Raises:
-        SettingsError: they are.
+        SettingsError: they do, or limits are not written as they should be.
     """
     if max_memory is not None and device_map is None:
         raise SettingsError(
             f"--max-memory {max_memory!r} would limit nothing: without --device-map auto a teacher lies on "
             "one device whole; add it, or leave --max-memory out"
         )
+    if device_map is not None:
+        refuse_one_device(device, f"--device-map {device_map!r}")
     parse_max_memory(max_memory)
+
+
+def refuse_one_device(device: str, others: str) -> None:
+    """Refuse a single GPU where `others`, flags as they were given, ask for all devices.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    if device not in ("auto", "cpu"):
+        raise SettingsError(
+            f"--device {device!r} and {others} contradict each other: one is a single "
+            "device, the other all of them; leave one out, or hide other GPUs with CUDA_VISIBLE_DEVICES"
+        )

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from teacher_cache.contract.memory_limits import parse_max_memory
 from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.families import quiet_transformers
 
@@ -38,6 +39,13 @@ class Placement:
 
     most_bytes: Mapping[int | str, int] = field(default_factory=dict)
     cpu_only: bool = False
+
+    @classmethod
+    def chosen(cls, device_map: str | None, max_memory: str | None, device: str) -> Placement | None:
+        """What the flags of these names ask for; None where a model is to lie on one device."""
+        if device_map is None:
+            return None
+        return cls(most_bytes=parse_max_memory(max_memory), cpu_only=device == "cpu")
 
     def refuse_unplaceable(self, name: str) -> None:
         """Before anything is loaded.

@@ -39,11 +39,13 @@ Order = tuple[Any, ...]
 class Processes:
     """This process among `count` that hold one teacher; number 0 leads."""
 
-    def __init__(self, rank: int, count: int) -> None:
+    def __init__(self, rank: int, count: int, *, on_gpus: bool = False) -> None:
         self.rank = rank
         self.count = count
+        self._on_gpus = on_gpus
         self._lock = Lock()
         self._in_step = True
+        self._last: torch.cuda.Event | None = None
 
     @classmethod
     def join(cls, rank: int, count: int, meeting: Store | None, device: str) -> Processes:
@@ -64,7 +66,7 @@ class Processes:
         distributed.init_process_group(
             backend, store=PrefixStore("teacher", meeting), rank=rank, world_size=count, timeout=_PATIENCE
         )
-        return cls(rank, count)
+        return cls(rank, count, on_gpus=kind == "cuda")
 
     @property
     def leads(self) -> bool:
@@ -78,10 +80,14 @@ class Processes:
         Raises:
             TeacherError: another process is gone.
         """
-        with self._lock, self._noticing_loss():
+        with self._lock, self.noticing_loss():
             self._in_step = False
             distributed.broadcast_object_list([order], device=torch.device("cpu"))
+            if self._last is not None:
+                # NCCL wants collectives in the same order on every GPU, and threads have streams of their own
+                torch.cuda.current_stream().wait_event(self._last)
             yield
+            self._last = torch.cuda.current_stream().record_event() if self._on_gpus else None
             self._in_step = True
 
     def hear(self) -> Order:
@@ -91,7 +97,7 @@ class Processes:
             TeacherError: the first process has failed or is gone.
         """
         told: list[Any] = [None]
-        with self._noticing_loss():
+        with self.noticing_loss():
             distributed.broadcast_object_list(told, device=torch.device("cpu"))
         order: Order = told[0]
         if order[0] == _FAILED:
@@ -148,7 +154,12 @@ class Processes:
         return values
 
     @contextmanager
-    def _noticing_loss(self) -> Iterator[None]:
+    def noticing_loss(self) -> Iterator[None]:
+        """Where others are needed.
+
+        Raises:
+            TeacherError: one of them is gone.
+        """
         try:
             yield
         except RuntimeError as error:

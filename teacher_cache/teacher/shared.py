@@ -123,7 +123,8 @@ class SharedTeacher(Teacher):
             if kind == END:
                 return given[0]
             try:
-                self._carry_out(kind, *given)
+                with self._processes.noticing_loss():
+                    self._carry_out(kind, *given)
             except (ValueError, RuntimeError) as error:
                 raise TeacherError(
                     f"process {self._processes.rank} of {self._processes.count} cannot run its share of teacher "

@@ -1,6 +1,7 @@
 """Builds of several processes that hold one teacher, one of which is killed: all end, and nothing is half-written.
 
-Two processes without a launcher, which would end the one that is left. KDCACHE_FAULTS sets how often each is killed.
+Two processes without a launcher, which would end the one that is left. They are killed in front of file operations, and
+when an order was told: the other waits for a collective then. KDCACHE_FAULTS sets how often.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tests.warm.share import Warm
 TIMES = max(1, int(os.environ.get("KDCACHE_FAULTS", "3")) // 3)
 SCRIPT = """
 import os, sys
+import torch
 from cli import kdcache
-from teacher_cache.teacher.processes import Processes
 
 output, number, before, *flags = sys.argv[1:]
 stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -43,15 +44,14 @@ def audit(event, arguments):
     if event in ("open", "os.rename", "os.mkdir", "os.remove") and any("cache.zarr" in str(a) for a in arguments):
         count()
 
-hear = Processes.hear
+tell = torch.distributed.broadcast_object_list
 
-def hear_and_count(processes):
-    order = hear(processes)
+def tell_and_count(*given, **options):
+    tell(*given, **options)
     count()
-    return order
 
 sys.addaudithook(audit)
-Processes.hear = hear_and_count
+torch.distributed.broadcast_object_list = tell_and_count
 code = kdcache.main(["build", "--tensor-parallel", *flags])
 print(seen)
 sys.exit(code)
