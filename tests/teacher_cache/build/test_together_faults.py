@@ -28,7 +28,7 @@ import os, sys
 import torch
 from cli import kdcache
 
-output, number, before, *flags = sys.argv[1:]
+output, number, before, command, *flags = sys.argv[1:]
 stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(stream, 1)
 os.dup2(stream, 2)
@@ -52,7 +52,7 @@ def tell_and_count(*given, **options):
 
 sys.addaudithook(audit)
 torch.distributed.broadcast_object_list = tell_and_count
-code = kdcache.main(["build", "--tensor-parallel", *flags])
+code = kdcache.main([command, "--tensor-parallel", *flags])
 print(seen)
 sys.exit(code)
 """
@@ -79,9 +79,15 @@ class Pair:
         self.script.write_text(SCRIPT)
 
     def run(
-        self, out: Path, *, kill: int | None = None, before: int = 0, number: signal.Signals = signal.SIGKILL
+        self,
+        out: Path,
+        command: str = "build",
+        *,
+        kill: int | None = None,
+        before: int = 0,
+        number: signal.Signals = signal.SIGKILL,
     ) -> Ended:
-        """Build to the end, or until process `kill` gets a signal in front of its action number `before`."""
+        """Do it to the end, or until process `kill` gets a signal in front of its action number `before`."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -92,8 +98,8 @@ class Pair:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
             }  # fmt: skip
             output, moment = str(self.folder / f"{rank}.txt"), str(before if rank == kill else 0)
-            arguments = [str(self.script), output, str(int(number)), moment, *self.flags, "--out", str(out)]
-            forked.append(self.warm.start(arguments, environment))
+            arguments = [output, str(int(number)), moment, command, *self.flags, "--out", str(out)]
+            forked.append(self.warm.start([str(self.script), *arguments], environment))
         codes = [each.wait() for each in forked]
         return Ended(codes, [(self.folder / f"{rank}.txt").read_text() for rank in range(2)])
 
@@ -157,6 +163,14 @@ def test_a_first_process_that_is_told_to_stop_finishes_its_blocks_and_ends_the_o
     assert "kdcache build: stopped; committed blocks are safe" in ended.texts[0]
     assert not any("Traceback" in text for text in ended.texts)
     assert not verify_store(LocalStorage(out)).findings
+
+
+def test_a_plan_is_printed_by_the_first_process_alone(pair: Pair, tmp_path: Path) -> None:
+    planned = pair.run(tmp_path / "cache.zarr", "plan")
+    assert planned.codes == [0, 0], planned.texts
+    assert "a new store" in planned.texts[0] and "20 x 24 tokens, 5 blocks" in planned.texts[0]
+    assert planned.texts[1].strip().isdecimal()
+    assert not list(tmp_path.iterdir())
 
 
 def test_faults_of_the_first_process_are_told_to_the_other(pair: Pair, tmp_path: Path) -> None:
