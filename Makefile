@@ -49,7 +49,7 @@ test-faults: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 3000 tests/teacher_cache/test_faults.py \
 		tests/teacher_cache/storage/test_bucket.py tests/student_train/train/test_train_faults.py \
 		tests/student_train/train/test_outages.py tests/cli/test_build_faults.py tests/test_mutations.py \
-		tests/test_record_mutations.py -k "faults or outage or mutations"
+		tests/test_record_mutations.py tests/teacher_cache/build/test_together_faults.py -k "faults or outage or mutations"
 
 # every masked-LM family that Transformers has, in place of a few: about three minutes
 test-families: export KDCACHE_FAMILIES := all

@@ -34,7 +34,7 @@ from rich.table import Table
 from teacher_cache.build.inputs import Silent, choose_batch_rows, pack_rows
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.corpus.corpus import RowBlock
-from teacher_cache.teacher.placing import Placement
+from teacher_cache.models.placing import Placement
 from teacher_cache.teacher.teacher import Teacher
 
 _PLACES = 256

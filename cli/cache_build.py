@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cli.display import BuildDisplay
-from cli.entry import Stopping, stops_on_sigterm
+from cli.entry import Stopping, follows, stops_on_sigterm
 from cli.options import parse
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.wording import format_bytes
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def build(argv: list[str]) -> int:
     """`kdcache build`; returns the exit code."""
     settings = parse(BuildSettings, argv, "kdcache build")
+    if settings.tensor_parallel and follows():
+        return _follow(settings)
     with stops_on_sigterm("kdcache build") as stopping:
         progress = BuildDisplay()
         from transformers.utils import logging
@@ -35,6 +37,18 @@ def build(argv: list[str]) -> int:
         f"{report.path}: {report.rows} rows, complete. Computed {report.computed_rows} rows in {report.seconds:.1f} s "
         f"({rate:.1f} rows/s), wrote {format_bytes(report.written_bytes)}"
     )
+    return 0
+
+
+def _follow(settings: BuildSettings) -> int:
+    """Hold a share of the teacher. Nothing is written here, so that signals may end it wherever it waits."""
+    from transformers.utils import logging
+
+    from teacher_cache.build.build import build_cache
+    from teacher_cache.build.workers import Workers
+
+    logging.disable_progress_bar()
+    build_cache(settings, workers=Workers.from_environment())
     return 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cli.display import BuildDisplay
+from cli.entry import follows
 from cli.options import parse
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.wording import format_bytes, format_duration
@@ -34,13 +35,17 @@ class PlanSettings(BuildSettings):
 def plan(argv: list[str]) -> int:
     """`kdcache plan`; returns the exit code."""
     settings = parse(PlanSettings, argv, "kdcache plan")
-    progress = BuildDisplay()
+    silent = settings.tensor_parallel and follows()
+    progress = None if silent else BuildDisplay()
     from transformers.utils import logging
 
     from teacher_cache.build.plan import plan_build
+    from teacher_cache.build.workers import Workers
 
     logging.disable_progress_bar()
-    found = plan_build(settings, progress)
+    found = plan_build(settings, progress, Workers.from_environment() if settings.tensor_parallel else None)
+    if silent:
+        return 0
     if settings.json:
         print(json.dumps(found.to_json(), indent=2))
     else:

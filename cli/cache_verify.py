@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from cli.display import StatusLine
 from cli.options import parse
+from teacher_cache.contract.memory_limits import check_placing
 from teacher_cache.errors import DistillationError, SettingsError
 from teacher_cache.wording import format_bytes, format_duration, format_ranges
 
@@ -36,6 +37,14 @@ class VerifySettings:
     """With --deep: the teacher's hub id or folder. Default: the copy that the store keeps."""
     device: str = "auto"
     """With --deep: cpu, cuda, cuda:N or auto."""
+    device_map: Literal["auto"] | None = None
+    """With --deep, auto: spread a teacher that is larger than one device over all GPUs, the CPU's memory and the disk,
+    as `kdcache build` does.
+    """
+    max_memory: str | None = None
+    """With --device-map: what weights may take of each device, such as 0:70GB,cpu:200GB. Default: nine tenths of what
+    is free.
+    """
     evict: bool = False
     """Delete what is damaged, so that the same `kdcache build` makes it again."""
     json: bool = False
@@ -44,8 +53,12 @@ class VerifySettings:
     def __post_init__(self) -> None:
         if self.deep is not None and self.deep < 1:
             raise SettingsError(f"--deep {self.deep!r} compares nothing: give the number of rows to compare")
-        if self.deep is None and self.teacher is not None:
-            raise SettingsError("--teacher does nothing without --deep: give the number of rows to compare, --deep 16")
+        check_placing(self.device, self.device_map, self.max_memory)
+        for flag, value in (("--teacher", self.teacher), ("--device-map", self.device_map)):
+            if self.deep is None and value is not None:
+                raise SettingsError(
+                    f"{flag} does nothing without --deep: give the number of rows to compare, --deep 16"
+                )
 
 
 def verify(argv: list[str]) -> int:
@@ -85,10 +98,18 @@ def _verify(location: str, settings: VerifySettings) -> _Outcome:
     if settings.deep is not None and not report.findings:
         from transformers.utils import logging
 
+        from teacher_cache.models.placing import Placement
         from teacher_cache.verify.deep.deep import deep_check
 
         logging.disable_progress_bar()
-        deep = deep_check(storage, settings.deep, teacher=settings.teacher, device=settings.device, progress=display)
+        deep = deep_check(
+            storage,
+            settings.deep,
+            teacher=settings.teacher,
+            device=settings.device,
+            placement=Placement.chosen(settings.device_map, settings.max_memory, settings.device),
+            progress=display,
+        )
     return _Outcome(report=report, eviction=eviction, deep=deep, deep_wanted=settings.deep is not None)
 
 

@@ -84,6 +84,11 @@ def _tell_deepspeed() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def follows() -> bool:
+    """Whether a launcher has started this process, and it is not the first."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
 class Stopping:
     """What a command that writes blocks does about SIGTERM, and while it loads about Ctrl-C.
 

@@ -39,6 +39,7 @@ def _measure(settings: FidelitySettings) -> FidelityReport:
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.fidelity.fidelity import measure_fidelity
     from teacher_cache.device import choose_device_type
+    from teacher_cache.models.placing import Placement
 
     with explain_memory_errors("a smaller --batch-size, or --device cpu"), _progress() as advance:
         return measure_fidelity(
@@ -48,6 +49,7 @@ def _measure(settings: FidelitySettings) -> FidelityReport:
             exact=settings.exact,
             batch_size=settings.batch_size,
             device=choose_device_type(settings.device),
+            placement=Placement.chosen(settings.device_map, settings.max_memory, settings.device),
             advance=advance,
         )
 

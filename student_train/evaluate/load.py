@@ -22,6 +22,7 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, kind_of, position_limit
 from teacher_cache.models.heads import LMHead
+from teacher_cache.models.placing import Placement
 from teacher_cache.outside import parse_record
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -43,11 +44,12 @@ class LoadedStudent:
         return self.encoder.config
 
 
-def load_student(folder: str | Path, device: str = "cpu") -> LoadedStudent:
-    """The model in `folder`, in evaluation mode on `device`.
+def load_student(folder: str | Path, device: str = "cpu", placement: Placement | None = None) -> LoadedStudent:
+    """The model in `folder`, in evaluation mode on `device`, or spread over several.
 
     Raises:
         StudentError: there is no complete model of an encoder family, or its provenance record cannot be read.
+        TeacherError: it cannot be spread.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -58,9 +60,10 @@ def load_student(folder: str | Path, device: str = "cpu") -> LoadedStudent:
     kind, architectures = check_family(folder), load_config(folder).architectures or []
     # families name the class of a causal LM in several ways, and none is of use without its head
     with_head = kind == "causal-lm" or any(name.endswith("ForMaskedLM") for name in architectures)
-    loaded = load_model(folder, with_mlm_head=with_head)
+    loaded = load_model(folder, with_mlm_head=with_head, placement=placement)
     model = loaded.model
-    nn.Module.to(model, device).eval()
+    if placement is None:
+        nn.Module.to(model, device).eval()
     return LoadedStudent(
         folder=folder,
         encoder=encoder_of(model),

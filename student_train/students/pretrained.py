@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from teacher_cache.contract.manifest import ModelKind
-from teacher_cache.errors import StudentError
+from teacher_cache.errors import StudentError, TeacherError
 from teacher_cache.hub import why_unreadable
 from teacher_cache.models.families import (
     encoder_of,
@@ -30,6 +31,7 @@ from teacher_cache.models.families import (
     read_config,
     with_head,
 )
+from teacher_cache.models.placing import Placement, place_model
 from teacher_cache.models.tokenizers import read_tokenizer
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -68,25 +70,34 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise _unreadable(folder, error) from error
 
 
-def load_model(folder: Path, *, with_mlm_head: bool) -> LoadedModel:
+def load_model(folder: Path, *, with_mlm_head: bool, placement: Placement | None = None) -> LoadedModel:
     """The model in `folder` as a masked or causal LM or as base model, without a pooler where the family allows.
+
+    It lies on the CPU, or is spread over devices as `placement` says.
 
     Raises:
         StudentError: it cannot be loaded, or weights of its base model are missing.
+        TeacherError: it cannot be spread.
     """
+    if placement is not None:
+        placement.refuse_unplaceable(str(folder))
     config = load_config(folder)
     loader, options = (_class_with_head(folder, config), {}) if with_mlm_head else (AutoModel, pooler_option(config))
+    read = partial(
+        loader.from_pretrained,
+        folder,
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+    )
     try:
         with quiet_transformers():
-            model, report = loader.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
+            model, report = read() if placement is None else place_model(str(folder), read, placement)
+    except TeacherError:
+        raise
     except Exception as error:
         # as with the configuration: what is wrong with a file shows in many ways
         raise _unreadable(folder, error) from error

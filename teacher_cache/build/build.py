@@ -21,6 +21,7 @@ from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
+from teacher_cache.build.together import work_together
 from teacher_cache.build.workers import Workers
 from teacher_cache.build.writable import refuse_unwritable
 from teacher_cache.contract.manifest import Manifest
@@ -34,6 +35,7 @@ from teacher_cache.format.writer import GroupWriter
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
+from teacher_cache.teacher.processes import Processes
 from teacher_cache.teacher.teacher import Teacher
 
 
@@ -53,17 +55,26 @@ def build_cache(
 ) -> BuildReport:
     """Build a store, finish one that was started with the same settings, or add targets to a finished one.
 
-    Every one of several `workers` calls this with the same settings.
+    Every one of several `workers` calls this with the same settings. They share the blocks, each with a teacher of its
+    own, or with `tensor_parallel` one teacher, and the first builds.
 
     Raises:
         DistillationError: anything the user can mend; see the subclasses.
     """
     progress = Silent() if progress is None else progress
     workers = workers or Workers()
+    if settings.tensor_parallel:
+        return work_together(settings, workers, partial(_build, settings, progress, Workers()))
+    return _build(settings, progress, workers)
+
+
+def _build(
+    settings: BuildSettings, progress: BuildProgress, workers: Workers, processes: Processes | None = None
+) -> BuildReport:
     storage = open_storage(settings.out)
     look = partial(refuse_unwritable, storage if workers.first and isinstance(storage, LocalStorage) else None)
     look(None)
-    teacher, projections, rows, manifest = read_inputs(settings, progress, look)
+    teacher, projections, rows, manifest = read_inputs(settings, progress, look, processes)
     job = _Job(settings, teacher, projections, rows, storage, workers, progress)
     with job.storage.lock() if workers.first else nullcontext():
         return job.run(manifest)

@@ -20,7 +20,9 @@ from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.corpus.corpus import Rows, pack_corpus
 from teacher_cache.models.attention import AttentionProjections
-from teacher_cache.teacher.placing import Placement
+from teacher_cache.models.placing import Placement
+from teacher_cache.teacher.processes import Processes
+from teacher_cache.teacher.shared import SharedTeacher, refuse_unshared
 from teacher_cache.teacher.teacher import Teacher
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
@@ -57,19 +59,17 @@ class Silent:
 
 
 def read_inputs(
-    settings: BuildSettings, progress: BuildProgress, look: Callable[[TargetSpecs], None] | None = None
+    settings: BuildSettings,
+    progress: BuildProgress,
+    look: Callable[[TargetSpecs], None] | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
     """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet.
 
-    `look` is shown the targets before the text is read, which may take long.
+    `look` is shown the targets before the text is read, which may take long. `processes` are to hold the teacher
+    together.
     """
-    teacher = Teacher.load(
-        settings.teacher,
-        revision=settings.revision,
-        dtype=settings.dtype,
-        device=settings.device,
-        placement=_placement(settings),
-    )
+    teacher = load_teacher(settings, processes)
     refuse_other_kind(settings, teacher)
     seq_len = resolve_seq_len(settings, teacher)
     teacher.probe_rows(seq_len)
@@ -82,6 +82,20 @@ def read_inputs(
     for source, count in rows.sources:
         progress.note(f"{count} rows ({count / sum(n for _, n in rows.sources):.1%}) of {source}")
     return teacher, projections, rows, make_manifest(settings, teacher, targets, rows, seq_len)
+
+
+def load_teacher(settings: BuildSettings, processes: Processes | None = None) -> Teacher:
+    """The teacher, not started yet; of each of several `processes` that are to hold it together."""
+    if processes is not None:
+        refuse_unshared(settings.teacher, settings.revision, processes.count)
+    teacher = Teacher.load(
+        settings.teacher,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        device=settings.device,
+        placement=Placement.chosen(settings.device_map, settings.max_memory, settings.device),
+    )
+    return teacher if processes is None else SharedTeacher(teacher, processes)
 
 
 def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress: BuildProgress) -> Rows:
@@ -110,9 +124,3 @@ def choose_batch_rows(settings: BuildSettings, teacher: Teacher, seq_len: int) -
         return settings.batch_size
     tokens = _TOKENS_PER_BATCH if settings.device_map is None else _TOKENS_PER_READING
     return max(1, tokens.get(teacher.device.type, tokens["cuda"]) // seq_len)
-
-
-def _placement(settings: BuildSettings) -> Placement | None:
-    if settings.device_map is None:
-        return None
-    return Placement(most_bytes=settings.most_bytes(), cpu_only=settings.device == "cpu")

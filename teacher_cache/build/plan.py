@@ -8,6 +8,7 @@ teacher at most.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -15,7 +16,9 @@ from teacher_cache.build.forecast import Forecast
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention
+from teacher_cache.build.together import work_together
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
+from teacher_cache.build.workers import Workers
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import METADATA, has_teacher
@@ -24,6 +27,7 @@ from teacher_cache.format.writer import GroupWriter
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.overlay import Overlay
+from teacher_cache.teacher.processes import Processes
 from teacher_cache.teacher.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -87,14 +91,24 @@ class BuildPlan:
         }
 
 
-def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -> BuildPlan:
+def plan_build(
+    settings: BuildSettings, progress: BuildProgress | None = None, workers: Workers | None = None
+) -> BuildPlan:
     """What `build_cache` with the same settings would write, and how long it would take. Nothing is written.
+
+    With `tensor_parallel` every one of several `workers` calls this.
 
     Raises:
         DistillationError: whatever would stop the build before its first block, but for a lack of space.
     """
     progress = progress or Silent()
-    teacher, projections, rows, manifest = read_inputs(settings, progress)
+    if settings.tensor_parallel:
+        return work_together(settings, workers or Workers(), partial(_plan, settings, progress))
+    return _plan(settings, progress)
+
+
+def _plan(settings: BuildSettings, progress: BuildProgress, processes: Processes | None = None) -> BuildPlan:
+    teacher, projections, rows, manifest = read_inputs(settings, progress, processes=processes)
     storage = open_storage(settings.out)
     draft = Overlay(storage)
     writers = groups_to_build(draft, manifest)

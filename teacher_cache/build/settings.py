@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from teacher_cache.contract.layers import read_layers
 from teacher_cache.contract.manifest import RowMode, Segments
+from teacher_cache.contract.memory_limits import check_placing, refuse_one_device
 from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.targets import MOST_DRAWS, LogitsForm, RelationMode, View, parse_precision, target_names_of
 from teacher_cache.errors import SettingsError
 
 DEFAULT_CORPUS = "Salesforce/wikitext:wikitext-103-raw-v1:train"
 _DEFAULT_ENTRIES = {"topk": 64, "sample": 50}
-_MEMORY = re.compile(r"(?P<device>cpu|\d{1,4}):(?P<size>\d{1,6}(\.\d{1,6})?)(?P<unit>[kKMGT])(?P<binary>i?)B", re.ASCII)
 _CAUSAL_DRAWS = 24
 """Draws at each position of a causal teacher. Of SmolLM2-135M they take 20 bytes, and their gradient is 1.5 degrees
 from that of the whole distribution for a student that lacks four of its 30 layers, 6.1 for one that lacks two; 8 draws
@@ -114,6 +113,11 @@ class BuildSettings:
     """With --device-map: what weights may take of each device, such as 0:70GB,1:70GB,cpu:200GB (GPUs by number).
     Default: nine tenths of what is free. The rest stays on the disk.
     """
+    tensor_parallel: bool = False
+    """Under torchrun or deepspeed: all processes hold one teacher together, each its share of every layer, by the plan
+    that Transformers has for the family; one writes. Without it each process has a teacher of its own, and they share
+    the blocks of the store.
+    """
     block_rows: int = 64
     """Rows per block: the unit of writing, commit, reading and shuffling."""
     force: bool = False
@@ -166,38 +170,14 @@ class BuildSettings:
         self._check_placement()
 
     def _check_placement(self) -> None:
-        if self.max_memory is not None and self.device_map is None:
+        check_placing(self.device, self.device_map, self.max_memory)
+        if self.tensor_parallel:
+            refuse_one_device(self.device, "--tensor-parallel")
+        if self.device_map is not None and self.tensor_parallel:
             raise SettingsError(
-                f"--max-memory {self.max_memory!r} would limit nothing: without --device-map auto a teacher lies on "
-                "one device whole; add it, or leave --max-memory out"
+                "--device-map auto and --tensor-parallel are two ways to run a teacher that is larger than one device: "
+                "in the first every process spreads a whole one, in the second they share one; leave one out"
             )
-        if self.device_map is not None and self.device not in ("auto", "cpu"):
-            raise SettingsError(
-                f"--device {self.device!r} and --device-map {self.device_map!r} contradict each other: one is a single "
-                "device, the other all of them; leave one out, or hide other GPUs with CUDA_VISIBLE_DEVICES"
-            )
-        self.most_bytes()
-
-    def most_bytes(self) -> dict[int | str, int]:
-        """What weights may take of each device that `max_memory` names, in bytes: GPUs by number, and "cpu".
-
-        Raises:
-            SettingsError: it is not written so, or names a device twice.
-        """
-        found: dict[int | str, int] = {}
-        for part in [] if self.max_memory is None else self.max_memory.split(","):
-            match = _MEMORY.fullmatch(part.strip())
-            name = None if match is None else "cpu" if match["device"] == "cpu" else int(match["device"])
-            if match is None or name is None or name in found:
-                why = "names a device twice" if match is not None else "is no device and size"
-                raise SettingsError(
-                    f"--max-memory {self.max_memory!r}: {part.strip()!r} {why}, so that it is not known what weights "
-                    "may take there; write 0:70GB,cpu:200GB, with GPUs by number and kB, MB, GB, TB (powers of 1000) "
-                    "or KiB, MiB, GiB, TiB"
-                )
-            unit, binary = match["unit"], match["binary"]
-            found[name] = int(float(match["size"]) * (1024 if binary else 1000) ** (1 + "kmgt".index(unit.lower())))
-        return found
 
     def logits_form(self, *, causal: bool) -> LogitsForm:
         """What is kept of a distribution of such a teacher."""

@@ -43,6 +43,11 @@ class Workers:
         """Whether this is the worker that does what is done once: rank 0."""
         return self.rank == 0
 
+    @property
+    def meeting(self) -> Store | None:
+        """The launcher's key-value store; None of a process alone."""
+        return self._meeting
+
     def share(self, name: str, value: Any = None) -> Any:
         """Give `value`, anything JSON, to all workers (rank 0), or wait for it (the others); returns it."""
         if self._meeting is None:

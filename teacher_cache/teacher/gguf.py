@@ -66,6 +66,20 @@ def forget_packing(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
+def refuse_to_leave_packed(name: str) -> None:
+    """Refuse a GGUF file where weights are to stay in the files that they came in.
+
+    Raises:
+        TeacherError: it is one.
+    """
+    if is_gguf(name):
+        raise TeacherError(
+            f"teacher {name!r} is a GGUF file, whose weights are unpacked into memory as they are read: they "
+            "cannot be left on the disk, nor read in parts; leave --device-map or --tensor-parallel out, or give the "
+            "folder of the model that the file was made of"
+        )
+
+
 def cannot_unpack(name: str, error: Exception) -> TeacherError:
     """What to tell of a GGUF file that Transformers could not read."""
     kind = "the file is there" if Path(name).is_file() else "no such file, and no hub id with a file"

@@ -12,7 +12,7 @@ vector, r turned components of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +62,50 @@ def watch_inputs(model: PreTrainedModel, modules: Mapping[int, str]) -> Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Map:
+class SeenMap:
     """A linear map that was seen: its name, what it was given, and what it gave."""
 
     name: str
     module: nn.Linear
     given_BTD: torch.Tensor
     made_BTD: torch.Tensor
+
+
+@contextmanager
+def watch_maps(model: nn.Module) -> Iterator[list[SeenMap]]:
+    """The linear maps that a forward pass goes through, in this order."""
+    seen: list[SeenMap] = []
+
+    def watch(name: str, module: nn.Linear) -> Any:
+        return module.register_forward_hook(
+            lambda _module, given, made: seen.append(
+                SeenMap(name=name, module=module, given_BTD=given[0], made_BTD=made)
+            )
+        )
+
+    handles = [watch(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def linear_maps(
+    seen: Sequence[SeenMap], given_BTD: torch.Tensor, vectors: AttentionVectors, dtype: torch.dtype
+) -> AttentionProjections | None:
+    """Those of the maps that make queries, keys and values of what is given, bit for bit; None where one is missing."""
+    found = {}
+    for name in VECTORS:
+        vectors_BTD = getattr(vectors, f"{name}_BTD")
+        for one in seen:
+            if torch.equal(one.given_BTD, given_BTD) and _equal(one.made_BTD, vectors_BTD):
+                found[name] = map_of(one.module, dtype)
+    return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+
+
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(left, right)
 
 
 Table = tuple[torch.Tensor, torch.Tensor]
@@ -88,7 +125,7 @@ def find_replay(model: PreTrainedModel, layer: int, seq_len: int, dtype: torch.d
         TeacherError: attention cannot be recorded.
     """
     maps, tables, vectors = _watch(model, layer, min(_TOKENS, seq_len))
-    for value in (one for one in maps if torch.equal(one.made_BTD, vectors.value_BTD)):
+    for value in (one for one in maps if _equal(one.made_BTD, vectors.value_BTD)):
         beside = [
             one for one in maps if one.given_BTD is value.given_BTD or torch.equal(one.given_BTD, value.given_BTD)
         ]
@@ -119,23 +156,20 @@ def map_of(module: nn.Linear, dtype: torch.dtype) -> Projection:
     return Projection(weight=weight, bias=bias)
 
 
-def _watch(model: PreTrainedModel, layer: int, tokens: int) -> tuple[list[_Map], dict[str, Table], AttentionVectors]:
+def _watch(model: PreTrainedModel, layer: int, tokens: int) -> tuple[list[SeenMap], dict[str, Table], AttentionVectors]:
     """The linear maps and tables of a pass over two short rows, and the vectors of the layer."""
-    maps: list[_Map] = []
     tables: dict[str, Table] = {}
 
     def see(name: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
-            if isinstance(module, nn.Linear) and given and given[0].ndim == 3:
-                maps.append(_Map(name=name, module=module, given_BTD=given[0], made_BTD=made))
-            elif (table := _as_table(made, tokens)) is not None:
+        def hook(_module: nn.Module, _given: Any, made: Any) -> None:
+            if (table := _as_table(made, tokens)) is not None:
                 tables[name] = table
 
         return module.register_forward_hook(hook)
 
     handles = [see(name, module) for name, module in model.named_modules()]
     try:
-        with record_attention(model, (layer,)) as recorded:
+        with watch_maps(model) as maps, record_attention(model, (layer,)) as recorded:
             _pass(model, torch.arange(2 * tokens).view(2, tokens) % model.config.vocab_size)
     finally:
         for handle in handles:
@@ -179,8 +213,8 @@ def _pass(model: PreTrainedModel, input_ids_BT: torch.Tensor) -> None:
 
 
 def _choose(
-    maps: list[_Map], value: _Map, table: Table, vectors: AttentionVectors, heads: int
-) -> tuple[_Map, _Map] | None:
+    maps: list[SeenMap], value: SeenMap, table: Table, vectors: AttentionVectors, heads: int
+) -> tuple[SeenMap, SeenMap] | None:
     """The maps that make queries and keys with this table, one each."""
     query_width = vectors.query_BTD.shape[-1]
     head_width = query_width // heads
@@ -189,7 +223,7 @@ def _choose(
     replay = Replay(head_width=head_width, cosine_Tr=table[0].float(), sine_Tr=table[1].float())
     dtype = value.made_BTD.dtype
 
-    def made_by(want_BTD: torch.Tensor) -> _Map | None:
+    def made_by(want_BTD: torch.Tensor) -> SeenMap | None:
         position_BT = torch.arange(want_BTD.shape[1], device=want_BTD.device).expand(want_BTD.shape[:2])
         for one in maps:
             if one.made_BTD.shape == want_BTD.shape:

@@ -8,7 +8,8 @@ made: logits come from `head`, at the positions it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ from teacher_cache.models.families import position_limit
 from teacher_cache.models.heads import LMHead
 from teacher_cache.models.inputs import forward_arguments
 from teacher_cache.models.isolation import measure_isolation
+from teacher_cache.models.placing import Placement, place_model, running_device
+from teacher_cache.teacher.gguf import refuse_to_leave_packed
 from teacher_cache.teacher.loading import (
     check_loaded,
     check_tokenizer,
@@ -34,18 +37,22 @@ from teacher_cache.teacher.loading import (
     load_model,
     load_teacher_config,
     load_tokenizer,
+    read_weights,
     teacher_kind,
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
-from teacher_cache.teacher.placing import PlacedModel, Placement, running_device
-from teacher_cache.teacher.replay import WatchedLayer, find_replay, map_of, watch_inputs
+from teacher_cache.teacher.replay import WatchedLayer, find_replay, linear_maps, watch_inputs, watch_maps
 
 _UNLIMITED_POSITIONS = 512
 """The longest row of a teacher that names no limit of its own."""
 
 
 class Teacher:
-    """A frozen model with its tokenizer."""
+    """A frozen model with its tokenizer.
+
+    It is first loaded as it lies in its checkpoint, to be hashed, tried and copied into the store; on a CPU weights in
+    safetensors files take no memory then, being pages of these files. `start` makes of it what is to run.
+    """
 
     def __init__(
         self,
@@ -63,7 +70,7 @@ class Teacher:
         self.device = device
         self.dtype = dtype
         self.placement = placement
-        self._placed: PlacedModel | None = None
+        self._started = False
         self._tapped = False
         self._replays: dict[int, WatchedLayer] = {}
 
@@ -87,6 +94,7 @@ class Teacher:
         chosen = choose_device(device)
         if placement is not None:
             placement.refuse_unplaceable(name)
+            refuse_to_leave_packed(name)
         config = load_teacher_config(name, revision)
         kind = teacher_kind(name, config)
         tokenizer = load_tokenizer(name, config, revision)
@@ -125,12 +133,13 @@ class Teacher:
         dtype, record = getattr(torch, self.dtype), self.record
         if self.placement is None:
             move_model(self.model, device=self.device, dtype=dtype)
-        elif self._placed is None:
+        elif not self._started:
             config = load_teacher_config(record.name, record.revision)
-            self._placed = PlacedModel(record.name, config, record.revision, dtype=dtype, placement=self.placement)
-            self.model = self._placed.model
+            read = partial(read_weights, record.name, config, record.revision, dtype=dtype)
+            self.model, _ = place_model(record.name, read, self.placement)
             if self._tapped:
                 enable_tap(self.model)
+        self._started = True
 
     def tap(self) -> None:
         """Make attention readable; refuses families where it is not."""
@@ -231,7 +240,7 @@ class Teacher:
             "one above, or choose a family such as BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA or ModernBERT"
         )
 
-    def head(self) -> LMHead:
+    def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The language-modelling head: [P, D] -> [P, V]."""
         return LMHead(self.model)
 
@@ -248,26 +257,12 @@ class Teacher:
         """
         self.tap()
         ids_BT = torch.arange(16).view(2, 8) % self.record.vocab_size
-        seen: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
-        handles = [
-            module.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
-            for module in self.model.base_model.modules()
-            if isinstance(module, nn.Linear)
-        ]
-        try:
+        with watch_maps(self.model.base_model) as seen:
             outputs = self.run(ids_BT, torch.full((2,), 8), hidden_layers=(layer - 1,), attention_layers=(layer,))
-        finally:
-            for handle in handles:
-                handle.remove()
-        found = {}
-        for name in VECTORS:
-            vectors_BTD = getattr(outputs.attention[layer], f"{name}_BTD")
-            if vectors_BTD.shape[-1] != self.record.hidden_size:
-                return None
-            for module, given, output in seen:
-                if torch.equal(given, outputs.hidden[layer - 1]) and _same(output, vectors_BTD):
-                    found[name] = map_of(module, getattr(torch, self.dtype))
-        return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+        given_BTD, vectors = outputs.hidden[layer - 1], outputs.attention[layer]
+        if any(getattr(vectors, f"{name}_BTD").shape != given_BTD.shape for name in VECTORS):
+            return None
+        return linear_maps(seen, given_BTD, vectors, getattr(torch, self.dtype))
 
     @torch.inference_mode()
     def probe_replay(self, layer: int, seq_len: int) -> AttentionProjections | None:
@@ -322,7 +317,3 @@ class Teacher:
                 f"the language-modelling head of family {self.record.model_type!r} gives {shape} for one position of "
                 f"{self.record.vocab_size} ids: its logits cannot be read; leave logits out of --targets"
             )
-
-
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.shape == right.shape and torch.equal(left, right)

@@ -140,7 +140,13 @@ def test_deep(run: Run, flags: list[str], store: Path, tiny_teacher: Callable[..
     assert lines["hidden/2"].endswith("ok")
     assert "0.01" in lines["hidden/2"]
     assert "8/8 rows compared with the teacher" in err
-    assert run("verify", store, "--deep", 4, "--teacher", flags[1], "--device", "cpu")[0] == 0
+    code, out, _ = run("verify", store, "--deep", 4, "--teacher", flags[1], "--device", "cpu")
+    assert code == 0
+    placed = ("--device-map", "auto", "--max-memory", "cpu:40kB", "--device", "cpu")
+    assert run("verify", store, "--deep", 4, *placed)[:2] == (0, out), "from the disk it is the same"
+    code, _, err = run("verify", store, "--deep", 4, "--device-map", "auto", "--max-memory", "97:1GB")
+    assert code == 1
+    assert "--max-memory names device 97, which is not there" in err
     code, _, err = run("verify", store, "--deep", 4, "--teacher", tiny_teacher("bert", seed=3))
     assert code == 1
     assert "comparing the two says nothing about the store" in err
@@ -193,6 +199,9 @@ def test_wrong_usage(run: Run, tmp_path: Path) -> None:
     for words, message in (
         (["--deep", 0], "--deep 0 compares nothing"),
         (["--teacher", "x"], "--teacher does nothing without --deep"),
+        (["--device-map", "auto"], "--device-map does nothing without --deep"),
+        (["--deep", 1, "--max-memory", "cpu:1GB"], "--max-memory 'cpu:1GB' would limit nothing"),
+        (["--deep", 1, "--device-map", "auto", "--device", "cuda:1"], "'cuda:1' and --device-map 'auto' contradict"),
     ):
         code, _, err = run("verify", tmp_path, *words)
         assert code == 1

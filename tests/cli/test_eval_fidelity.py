@@ -103,6 +103,10 @@ def test_refusals(cache: Path, tiny_teacher: Any, tmp_path: Path, capsys: pytest
     assert "no student directory" in refused("--student", str(tmp_path / "nowhere"), "--cache", str(cache))
     assert "nowhere.zarr" in refused("--student", student, "--cache", str(tmp_path / "nowhere.zarr"))
     assert "--rows 0" in refused("--student", student, "--cache", str(cache), "--rows", "0")
+    placed = ("--student", student, "--cache", str(cache), "--device-map", "auto")
+    assert "--device-map does nothing without --exact" in refused(*placed)
+    absent = refused(*placed, "--exact", "--max-memory", "97:1GB")
+    assert "--max-memory names device 97, which is not there" in absent
     assert list(Path(student).glob("fidelity*")) == []
 
 

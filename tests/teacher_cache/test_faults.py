@@ -32,6 +32,7 @@ from tests.warm.share import Warm
 Settings = Callable[..., BuildSettings]
 FAULTS = int(os.environ.get("KDCACHE_FAULTS", "3"))
 FLIPS = int(os.environ.get("KDCACHE_FLIPS", "12"))
+OFFLOADED = {"device": "cpu", "device_map": "auto", "max_memory": "cpu:40kB"}
 
 
 def everything(reader: CacheReader) -> TargetRequest:
@@ -203,14 +204,18 @@ def test_builds_killed_in_front_of_file_operations_end_as_an_uninterrupted_one(
         shutil.rmtree(out)
 
 
+@pytest.mark.parametrize("placing", [{}, OFFLOADED], ids=["resident", "offloaded"])
 def test_builds_of_a_causal_teacher_killed_in_front_of_file_operations_too(
-    server: ForkServer, causal_settings: Settings, tmp_path: Path
+    server: ForkServer, causal_settings: Settings, placing: dict[str, str], tmp_path: Path
 ) -> None:
+    """What is killed and finished with weights on the disk is what was built with all of them in memory."""
     changes = {"targets": "logits,hidden", "positions": "share:0.5", "precision": "nmse:1e-2", "max_rows": 20}
-    want, settings = (causal_settings(tmp_path / name / "cache.zarr", **changes) for name in ("whole", "killed"))
+    want = causal_settings(tmp_path / "whole/cache.zarr", **changes)
+    settings = causal_settings(tmp_path / "killed/cache.zarr", **changes, **placing)
     operations = server.build(want)
-    for fault in range(FAULTS):
-        kill_before = 1 + (2 * fault + 1) * operations // (2 * FAULTS)
+    faults = max(1, FAULTS // 3) if placing else FAULTS
+    for fault in range(faults):
+        kill_before = 1 + (2 * fault + 1) * operations // (2 * faults)
         assert server.wait(server.start(settings, kill_before)) == -signal.SIGKILL, server.output.read_text()
         assert_unfinished_and_unharmed(Path(settings.out))
         server.build(settings)

@@ -35,6 +35,7 @@ from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, StudentError, TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.inputs import forward_arguments
+from teacher_cache.models.placing import Placement
 from teacher_cache.read.missing import without_weights
 from teacher_cache.read.pool import CacheSource, open_caches, parts_of
 
@@ -57,6 +58,7 @@ def measure_fidelity(
     exact: bool = False,
     batch_size: int = 16,
     device: str = "cpu",
+    placement: Placement | None = None,
     advance: Advance | None = None,
 ) -> FidelityReport:
     """Measure the student in a directory on the held-out rows of a cache.
@@ -67,12 +69,14 @@ def measure_fidelity(
         rows: at most so many of the held-out rows, the last ones.
         exact: run the teacher that the cache keeps too, and compare the student's output distribution with all of its.
         batch_size: rows per forward pass; changes memory and speed alone.
-        device: where the student runs.
+        device: where the student runs, and the teacher where it is not spread.
+        placement: with `exact`, how a teacher is spread that is larger than one device.
         advance: called after every block of the cache.
 
     Raises:
         StudentError: the student cannot be loaded, has another vocabulary, or shares no measure with the cache.
         StoreError: the cache cannot be read, or the teacher is to run and was never there.
+        TeacherError: it cannot be spread.
     """
     reader = open_caches(caches)
     if exact and (why := without_weights(reader.manifest, reader.path)) is not None:
@@ -89,7 +93,9 @@ def measure_fidelity(
             f"student {str(student)!r} can be compared with nothing in {reader.path!r} ({'; '.join(plan.notes)}): "
             "build a cache with --targets that the student can be measured on"
         )
-    teacher = load_student(reader.teacher_folder(), device) if exact and plan.logits_view is not None else None
+    teacher = None
+    if exact and plan.logits_view is not None:
+        teacher = load_student(reader.teacher_folder(), device, placement)
     measurement = FidelitySums(plan, loaded, temperature=reader.manifest.temperature, teacher=teacher)
     with torch.inference_mode():
         done, total = 0, count_rows(plan.rows)
@@ -230,6 +236,7 @@ def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: 
     return StudentOutputs(
         hidden=dict(enumerate(result.hidden_states)),
         attention=recorded.vectors,
-        last_hidden_BTD=result.last_hidden_state,
+        # a teacher that is spread over devices leaves it on the last of them
+        last_hidden_BTD=result.last_hidden_state.to(targets.input_ids_BT.device),
         head=student.head,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from teacher_cache.contract.memory_limits import check_placing
 from teacher_cache.errors import SettingsError
 
 
@@ -33,10 +34,24 @@ class FidelitySettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the student runs."""
 
+    device_map: Literal["auto"] | None = None
+    """With --exact, auto: spread a teacher that is larger than one device over all GPUs, the CPU's memory and the disk
+    (GPUs are left out with --device cpu), as `kdcache build` does.
+    """
+
+    max_memory: str | None = None
+    """With --device-map: what the teacher's weights may take of each device, such as 0:70GB,cpu:200GB. Default: nine
+    tenths of what is free.
+    """
+
     json: bool = False
     """Print one JSON record on standard output instead of a table."""
 
     def __post_init__(self) -> None:
+        # the device is the student's, and may be one of those that the teacher is spread over
+        check_placing("auto", self.device_map, self.max_memory)
+        if self.device_map is not None and not self.exact:
+            raise SettingsError("--device-map does nothing without --exact: only then a teacher is run; leave it out")
         if self.batch_size < 1:
             raise SettingsError(f"--batch-size {self.batch_size!r} leaves nothing to compute: give 1 or more")
         if self.rows is not None and self.rows < 1:

@@ -138,7 +138,8 @@ class DistributionSum:
         student_PD, teacher_PD = outputs.at_places(targets.places), teacher.at_places(targets.places)
         place_P = targets.places.real_BM().flatten().nonzero()[:, 0]
         for places in place_P.split(max(1, LOGITS_AT_A_TIME // self._vocab_size)):
-            logits_PV, taught_PV = outputs.head(student_PD[places]), teacher.head(teacher_PD[places])
+            logits_PV = outputs.head(student_PD[places])
+            taught_PV = teacher.head(teacher_PD[places]).to(logits_PV.device)
             both = min(logits_PV.shape[1], taught_PV.shape[1])
             log_q_PV, log_p_PV = (
                 (each_PV[:, :both].float() / self._temperature).log_softmax(dim=1) for each_PV in (logits_PV, taught_PV)

@@ -22,6 +22,7 @@ from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.format.groups import read_commits, read_groups, whole_blocks
+from teacher_cache.models.placing import Placement
 from teacher_cache.read.missing import without_weights
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import Storage
@@ -61,20 +62,23 @@ def deep_check(
     *,
     teacher: str | None = None,
     device: str = "auto",
+    placement: Placement | None = None,
     progress: DeepProgress | None = None,
 ) -> DeepReport:
     """Compare so many rows of a store with the teacher that it keeps, or with the one that is named.
 
+    With a `placement` the teacher is spread over devices; its weights are brought for every row anew.
+
     Raises:
         StoreError: the store is damaged, has no finished block, or was imported.
-        TeacherError: the teacher is not the one that the store was built with.
+        TeacherError: the teacher is not the one that the store was built with, or cannot be spread.
     """
     reader, blocks = _open(storage)
     if (why := without_weights(reader.manifest, reader.path)) is not None:
         raise StoreError(
             f"{why}: nothing can be computed again to compare with; leave out --deep, which checks every byte"
         )
-    model = _load_teacher(reader, teacher, device)
+    model = _load_teacher(reader, teacher, device, placement)
     chosen = _spread(reader, blocks, rows)
     source = _CorpusRows(reader, model)
     views, checks, done = reader.manifest.targets.views(), [], 0
@@ -109,9 +113,10 @@ def _open(storage: Storage) -> tuple[CacheReader, list[int]]:
     return CacheReader(storage, groups[:1]), blocks
 
 
-def _load_teacher(reader: CacheReader, name: str | None, device: str) -> Teacher:
+def _load_teacher(reader: CacheReader, name: str | None, device: str, placement: Placement | None) -> Teacher:
     manifest = reader.manifest
-    teacher = Teacher.load(name or str(reader.teacher_folder()), dtype=manifest.dtype, device=device)
+    folder = name or str(reader.teacher_folder())
+    teacher = Teacher.load(folder, dtype=manifest.dtype, device=device, placement=placement)
     have, want = teacher.record.weights_sha256, manifest.teacher.weights_sha256
     if have != want:
         raise TeacherError(

@@ -45,6 +45,10 @@ def settings(**flags: Any) -> BuildSettings:
         ({"precision": "float8"}, "--precision 'float8' is unknown"),
         ({"targets": "logits,smell"}, "--targets 'logits,smell' names 'smell'"),
         ({"targets": " , "}, "--targets ' , ' names ''"),
+        ({"max_memory": "cpu:1GB"}, "--max-memory 'cpu:1GB' would limit nothing"),
+        ({"device_map": "auto", "device": "cuda:1"}, "--device 'cuda:1' and --device-map 'auto' contradict"),
+        ({"tensor_parallel": True, "device": "cuda:1"}, "--device 'cuda:1' and --tensor-parallel contradict"),
+        ({"tensor_parallel": True, "device_map": "auto"}, "--device-map auto and --tensor-parallel are two ways"),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_flag(flags: dict[str, Any], message: str) -> None:

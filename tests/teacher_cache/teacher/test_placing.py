@@ -14,9 +14,9 @@ from teacher_cache.build.build import build_cache
 from teacher_cache.build.inputs import choose_batch_rows
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.errors import TeacherError
+from teacher_cache.models import placing
+from teacher_cache.models.placing import Placement
 from teacher_cache.read.reader import CacheReader
-from teacher_cache.teacher import placing
-from teacher_cache.teacher.placing import Placement
 from teacher_cache.teacher.teacher import Teacher
 from tests import causal_models
 

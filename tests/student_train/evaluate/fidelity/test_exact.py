@@ -11,12 +11,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from student_train.evaluate.fidelity.fidelity import measure_fidelity
+from student_train.evaluate.load import load_student
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.errors import StudentError
+from teacher_cache.models.placing import Placement
 from teacher_cache.read.reader import CacheReader
 from tests import causal_models
+
+LITTLE = Placement(most_bytes={"cpu": 40_000}, cpu_only=True)
+"""Less than the embeddings and layers of any tiny teacher."""
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +46,18 @@ def test_the_teacher_is_its_own_best_student(store: Path, causal_teacher: Path) 
         measure_fidelity(causal_teacher, [str(store)])
 
 
+def test_a_teacher_may_lie_on_the_disk(causal_teacher: Path) -> None:
+    placed = load_student(causal_teacher, placement=LITTLE)
+    on_disk = [parameter.device.type == "meta" for parameter in placed.encoder.parameters()]
+    assert sum(on_disk) > len(on_disk) // 2
+
+
 def test_of_another_model_it_is_what_each_document_alone_gives(
     store: Path, causal_teacher: Path, tmp_path: Path
 ) -> None:
     student = causal_models.save_teacher(tmp_path, seed=7)
     report = measure_fidelity(student, [str(store)], exact=True, batch_size=2)
+    assert measure_fidelity(student, [str(store)], exact=True, batch_size=2, placement=LITTLE) == report
     models = [AutoModelForCausalLM.from_pretrained(folder).double().eval() for folder in (causal_teacher, student)]
     rows = range(report.first_row, report.last_row + 1)
     batch = CacheReader.open(store).read_rows(rows.start, rows.stop, TargetRequest(next_tokens=True))["plain"]
@@ -75,6 +87,7 @@ def test_masked_students_too(tiny_teacher: Any, tiny_corpus: Path, tmp_path: Pat
         )
     )  # fmt: skip
     report = measure_fidelity(student, [str(out)], exact=True)
+    assert measure_fidelity(student, [str(out)], exact=True, placement=LITTLE) == report
     models = [AutoModelForMaskedLM.from_pretrained(folder).double().eval() for folder in (teacher, student)]
     rows = range(report.first_row, report.last_row + 1)
     batch = CacheReader.open(out).read_rows(rows.start, rows.stop, TargetRequest(masked=True))["masked"]

@@ -1,10 +1,8 @@
-"""Teachers larger than one device: weights spread over GPUs, the CPU's memory and the disk.
+"""Models larger than one device: weights spread over GPUs, the CPU's memory and the disk.
 
 Accelerate decides what lies where and brings the weights of a layer to the device that computes when their turn comes.
-A teacher is first loaded as it lies in its checkpoint, to be hashed, tried and copied into the store; on a CPU weights
-in safetensors files take no memory then, being pages of these files. `PlacedModel` loads it anew in the arithmetic that
-it is to run in. What has no room stays in the files it came in, or is written to a temporary folder where these are no
-safetensors or hold their weights in another form (those of mixtures of experts do).
+What has no room stays in the files it came in, or is written to a temporary folder where these are no safetensors or
+hold their weights in another form (those of mixtures of experts do).
 """
 
 from __future__ import annotations
@@ -12,22 +10,23 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from teacher_cache.contract.memory_limits import parse_max_memory
 from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.families import quiet_transformers
-from teacher_cache.teacher.gguf import is_gguf
-from teacher_cache.teacher.loading import read_weights
 
 _FOR_WEIGHTS = 0.9
 """Share of what is free that weights may take; the rest is for what is computed."""
+_Report = TypeVar("_Report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +40,23 @@ class Placement:
     most_bytes: Mapping[int | str, int] = field(default_factory=dict)
     cpu_only: bool = False
 
+    @classmethod
+    def chosen(cls, device_map: str | None, max_memory: str | None, device: str) -> Placement | None:
+        """What the flags of these names ask for; None where a model is to lie on one device."""
+        if device_map is None:
+            return None
+        return cls(most_bytes=parse_max_memory(max_memory), cpu_only=device == "cpu")
+
     def refuse_unplaceable(self, name: str) -> None:
         """Before anything is loaded.
 
         Raises:
-            TeacherError: accelerate is not installed, or the teacher's weights cannot stay in their file.
+            TeacherError: accelerate is not installed.
         """
         if find_spec("accelerate") is None:
             raise TeacherError(
                 f"--device-map auto spreads teacher {name!r} over devices with the package 'accelerate', which is not "
                 "installed: pip install 'kdcache[offload]'"
-            )
-        if is_gguf(name):
-            raise TeacherError(
-                f"teacher {name!r} is a GGUF file, whose weights are unpacked into memory as they are read: they "
-                "cannot be left on the disk; leave --device-map out, or give the folder of the model that the file was "
-                "made of"
             )
 
     def budget(self) -> dict[int | str, int]:
@@ -78,32 +78,33 @@ class Placement:
         return {name: self.most_bytes.get(name, int(share * size)) for name, size in free.items()}
 
 
-class PlacedModel:
-    """A teacher spread over devices, in evaluation mode; weights that are written anew lie in a folder of its own."""
+def place_model(
+    name: str, read: Callable[..., tuple[PreTrainedModel, _Report]], placement: Placement
+) -> tuple[PreTrainedModel, _Report]:
+    """A model spread over devices, in evaluation mode, and what is reported of its loading.
 
-    def __init__(
-        self, name: str, config: PreTrainedConfig, revision: str | None, *, dtype: torch.dtype, placement: Placement
-    ) -> None:
-        """Load it.
+    `read` gives both for further options of `from_pretrained`. Weights that are written anew go when the model goes.
 
-        Raises:
-            TeacherError: it cannot be spread over what there is.
-        """
-        budget = placement.budget()
-        self._folder = tempfile.TemporaryDirectory(prefix="kdcache-offload-")
-        options = {"dtype": dtype, "device_map": "auto", "max_memory": budget, "offload_folder": self._folder.name}
-        try:
-            # both say that weights are on the disk, which was asked for
-            logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-            with quiet_transformers():
-                self.model, _ = read_weights(name, config, revision, **options)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise TeacherError(
-                f"teacher {name!r} cannot be spread over {_told(budget)} and the disk ({first_line(error)}): it would "
-                "not run; give --max-memory as much as its largest layer takes, or leave --device-map out"
-            ) from error
-        nn.Module.requires_grad_(self.model, False)
-        nn.Module.eval(self.model)
+    Raises:
+        TeacherError: it cannot be spread over what there is.
+    """
+    budget = placement.budget()
+    folder = tempfile.TemporaryDirectory(prefix="kdcache-offload-")
+    try:
+        # both say that weights are on the disk, which was asked for
+        logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+        with quiet_transformers():
+            model, report = read(device_map="auto", max_memory=budget, offload_folder=folder.name)
+    except (ValueError, RuntimeError, OSError) as error:
+        folder.cleanup()
+        raise TeacherError(
+            f"teacher {name!r} cannot be spread over {_told(budget)} and the disk ({first_line(error)}): it would "
+            "not run; give --max-memory as much as its largest layer takes, or leave --device-map out"
+        ) from error
+    weakref.finalize(model, folder.cleanup)
+    nn.Module.requires_grad_(model, False)
+    nn.Module.eval(model)
+    return model, report
 
 
 def running_device(model: PreTrainedModel) -> torch.device:
