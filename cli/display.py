@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from teacher_cache.wording import format_bytes
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Whether commands of this process keep their progress to themselves (-q)."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether -q was given."""
+    return _quiet
 
 
 class StatusLine:
@@ -20,10 +35,13 @@ class StatusLine:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        print(("\r\033[K" if self.live else "") + text, file=sys.stderr, flush=True)
+        if not _quiet:
+            print(("\r\033[K" if self.live else "") + text, file=sys.stderr, flush=True)
 
     def show(self, text: str, *, last: bool = False) -> None:
         """Print a line that the next one takes the place of; the `last` one stays."""
+        if _quiet:
+            return
         if self.live:
             print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif last or time.monotonic() - self.last_line >= self.seconds_between_lines:
@@ -53,3 +71,15 @@ class BuildDisplay(StatusLine):
         left = f"{(total - rows) / rate:.0f} s left" if rate else "estimating"
         share = f"{rows}/{total} rows ({100 * rows / total:.0f}%)"
         self.show(f"{share}, {rate:.1f} rows/s, {format_bytes(written_bytes)} written, {left}", last=rows == total)
+
+
+@contextmanager
+def progress_bar(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, which goes away at the end; gives what is told so many of how many `unit` are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, quiet=_quiet), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,9 @@ class ReportSettings:
     out: str | None = None
     """File to write (default: report.html in RUN)."""
 
+    json: bool = False
+    """Print where it is and its size as JSON."""
+
 
 def report(argv: list[str]) -> int:
     """`kdeval report`; returns the exit code."""
@@ -44,5 +47,8 @@ def report(argv: list[str]) -> int:
     text = make_report(settings.run, settings.cache)
     with writes_to(str(out)):
         write_whole(out, text)
-    print(f"written to {out} ({len(text.encode()) / 1e3:,.0f} kB)", file=sys.stderr)
+    size = len(text.encode())
+    print(
+        json.dumps({"path": str(out), "bytes": size}) if settings.json else f"written to {out} ({size / 1e3:,.0f} kB)"
+    )
     return 0

@@ -8,6 +8,7 @@ vocabulary would be other words to it.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from teacher_cache.models.families import encoder_of, kind_of, position_limit
 from teacher_cache.models.heads import LMHead
 from teacher_cache.outside import parse_record
 
+_log = logging.getLogger(__name__)
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Names of weight files, as `from_pretrained` prefers them."""
 
@@ -61,6 +63,7 @@ def load_student(folder: str | Path, device: str = "cpu") -> LoadedStudent:
     loaded = load_model(folder, with_mlm_head=with_head)
     model = loaded.model
     nn.Module.to(model, device).eval()
+    _log.info("read student %s: %s, to run on %s", folder, loaded.model.config.model_type, device)
     return LoadedStudent(
         folder=folder,
         encoder=encoder_of(model),

@@ -9,6 +9,7 @@ whether the build ran through or was killed and started again. How blocks are wr
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.teacher import Teacher
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class _Job:
     def run(self, manifest: Manifest) -> BuildReport:
         """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
         batch_rows = choose_batch_rows(self.settings, self.teacher, manifest.seq_len)
+        _log.info("chosen: %d tokens a row, %d rows a pass of the teacher", manifest.seq_len, batch_rows)
         self.started = time.monotonic()
         self._compare_inputs(manifest)
         work = self.workers.share("work", self._prepare(manifest, batch_rows) if self.workers.first else None)
@@ -108,6 +112,7 @@ class _Job:
             for group in groups.values():
                 write_variances(self.storage, group.manifest, complete=groups)
                 GroupWriter(self.storage, group).seal()
+                _log.info("sealed %s", group.name)
         self.workers.wait_for_all("groups are sealed")
         return BuildReport(
             path=self.settings.out,

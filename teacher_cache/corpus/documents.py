@@ -14,6 +14,7 @@ Blank documents are left out and surrounding white space is dropped. Nothing is 
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,7 @@ from teacher_cache.disk import system_error_number
 from teacher_cache.errors import CorpusError, first_line
 from teacher_cache.hub import HUB_ERRORS
 
+_log = logging.getLogger(__name__)
 RECORDS_AT_ONCE = 16  # enough to hide the cost of a call, few enough that a batch of novels stays small
 READING_ERRORS = (OSError, ValueError, EOFError, zlib.error, pa.ArrowException, DatasetsError)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.*)?")
@@ -97,6 +99,7 @@ def _means_local(spec: str) -> bool:
 
 def _read_path(path: Path, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     suffix = suffix_of(path)
+    _log.info("reading corpus file %s", path)
     if path.is_dir():
         return _read_saved(path, note, chat)
     if suffix == ".parquet":
@@ -181,6 +184,7 @@ def _read_saved(folder: Path, note: Note, chat: bool | None) -> Iterator[str | C
 
 
 def _read_hub(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
+    _log.info("reading corpus %s from the hub, or from its cache on this machine", spec)
     name, config, split = [*spec.split(":", 2), "", ""][:3]
     try:
         dataset = datasets.load_dataset(name, config or None, split=split or "train")
