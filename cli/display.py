@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ def set_quiet(quiet: bool) -> None:
 def is_quiet() -> bool:
     """Whether -q was given."""
     return _quiet
+
+
+def tell_loading(what: str = "PyTorch") -> None:
+    """The first sign of life of a command, before it imports what takes seconds; of several processes the first's."""
+    if os.environ.get("RANK", "0") == "0":
+        StatusLine().note(f"loading {what}")
 
 
 class StatusLine:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cli.display import StatusLine
+from cli.display import StatusLine, tell_loading
 from cli.eval_shared import make_record, print_result, writes_to
 from cli.options import parse
 from teacher_cache.disk import write_whole
@@ -56,6 +56,7 @@ class CompareSettings:
 def compare(argv: list[str]) -> int:
     """`kdeval compare`; returns the exit code."""
     settings = parse(CompareSettings, argv, "kdeval compare")
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.compare.compare import compare_runs
 

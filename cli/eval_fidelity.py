@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.display import progress_bar
+from cli.display import progress_bar, tell_loading
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.fidelity.settings import FidelitySettings
@@ -33,6 +33,7 @@ def fidelity(argv: list[str]) -> int:
 
 
 def _measure(settings: FidelitySettings) -> FidelityReport:
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.fidelity.fidelity import measure_fidelity

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.display import StatusLine
+from cli.display import StatusLine, tell_loading
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.finetune.settings import FinetuneSettings
@@ -31,6 +31,7 @@ def finetune(argv: list[str]) -> int:
 
 
 def _measure(settings: FinetuneSettings) -> FinetuneReport:
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.finetune.finetune import measure_finetune

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from cli.display import tell_loading
 from cli.eval_shared import writes_to
 from cli.options import parse
 from teacher_cache.disk import write_whole
@@ -39,6 +40,7 @@ class ReportSettings:
 def report(argv: list[str]) -> int:
     """`kdeval report`; returns the exit code."""
     settings = parse(ReportSettings, argv, "kdeval report")
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.report.report import make_report
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.completion import print_completion
-from cli.display import is_quiet
+from cli.display import is_quiet, tell_loading
 from cli.entry import run_command
 from cli.options import SWEEP_KEYS, parse, read_config, split_config
 from student_train.settings import TrainSettings
@@ -40,6 +40,7 @@ def _main(argv: list[str]) -> int:
 
         return run_sweep(path, content, own)
     settings = parse(TrainSettings, argv, prog=PROG)
+    tell_loading("PyTorch and DeepSpeed")
     from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.train.train import train
 

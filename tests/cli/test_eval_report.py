@@ -23,7 +23,7 @@ def test_the_report_lies_in_the_run_unless_out_says_otherwise(
 ) -> None:
     assert main(["report", str(run)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "" and printed.out.startswith(f"written to {run / 'report.html'} (")
+    assert printed.err == "loading PyTorch\n" and printed.out.startswith(f"written to {run / 'report.html'} (")
     page = (run / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "kdeval fidelity" in page
     assert main(["report", str(run), "--out", str(tmp_path / "other.html")]) == 0
