@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from cli.display import tell_loading
-from cli.eval_shared import writes_to
+from cli.eval_shared import refuse_unwritable, writes_to
 from cli.options import parse
 from teacher_cache.disk import write_whole
 
@@ -46,6 +46,7 @@ def report(argv: list[str]) -> int:
 
     out = Path(settings.run if settings.out is None else settings.out).expanduser()
     out = out / REPORT_NAME if settings.out is None else out
+    refuse_unwritable(out)
     text = make_report(settings.run, settings.cache)
     with writes_to(str(out)):
         write_whole(out, text)

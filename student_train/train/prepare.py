@@ -141,6 +141,7 @@ class TrainingRun:
         before, now = read_marker(checkpoint).identity, self.identity()
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
+            now["cache contents"] = f"{now['cache contents']} ({self.reader.path})"
             changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
             raise TrainingError(
                 f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is "

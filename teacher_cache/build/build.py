@@ -19,9 +19,16 @@ from teacher_cache.build.block import compute_block
 from teacher_cache.build.blocks import write_blocks
 from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
+from teacher_cache.build.forecast import refuse_without_room
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
+from teacher_cache.build.sidecar import (
+    reach_attention,
+    teacher_bytes,
+    write_projections,
+    write_teacher,
+    write_variances,
+)
 from teacher_cache.build.workers import Workers
 from teacher_cache.build.writable import refuse_unwritable
 from teacher_cache.contract.manifest import Manifest
@@ -93,6 +100,7 @@ class _Job:
         self.workers = workers
         self.progress = progress
         self.started = 0.0
+        self.of_teacher = 0
 
     def run(self, manifest: Manifest) -> BuildReport:
         """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
@@ -154,7 +162,9 @@ class _Job:
             return {}
         self.projections |= reach_attention(self.teacher, [writer.group for writer in writers], self.projections)
         writers = [writer if writer.group.seal is None else writer.unseal() for writer in writers]
-        write_teacher(self.storage, self.teacher)
+        if not self.settings.force:
+            refuse_without_room(self.storage, teacher_bytes(self.teacher, self.storage))
+        self.of_teacher = write_teacher(self.storage, self.teacher)
         self.started = time.monotonic()  # what is reported is the passes of the teacher and what follows from them
         self.teacher.start()
         work = {}
@@ -188,4 +198,12 @@ class _Job:
             rows = self.rows.read(*manifest.block_range(block))
             return compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows)
 
-        write_blocks(writer, missing, compute, workers=self.workers, progress=self.progress, force=self.settings.force)
+        write_blocks(
+            writer,
+            missing,
+            compute,
+            workers=self.workers,
+            progress=self.progress,
+            force=self.settings.force,
+            of_teacher=self.of_teacher,
+        )

@@ -46,7 +46,7 @@ from teacher_cache.corpus.conversations import (
     read_chats,
     record_columns,
 )
-from teacher_cache.corpus.folders import SUFFIXES, find_local, suffix_of
+from teacher_cache.corpus.folders import SUFFIXES, Found, find_local, suffix_of
 from teacher_cache.corpus.json_files import read_json
 from teacher_cache.corpus.plain_text import read_plain_text
 from teacher_cache.corpus.tables import read_csv, read_tsv
@@ -76,17 +76,43 @@ def read_documents(specs: Sequence[str], note: Note = no_note, *, chat: bool | N
     return chain.from_iterable([_find(spec, note, chat) for spec in specs])
 
 
+def look_up(specs: Sequence[str]) -> None:
+    """Whether local files are there and may be read, before anything that takes long: nothing is read of them.
+
+    What is at names on the hub is only known when they are loaded.
+
+    Raises:
+        CorpusError: a file is not there, or may not be read.
+    """
+    for spec in specs:
+        for path in _find_local(spec).paths:
+            if not path.is_file():  # a pipe can be opened once
+                continue
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise CorpusError(
+                    f"the corpus file {str(path)!r} cannot be opened ({error.strerror}), so its text would be missing; "
+                    "make it readable, or leave it out"
+                ) from error
+
+
 def _find(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
-    found = find_local(spec)
+    found = _find_local(spec)
     found.tell(spec, note)
     if found.paths:
         return (document for path in found.paths for document in _read_path(path, note, chat))
-    if _means_local(spec) or not HUB_NAME.fullmatch(spec):
+    return _read_hub(spec, note, chat)
+
+
+def _find_local(spec: str) -> Found:
+    found = find_local(spec)
+    if not found.paths and (_means_local(spec) or not HUB_NAME.fullmatch(spec)):
         raise CorpusError(
             f"no file matches the corpus {spec!r}: there is nothing to read; check the path (relative ones start from "
             f"{str(Path.cwd())!r})"
         )
-    return _read_hub(spec, note, chat)
+    return found
 
 
 def _means_local(spec: str) -> bool:
