@@ -40,7 +40,7 @@ def _measure(settings: FinetuneSettings) -> FinetuneReport:
     status = StatusLine()
 
     def show(what: str, step: int, steps: int) -> None:
-        status.show(f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
+        status.show_share(step, steps, f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
 
     with explain_memory_errors("a smaller --batch-size or --max-length, or --device cpu"):
         return measure_finetune(settings, device=choose_device_type(settings.device), show=show)

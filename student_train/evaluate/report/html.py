@@ -45,7 +45,8 @@ table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabu
 th, td { padding: 5px 14px 5px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; padding-left: 14px; white-space: nowrap; }
-td:first-child { white-space: nowrap; }
+td { min-width: 10ch; }
+td:first-child, td.number { min-width: 0; white-space: nowrap; }
 figure { margin: 14px 0; overflow-x: auto; }
 figure img { max-width: 100%; height: auto; display: block; }
 pre { background: var(--wash); border-radius: 8px; padding: 12px 14px; margin: 8px 0; font: 12.5px/1.5 ui-monospace,
