@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from cli.display import BuildDisplay
@@ -14,9 +16,17 @@ if TYPE_CHECKING:
     from teacher_cache.build.inputs import BuildProgress
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildFlags(BuildSettings):
+    """Run the teacher once over a corpus and write what students learn from."""
+
+    json: bool = False
+    """Print the result as JSON."""
+
+
 def build(argv: list[str]) -> int:
     """`kdcache build`; returns the exit code."""
-    settings = parse(BuildSettings, argv, "kdcache build")
+    settings = parse(BuildFlags, argv, "kdcache build")
     if settings.tensor_parallel and follows():
         return _follow(settings)
     with stops_on_sigterm("kdcache build") as stopping:
@@ -31,6 +41,9 @@ def build(argv: list[str]) -> int:
         workers = Workers.from_environment()
         report = build_cache(settings, _Stoppable(progress if workers.first else Silent(), stopping), workers)
     if not workers.first:
+        return 0
+    if settings.json:
+        print(json.dumps(asdict(report)))
         return 0
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
     print(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import tyro
@@ -22,6 +23,8 @@ class DeriveFlags(DeriveSettings):
     """Finished store to derive from; it stays as it is."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder of the new store. An unfinished one of the same settings is continued."""
+    json: bool = False
+    """Print the result as JSON."""
 
 
 def derive(argv: list[str]) -> int:
@@ -33,6 +36,9 @@ def derive(argv: list[str]) -> int:
 
         stopping.go_on()
         report = derive_store(settings, progress)
+    if settings.json:
+        print(json.dumps(asdict(report)))
+        return 0
     rate = report.written_rows / report.seconds if report.seconds else 0.0
     print(
         f"{report.path}: {report.rows} rows, complete. Wrote {report.written_rows} rows in {report.seconds:.1f} s "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +20,10 @@ from teacher_cache.wording import format_bytes
 class ImportFlags(ImportSettings):
     """Write targets that something else computed, such as an inference engine, into a store like any other."""
 
-    source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
     """Files, globs or folders: .jsonl or .parquet with log-probabilities, or .safetensors with hidden states."""
+    json: bool = False
+    """Print the result as JSON."""
 
 
 def import_targets(argv: list[str]) -> int:
@@ -36,6 +39,9 @@ def import_targets(argv: list[str]) -> int:
         logging.disable_progress_bar()
         stopping.go_on()
         report = import_store(settings, progress, packing)
+    if settings.json:
+        print(json.dumps(asdict(report)))
+        return 0
     rate = report.computed_rows / report.seconds if report.seconds else 0.0
     print(
         f"{report.path}: {report.rows} rows, complete. Imported {report.computed_rows} rows in {report.seconds:.1f} s "

@@ -127,14 +127,16 @@ class _Display(StatusLine):
         seconds = max(time.monotonic() - self.started, 1e-9)
         rate = bytes_done / seconds
         left = format_duration((bytes_total - bytes_done) / rate) if rate else "?"
-        self.show(
+        self.show_share(
+            bytes_done,
+            bytes_total,
             f"{format_bytes(bytes_done)} of {format_bytes(bytes_total)}, {format_bytes(rate)}/s, {left} left",
             last=done == total,
         )
 
     def compared(self, done: int, total: int) -> None:
         """Show rows compared with the teacher."""
-        self.show(f"{done}/{total} rows compared with the teacher", last=done == total)
+        self.show_share(done, total, f"{done}/{total} rows compared with the teacher", last=done == total)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+from cli.display import set_quiet
 from cli.streams import discard, prepare_streams
 from teacher_cache.errors import DistillationError
 
 DISTRIBUTION = "kdcache"
-COMMON_SWITCHES = ("--debug", "-v", "--verbose")
-"""Of every command: show the traceback of an error; report more."""
+COMMON_SWITCHES = ("--debug", "-q", "--quiet", "-v", "--verbose")
+"""Of every command: show the traceback of an error; no progress; say what is read and chosen."""
+_OURS = ("cli", "student_train", "teacher_cache")
+_log = logging.getLogger(__name__)
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 TERMINATED = 143
@@ -34,18 +37,21 @@ GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg", "accel/*", "davinci*", "dri/render*")
 
 
 def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run `main` on the arguments without `--debug` and `-v`, or answer `--version`, and return the exit code.
+    """Run `main` on the arguments without `COMMON_SWITCHES`, or answer `--version`, and return the exit code.
 
     `main` returns its exit code, or None for 0. A console script is `return run_command(_main, prog="kdtrain")`.
     """
     prepare_streams()
     finder = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    debug, *verbose = COMMON_SWITCHES
+    debug, *loudness = COMMON_SWITCHES
     finder.add_argument(debug, action="store_true")
-    finder.add_argument(*verbose, action="store_true")
+    how_loud = finder.add_mutually_exclusive_group()
+    how_loud.add_argument(*loudness[:2], action="store_true")
+    how_loud.add_argument(*loudness[2:], action="store_true")
     finder.add_argument("--version", action="store_true")
     options, own = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     _set_up_logging(options.verbose)
+    set_quiet(options.quiet)
     # read when torch is imported: threads that wait by spinning slow everything down on cores that others use too
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _tell_deepspeed()
@@ -54,7 +60,9 @@ def run_command(main: Callable[[list[str]], int | None], prog: str, argv: Sequen
             if options.version:
                 print(describe_version(prog))
                 return 0
-            return main(own) or 0
+            code = main(own) or 0
+            _log.info("done, exit code %d", code)
+            return code
         finally:
             sys.stdout.flush()  # while a closed pipe can still be told from a defect
     except BrokenPipeError:
@@ -150,12 +158,28 @@ def _tell(text: str) -> None:
         os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="backslashreplace"))
 
 
+def is_verbose() -> bool:
+    """Whether -v was given."""
+    return logging.getLogger(_OURS[0]).isEnabledFor(logging.INFO)
+
+
 def _set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        stream=sys.stderr,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    """Warnings of everybody, with -v also what we tell, each with the seconds since the start."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Told())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.NOTSET)
     if not verbose:
         # read when transformers is imported; its report of unused weights is about what we do on purpose
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class _Told(logging.Formatter):
+    """`  1.3 s  message` of what -v tells; of warnings their level, and where they come from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = super().format(record)
+        if record.levelno == logging.INFO:
+            return f"{record.relativeCreated / 1e3:6.1f} s  {told}"
+        return f"{record.levelname} {record.name}: {told}"

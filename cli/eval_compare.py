@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from cli.display import StatusLine, tell_loading
 from cli.eval_shared import make_record, print_result, writes_to
 from cli.options import parse
 from teacher_cache.disk import write_whole
@@ -55,6 +56,7 @@ class CompareSettings:
 def compare(argv: list[str]) -> int:
     """`kdeval compare`; returns the exit code."""
     settings = parse(CompareSettings, argv, "kdeval compare")
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.compare.compare import compare_runs
 
@@ -79,7 +81,7 @@ def _write(comparison: Comparison, record: dict[str, Any], folder: Path) -> None
     write_whole(folder / TABLE_NAME, markdown(comparison))
     plots = plot_comparison(comparison, folder)
     names = [RECORD_NAME, TABLE_NAME, *(plot.name for plot in plots)]
-    print(f"written to {folder}: {', '.join(names)}", file=sys.stderr)
+    StatusLine().note(f"written to {folder}: {', '.join(names)}")
 
 
 def _print_tables(comparison: Comparison) -> None:

@@ -7,18 +7,16 @@ student's directory as fidelity.json. Progress goes to standard error.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.display import progress_bar, tell_loading
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from teacher_cache.errors import StudentError
 
 if TYPE_CHECKING:
-    from student_train.evaluate.fidelity.fidelity import Advance
     from student_train.evaluate.fidelity.records import FidelityReport
 
 RECORD_NAME = "fidelity.json"
@@ -35,13 +33,14 @@ def fidelity(argv: list[str]) -> int:
 
 
 def _measure(settings: FidelitySettings) -> FidelityReport:
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.fidelity.fidelity import measure_fidelity
     from teacher_cache.device import choose_device_type
     from teacher_cache.models.placing import Placement
 
-    with explain_memory_errors("a smaller --batch-size, or --device cpu"), _progress() as advance:
+    with explain_memory_errors("a smaller --batch-size, or --device cpu"), progress_bar("measuring", "rows") as advance:
         return measure_fidelity(
             settings.student,
             settings.cache,
@@ -52,17 +51,6 @@ def _measure(settings: FidelitySettings) -> FidelityReport:
             placement=Placement.chosen(settings.device_map, settings.max_memory, settings.device),
             advance=advance,
         )
-
-
-@contextmanager
-def _progress() -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _to_json(record: dict[str, Any]) -> str:

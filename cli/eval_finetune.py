@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.display import StatusLine
+from cli.display import StatusLine, tell_loading
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.finetune.settings import FinetuneSettings
@@ -31,6 +31,7 @@ def finetune(argv: list[str]) -> int:
 
 
 def _measure(settings: FinetuneSettings) -> FinetuneReport:
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.finetune.finetune import measure_finetune
@@ -39,7 +40,7 @@ def _measure(settings: FinetuneSettings) -> FinetuneReport:
     status = StatusLine()
 
     def show(what: str, step: int, steps: int) -> None:
-        status.show(f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
+        status.show_share(step, steps, f"fine-tuning {what}: step {step} of {steps}", last=step == steps)
 
     with explain_memory_errors("a smaller --batch-size or --max-length, or --device cpu"):
         return measure_finetune(settings, device=choose_device_type(settings.device), show=show)

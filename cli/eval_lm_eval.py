@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.display import StatusLine
+from cli.display import StatusLine, tell_loading
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.lm_eval.settings import LmEvalSettings
@@ -33,6 +33,7 @@ def lm_eval(argv: list[str]) -> int:
 
 
 def _measure(settings: LmEvalSettings) -> LmEvalReport:
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.lm_eval.harness import measure_lm_eval

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.display import StatusLine
+from cli.display import StatusLine, tell_loading
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.perplexity.settings import PerplexitySettings
@@ -33,6 +33,7 @@ def perplexity(argv: list[str]) -> int:
 
 
 def _measure(settings: PerplexitySettings) -> PerplexityReport:
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.engine.memory import explain_memory_errors
     from student_train.evaluate.perplexity.perplexity import measure_perplexity

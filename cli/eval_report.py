@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from cli.eval_shared import writes_to
+from cli.display import tell_loading
+from cli.eval_shared import refuse_unwritable, writes_to
 from cli.options import parse
 from teacher_cache.disk import write_whole
 
@@ -32,17 +33,25 @@ class ReportSettings:
     out: str | None = None
     """File to write (default: report.html in RUN)."""
 
+    json: bool = False
+    """Print where it is and its size as JSON."""
+
 
 def report(argv: list[str]) -> int:
     """`kdeval report`; returns the exit code."""
     settings = parse(ReportSettings, argv, "kdeval report")
+    tell_loading()
     # imported late, so that --help need not wait for torch
     from student_train.evaluate.report.report import make_report
 
     out = Path(settings.run if settings.out is None else settings.out).expanduser()
     out = out / REPORT_NAME if settings.out is None else out
+    refuse_unwritable(out)
     text = make_report(settings.run, settings.cache)
     with writes_to(str(out)):
         write_whole(out, text)
-    print(f"written to {out} ({len(text.encode()) / 1e3:,.0f} kB)", file=sys.stderr)
+    size = len(text.encode())
+    print(
+        json.dumps({"path": str(out), "bytes": size}) if settings.json else f"written to {out} ({size / 1e3:,.0f} kB)"
+    )
     return 0

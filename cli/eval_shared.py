@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from teacher_cache.disk import NO_SPACE, system_error_number, write_whole
@@ -67,6 +69,18 @@ def write_record(record: str, path: Path) -> None:
             "output alone, and `kdeval compare` and `kdeval report` will not find it; make room or mend the folder "
             "and run the same command again"
         ) from error
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Ask before the work whether a file can be written.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    with writes_to(str(out)):
+        if out.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder, where a file is to be written")
+        TemporaryFile(dir=out.parent).close()
 
 
 @contextmanager

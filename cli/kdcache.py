@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cli.cache_build import build
+from cli.cache_build import BuildFlags, build
 from cli.cache_derive import DeriveFlags, derive
 from cli.cache_import import ImportFlags, import_targets
 from cli.cache_info import InfoSettings, info
@@ -17,13 +17,12 @@ from cli.cache_verify import VerifySettings, verify
 from cli.completion import print_completion
 from cli.entry import run_command
 from cli.options import Command, run_chosen
-from teacher_cache.build.settings import BuildSettings
 
 PROG = "kdcache"
 COMMANDS = {
     "build": Command(
         run=build,
-        settings=BuildSettings,
+        settings=BuildFlags,
         line="run the teacher once over a corpus and write what students learn from",
     ),
     "plan": Command(

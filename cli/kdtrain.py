@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cli.completion import print_completion
+from cli.display import is_quiet, tell_loading
 from cli.entry import run_command
 from cli.options import SWEEP_KEYS, parse, read_config, split_config
 from student_train.settings import TrainSettings
@@ -39,12 +40,13 @@ def _main(argv: list[str]) -> int:
 
         return run_sweep(path, content, own)
     settings = parse(TrainSettings, argv, prog=PROG)
+    tell_loading("PyTorch and DeepSpeed")
     from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.train.train import train
 
     if settings.dry_run:
         return _try_out(settings)
-    result = train(settings)
+    result = train(settings, quiet=is_quiet())
     if first_process():
         print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _result_in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
@@ -54,7 +56,7 @@ def _try_out(settings: TrainSettings) -> int:
     from student_train.engine.ranks import first_process
     from student_train.train.dry_run import dry_run
 
-    found = dry_run(settings)
+    found = dry_run(settings, quiet=is_quiet())
     if first_process():
         text = (
             f"{found.steps:,} steps would take {format_duration(found.training_seconds)} ({found.step_seconds:.3g} s a "

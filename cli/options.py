@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import inspect
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +20,12 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 import tyro
 
+from cli.help_page import describe_command, describe_program, flags_class, in_flags, is_positional, settings_of
 from teacher_cache.errors import SettingsError
 
+_log = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT")
 
-COMMON_FLAGS = (
-    "Every command also takes --config FILE (YAML with these flags as keys; flags given here override it), -v (report "
-    "more), --debug (show the traceback of an error) and --version. kdcache, kdtrain and kdeval each print with "
-    "--completion bash (or zsh) a script that completes what they take."
-)
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SEVERAL = (tuple, list)
 NOTHING = ("", "~", "null")
@@ -68,8 +65,16 @@ def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> Se
     path, own = split_config(argv, prog)
     _refuse_repeats(own, settings_class, prog)
     flags = [] if path is None else flags_of(read_config(path), settings_class, path, prog)
-    description = f"{inspect.getdoc(settings_class)}\n\n{COMMON_FLAGS}"
-    return tyro.cli(settings_class, args=[*map(from_home, [*flags, *own])], prog=prog, description=description)
+    asked = tyro.cli(
+        flags_class(settings_class, prog),
+        args=[*map(from_home, [*flags, *own])],
+        prog=prog,
+        description=describe_command(settings_class, prog),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    settings = settings_of(settings_class, asked)
+    _log.info("%s%s: %s", prog, "" if path is None else f" --config {path}", in_flags(settings))
+    return settings
 
 
 def from_home(argument: str) -> str:
@@ -102,12 +107,7 @@ def choose_command(argv: Sequence[str], commands: Mapping[str, str], prog: str) 
 
     Exits with code 0 after printing the commands for `--help`, with 2 where there is no command or an unknown one.
     """
-    width = max(map(len, commands))
-    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in commands.items())
-    usage = (
-        f"usage: {prog} COMMAND ...\n\n{lines}\n\n`{prog} COMMAND --help` lists the flags of a command, `{prog} "
-        f"--completion bash` (or zsh) prints a script\nthat completes them, and `{prog} --version` says what this is."
-    )
+    usage = describe_program(prog, commands)
     if not argv:
         print(usage, file=sys.stderr)
         raise SystemExit(2)
@@ -123,7 +123,7 @@ def list_flags(settings_class: type[Any]) -> Flags:
     """What a command takes beside the flags that all commands share."""
     hints = get_type_hints(settings_class, include_extras=True)
     flags = {_spell(field.name): hints[field.name] for field in fields(settings_class)}
-    named = {flag: hint for flag, hint in flags.items() if not _is_positional(hint)}
+    named = {flag: hint for flag, hint in flags.items() if not is_positional(hint)}
     return Flags(choices={flag: _choices(hint) for flag, hint in named.items()}, positional=len(named) < len(flags))
 
 
@@ -132,10 +132,6 @@ def _choices(hint: Any) -> tuple[str, ...]:
     if get_origin(hint) is Literal:
         return tuple(map(str, get_args(hint)))
     return tuple(value for part in get_args(hint) for value in _choices(part))
-
-
-def _is_positional(hint: Any) -> bool:
-    return tyro.conf.Positional in get_args(hint)
 
 
 def _refuse_repeats(argv: Sequence[str], settings_class: type[Any], prog: str) -> None:
@@ -155,7 +151,7 @@ def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, 
     """
     hints = get_type_hints(settings_class, include_extras=True)
     # a positional argument has no flag to turn its key into
-    valid = {field.name: hints[field.name] for field in fields(settings_class) if not _is_positional(hints[field.name])}
+    valid = {field.name: hints[field.name] for field in fields(settings_class) if not is_positional(hints[field.name])}
     flags: list[str] = []
     for key, value in content.items():
         name = str(key).replace("-", "_")

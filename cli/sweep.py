@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import os
 import shlex
 import signal
@@ -33,6 +32,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.display import StatusLine, is_quiet
+from cli.entry import is_verbose
 from cli.sweep_file import LAUNCHER, PROG, SweepRun, expand
 from cli.sweep_summary import as_table, completed, summarise, write_summary
 from student_train.out_folder import SWEEP_LOCK, hold_folder
@@ -120,7 +121,7 @@ def _train_all(
     for number, run in enumerate(runs, start=1):
         if received:
             return
-        print(f"[{number}/{len(runs)}] {run.name}: {states.get(run.name, 'training')}", file=sys.stderr, flush=True)
+        StatusLine().note(f"[{number}/{len(runs)}] {run.name}: {states.get(run.name, 'training')}")
         if run.name not in states:
             code = _train(run, received, launcher)
             if code == 0:
@@ -150,8 +151,8 @@ def _launcher(content: Mapping[str, Any]) -> list[str]:
 def _train(run: SweepRun, received: list[signal.Signals], launcher: Sequence[str]) -> int:
     """One training in a process of its own, with the first signal of ours handed on once; its exit code."""
     resume = ["--resume", "auto"] if run.settings.resume == "never" else []
-    verbose = ["-v"] if logging.getLogger().isEnabledFor(logging.INFO) else []
-    process = start([*launcher, "-m", "cli.kdtrain", *run.flags, *resume, *verbose])
+    loudness = ["-v"] if is_verbose() else ["-q"] if is_quiet() else []
+    process = start([*launcher, "-m", "cli.kdtrain", *run.flags, *resume, *loudness])
     handed_on = False
     try:
         while True:

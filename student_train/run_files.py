@@ -44,7 +44,8 @@ def run_provenance() -> dict[str, Any]:
     return {
         "software": software_versions(),
         "git_revision": git_revision(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # `python -m cli.kdtrain` runs a file, and is typed as any other
+        "command": shlex.join([Path(sys.argv[0]).name.removesuffix(".py"), *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

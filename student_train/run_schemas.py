@@ -52,8 +52,17 @@ class TeacherSchema(OpenFields):
     weights_sha256: Text | None = None
 
 
+class StoreSchema(OpenFields):
+    """What provenance says of one store of several."""
+
+    command: Text | None = None
+
+
 class CacheSchema(OpenFields):
-    """What provenance says of the cache."""
+    """What provenance says of the cache, and `stores` where it is made of several."""
+
+    command: Text | None = None
+    stores: list[StoreSchema] = Field(default_factory=list)
 
     path: Text | None = None
     identity_sha256: Text | None = None

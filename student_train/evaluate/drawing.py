@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY, LIGHT = "#1f5fa8", "#d9661f", "#2d8a5f", "#5f6670", "#e3e6ea"
+INK, BLUE, ORANGE, GREEN, GREY, LIGHT = "#1d232b", "#1f5fa8", "#d9661f", "#2d8a5f", "#5f6670", "#e3e6ea"
 PALETTE = (BLUE, ORANGE, GREEN, "#8a4fa8", "#b0303c", "#158a94", "#9a7b0f", "#6a4b3a")
 _LABEL_POINTS = 11.0
 _LONGEST = 60

@@ -8,6 +8,7 @@ another vocabulary would be other words to it.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from teacher_cache.models.heads import LMHead
 from teacher_cache.models.placing import Placement
 from teacher_cache.outside import parse_record
 
+_log = logging.getLogger(__name__)
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """Names of weight files, as `from_pretrained` prefers them."""
 
@@ -64,6 +66,7 @@ def load_student(folder: str | Path, device: str = "cpu", placement: Placement |
     model = loaded.model
     if placement is None:
         nn.Module.to(model, device).eval()
+    _log.info("read student %s: %s, to run on %s", folder, loaded.model.config.model_type, device)
     return LoadedStudent(
         folder=folder,
         encoder=encoder_of(model),

@@ -64,6 +64,7 @@ def provenance_of(run: TrainingRun) -> dict[str, Any]:
             "identity_sha256": run.reader.identity_sha256,
             "rows": manifest.rows,
             "teacher": asdict(manifest.teacher),
+            "command": manifest.command,
             **({} if manifest.imported is None else {"imported": manifest.imported}),
             **_stores(run),
         },
@@ -86,7 +87,13 @@ def _stores(run: TrainingRun) -> dict[str, Any]:
         return {}
     held_out = share_out(count_rows(run.held_out_rows), [part.rows for part in parts])
     stores = [
-        {"path": part.path, "identity_sha256": part.identity_sha256, "rows": part.rows, "held_out": count}
+        {
+            "path": part.path,
+            "identity_sha256": part.identity_sha256,
+            "rows": part.rows,
+            "held_out": count,
+            "command": part.manifest.command,
+        }
         for part, count in zip(parts, held_out, strict=True)
     ]
     return {"stores": stores}

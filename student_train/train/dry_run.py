@@ -57,13 +57,13 @@ class Estimate:
 
 
 @explain_memory_errors(OF_TRAINING)
-def dry_run(settings: TrainSettings) -> Estimate:
-    """Prepare the training, say what it would be, and measure its first steps.
+def dry_run(settings: TrainSettings, *, quiet: bool = False) -> Estimate:
+    """Prepare the training, say what it would be (unless `quiet`), and measure its first steps.
 
     Raises:
         DistillationError: the training could not be.
     """
-    run, _, progress = prepare(settings, join_ranks(choose_device_type(settings.device)))
+    run, _, progress = prepare(settings, join_ranks(choose_device_type(settings.device)), quiet=quiet)
     warmup = settings.warmup_steps(run.steps)
     with running_engine(run.model, run.config, device=run.device, warmup=warmup, steps=run.steps) as engine:
         try:

@@ -9,6 +9,7 @@ one pass over two rows, and over some thousand positions where maps are fitted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,8 @@ from teacher_cache.contract.batch import Batch
 from teacher_cache.device import choose_device_type
 from teacher_cache.errors import TrainingError
 from teacher_cache.read.pool import CacheSource, open_caches
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,7 @@ class TrainingRun:
         before, now = read_marker(checkpoint).identity, self.identity()
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
+            now["cache contents"] = f"{now['cache contents']} ({self.reader.path})"
             changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
             raise TrainingError(
                 f"checkpoint {str(checkpoint)!r} comes from a run with other settings ({changes}): what would go on is "
@@ -183,6 +187,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     ).to(plan.device)
     stand_in = first_rows.read(objective.request, 2)
     frozen = freeze_unused(model, stand_in)
+    _log.info("made the student on %s and tried it on two rows", plan.device)
     steps = settings.total_steps(count_rows(plan.training_rows))
     fitted = fresh and steps > 0 and _start_maps(model, built, first_rows)
     if settings.compile:

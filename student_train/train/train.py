@@ -55,8 +55,8 @@ class TrainResult:
 
 
 @explain_memory_errors(OF_TRAINING)
-def train(settings: TrainSettings) -> TrainResult:
-    """Train a student as the settings say and export it.
+def train(settings: TrainSettings, *, quiet: bool = False) -> TrainResult:
+    """Train a student as the settings say and export it; what happens is told on standard error, unless `quiet`.
 
     Raises:
         DistillationError: something asked for cannot be, the cache cannot be read, OUT cannot be written, or a loss is
@@ -67,12 +67,12 @@ def train(settings: TrainSettings) -> TrainResult:
         with ranks.together():
             if ranks.first:
                 held.enter_context(hold_folder(Path(settings.out), RUN_LOCK))
-        return _train(settings, ranks)
+        return _train(settings, ranks, quiet)
 
 
-def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
+def _train(settings: TrainSettings, ranks: Ranks, quiet: bool) -> TrainResult:
     started = time.perf_counter()
-    run, checkpoint, progress = prepare(settings, ranks)
+    run, checkpoint, progress = prepare(settings, ranks, quiet=quiet)
     state, stopped_by, weights = Progression(), None, None
     with ranks.together(), explain_write_errors(Path(settings.out)):
         Path(settings.out).mkdir(parents=True, exist_ok=True)
@@ -95,13 +95,13 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     )
 
 
-def prepare(settings: TrainSettings, ranks: Ranks) -> tuple[TrainingRun, Path | None, Progress]:
+def prepare(settings: TrainSettings, ranks: Ranks, *, quiet: bool = False) -> tuple[TrainingRun, Path | None, Progress]:
     """Prepare the run and say what it is; with the checkpoint to go on from, if there is one.
 
     Raises:
         DistillationError: something asked for cannot be, in this process or another; nothing has been written.
     """
-    progress = Progress(quiet=not ranks.first)
+    progress = Progress(quiet=quiet or not ranks.first)
     with ranks.together():
         if settings.wandb is not None:
             check_installed(settings.wandb)

@@ -32,11 +32,13 @@ def write_blocks(
     workers: Workers,
     progress: BuildProgress,
     force: bool,
+    of_teacher: int = 0,
 ) -> None:
     """Compute and commit this worker's share of the missing blocks of a group.
 
     `compute` gives the targets of a block by its number, in the caller's thread. The first worker's first block says
-    what all of them will take; without `force` nothing is written where there is no room for that.
+    what all of them will take, and what the teacher's copy took where this run has written one, `of_teacher` bytes;
+    without `force` nothing is written where there is no room for that.
 
     Raises:
         SpaceError: there is no room.
@@ -49,7 +51,7 @@ def write_blocks(
         targets = compute(first)
         shards, sample = _measure(writer, first, targets, time.monotonic() - started, workers.count)
         found = forecast(writer.group, missing, sample)
-        progress.note(found.describe(writer.storage.free_bytes()))
+        progress.note(found.describe(writer.storage.free_bytes(), of_teacher))
         if not force:
             refuse_without_room(writer.storage, found.total_bytes, begun=len(missing) < writer.manifest.blocks)
         tally.count(writer.write_block(first, shards))

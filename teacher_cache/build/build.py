@@ -9,6 +9,7 @@ whether the build ran through or was killed and started again. How blocks are wr
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,9 +19,16 @@ from teacher_cache.build.block import compute_block
 from teacher_cache.build.blocks import write_blocks
 from teacher_cache.build.calibrate import ensure_calibrated
 from teacher_cache.build.encode import BlockTargets
+from teacher_cache.build.forecast import refuse_without_room
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.build.sidecar import reach_attention, write_projections, write_teacher, write_variances
+from teacher_cache.build.sidecar import (
+    reach_attention,
+    teacher_bytes,
+    write_projections,
+    write_teacher,
+    write_variances,
+)
 from teacher_cache.build.together import work_together
 from teacher_cache.build.workers import Workers
 from teacher_cache.build.writable import refuse_unwritable
@@ -37,6 +45,8 @@ from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.processes import Processes
 from teacher_cache.teacher.teacher import Teacher
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +111,12 @@ class _Job:
         self.workers = workers
         self.progress = progress
         self.started = 0.0
+        self.of_teacher = 0
 
     def run(self, manifest: Manifest) -> BuildReport:
         """Prepare (one worker), compute and commit blocks (every worker), seal (one worker)."""
         batch_rows = choose_batch_rows(self.settings, self.teacher, manifest.seq_len)
+        _log.info("chosen: %d tokens a row, %d rows a pass of the teacher", manifest.seq_len, batch_rows)
         self.started = time.monotonic()
         self._compare_inputs(manifest)
         work = self.workers.share("work", self._prepare(manifest, batch_rows) if self.workers.first else None)
@@ -119,6 +131,7 @@ class _Job:
             for group in groups.values():
                 write_variances(self.storage, group.manifest, complete=groups)
                 GroupWriter(self.storage, group).seal()
+                _log.info("sealed %s", group.name)
         self.workers.wait_for_all("groups are sealed")
         return BuildReport(
             path=self.settings.out,
@@ -160,7 +173,9 @@ class _Job:
             return {}
         self.projections |= reach_attention(self.teacher, [writer.group for writer in writers], self.projections)
         writers = [writer if writer.group.seal is None else writer.unseal() for writer in writers]
-        write_teacher(self.storage, self.teacher)
+        if not self.settings.force:
+            refuse_without_room(self.storage, teacher_bytes(self.teacher, self.storage))
+        self.of_teacher = write_teacher(self.storage, self.teacher)
         self.started = time.monotonic()  # what is reported is the passes of the teacher and what follows from them
         self.teacher.start()
         work = {}
@@ -194,4 +209,12 @@ class _Job:
             rows = self.rows.read(*manifest.block_range(block))
             return compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows)
 
-        write_blocks(writer, missing, compute, workers=self.workers, progress=self.progress, force=self.settings.force)
+        write_blocks(
+            writer,
+            missing,
+            compute,
+            workers=self.workers,
+            progress=self.progress,
+            force=self.settings.force,
+            of_teacher=self.of_teacher,
+        )

@@ -81,13 +81,14 @@ class Forecast:
             "bytes_per_token": {path: size / max(1, self.tokens) for path, size in self.bytes_per_array.items()},
         }
 
-    def describe(self, free_bytes: int | None) -> str:
-        """One line for the user."""
+    def describe(self, free_bytes: int | None, of_teacher: int = 0) -> str:
+        """One line for the user; `of_teacher` are the bytes of the teacher's copy that lies there by now."""
         rate = self.total_bytes / max(1, self.tokens)
+        beside = f"; the teacher's copy took {format_bytes(of_teacher)}" if of_teacher else ""
         room = "free space unknown" if free_bytes is None else f"{format_bytes(free_bytes)} free"
         return (
             f"to write: {format_bytes(self.total_bytes)} for {self.rows} rows ({rate:.1f} bytes/token); {room}; about "
-            f"{format_duration(self.seconds)}"
+            f"{format_duration(self.seconds)}{beside}"
         )
 
 

@@ -19,6 +19,8 @@ from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs
 from teacher_cache.corpus.corpus import Rows, pack_corpus
+from teacher_cache.corpus.documents import look_up
+from teacher_cache.corpus.mixing import Mix
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.models.placing import Placement
 from teacher_cache.teacher.processes import Processes
@@ -66,9 +68,11 @@ def read_inputs(
 ) -> tuple[Teacher, dict[int, AttentionProjections], Rows, Manifest]:
     """The teacher, its projections, the rows that it is to read, and what is to be kept. Nothing is computed yet.
 
-    `look` is shown the targets before the text is read, which may take long. `processes` are to hold the teacher
-    together.
+    A corpus that is not there is found before the teacher is loaded, and `look` is shown the targets before the text is
+    read: both may take long. `processes` are to hold the teacher together.
     """
+    mix = Mix.of(settings.corpus, settings.mix_alpha)
+    look_up(settings.corpus if mix is None else mix.specs)
     teacher = load_teacher(settings, processes)
     refuse_other_kind(settings, teacher)
     seq_len = resolve_seq_len(settings, teacher)
@@ -114,6 +118,8 @@ def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress:
         progress=progress.tokenised,
         note=progress.note,
     )
+    if len(rows) < settings.max_rows != BuildSettings.max_rows:
+        progress.note(f"the corpus has {len(rows)} rows, fewer than --max-rows {settings.max_rows}: all are kept")
     part = settings.part_numbers()
     return rows if part is None else rows.part(*part)
 

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 from teacher_cache.build.forecast import Forecast
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.build.sidecar import reach_attention
+from teacher_cache.build.sidecar import reach_attention, teacher_bytes
 from teacher_cache.build.together import work_together
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
 from teacher_cache.build.workers import Workers
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.format.layout import StoreLayout
-from teacher_cache.format.protocol import METADATA, has_teacher
+from teacher_cache.format.protocol import METADATA
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.writer import GroupWriter
 from teacher_cache.storage.base import Storage, open_storage
-from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.overlay import Overlay
 from teacher_cache.teacher.processes import Processes
-from teacher_cache.teacher.teacher import Teacher
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 State = Literal["new", "unfinished", "extended", "complete"]
 
@@ -112,7 +106,7 @@ def _plan(settings: BuildSettings, progress: BuildProgress, processes: Processes
     storage = open_storage(settings.out)
     draft = Overlay(storage)
     writers = groups_to_build(draft, manifest)
-    teacher_bytes = _teacher_bytes(teacher) if writers and not has_teacher(draft) else 0
+    of_teacher = teacher_bytes(teacher, draft) if writers else 0
     batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
     trial = Trial(draft, teacher, projections, rows, batch_rows, progress)
     if writers:
@@ -125,7 +119,7 @@ def _plan(settings: BuildSettings, progress: BuildProgress, processes: Processes
         manifest=manifest,
         device=str(teacher.device),
         groups=groups,
-        other_bytes=teacher_bytes + trial.protocol_bytes + draft.added_bytes(),
+        other_bytes=of_teacher + trial.protocol_bytes + draft.added_bytes(),
         free_bytes=storage.free_bytes(),
         sample_rows=trial.sample_rows,
         sample_seconds=trial.sample_seconds,
@@ -140,14 +134,3 @@ def _state(storage: Storage, writers: list[GroupWriter]) -> State:
     if not there:
         return "new"
     return "unfinished" if any(writer.group.prefix + METADATA in there for writer in writers) else "extended"
-
-
-def _teacher_bytes(teacher: Teacher) -> int:
-    """What `Teacher.save` writes, without writing the weights. Call before `Teacher.start`."""
-    model = teacher.model if teacher.record.has_mlm_head else cast("PreTrainedModel", teacher.model.base_model)
-    # tied weights are saved once
-    weights: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-    with TemporaryDirectory() as folder:
-        teacher.tokenizer.save_pretrained(folder)
-        model.config.save_pretrained(folder)
-        return sum(weights.values()) + sum(LocalStorage(folder).list().values())

@@ -62,7 +62,8 @@ class BuildSettings:
     targets: str | None = None
     """Comma-separated: logits, hidden, attention. Default: all that the checkpoint can give; of causal LMs, logits."""
     layers: str = "uniform+last"
-    """Hidden states to keep: 2,4,6, all, uniform:6, last:6 or uniform:6+last (default: for the default student)."""
+    """Hidden states to keep: 2,4,6, all, uniform:6, last:6 or uniform:6+last; uniform+last: those of the default
+    student."""
     attention_layer: int | None = None
     """Layer whose queries, keys and values are kept. Default: the last but one."""
     relations: RelationMode | None = None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import Storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.teacher import Teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _BLOCKS = 4
 _ROWS_AT_ONCE = 16
@@ -79,10 +83,26 @@ class Saveable(Protocol):
         """Write a Hugging Face folder."""
 
 
-def write_teacher(storage: Storage, teacher: Saveable) -> None:
-    """Keep what students need of the teacher, so that training needs neither the teacher nor a network."""
+def teacher_bytes(teacher: Teacher, storage: Storage) -> int:
+    """About what `write_teacher` will write, without writing the weights. Call before `Teacher.start`."""
     if has_teacher(storage):
-        return
+        return 0
+    model = teacher.model if teacher.record.has_mlm_head else cast("PreTrainedModel", teacher.model.base_model)
+    # tied weights are saved once
+    weights: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    with TemporaryDirectory() as folder:
+        teacher.tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)
+        return sum(weights.values()) + sum(LocalStorage(folder).list().values())
+
+
+def write_teacher(storage: Storage, teacher: Saveable) -> int:
+    """Keep what students need of the teacher, so that training needs neither the teacher nor a network.
+
+    Returns the bytes of it; 0 where it is there already.
+    """
+    if has_teacher(storage):
+        return 0
     with storage.scratch() as folder:
         teacher.save(folder)
         saved = LocalStorage(folder)
@@ -90,6 +110,7 @@ def write_teacher(storage: Storage, teacher: Saveable) -> None:
         for name in files:
             storage.write_file(f"{TEACHER}/{name}", folder / name)
     write_teacher_files(storage, {f"{TEACHER}/{name}": digest for name, digest in files.items()})
+    return sum(digest.size for digest in files.values())
 
 
 def write_variances(storage: Storage, manifest: Manifest, complete: Collection[str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from teacher_cache.errors import TeacherError
+
+if TYPE_CHECKING:
+    import torch
+
 
 Coded = Mapping[str, NDArray[np.generic]]
 """The arrays of one coded stream by name. Tokens are along the last axis, or rows of tokens along the first one."""
@@ -54,6 +57,8 @@ def refuse_infinite(values: torch.Tensor) -> None:
     Raises:
         TeacherError: a value is not finite.
     """
+    import torch
+
     if not bool(torch.isfinite(values).all()):
         raise TeacherError(
             "the teacher gave infinite or undefined values: they would ruin training; check the checkpoint, or use "

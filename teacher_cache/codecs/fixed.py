@@ -13,12 +13,15 @@ cannot represent within its bound are an error; nothing saturates silently.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from teacher_cache.codecs.base import Coded, CodedArraySpec, VectorCodec, refuse_infinite
 from teacher_cache.contract.targets import FIXED_PRECISIONS
 from teacher_cache.errors import SettingsError, TeacherError
+
+if TYPE_CHECKING:
+    import torch
+
 
 _GROUP = 32
 """Components of a token that share a scale in `int4`."""
@@ -39,6 +42,8 @@ class Float16Codec:
         Raises:
             TeacherError: a value is not finite or beyond the largest half-precision number, 65504.
         """
+        import torch
+
         codes_DN = values_ND.to(torch.float16).T.contiguous()
         if not bool(torch.isfinite(codes_DN).all()):
             refuse_infinite(values_ND)
@@ -52,6 +57,8 @@ class Float16Codec:
 
     def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Half precision to float32."""
+        import torch
+
         return coded["codes"].T.contiguous().to(torch.float32)
 
     def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:
@@ -77,6 +84,8 @@ class Int8Codec:
         Raises:
             TeacherError: a value is not finite.
         """
+        import torch
+
         values_ND = values_ND.to(torch.float32)
         scale_N = values_ND.abs().amax(dim=1) / 127
         refuse_infinite(scale_N)
@@ -86,6 +95,8 @@ class Int8Codec:
 
     def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Codes times scale."""
+        import torch
+
         # turned round while they are bytes: a quarter of what there is to move
         return coded["codes"].T.contiguous().to(torch.float32).mul_(coded["scale"][:, None])
 
@@ -119,6 +130,8 @@ class Int4Codec:
         Raises:
             TeacherError: a value is not finite, or so large that its scale is beyond float16.
         """
+        import torch
+
         tokens, width = values_ND.shape
         values_NGg = torch.nn.functional.pad(values_ND.to(torch.float32), (0, -width % _GROUP)).view(tokens, -1, _GROUP)
         largest_NG = values_NGg.abs().amax(dim=2)
@@ -137,6 +150,8 @@ class Int4Codec:
 
     def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Codes times scale."""
+        import torch
+
         pairs_CN = coded["codes"]
         halves_DN = torch.stack((pairs_CN & 15, pairs_CN >> 4), dim=1).flatten(0, 1)
         codes_DN = halves_DN.view(torch.int8) - 8
@@ -147,6 +162,8 @@ class Int4Codec:
 
     def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:
         """Half a step of the group, the rounding of the scale to float16, and that of float32 arithmetic."""
+        import torch
+
         width = values_ND.shape[1]
         groups = values_ND.abs().split(_GROUP, dim=1)
         largest_NG = torch.stack([group.amax(dim=1) for group in groups], dim=1)
@@ -160,6 +177,8 @@ def _enclosing_scale(largest: torch.Tensor) -> torch.Tensor:
     Raises:
         TeacherError: a scale is beyond float16.
     """
+    import torch
+
     scale = (largest / 7).to(torch.float16)
     if bool(torch.isinf(scale).any()):
         raise TeacherError(

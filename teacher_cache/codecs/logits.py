@@ -17,16 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.base import Coded, CodedArraySpec
 from teacher_cache.contract.targets import MOST_DRAWS
-from teacher_cache.device import to_device
 from teacher_cache.errors import SettingsError, TeacherError
+
+if TYPE_CHECKING:
+    import torch
+
 
 LOG_PROBABILITY_CODECS = ("float16", "root8")
 _ROOT = 8
@@ -78,6 +80,8 @@ class LogProbabilityCodec:
         Raises:
             TeacherError: a log-probability is undefined.
         """
+        import torch
+
         refuse_undefined(log_probs_PK)
         if self.name == "float16":
             return np.asarray(log_probs_PK.to(torch.float16).T.contiguous().cpu().numpy())
@@ -88,6 +92,8 @@ class LogProbabilityCodec:
 
     def decode(self, codes_KP: torch.Tensor) -> torch.Tensor:
         """Float32 log-probabilities [P, K]."""
+        import torch
+
         if self.name == "float16":
             return codes_KP.T.to(torch.float32)
         codes_PK = codes_KP.cumsum(0, dtype=torch.int32).T & 255
@@ -95,6 +101,8 @@ class LogProbabilityCodec:
 
     def error_bound(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Largest possible distance of each decoded *probability* from exp(log_probs), in float64."""
+        import torch
+
         log_probs = log_probs.double()
         if self.name == "float16":
             step = (log_probs.abs() * 2.0**-11).clamp_min(2.0**-25)
@@ -127,6 +135,8 @@ class TopkCodec:
         Raises:
             TeacherError: a probability is undefined.
         """
+        import torch
+
         refuse_undefined(topk.log_tail_P)
         planes = split_ids(topk.ids_PK.T.cpu().numpy(), self.vocab_size)
         return {
@@ -137,6 +147,8 @@ class TopkCodec:
 
     def decode(self, coded: Mapping[str, torch.Tensor]) -> TopkEntries:
         """What was coded, from tensors on any device: int64 ids, float32 logarithms."""
+        import torch
+
         return TopkEntries(
             ids_PK=_join_ids(coded, self.vocab_size).T,
             log_probs_PK=LogProbabilityCodec(self.log_probs).decode(coded["log_probs"]),
@@ -204,6 +216,10 @@ class SampleCodec:
         `distinct_P` and `entries` hold the places from 0 on; entries behind the last id may follow. The width is the
         same for every range of places, so that ranges can be joined.
         """
+        import torch
+
+        from teacher_cache.device import to_device
+
         first = int(distinct_P[:start].sum(dtype=np.int64))
         last = first + int(distinct_P[start:stop].sum(dtype=np.int64))
         part = {name: to_device(entries[name][first:last], device) for name in self.entry_names()}
@@ -252,6 +268,8 @@ def split_ids(ids: NDArray[np.integer[Any]], vocab_size: int) -> dict[str, NDArr
 
 
 def _join_ids(coded: Mapping[str, torch.Tensor], vocab_size: int) -> torch.Tensor:
+    import torch
+
     ids = coded["ids/low"].to(torch.int64)
     for place, plane in enumerate(id_planes(vocab_size)[1:], 1):
         ids = ids | coded[f"ids/{plane}"].to(torch.int64) << 8 * place

@@ -19,13 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from teacher_cache.device import CodedArray, to_device
+if TYPE_CHECKING:
+    import torch
+
+    from teacher_cache.device import CodedArray
+
 
 LARGEST_CODE = 2**15 - 1
 ZERO = "zero"
@@ -64,6 +67,10 @@ class Packing:
 
         What is packed may be there already; else it goes there packed, and only the range that is asked for.
         """
+        import torch
+
+        from teacher_cache.device import to_device
+
         first = start // self.per_byte
         part_CL = packed[:, first : self.length(stop)]
         wanted = slice(start - first * self.per_byte, stop - first * self.per_byte)
@@ -110,6 +117,8 @@ class Packing:
 @lru_cache
 def _digit_table(packing: Packing, device: torch.device) -> torch.Tensor:
     """The values in each byte."""
+    import torch
+
     return torch.from_numpy(packing.digits(np.arange(256, dtype=np.uint8)[:, None])).to(device)
 
 

@@ -10,11 +10,13 @@ Shapes: B rows, T positions, A relation heads, N = B * T tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from teacher_cache.codecs.base import Coded, CodedArraySpec, refuse_infinite
 from teacher_cache.codecs.fixed import Float16Codec
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RelationCodec:
@@ -38,12 +40,16 @@ class RelationCodec:
         Raises:
             TeacherError: a value is not finite.
         """
+        import torch
+
         refuse_infinite(values_ND)
         values_BTAT = values_ND.unflatten(1, (self.heads, -1)).unflatten(0, (-1, values_ND.shape[1] // self.heads))
         return {"": values_BTAT.transpose(1, 2).to(torch.float16).contiguous().cpu().numpy()}
 
     def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Half precision to float32."""
+        import torch
+
         return coded[""].transpose(1, 2).flatten(2).flatten(0, 1).to(torch.float32)
 
     def error_bound_ND(self, values_ND: torch.Tensor) -> torch.Tensor:

@@ -274,13 +274,24 @@ class Manifest:
         }
 
     def differences(self, other: Manifest) -> list[tuple[str, Any, Any]]:
-        """Entries of `identity` in which `self` and `other` differ, with both values."""
+        """Entries of `identity` in which `self` and `other` differ, with both values, hashes beside what has them."""
         mine, theirs = ({**_LATER_ENTRIES, **one.identity()} for one in (self, other))
         return [
-            (name, mine.get(name), theirs.get(name))
+            (name, self._named(name, mine.get(name)), other._named(name, theirs.get(name)))
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+
+    def _named(self, name: str, value: Any) -> Any:
+        """`text.txt (SHA-256 0f3a...)`: the teacher and files as the command that made the store named them."""
+        files = " ".join(self.corpus.specs)
+        origin = {
+            "teacher weights": self.teacher.name,
+            "tokenizer": f"that of {self.teacher.name}",
+            "corpus": files,
+            "source files": files,
+        }.get(name)
+        return value if origin is None or value is None else f"{origin} (SHA-256 {str(value)[:12]}...)"
 
 
 _LATER_FIELDS = {

@@ -14,6 +14,7 @@ Blank documents are left out and surrounding white space is dropped. Nothing is 
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,7 @@ from teacher_cache.corpus.conversations import (
     read_chats,
     record_columns,
 )
-from teacher_cache.corpus.folders import SUFFIXES, find_local, suffix_of
+from teacher_cache.corpus.folders import SUFFIXES, Found, find_local, suffix_of
 from teacher_cache.corpus.json_files import read_json
 from teacher_cache.corpus.plain_text import read_plain_text
 from teacher_cache.corpus.tables import read_csv, read_tsv
@@ -54,6 +55,7 @@ from teacher_cache.disk import system_error_number
 from teacher_cache.errors import CorpusError, first_line
 from teacher_cache.hub import HUB_ERRORS
 
+_log = logging.getLogger(__name__)
 RECORDS_AT_ONCE = 16  # enough to hide the cost of a call, few enough that a batch of novels stays small
 READING_ERRORS = (OSError, ValueError, EOFError, zlib.error, pa.ArrowException, DatasetsError)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.*)?")
@@ -74,17 +76,43 @@ def read_documents(specs: Sequence[str], note: Note = no_note, *, chat: bool | N
     return chain.from_iterable([_find(spec, note, chat) for spec in specs])
 
 
+def look_up(specs: Sequence[str]) -> None:
+    """Whether local files are there and may be read, before anything that takes long: nothing is read of them.
+
+    What is at names on the hub is only known when they are loaded.
+
+    Raises:
+        CorpusError: a file is not there, or may not be read.
+    """
+    for spec in specs:
+        for path in _find_local(spec).paths:
+            if not path.is_file():  # a pipe can be opened once
+                continue
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise CorpusError(
+                    f"the corpus file {str(path)!r} cannot be opened ({error.strerror}), so its text would be missing; "
+                    "make it readable, or leave it out"
+                ) from error
+
+
 def _find(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
-    found = find_local(spec)
+    found = _find_local(spec)
     found.tell(spec, note)
     if found.paths:
         return (document for path in found.paths for document in _read_path(path, note, chat))
-    if _means_local(spec) or not HUB_NAME.fullmatch(spec):
+    return _read_hub(spec, note, chat)
+
+
+def _find_local(spec: str) -> Found:
+    found = find_local(spec)
+    if not found.paths and (_means_local(spec) or not HUB_NAME.fullmatch(spec)):
         raise CorpusError(
             f"no file matches the corpus {spec!r}: there is nothing to read; check the path (relative ones start from "
             f"{str(Path.cwd())!r})"
         )
-    return _read_hub(spec, note, chat)
+    return found
 
 
 def _means_local(spec: str) -> bool:
@@ -97,6 +125,7 @@ def _means_local(spec: str) -> bool:
 
 def _read_path(path: Path, note: Note, chat: bool | None) -> Iterator[str | Chat]:
     suffix = suffix_of(path)
+    _log.info("reading corpus file %s", path)
     if path.is_dir():
         return _read_saved(path, note, chat)
     if suffix == ".parquet":
@@ -181,6 +210,7 @@ def _read_saved(folder: Path, note: Note, chat: bool | None) -> Iterator[str | C
 
 
 def _read_hub(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
+    _log.info("reading corpus %s from the hub, or from its cache on this machine", spec)
     name, config, split = [*spec.split(":", 2), "", ""][:3]
     try:
         dataset = datasets.load_dataset(name, config or None, split=split or "train")

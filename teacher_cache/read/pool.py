@@ -8,6 +8,7 @@ that hold the same rows twice, are refused. Cost: opening every store once. Noth
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local_cache import open_local_cache
 from teacher_cache.wording import some
 
+_log = logging.getLogger(__name__)
 REMOTE = "://"
 
 
@@ -96,6 +98,8 @@ def open_caches(
         CacheReader.open(location, copies=copies if REMOTE in location else None)
         for location in expand_locations(_as_texts(locations))
     ]
+    for reader in readers:
+        _log.info("opened store %s: %d rows", reader.path, reader.rows)
     return readers[0] if len(readers) == 1 else CachePool(readers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from teacher_cache.storage.local import LocalStorage
 
+_log = logging.getLogger(__name__)
 _REMOTE = re.compile(r"([a-z][a-z0-9+]*)://?")
 
 
@@ -75,6 +77,7 @@ def open_storage(location: str | Path) -> Storage:
     Raises:
         StoreError: the address cannot be used.
     """
+    _log.info("store %s", location)
     found = _REMOTE.match(str(location))
     if found is None:
         return LocalStorage(location)

@@ -79,7 +79,7 @@ def watch_maps(model: nn.Module) -> Iterator[list[SeenMap]]:
     def watch(name: str, module: nn.Linear) -> Any:
         return module.register_forward_hook(
             lambda _module, given, made: seen.append(
-                SeenMap(name=name, module=module, given_BTD=given[0], made_BTD=made)
+                SeenMap(name=name, module=module, given_BTD=given[0] if given else made, made_BTD=made)
             )
         )
 

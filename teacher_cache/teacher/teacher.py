@@ -8,6 +8,7 @@ made: logits come from `head`, at the positions it is given.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from teacher_cache.teacher.loading import (
 from teacher_cache.teacher.outputs import TeacherOutputs
 from teacher_cache.teacher.replay import WatchedLayer, find_replay, linear_maps, watch_inputs, watch_maps
 
+_log = logging.getLogger(__name__)
 _UNLIMITED_POSITIONS = 512
 """The longest row of a teacher that names no limit of its own."""
 
@@ -116,7 +118,9 @@ class Teacher:
         )
         nn.Module.requires_grad_(model, False)
         nn.Module.eval(model)
-        return cls(model, tokenizer, record, device=chosen, dtype=resolve_dtype(dtype, chosen), placement=placement)
+        loaded = cls(model, tokenizer, record, device=chosen, dtype=resolve_dtype(dtype, chosen), placement=placement)
+        _log.info("read teacher %s: %s, to run in %s on %s", name, record.model_type, loaded.dtype, loaded.device)
+        return loaded
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder with weights as loaded, configuration and tokenizer. Call before `start`."""

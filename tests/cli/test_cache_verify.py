@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,3 +231,16 @@ def test_one_place_that_cannot_be_read_hides_nothing_of_another(store: Path, tmp
     code, out, _ = run("verify", other, store, "--json")
     found = json.loads(out)
     assert code == 1 and "error" in found[0] and len(found[1]["findings"]) == 1
+
+
+def test_info_and_verify_need_no_torch(store: Path) -> None:
+    """Importing it would be most of what a look at a store takes."""
+    code = f"""
+import sys
+from cli.kdcache import main
+codes = [main([command, {str(store)!r}, "-q"]) for command in ("info", "verify")]
+print(codes, sorted({{"torch", "transformers", "datasets"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[0, 0] []" and result.stderr == ""
+    assert f"{store}: whole" in result.stdout

@@ -106,7 +106,7 @@ def test_every_flag_that_help_lists_is_completed(
 
 
 def test_flags_are_offered_first_where_every_argument_is_one(complete: Complete) -> None:
-    assert complete("kdtrain ") == [*complete("kdtrain --"), "-v"]
+    assert complete("kdtrain ") == [*complete("kdtrain --"), "-q", "-v"]
     assert "--teacher" in complete("kdcache build ")
 
 

@@ -52,6 +52,8 @@ def test_a_build_shows_its_rate_and_what_is_left(clock: list[float], monkeypatch
     """Of this build alone: rows that were there before say nothing about its speed."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
     shown = BuildDisplay("opening")
     shown.tokenised(3, 400)
     shown.committed(100, 400, 0)
@@ -59,7 +61,11 @@ def test_a_build_shows_its_rate_and_what_is_left(clock: list[float], monkeypatch
     shown.committed(200, 400, 5_000_000)
     clock[0] += 10
     shown.committed(400, 400, 9_000_000)
-    assert terminal.getvalue().replace("\n", "").split("\r\033[K") == [
+    lines = terminal.getvalue().replace("\n", "").split("\r\033[K")
+    assert all(len(line) < 80 for line in lines)
+    bars = [line.count("━") for line in lines if "━" in line]
+    assert len(bars) == 2 and bars[0] < bars[1], "none once all is done"
+    assert [line.lstrip("━╸╺ ") for line in lines] == [
         "",
         "opening",
         "reading the corpus: 3 documents, 400 tokens",
@@ -67,3 +73,28 @@ def test_a_build_shows_its_rate_and_what_is_left(clock: list[float], monkeypatch
         "200/400 rows (50%), 10.0 rows/s, 5.0 MB written, 20 s left",
         "400/400 rows (100%), 15.0 rows/s, 9.0 MB written, 0 s left",
     ]
+
+
+def test_a_narrow_terminal_gets_no_bar_and_lines_that_do_not_break(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    line = StatusLine()
+    line.show_share(1, 2, "x" * 35)
+    line.show("y" * 50)
+    line.show("z" * 50, last=True)
+    assert terminal.getvalue().split("\r\033[K") == ["", "x" * 35, "y" * 39, "z" * 50 + "\n"]
+
+
+def test_nothing_is_shown_where_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(display, "_quiet", True)
+    shown = BuildDisplay("opening")
+    shown.committed(1, 2, 0)
+    shown.show("last", last=True)
+    with display.progress_bar("measuring", "rows") as advance:
+        advance(1, 2)
+    assert terminal.getvalue() == ""

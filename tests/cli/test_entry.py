@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 
+from cli.display import StatusLine
 from cli.entry import run_command, stops_on_sigterm
 from teacher_cache.errors import CorpusError
 
@@ -67,6 +71,7 @@ def test_version_is_answered_wherever_it_stands(argv: list[str], capsys) -> None
 STOPPED = "kdcache build: stopped; committed blocks are safe, run the same command to continue\n"
 SWALLOW = """
 import os, signal, sys, weakref
+from cli.display import StatusLine
 from cli.entry import run_command, stops_on_sigterm
 
 class Thing: ...
@@ -123,3 +128,35 @@ def test_a_reader_that_went_away_is_no_defect() -> None:
     result = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def work(argv: list[str]) -> None:
+    logging.getLogger("teacher_cache.storage").info("read %s", "x.zarr")
+    logging.getLogger("httpx").info("of a library")
+    logging.getLogger("student_train.train").warning("a warning")
+    StatusLine().note("progress")
+    print("result")
+
+
+@pytest.mark.parametrize(
+    "switch, told",
+    [("-q", "WARNING student_train.train: a warning"), ("--quiet", "WARNING student_train.train: a warning"),
+     ("--debug", "WARNING student_train.train: a warning progress"),
+     ("-v", "S s read x.zarr WARNING student_train.train: a warning progress S s done, exit code 0")],
+)  # fmt: skip
+def test_how_much_is_told(switch: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Results go to standard output however loud a command is; of libraries nothing is told but warnings."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    try:
+        assert run_command(work, "kdcache", [switch]) == 0
+    finally:
+        run_command(lambda argv: None, "kdcache", [])
+    printed = capsys.readouterr()
+    assert printed.out == "result\n"
+    assert re.sub(r"\d+\.\d", "S", " ".join(printed.err.split())) == told
+
+
+def test_quiet_and_verbose_exclude_each_other(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_command(fail, "kdcache", ["-q", "-v"])
+    assert left.value.code == 2 and "not allowed with" in capsys.readouterr().err

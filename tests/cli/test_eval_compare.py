@@ -93,7 +93,7 @@ def test_report(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["report", runs[4], "--out", str(tmp_path / "page.html")]) == 0
     assert "<h1>teacher</h1>" in (tmp_path / "page.html").read_text()
     printed = capsys.readouterr()
-    assert printed.out == "" and "page.html" in printed.err
+    assert printed.err == 2 * "loading PyTorch\n" and "page.html" in printed.out
 
 
 def test_refusals(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ def test_the_report_lies_in_the_run_unless_out_says_otherwise(
 ) -> None:
     assert main(["report", str(run)]) == 0
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith(f"written to {run / 'report.html'} (")
+    assert printed.err == "loading PyTorch\n" and printed.out.startswith(f"written to {run / 'report.html'} (")
     page = (run / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "kdeval fidelity" in page
     assert main(["report", str(run), "--out", str(tmp_path / "other.html")]) == 0
-    assert f"written to {tmp_path / 'other.html'}" in capsys.readouterr().err
+    assert f"written to {tmp_path / 'other.html'}" in capsys.readouterr().out
+    assert main(["report", str(run), "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(run / "report.html"), "bytes": (run / "report.html").stat().st_size,
+    }  # fmt: skip
     assert (tmp_path / "other.html").read_text().startswith("<!DOCTYPE html>")
 
 

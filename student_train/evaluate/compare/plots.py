@@ -2,7 +2,8 @@
 
 In: a `Comparison`. Out: PNG files. Quality is the average score over the tasks of the comparison; where nothing was
 scored, bits per byte of text, the relation KL to the teacher, or else the hidden NMSE, upside down. Error bars are the
-standard deviations of the table. Drawing takes about a second and no display.
+standard deviations of the table. The teacher is a star where its quality is known, too, and else a dashed line at what
+it costs. Drawing takes about a second and no display.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from student_train.evaluate.compare.compare import ComparedRow, Comparison
-from student_train.evaluate.drawing import GREY, LIGHT, PALETTE, as_it_is, new_figure, spread_labels, style_axes
+from student_train.evaluate.compare.teacher_point import (
+    teacher_bits,
+    teacher_latency,
+    teacher_parameters,
+    teacher_rate,
+)
+from student_train.evaluate.drawing import GREY, INK, LIGHT, PALETTE, as_it_is, new_figure, spread_labels, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +34,8 @@ class _Quality:
     label: str
     values: Mapping[str, tuple[float, float | None]]
     lower_is_better: bool
+    of_teacher: float | None = None
+    """Its own, where it is known: a distance to itself is 0."""
 
 
 def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -34,6 +43,11 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     quality = _quality(comparison)
     if quality is None:
         return []
+    of_teacher = {
+        LATENCY_PLOT: teacher_latency(comparison),
+        PARAMETERS_PLOT: teacher_parameters(comparison),
+        GENERATION_PLOT: teacher_rate(comparison),
+    }
     costs: dict[str, tuple[str, dict[str, float]]] = {
         LATENCY_PLOT: (
             f"milliseconds, median of {comparison.setup}",
@@ -59,7 +73,8 @@ def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     for name, (label, values) in costs.items():
         rows = [row for row in comparison.rows if row.name in values and row.name in quality.values]
         if rows:
-            _plot(rows, quality, label, values, lent if name == LATENCY_PLOT else {}, folder / name)
+            names = lent if name == LATENCY_PLOT else {}
+            _plot(rows, quality, label, values, names, folder / name, teacher=of_teacher[name])
             written.append(folder / name)
     return written
 
@@ -78,11 +93,16 @@ def _quality(comparison: Comparison) -> _Quality | None:
     read = {row.name: row.causal.bits_per_byte for row in rows if row.causal.bits_per_byte is not None}
     if read:
         points = {name: (bits, None) for name, bits in read.items()}
-        return _Quality(label="bits per byte of text (lower is better)", values=points, lower_is_better=True)
+        return _Quality(
+            label="bits per byte of text (lower is better)",
+            values=points,
+            lower_is_better=True,
+            of_teacher=teacher_bits(comparison),
+        )
     for label, name in (("relation KL to the teacher, nats", "relation_kl"), ("hidden NMSE", "hidden_nmse")):
         found = {row.name: (getattr(row, name), None) for row in rows if getattr(row, name) is not None}
         if found:
-            return _Quality(label=f"{label} (lower is better)", values=found, lower_is_better=True)
+            return _Quality(label=f"{label} (lower is better)", values=found, lower_is_better=True, of_teacher=0.0)
     return None
 
 
@@ -93,8 +113,10 @@ def _plot(
     costs: Mapping[str, float],
     names: Mapping[str, str],
     path: Path,
+    *,
+    teacher: float | None,
 ) -> None:
-    """One point a row; `names` are those that differ from the row's."""
+    """One point a row; `names` are those that differ from the row's, `teacher` is what that costs."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure = new_figure(8.6, 5.2)
@@ -113,10 +135,17 @@ def _plot(
             elinewidth=1.2, label=None if method in seen else as_it_is(method), markeredgecolor="white",
         )  # fmt: skip
         seen.add(method)
+    marked = [(costs[row.name], quality.values[row.name][0], names.get(row.name, row.name)) for row in rows]
+    if teacher is not None and quality.of_teacher is not None:
+        axes.plot(teacher, quality.of_teacher, marker="*", markersize=15, color=INK, linestyle="", label="teacher")
+        marked.append((teacher, quality.of_teacher, "teacher"))
+    elif teacher is not None:
+        axes.axvline(teacher, color=INK, linestyle="--", linewidth=1.8, label="teacher (not measured here)")
     axes.set_xlabel(label)
     axes.set_ylabel(as_it_is(quality.label))
     axes.margins(x=0.12, y=0.14)
-    if min(costs[row.name] for row in rows) * 4 < max(costs[row.name] for row in rows):
+    shown = [*(costs[row.name] for row in rows), *([] if teacher is None else [teacher])]
+    if min(shown) * 4 < max(shown):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -125,5 +154,5 @@ def _plot(
         axes.invert_yaxis()
     axes.grid(color=LIGHT, linewidth=0.6)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-    spread_labels(axes, [(costs[row.name], quality.values[row.name][0], names.get(row.name, row.name)) for row in rows])
+    spread_labels(axes, marked)
     figure.savefig(path)

@@ -1,9 +1,10 @@
 """A run's report: everything that is known of one student, as one HTML page that needs no network.
 
-In: the directory of a student, and for the relation maps a cache. Out: the page as text: summary, training curves,
-fidelity per layer, relation maps of teacher and student, text, tasks, latency, where it comes from and the commands
-that make it again. A section without its record names the command that makes it. Nothing is measured; with a cache the
-student runs once on some row. Cost: a few seconds, and a page of some hundred kilobytes.
+In: the directory of a student, and for the relation maps a cache. Out: the page as text: a verdict in words and the
+settings that matter; to unfold below them training curves, fidelity per layer, relation maps of teacher and student,
+text, tasks, latency, where it comes from and the commands that make it again. A section without its record names the
+command that makes it. Nothing is measured; with a cache the student runs once on some row. Cost: a few seconds, and a
+page of some hundred kilobytes.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from student_train.evaluate.perplexity.records import format_perplexity
 from student_train.evaluate.report import sections
-from student_train.evaluate.report.html import Html, contents, facts, heading_one, page, paragraph, section
+from student_train.evaluate.report.html import facts, heading_one, page, paragraph, said, section
+from student_train.evaluate.report.reproduce import reproduce
+from student_train.evaluate.report.verdict import verdict
 from student_train.evaluate.run_records import RunRecords, read_run
 from student_train.run_files import METRICS_NAME, read_curves
-from teacher_cache.wording import format_bytes, format_duration
+from teacher_cache.wording import format_bytes
+
+_TITLES = {"weights": "their weights", "init": "initialisation", "lr": "learning rate", "batch_size": "rows a step"}
 
 
-def make_report(run: str, caches: Sequence[str] = ()) -> Html:
+def make_report(run: str, caches: Sequence[str] = ()) -> str:
     """The report of the run in a directory.
 
     Args:
@@ -41,14 +45,15 @@ def make_report(run: str, caches: Sequence[str] = ()) -> Html:
         **({"tasks": ("Tasks", sections.tasks(records))} if records.tasks or not _causal(records) else {}),
         "latency": ("Latency", sections.latency(records)),
         "provenance": ("Where it comes from", sections.provenance(records)),
-        "reproduce": ("Make it again", sections.reproduce(records)),
+        "reproduce": ("Make it again", reproduce(records)),
     }
     name = records.folder.resolve().name
+    settings = _settings(records, metrics)
     body = [
         heading_one(name),
         paragraph(_subtitle(records), "soft"),
-        facts(_facts(records, metrics)),
-        contents([(anchor, title) for anchor, (title, _) in parts.items()]),
+        said(verdict(records, metrics)),
+        *([facts("Settings that matter", settings)] if settings else []),
         *(section(anchor, title, content) for anchor, (title, content) in parts.items()),
     ]
     return page(f"{name} – report", body)
@@ -66,66 +71,22 @@ def _subtitle(records: RunRecords) -> str:
     return f"{taught}{description or family}".strip() or records.path
 
 
-def _facts(records: RunRecords, metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The tiles at the top: only what is known."""
-    found: list[tuple[str, str]] = []
+def _settings(records: RunRecords, metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The tiles: what was asked for, as far as it is known."""
+    settings, found = records.settings, list[tuple[str, str]]()
     if records.shape is not None:
-        found.append(("shape", str(records.shape)))
-        found.append(("parameters", f"{records.shape.parameters / 1e6:.2f}M"))
-    if "method" in records.settings:
-        found.append(("method", str(records.settings["method"])))
-        found.append(("initialisation", str(records.settings.get("init"))))
-    found += _training_facts(metrics)
-    if records.fidelity is not None:
-        found += [
-            (measure.label, f"{measure.value:.3g}")
-            for key, measure in records.fidelity.lines().items()
-            if key.endswith(".total") or key in ("hidden.mean", "distribution.kl")
-        ]
-    if records.perplexity is not None:
-        score = records.perplexity.student_score
-        found += [("bits a byte", f"{score.bits_per_byte:.3f}"), ("perplexity", format_perplexity(score.perplexity))]
-    if records.lm_eval is not None:
-        found += [
-            (f"{result.task}, {result.main}", f"{result.metrics[result.main].value:.3g}")
-            for result in records.lm_eval.named
-        ]
-    found += [
-        (f"{task}, {scores.metric} × 100", f"{100 * sum(scores.scores.values()) / len(scores.scores):.1f}")
-        for task, scores in records.tasks.items()
-    ]
-    speedups = _speedups(records)
-    if speedups:
-        least, most = (f"{edge(speedups):.1f}×" for edge in (min, max))
-        found.append(("faster than the teacher", least if least == most else f"{least} to {most}"))
-    return found
-
-
-def _speedups(records: RunRecords) -> list[float]:
-    if records.latency is None:
-        return []
-    passes = [
-        timing.teacher_median_ms / timing.median_ms
-        for timing in records.latency.timings.values()
-        if timing.teacher_median_ms is not None
-    ]
-    answers = [timing.speedup for timing in records.latency.generation.values() if timing.speedup is not None]
-    return [*passes, *answers]
-
-
-def _training_facts(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+        found += [("shape", str(records.shape)), ("parameters", f"{records.shape.parameters / 1e6:.2f}M")]
+    for name in ("method", "weights", "mapping", "init", "lr", "batch_size"):
+        used = name != "mapping" or "hs" in str(settings.get("method")).split("+")
+        if settings.get(name) is not None and used:
+            found.append((_TITLES.get(name, name), str(settings[name])))
     steps = [record for record in metrics if "loss" in record]
-    found = []
     if steps:
-        seconds = sum(record["seconds"] for record in steps)
-        found.append(("steps", f"{steps[-1]['step']:,}"))
-        found.append(("tokens", _count(steps[-1]["tokens"])))
-        found.append(("time in steps", format_duration(seconds)))
+        found += [("steps", f"{steps[-1]['step']:,}"), ("tokens", _count(steps[-1]["tokens"]))]
         if "memory" in steps[-1]:
             found.append(("memory, most", format_bytes(steps[-1]["memory"])))
-    validations = [record["valid_loss"] for record in metrics if "valid_loss" in record]
-    if validations:
-        found.append(("held-out loss, best", f"{min(validations):.4g}"))
+    if rows := records.provenance.get("cache", {}).get("rows"):
+        found.append(("rows cached", f"{rows:,}"))
     return found
 
 

@@ -17,7 +17,7 @@ from student_train.evaluate.lm_eval.records import COLUMNS as HARNESS_COLUMNS
 from student_train.evaluate.lm_eval.records import result_lines
 from student_train.evaluate.perplexity.records import COLUMNS as PERPLEXITY_COLUMNS
 from student_train.evaluate.perplexity.records import text_cells
-from student_train.evaluate.report.html import Html, code_block, heading, missing, paragraph, picture, table
+from student_train.evaluate.report.html import Html, heading, missing, paragraph, picture, table
 from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
 from teacher_cache.errors import StudentError, TargetsError, TeacherError
@@ -233,7 +233,8 @@ def provenance(records: RunRecords) -> list[Html]:
     lines = [
         ("trained", found.get("created")),
         ("teacher", teacher.get("name")),
-        ("its weights", teacher.get("weights_sha256")),
+        # an import knows none, and has another hash in their place
+        ("its weights", None if "imported" in cache else teacher.get("weights_sha256")),
         ("cache", cache.get("path")),
         ("its contents", cache.get("identity_sha256")),
         ("rows", f"{cache.get('rows', 0):,}, of which {held_out.get('count', 0):,} were held out"),
@@ -251,26 +252,6 @@ def provenance(records: RunRecords) -> list[Html]:
         heading("Settings"),
         table(["flag", "value"], settings, words=2),
     ]
-
-
-def reproduce(records: RunRecords) -> list[Html]:
-    """The commands that made the run."""
-    if not records.commands:
-        return [paragraph("No record names a command.", "note")]
-    revision = records.provenance.get("git_revision")
-    where = f"At revision {revision}, in" if revision else "In"
-    return [
-        paragraph(f"{where} the directory that the commands were typed in:"),
-        code_block("\n".join(map(_quoted, records.commands))),
-    ]
-
-
-def _quoted(command: str) -> str:
-    """The command with nothing in it that a shell acts on: a record may be anybody's, and what it says is typed."""
-    try:
-        return shlex.join(shlex.split(command))
-    except ValueError:
-        return shlex.quote(command)
 
 
 def _reason(records: RunRecords, name: str, otherwise: str) -> str:

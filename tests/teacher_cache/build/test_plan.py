@@ -16,8 +16,9 @@ import pytest
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.plan import BuildPlan, plan_build
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.errors import SpaceError, StoreError
+from teacher_cache.errors import CorpusError, SpaceError, StoreError, TeacherError
 from teacher_cache.read.info import describe_store
+from teacher_cache.wording import format_bytes
 
 Settings = Callable[..., BuildSettings]
 pytestmark = pytest.mark.usefixtures("time_to_try")
@@ -215,3 +216,34 @@ def test_a_build_says_its_size_before_its_first_block(small_settings: Settings, 
     size, unit = line.split()[2:4]
     said = float(size) * {"kB": 1e3, "MB": 1e6}[unit]
     assert said == pytest.approx(sum(describe_store(settings.out).bytes_per_array.values()), rel=TOLERANCE)
+    copied = sum(path.stat().st_size for path in (Path(settings.out) / "teacher").iterdir() if path.is_file())
+    assert line.endswith(f"; the teacher's copy took {format_bytes(copied)}")
+
+
+def test_the_teachers_copy_is_refused_where_it_cannot_fit(
+    small_settings: Settings, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Before it is written: half of it is room for nothing."""
+    plan = plan_build(small_settings(tmp_path / "plan.zarr"))
+    settings = small_settings(small_disk(plan.other_bytes // 2) / "cache.zarr")
+    with pytest.raises(SpaceError, match=r"needs about .* free: it would stop half-way"):
+        build_cache(settings)
+    assert not (Path(settings.out) / "teacher").exists()
+
+
+def test_fewer_rows_than_asked_for_are_told(small_settings: Settings, notes: Any, tmp_path: Path) -> None:
+    build_cache(small_settings(tmp_path / "cache.zarr", max_rows=10_000), notes)
+    rows = describe_store(tmp_path / "cache.zarr").manifest.rows
+    assert f"the corpus has {rows} rows, fewer than --max-rows 10000: all are kept" in notes.lines
+
+
+def test_a_corpus_that_is_not_there_is_found_before_the_teacher_is_loaded(
+    small_settings: Settings, tmp_path: Path
+) -> None:
+    nothing = {"teacher": str(tmp_path / "no-teacher"), "out": str(tmp_path / "cache.zarr")}
+    for corpus in (("nothing.txt",), ("nothing.txt@1",), (str(tmp_path),)):
+        with pytest.raises(CorpusError, match="no file"):
+            build_cache(BuildSettings(corpus=corpus, **nothing))
+    (tmp_path / "text.txt").write_text("babo\n")
+    with pytest.raises(TeacherError):
+        build_cache(BuildSettings(corpus=(str(tmp_path / "text.txt"),), **nothing))

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,8 +28,8 @@ BREAKING = "\"'></p></pre></title></style><svg onload=document.title='pwned'>&lt
 STEERING = "$\\frac{$\x1b[31mred\x00\x07\x9b2J\u202ereversed\u2066\n\r"
 NASTY = f"{SCRIPT}{IMAGE}{BREAKING}{STEERING}"
 ALLOWED = frozenset(
-    "html head meta title style body main h1 h2 h3 p div span b nav a section figure figcaption img table thead tbody "
-    "tr th td pre".split()
+    "html head meta title style body main h1 h2 h3 p div span b dl dt dd section details summary figure figcaption img "
+    "table thead tbody tr th td pre".split()
 )
 
 
@@ -96,23 +97,46 @@ def test_a_page_of_hostile_records_has_the_elements_of_any_other(page: Path) -> 
     check(page.read_text(encoding="utf-8"))
 
 
-def test_nothing_in_a_page_of_hostile_records_runs_in_a_browser(page: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def open_page(tmp_path: Path) -> Callable[[Path], str]:
+    """Opens a page and gives what it is then."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("there is no chromium or google-chrome to open a report in")
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
     more = ["--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
-    command = [browser, *flags.split(), *more, "--dump-dom", page.as_uri()]
-    environment = {**os.environ, "HOME": str(tmp_path)}
 
-    def open_page() -> str:
-        shown = subprocess.run(command, capture_output=True, timeout=120, check=True, env=environment)
-        return shown.stdout.decode()
+    def opened(page: Path) -> str:
+        command = [browser, *flags.split(), *more, "--dump-dom", page.as_uri()]
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, timeout=120, check=True, env=environment).stdout.decode()
 
-    dom = open_page()
+    return opened
+
+
+def test_nothing_in_a_page_of_hostile_records_runs_in_a_browser(page: Path, open_page: Callable[[Path], str]) -> None:
+    dom = open_page(page)
     check(dom)
     title = re.search("<title>(.*?)</title>", dom, re.DOTALL)
     assert title and title[1].endswith("report") and title[1] != "pwned"
     # and the same page does run what is not escaped: else nothing would be shown by this
     page.write_text(page.read_text(encoding="utf-8").replace("</main>", f"{SCRIPT}</main>"), encoding="utf-8")
-    assert "<title>pwned</title>" in open_page()
+    assert "<title>pwned</title>" in open_page(page)
+
+
+MEASURE = """<script>
+onload = () => parent.postMessage(`${document.documentElement.scrollWidth}`, "*")
+</script></main>"""
+FRAME = """<!DOCTYPE html><pre id="said"></pre>
+<script>onmessage = event => { document.getElementById("said").textContent = event.data }</script>
+<iframe src="report.html" style="width: 390px; height: 800px; border: 0"></iframe>"""
+
+
+def test_a_page_is_no_wider_than_a_phone(page: Path, open_page: Callable[[Path], str]) -> None:
+    """With everything unfolded, names without a space in them among it; a window cannot be as narrow as a frame."""
+    text = page.read_text(encoding="utf-8").replace("<details>", "<details open>").replace("</main>", MEASURE)
+    page.write_text(text, encoding="utf-8")
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME, encoding="utf-8")
+    said = re.search('<pre id="said">([0-9]+)</pre>', open_page(frame))
+    assert said and int(said[1]) <= 390

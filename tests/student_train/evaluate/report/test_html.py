@@ -1,11 +1,10 @@
-"""HTML by hand: everything is escaped, elements are closed, and a page needs nothing but itself."""
+"""HTML of a report: everything is escaped, elements are closed, and a page needs nothing but itself."""
 
 from __future__ import annotations
 
 from student_train.evaluate.report.html import (
     Html,
     code_block,
-    contents,
     facts,
     heading,
     heading_one,
@@ -13,13 +12,14 @@ from student_train.evaluate.report.html import (
     page,
     paragraph,
     picture,
+    said,
     section,
     table,
 )
 from tests.student_train.evaluate.report.pages import Page
 
 NASTY = "<b> & \"x\" 'y'"
-ESCAPED = "&lt;b&gt; &amp; &quot;x&quot; &#x27;y&#x27;"
+ESCAPED = "&lt;b&gt; &amp; &#34;x&#34; &#39;y&#39;"
 
 
 def test_whatever_is_said_is_text() -> None:
@@ -29,10 +29,10 @@ def test_whatever_is_said_is_text() -> None:
         heading(NASTY),
         heading_one(NASTY),
         code_block(NASTY),
-        contents([("a", NASTY)]),
+        said([(NASTY, NASTY)]),
         section("a", NASTY, []),
         missing(NASTY, NASTY),
-        facts([(NASTY, NASTY)]),
+        facts(NASTY, [(NASTY, NASTY)]),
         table([NASTY], [[NASTY]]),
         picture(NASTY, NASTY, NASTY),
     ]

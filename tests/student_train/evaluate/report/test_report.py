@@ -26,6 +26,7 @@ def test_everything_that_is_known(trained_run: Path, tiny_store: Path) -> None:
     page = Page(text)
     assert set(SECTIONS) < page.text.keys()
     assert "<student> & co" in page.text[""] and "2x16:2:" in page.text[""]
+    assert "Its loss on held-out rows fell from" in page.text[""] and "Nobody has measured" in page.text[""]
     # nothing is fetched: what is named lies in the page itself
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert "http" not in re.sub(r"base64,[^\"]*", "", text) and "<script" not in text and "@import" not in text
@@ -39,6 +40,7 @@ def test_everything_that_is_known(trained_run: Path, tiny_store: Path) -> None:
     for value in (provenance["cache"]["identity_sha256"], provenance["software"]["torch"], "--weight-decay", "0.01"):
         assert value in page.text["provenance"]
     assert provenance["command"] in page.text["reproduce"] and "--student it --json" in page.text["reproduce"]
+    assert provenance["cache"]["command"] in page.text["reproduce"], "the store is made again, too"
 
 
 def test_a_cache_without_attention(trained_run: Path, tmp_path: Path, make_tiny_store: Any) -> None:
@@ -77,7 +79,7 @@ def test_records_of_tasks_and_latency(trained_run: Path, tmp_path: Path) -> None
     page = Page(make_report(str(copy)))
     assert "sw30.0040.0035.00 ± 7.07" in page.text["tasks"] and "0.0001, 3e-05" in page.text["tasks"]
     assert "GPUbfloat161642.002.503.259.004.50×" in page.text["latency"]
-    assert "xnli, accuracy × 10045.0" in page.text[""] and "4.5×" in page.text[""]
+    assert "45.0 on xnli (accuracy × 100)" in page.text[""] and "4.5 times as fast" in page.text[""]
 
 
 def test_a_model_from_elsewhere_and_stale_records(trained_run: Path, tiny_teacher_copy: Any) -> None:

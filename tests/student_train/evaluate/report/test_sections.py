@@ -11,6 +11,7 @@ import pytest
 
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, page, section
+from student_train.evaluate.report.reproduce import reproduce
 from student_train.evaluate.run_records import RunRecords, read_run
 from tests.student_train.evaluate.left_records import answered, finetuned, harnessed, read_text, timed, write
 from tests.student_train.evaluate.report.pages import Page
@@ -87,7 +88,7 @@ def test_provenance(make_run: Any) -> None:
     run = make_run("run", mapping="last", weights=None, json=True)
     path = run / "provenance.json"
     record = json.loads(path.read_text())
-    record["cache"] |= {"rows": 1000, "teacher": {"name": "the teacher"}}
+    record["cache"] |= {"rows": 1000, "teacher": {"name": "the teacher", "weights_sha256": "t"}}
     record |= {
         "objective": {"hs": {"pairs": [[1, 2], [2, 4]], "relation_heads": 8}},
         "held_out_rows": {"count": 20},
@@ -99,6 +100,10 @@ def test_provenance(make_run: Any) -> None:
         assert said in text
     assert "hspairs: 1 → 2, 2 → 4; relation heads: 8" in text
     assert "--mappinglast" in text and "--weights–" in text and "--cachecache.zarr" in text
+    assert "its weightst" in text
+    write(path, record | {"cache": record["cache"] | {"imported": "vllm"}})
+    known = read(sections.provenance(replace(read_run(str(run)), weights=None)))
+    assert "its weights" not in known, "an import knows no weights"
     # how it printed is no setting of a training
     assert "--json" not in text
 
@@ -106,7 +111,7 @@ def test_provenance(make_run: Any) -> None:
 def test_a_model_from_elsewhere_has_none(tiny_teacher: Any) -> None:
     records = read_run(str(tiny_teacher("bert")))
     assert "was not trained by kdtrain" in read(sections.provenance(records))
-    assert "No record names a command." in read(sections.reproduce(records))
+    assert "No record names a command." in read(reproduce(records))
 
 
 @pytest.mark.parametrize(
@@ -118,14 +123,28 @@ def test_a_model_from_elsewhere_has_none(tiny_teacher: Any) -> None:
     ],
 )
 def test_nothing_in_a_command_is_for_the_shell(records: RunRecords, command: str, shown: str) -> None:
-    assert shown in read(sections.reproduce(replace(records, commands=(command,))))
+    assert shown in read(reproduce(replace(records, commands=(command,))))
 
 
 def test_commands_stand_as_they_were_typed(records: RunRecords) -> None:
     commands = ("kdtrain --out '<x> & y'", "kdeval fidelity")
     known = replace(records, commands=commands, provenance={**records.provenance, "git_revision": "abc"})
-    text = read(sections.reproduce(known))
+    text = read(reproduce(known))
     assert "At revision abc, in the directory" in text and "kdtrain --out '<x> & y'\nkdeval fidelity" in text
+
+
+def test_the_store_is_made_first(records: RunRecords) -> None:
+    """From its source on where it was derived; a module that Python ran is typed as any other command."""
+    derived = "/bin/kdcache derive a.zarr 'b c.zarr'; a.zarr was made 2026-01-01 by: cli/kdcache.py build --teacher t"
+    cache = records.provenance["cache"] | {"command": derived}
+    known = replace(records, commands=("kdtrain.py --out x",), provenance={**records.provenance, "cache": cache})
+    shown = "kdcache build --teacher t\nkdcache derive a.zarr 'b c.zarr'\nkdtrain --out x"
+    assert shown in read(reproduce(known)) and "kdcache info" not in read(reproduce(known))
+    stores = {"stores": [{"command": "kdcache build --part 1/2"}, {"command": "kdcache build --part 2/2"}]}
+    known = replace(known, provenance={**records.provenance, "cache": cache | stores})
+    assert "kdcache build --part 1/2\nkdcache build --part 2/2\nkdtrain --out x" in read(reproduce(known))
+    old = read(reproduce(replace(known, provenance=records.provenance)))
+    assert "kdcache info cache.zarr" in old, "records of before do not name it"
 
 
 def test_words_for_what_a_method_compares() -> None:
