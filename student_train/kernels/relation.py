@@ -14,7 +14,8 @@ Three backends give the same numbers, each repeats its own exactly, and none mak
 
 - `reference` writes the formula down and keeps several [T, T] matrices per head for autograd (reference.py);
 - `chunked` goes through tiles in tensor operations, on any device, in O(T) memory (chunked.py);
-- `triton` is two kernels for GPUs, in O(T) memory (fused.py): head widths up to 128, float32 and half precision.
+- `triton` is two kernels for GPUs, in O(T) memory (fused.py): head widths up to 128, float32 and half precision. Where
+  Triton is installed and cannot compile, `auto` takes `chunked` and says so.
 """
 
 from __future__ import annotations
