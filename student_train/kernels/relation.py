@@ -14,13 +14,16 @@ Three backends give the same numbers, each repeats its own exactly, and none mak
 
 - `reference` writes the formula down and keeps several [T, T] matrices per head for autograd (reference.py);
 - `chunked` goes through tiles in tensor operations, on any device, in O(T) memory (chunked.py);
-- `triton` is two kernels for GPUs, in O(T) memory (fused.py): head widths up to 128, float32 and half precision.
+- `triton` is two kernels for GPUs, in O(T) memory (fused.py): head widths up to 128, float32 and half precision. Where
+  Triton is installed and cannot compile, `auto` takes `chunked` and says so.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -31,6 +34,9 @@ from student_train.kernels.chunked import chunked_kl_sum
 from student_train.kernels.reference import reference_kl_sum, stored_kl_sum
 
 Backend = Literal["auto", "reference", "chunked", "triton"]
+
+CANNOT_COMPILE = "Triton is installed and cannot compile its kernels here"
+"""An obstacle of the machine, not of what is computed: whoever left the choice to `auto` should hear of it."""
 
 WIDEST_HEAD = 128
 """Of the Triton kernels: wider tiles would not fit into a GPU's registers."""
@@ -54,7 +60,8 @@ def relation_kl(
         causal: relate each position to itself and those before it, not to those behind it.
         starts_BT: True where a segment of a row begins, on the same device: positions are related within their segment;
             None where a row is one.
-        backend: by name, or `auto`: `triton` where its kernels run, else `chunked`.
+        backend: by name, or `auto`: `triton` where its kernels run, else `chunked`. Where Triton is installed and
+            cannot compile, that is said once, as a warning of this module's logger.
     """
     batch, _, positions, _ = student_BATd.shape
     real = batch * positions if length_B is None else length_B.sum().clamp(min=1)
@@ -84,7 +91,10 @@ def relation_kl_sum(
             "in rows, heads and positions: split both into the same number of relation heads"
         )
     if backend == "auto":
-        backend = "chunked" if _obstacle(teacher_BATd, student_BATd) else "triton"
+        obstacle = _obstacle(teacher_BATd, student_BATd)
+        if obstacle is not None and obstacle.startswith(CANNOT_COMPILE):
+            _say_once(f"{obstacle}; relation losses take backend 'chunked' instead, which needs several times as long")
+        backend = "chunked" if obstacle else "triton"
     kl_sum = _kernel(backend, teacher_BATd, student_BATd)
     total: Tensor = kl_sum(teacher_BATd, student_BATd, length_B, causal=causal, starts_BT=starts_BT)
     return total / student_BATd.shape[1]
@@ -139,4 +149,17 @@ def _obstacle(teacher_BATd: Tensor, student_BATd: Tensor, *, interpreted: bool =
     widest = max(teacher_BATd.shape[-1], student_BATd.shape[-1])
     if widest > WIDEST_HEAD:
         return f"heads of {widest} components are wider than {WIDEST_HEAD}"
+    if not interpreted and (failure := _why_triton_cannot_compile(student_BATd)) is not None:
+        return f"{CANNOT_COMPILE} ({failure}): install a C compiler and Python's headers (gcc, python3-dev)"
     return None
+
+
+def _why_triton_cannot_compile(vectors: Tensor) -> str | None:
+    from student_train.kernels.triton_probe import why_triton_cannot_compile  # Triton need not be there
+
+    return why_triton_cannot_compile(vectors)
+
+
+@cache
+def _say_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)

@@ -7,8 +7,9 @@ into gradients, and are gone. `projected_losses` does so in the forward pass alr
 its inputs, which the backward pass only has to scale: three matrix products like the materialised loss, none of them
 twice. (The idea is known from fused linear cross-entropy kernels, such as mgmalek/efficient_cross_entropy.)
 
-Cost: `logits_at_a_time` numbers, as many again for a second loss, and one float32 gradient of weight and bias, which
-the materialised loss has too. Without gradients (validation, frozen weights) none of that work is done.
+Cost: `logits_at_a_time` numbers, by default more on a GPU, as many again for a second loss, and one float32 gradient of
+weight and bias, which the materialised loss has too. Without gradients (validation, frozen weights) none of that work
+is done.
 
 Heads that do not end in a plain linear map, and weights that are in pieces, take `recomputed_losses`: the same sums by
 ordinary autograd, with the logits of each run computed again in the backward pass.
@@ -19,6 +20,7 @@ Shapes: P positions of interest, E width that the last map reads, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +32,10 @@ from student_train.losses.distributions import Targets, logits_loss, replace_by_
 
 LOGITS_AT_A_TIME = 1 << 25
 """Logits that exist at once: 128 MiB as float32."""
+
+_ON_GPUS = 1 << 28
+"""The same on a GPU, 1 GiB. Every run reads and writes the gradient of the weight, which for 250,002 ids is 768 MB: as
+much time as the run itself takes where it has few positions, and memory there is wide."""
 
 _SAME_SHARE = 1e-4
 
@@ -52,7 +58,7 @@ def projected_losses(
     bias_V: Tensor | None,
     terms: Sequence[LogitsTerm],
     *,
-    logits_at_a_time: int = LOGITS_AT_A_TIME,
+    logits_at_a_time: int | None = None,
 ) -> Tensor:
     """The unweighted losses [N] of the logits hidden_PE @ weight_VE.T + bias_V.
 
@@ -62,7 +68,7 @@ def projected_losses(
     """
     inputs = (hidden_PE, weight_VE, bias_V)
     needed = tuple(torch.is_grad_enabled() and part is not None and part.requires_grad for part in inputs)
-    run = max(1, logits_at_a_time // len(weight_VE))
+    run = _positions_at_a_time(logits_at_a_time, hidden_PE.device, len(weight_VE))
     totals_N: Tensor = _ProjectedLosses.apply(*inputs, tuple(terms), run, needed)  # type: ignore[no-untyped-call]
     return totals_N
 
@@ -163,8 +169,33 @@ class _Gradients:
             return
         if self.for_weight.dtype == gradient_PV.dtype:
             self.for_weight.addmm_(gradient_PV.T, self.hidden_PE[positions])
+        elif _adds_into_wider_sums(self.for_weight.device):
+            hidden_PE, sum_VE = self.hidden_PE[positions], self.for_weight
+            torch.addmm(sum_VE, gradient_PV.T, hidden_PE, out_dtype=sum_VE.dtype, out=sum_VE)
         else:
             self.for_weight.add_(gradient_PV.T @ self.hidden_PE[positions])
+
+
+@cache
+def _adds_into_wider_sums(device: torch.device) -> bool:
+    """Whether a product of bfloat16 matrices can be added to a float32 one as it is computed: GPUs can, by new PyTorch.
+
+    Otherwise it is rounded to bfloat16, and written and read once more.
+    """
+    if device.type != "cuda":
+        return False
+    factor, sum_ = torch.zeros(16, 16, dtype=torch.bfloat16, device=device), torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(sum_, factor, factor, out_dtype=torch.float32, out=sum_)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _positions_at_a_time(logits_at_a_time: int | None, device: torch.device, vocab_size: int) -> int:
+    if logits_at_a_time is None:
+        logits_at_a_time = _ON_GPUS if device.type == "cuda" else LOGITS_AT_A_TIME
+    return max(1, logits_at_a_time // vocab_size)
 
 
 def recomputed_losses(
@@ -173,7 +204,7 @@ def recomputed_losses(
     terms: Sequence[LogitsTerm],
     *,
     vocab_size: int,
-    logits_at_a_time: int = LOGITS_AT_A_TIME,
+    logits_at_a_time: int | None = None,
     agree: Callable[[int], int] | None = None,
 ) -> Tensor:
     """The unweighted losses [N] of head(hidden_PD), for any head.
@@ -185,11 +216,11 @@ def recomputed_losses(
         hidden_PD: what it reads at the positions of interest.
         terms: the losses.
         vocab_size: V.
-        logits_at_a_time: how many logits a run has at most.
+        logits_at_a_time: how many logits a run has at most; by default what suits the device.
         agree: asked for the number of runs, given how many there have to be, where several processes bring the weights
             of the head together for every one. Those that are too many have no positions.
     """
-    run = max(1, logits_at_a_time // vocab_size)
+    run = _positions_at_a_time(logits_at_a_time, hidden_PD.device, vocab_size)
     runs = max(1, -(-len(hidden_PD) // run))
     if agree is not None:
         runs = agree(runs)

@@ -62,7 +62,7 @@ class DistillationModel(nn.Module):
             result = encoder(
                 input_ids=targets.input_ids_BT.long(),
                 output_hidden_states=bool(needs.hidden_layers),
-                **forward_arguments(encoder, targets.real_BT(), targets.starts_BT),
+                **forward_arguments(encoder, targets.real_BT(), targets.starts_BT, unpadded=targets.unpadded),
             )
         return StudentOutputs(
             hidden={layer: result.hidden_states[layer] for layer in needs.hidden_layers},

@@ -30,6 +30,7 @@ from teacher_cache.codecs.sample import CalibrationSample, coded_vectors, stacke
 from teacher_cache.codecs.sinks import squared_distance, store_sinks
 from teacher_cache.contract.manifest import SinkRecord, TransformRecord
 from teacher_cache.contract.streams import VECTORS
+from teacher_cache.device import tf32_products
 from teacher_cache.errors import TeacherError
 from teacher_cache.models.attention import AttentionProjections, Projection, Replay
 
@@ -110,7 +111,9 @@ class Quantiser:
         """
         if self.weight_KH.device != values_NH.device:
             self.weight_KH, self.offset_K1 = (x.to(values_NH.device) for x in (self.weight_KH, self.offset_K1))
-        codes_KN = torch.addmm(self.offset_K1, self.weight_KH, values_NH.float().T).round_()
+        # what a teacher computes in bfloat16 on a GPU keeps all of its bits
+        with tf32_products(allowed=values_NH.is_cuda and values_NH.dtype == torch.bfloat16):
+            codes_KN = torch.addmm(self.offset_K1, self.weight_KH, values_NH.float().T).round_()
         if padding_N is not None:
             codes_KN.masked_fill_(padding_N, 0)
         if sinks_N is not None:

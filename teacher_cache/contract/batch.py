@@ -126,6 +126,8 @@ class TargetBatch:
     states in an `nmse` codec."""
     attention_sinks: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """Likewise, of any of the streams that a layer's attention is read from."""
+    unpadded: bool = False
+    """Known on the host: no row has padding. Of rows without padding it may be False, too."""
 
     def real_BT(self) -> torch.Tensor:
         """True at the positions that hold a token of the row, False at padding."""
@@ -171,7 +173,7 @@ def _map_tensors(record: RecordT, function: Any) -> RecordT:
 
 
 def _zip_tensors(records: Sequence[Any], function: Any) -> Any:
-    """Apply `function` to the list of tensors that stand at the same place of each record."""
+    """Apply `function` to the tensors that stand at the same place of each record; what is said must be so of all."""
     first = records[0]
     if first is None:
         return None
@@ -181,6 +183,8 @@ def _zip_tensors(records: Sequence[Any], function: Any) -> Any:
             for part in fields(first)
         }
         return cast("Any", type(first))(**parts)
+    if isinstance(first, bool):
+        return all(records)
     if isinstance(first, Mapping):
         return {key: _zip_tensors([record[key] for record in records], function) for key in first}
     return function(list(records))

@@ -25,7 +25,7 @@ from teacher_cache.models.families import encoder_of, first_position, kind_of
 
 
 def forward_arguments(
-    model: PreTrainedModel, real_BT: torch.Tensor, starts_BT: torch.Tensor | None = None
+    model: PreTrainedModel, real_BT: torch.Tensor, starts_BT: torch.Tensor | None = None, *, unpadded: bool = False
 ) -> dict[str, Any]:
     """Keyword arguments of the base model's forward pass, beside token ids.
 
@@ -33,10 +33,14 @@ def forward_arguments(
         model: the model or its base model.
         real_BT: True at the tokens of a row, False at padding behind them.
         starts_BT: True where a segment begins, at the first position at least; None where a row is read as one.
+        unpadded: the host knows that all of `real_BT` is True. Encoders that read rows as one get no mask then: of a
+            mask of ones Transformers asks a GPU whether it is one, and waits for the answer in every pass.
     """
     causal = kind_of(model.config) == "causal-lm"
     if starts_BT is None:
-        return {"use_cache": False} if causal else {"attention_mask": real_BT.long()}
+        if causal:
+            return {"use_cache": False}
+        return {"attention_mask": None if unpadded else real_BT.long()}
     positions_BT = restarting_positions(starts_BT) + first_position(model)
     if causal:
         return {"use_cache": False, "position_ids": positions_BT}

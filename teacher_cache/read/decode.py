@@ -128,6 +128,7 @@ class RowDecoder:
         return TargetBatch(
             input_ids_BT=to_device(ids_BT, self.device),
             length_B=self._rows("length"),
+            unpadded=bool((self._host_rows("length") == self.manifest.seq_len).all()),
             row_id_B=self._rows("row_id"),
             hidden=hidden,
             attention=attention,

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from teacher_cache.device import Transfer, _free_device, choose_device, choose_device_type, resolve_dtype, to_device
+from teacher_cache.device import (
+    Transfer,
+    _free_device,
+    choose_device,
+    choose_device_type,
+    resolve_dtype,
+    tf32_products,
+    to_device,
+)
 from teacher_cache.errors import SettingsError
 from teacher_cache.teacher.teacher import Teacher
 
@@ -73,3 +81,38 @@ def test_arithmetic_follows_the_device_unless_it_is_named() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
     assert [resolve_dtype("auto", device) for device in (cpu, gpu)] == ["float32", "bfloat16"]
     assert [resolve_dtype("float16", device) for device in (cpu, gpu)] == ["float16", "float16"]
+
+
+def tf32_is_allowed() -> bool:
+    # what torch.compile asks: it fails where the switch was set by the other of PyTorch's interfaces
+    assert torch.get_float32_matmul_precision() == ("high" if torch.backends.cuda.matmul.allow_tf32 else "highest")
+    return torch.backends.cuda.matmul.allow_tf32
+
+
+def test_products_are_coarser_inside_and_as_before_outside() -> None:
+    assert not tf32_is_allowed()
+    with tf32_products(allowed=False):
+        assert not tf32_is_allowed()
+    with tf32_products(allowed=True):
+        assert tf32_is_allowed()
+        with pytest.raises(KeyError), tf32_products(allowed=True):
+            raise KeyError
+        assert tf32_is_allowed()
+    assert not tf32_is_allowed()
+
+
+def test_contexts_that_overlap_in_threads_leave_what_was_before_the_first() -> None:
+    first, second = tf32_products(allowed=True), tf32_products(allowed=True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert tf32_is_allowed()
+    second.__exit__(None, None, None)
+    assert not tf32_is_allowed()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with tf32_products(allowed=True):
+            pass
+        assert tf32_is_allowed()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -12,6 +12,7 @@ import torch
 from student_train.engine.config import make_config
 from student_train.engine.engine import (
     ADAM_BETAS,
+    _computes_in_bfloat16_on_a_gpu,
     clip_gradient,
     full_precision_weights,
     learning_rate_factor,
@@ -199,3 +200,12 @@ def test_a_gradient_that_is_no_number_shows_in_its_norm(stage, dtype):
     norm = clip_gradient(engine, 0.5)
     engine.step()
     assert not math.isfinite(float(engine.get_global_grad_norm() if norm is None else norm))
+
+
+def test_products_beside_a_student_are_coarser_where_it_computes_in_bfloat16_on_a_gpu():
+    config = {
+        dtype: make_config(TrainSettings(), dtype=dtype, micro_batch=1) for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert _computes_in_bfloat16_on_a_gpu(config[torch.bfloat16], "cuda")
+    assert not _computes_in_bfloat16_on_a_gpu(config[torch.bfloat16], "cpu")
+    assert not _computes_in_bfloat16_on_a_gpu(config[torch.float32], "cuda")

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +210,60 @@ def test_what_the_gpu_kernels_cannot_take_is_said(vectors, monkeypatch: pytest.M
     teacher, student = vectors(teacher_width=129)
     with pytest.raises(ValueError, match="129 components are wider than 128"):
         relation_kl(teacher.float(), student.float(), backend="triton")
+
+
+# a GPU is only said to be here: nothing is computed on it, but what Triton compiles before its first launch is real
+WITHOUT_A_COMPILER = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.nvidia.driver import CudaDriver
+from student_train.kernels import relation, relation_kl_sum
+
+CudaDriver.is_active = staticmethod(lambda: True)
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+relation.chunked_kl_sum = lambda teacher, student, length_B, **mask: print(mask) or torch.zeros(())
+with FakeTensorMode():
+    teacher, student = torch.randn(2, 3, 9, 8, device="cuda"), torch.randn(2, 3, 9, 5, device="cuda")
+    for _ in range(2):
+        relation_kl_sum(teacher, student, causal=True)
+    try:
+        relation_kl_sum(teacher, student, backend="triton")
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("compiler", ["none", "without the headers of Python"])
+def test_where_triton_cannot_compile_the_chunked_backend_is_taken_and_said_so_once(
+    compiler: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "CC")}
+    # that there is no driver must not be what stops it
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_LIBCUDA_PATH": str(tmp_path)}
+    if compiler == "none":
+        environment["PATH"] = str(tmp_path)
+        reason = "Failed to find C compiler"
+    else:
+        if shutil.which("gcc") is None:
+            pytest.skip("no gcc")
+        bare = tmp_path / "bare-gcc"
+        headers = sysconfig.get_paths()["include"]
+        bare.write_text(f'#!/bin/sh\nexec gcc $(printf "%s\\n" "$@" | grep -v "{headers}")\n')
+        bare.chmod(0o755)
+        environment["CC"] = str(bare)
+        reason = "bare-gcc' failed; Python.h may be missing"
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_COMPILER], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    *chunked, refusal = result.stdout.splitlines()
+    assert chunked == ["{'causal': True, 'starts_BT': None}"] * 2
+    assert result.stderr.count("cannot compile its kernels here") == 1 and reason in result.stderr
+    assert "install a C compiler and Python's headers" in result.stderr and "'chunked' instead" in result.stderr
+    assert refusal.startswith(
+        "backend 'triton' cannot be used: Triton is installed and cannot compile its kernels here"
+    )
 
 
 def test_the_package_exports_the_loss() -> None:

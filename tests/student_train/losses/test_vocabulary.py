@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from student_train.losses import vocabulary
 from student_train.losses.distributions import KeptTargets, SampledTargets, TopkTargets
 from student_train.losses.vocabulary import LogitsTerm, projected_losses, recomputed_losses
 
@@ -267,3 +268,28 @@ def test_a_vocabulary_of_250002_never_makes_all_logits(names: tuple[str, ...], w
             ).sum().backward()  # fmt: skip
     assert watch.largest == at_a_time
     assert parts[1].grad is not None and parts[1].grad[-8:].abs().min() > 0
+
+
+def test_runs_are_longer_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert vocabulary._positions_at_a_time(None, cpu, 250_002) == 134
+    assert vocabulary._positions_at_a_time(None, gpu, 250_002) == 1073
+    assert vocabulary._positions_at_a_time(500, gpu, 200) == 2 and vocabulary._positions_at_a_time(1, cpu, 200) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_gpu_adds_to_the_sum_in_the_product_itself(dtype: torch.dtype) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert vocabulary._adds_into_wider_sums(device)
+    generator = torch.Generator().manual_seed(0)
+    hidden_PE, weight_VE = (
+        torch.randn(shape, generator=generator).to(device, dtype) for shape in ((300, 64), (500, 64))
+    )
+    sums = vocabulary._Gradients(hidden_PE, weight_VE, None, (False, True, False))
+    gradient_PV = torch.randn(300, 500, generator=generator).to(device)
+    for positions in (slice(0, 200), slice(200, 300)):
+        sums.add(positions, gradient_PV[positions])
+    expected_VE = gradient_PV.to(dtype).double().T @ hidden_PE.double()
+    # far below what rounding the product to the student's type would leave
+    torch.testing.assert_close(sums.for_weight.double(), expected_VE, rtol=0, atol=1e-4)

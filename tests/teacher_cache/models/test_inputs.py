@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from teacher_cache.models.inputs import forward_arguments, restarting_positions, takes_positions
 from tests.causal_models import make_model
@@ -56,3 +60,16 @@ def test_layers_with_a_window_are_given_a_mask_of_their_own() -> None:
     assert masks["full_attention"][0, 0].tolist() == [[a == b for b in of_segment] for a in of_segment]
     near = [[abs(i - j) <= 1 for j in range(8)] for i in range(8)]
     assert masks["sliding_attention"][1, 0].tolist() == near, "half a window to each side"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert", "electra"])
+def test_rows_without_padding_need_no_mask(family: str, tiny_teacher: Callable[..., Path]) -> None:
+    model, ids_BT = AutoModel.from_pretrained(tiny_teacher(family)).eval(), torch.arange(8, 72).view(2, 32)
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    given = forward_arguments(model, real_BT, unpadded=True)
+    assert given == {"attention_mask": None}
+    with torch.no_grad():
+        found = model(ids_BT, **given).last_hidden_state
+        assert torch.equal(found, model(ids_BT, **forward_arguments(model, real_BT)).last_hidden_state)
+    # segments are told apart all the same
+    assert forward_arguments(model, STARTS_BT, STARTS_BT, unpadded=True)["attention_mask"] is not None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.packing import ranges
-from teacher_cache.contract.batch import TargetBatch, TargetRequest
+from teacher_cache.contract.batch import TargetBatch, TargetRequest, concatenate
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.device import Transfer, to_device
 from teacher_cache.read.decode import CodedBlock, is_decoded_on_device
@@ -87,6 +87,7 @@ def test_what_was_sent_ahead_decodes_alike(
         for start, stop in ((0, 16), (3, 10)):
             have, want = reader.decode(sent, start, stop, device), reader.decode(coded, start, stop)
             assert_same(have.to("cpu"), want)
+            assert have.unpadded == want.unpadded == bool(want.real_BT().all())
     assert any("codes" in path or path.endswith("key") for path in moved)
     assert not {"row_id", "length", "input_ids"} & moved
 
@@ -112,6 +113,14 @@ def tensors_of(record: Any) -> list[torch.Tensor]:
     if isinstance(record, dict):
         return [tensor for key in sorted(record) for tensor in tensors_of(record[key])]
     return [record] if isinstance(record, torch.Tensor) else []
+
+
+def test_rows_are_without_padding_where_all_parts_are() -> None:
+    ids_BT, number_B = torch.ones(2, 3, dtype=torch.long), torch.tensor([3, 3])
+    full = TargetBatch(input_ids_BT=ids_BT, length_B=number_B, row_id_B=number_B, unpadded=True)
+    short = replace(full, length_B=number_B - 1, unpadded=False)
+    assert full.rows(0, 1).unpadded and full.to("cpu").unpadded and concatenate([full, full]).unpadded
+    assert not short.rows(0, 1).unpadded and not concatenate([full, short]).unpadded
 
 
 def test_nothing_is_copied_where_the_host_decodes() -> None:
