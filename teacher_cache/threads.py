@@ -6,7 +6,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 _THREADS = min(4, max(2, os.cpu_count() or 1))
 _WAITING_PER_THREAD = 16
@@ -37,6 +40,16 @@ def in_threads(
             yield waiting.popleft().result()
 
 
-def writer_threads(most: int = 4) -> int:
-    """Threads that code and write blocks beside a teacher, or beside each other: a quarter of the cores."""
-    return max(1, min(most, (os.cpu_count() or 1) // 4))
+def usable_cores() -> int:
+    """Cores that this process may use, shared with those that a launcher has started beside it on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def cores_beside(device: torch.device) -> int:
+    """Cores that may code and write beside a teacher on this device.
+
+    On a CPU a quarter, as the teacher takes them all; on a GPU all but the two that launch its kernels and those of
+    coding.
+    """
+    return max(1, usable_cores() // 4 if device.type == "cpu" else usable_cores() - 2)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from teacher_cache.contract.manifest import TeacherRecord
 from teacher_cache.contract.streams import VECTORS
-from teacher_cache.device import choose_device, resolve_dtype
+from teacher_cache.device import choose_device, resolve_dtype, to_device
 from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections, Projection
@@ -148,10 +148,10 @@ class Teacher:
     ) -> TeacherOutputs:
         """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated."""
         device = running_device(self.model)
-        input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
+        input_ids_BT, length_B = to_device(input_ids_BT, device), to_device(length_B, device)
         positions = torch.arange(input_ids_BT.shape[1], device=device)
         real_BT = positions[None, :] < length_B[:, None]
-        starts_BT = None if starts_BT is None else starts_BT.to(device)
+        starts_BT = None if starts_BT is None else to_device(starts_BT, device)
         layers = tuple(hidden_layers)
         with record_attention(self.model, attention_layers) as recorded:
             encoded = self.model.base_model(
