@@ -194,7 +194,7 @@ class Ways:
 
     def streaming(self, _share: Share) -> None:
         self.trainer.update(self.feed)
-        while self.batches._queue.qsize() < READ_AHEAD:  # else other ways would pay for what is read ahead
+        while self.batches.blocks_ahead < READ_AHEAD:  # else other ways would pay for what is read ahead
             time.sleep(0.001)
 
     def resident(self, share: Share) -> None:

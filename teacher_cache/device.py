@@ -65,7 +65,7 @@ class Arrival:
 
 
 class Transfer:
-    """Sends arrays to one device. Made by the thread whose current device it is; used by any one thread."""
+    """Sends arrays to one device, from any threads. Made by the thread whose current device it is."""
 
     def __init__(self, device: str | torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None

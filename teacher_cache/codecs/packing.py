@@ -207,15 +207,18 @@ class _Escapes:
             codes_CN.round_()
         if not codes_CN.numel():
             return
-        # a component at a time is what torch finds extremes of fastest, and few of them have escapes
+        # of each component: torch finds these fastest, and few of them have escapes
         low_C, high_C = (to_host(ends_C).astype(np.float64) for ends_C in (codes_CN.amin(dim=1), codes_CN.amax(dim=1)))
-        for component in np.flatnonzero(~((low_C >= -limit) & (high_C <= limit))).tolist():
-            refuse_beyond(max(-low_C[component], high_C[component]))
-            codes_N = codes_CN[component]
-            beyond_E = (codes_N.abs() > limit).nonzero()[:, 0]
-            self._index.append(to_host(beyond_E) + (first + component) * self._tokens)
-            self._value.append(to_host(codes_N[beyond_E].to(torch.int16)))
-            codes_N[beyond_E] = 0
+        far_F = np.flatnonzero(~((low_C >= -limit) & (high_C <= limit)))
+        if not len(far_F):
+            return
+        refuse_beyond(float(np.maximum(-low_C, high_C)[far_F].max()))
+        component_F = to_device(far_F, codes_CN.device)
+        found_E, token_E = (codes_CN[component_F].abs() > limit).nonzero(as_tuple=True)
+        component_E = component_F[found_E]
+        self._index.append(to_host((component_E + first) * self._tokens + token_E))
+        self._value.append(to_host(codes_CN[component_E, token_E].to(torch.int16)))
+        codes_CN[component_E, token_E] = 0
 
     def index(self) -> NDArray[np.int64]:
         return np.concatenate(self._index)
