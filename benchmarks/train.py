@@ -207,7 +207,7 @@ class Ways:
             torch.cuda.synchronize()
 
     def wait_for_reading(self) -> None:
-        while self.batches._queue.qsize() < READ_AHEAD:  # else other ways would pay for what is read ahead
+        while self.batches.blocks_ahead < READ_AHEAD:  # else other ways would pay for what is read ahead
             time.sleep(0.001)
 
     def streaming(self, _share: Share) -> None:

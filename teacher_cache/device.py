@@ -1,8 +1,11 @@
 """Which device to use, and how arrays get there from the host while it computes.
 
 An ordinary copy to a GPU makes the thread that launches kernels wait until all of them have run. `to_device` copies
-without that wait, in turn with the kernels; `Transfer` copies whole blocks ahead of their use, beside the kernels. On a
-CPU nothing is copied.
+without that wait, in turn with the kernels; `Transfer` copies whole blocks ahead of their use, beside the kernels;
+`to_host` copies back through pinned memory and waits for its own stream alone. On a CPU nothing is copied.
+
+Memory that a stream has used is kept for that stream: those beside the current one (`side_stream`) are made once per
+device and process, however many builds, loaders and validations come and go.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,12 +29,27 @@ CodedArray = NDArray[Any] | torch.Tensor
 
 def to_device(values: CodedArray, device: str | torch.device) -> torch.Tensor:
     """The same values on a device, in the order of what its current stream is given; the host does not wait."""
-    if isinstance(values, torch.Tensor):
-        return values.contiguous().to(device)
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if torch.device(device).type != "cuda":
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    tensor = tensor.contiguous()
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(values: torch.Tensor) -> NDArray[Any]:
+    """The same values on the host, once the current stream has computed them; other streams are not waited for."""
+    if values.device.type != "cuda":
+        return np.asarray(values.numpy())
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return np.asarray(pinned.numpy())
+
+
+@lru_cache(maxsize=None)
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+    """The stream of this process that does something beside the current one of a GPU: the same one every time."""
+    return torch.cuda.Stream(device)
 
 
 class Arrival:
@@ -48,13 +67,13 @@ class Arrival:
 
 
 class Transfer:
-    """Sends arrays to one device. Made by the thread whose current device it is; used by any one thread."""
+    """Sends arrays to one device, from any threads. Made by the thread whose current device it is."""
 
     def __init__(self, device: str | torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
         if torch.device(device).type == "cuda":
             # a thread that is started later has another current device
-            self._stream = torch.cuda.Stream(device)
+            self._stream = side_stream(torch.device(device), "transfer")
 
     def send(
         self, arrays: Mapping[str, CodedArray], chosen: Callable[[str], bool]

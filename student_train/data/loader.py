@@ -5,10 +5,11 @@ rows of epoch after epoch form one endless stream, which is cut into global batc
 contiguous share of each. So the global batches do not depend on R, and the place in the stream is one integer: the rows
 before it. Masked view `epoch mod views` is read in each epoch.
 
-A thread reads, checks and decompresses whole blocks ahead of the consumer, a bounded number of them, and sends them to
-the device from pinned memory, in a stream of its own; decoding to float32 runs in the consumer, on the device, row
-range by row range. Memory, on the device: the compressed-integer form of at most `READ_AHEAD + 2` blocks. No process is
-forked and no shared memory is used. The thread ends when the loader is closed or collected.
+Threads read, check and decompress whole blocks ahead of the consumer, a bounded number of them, several arrays at a
+time, and send them to the device from pinned memory, in a stream of their own; decoding to float32 runs in the consumer,
+on the device, row range by row range. Memory, on the device: the compressed-integer form of at most `READ_AHEAD + 2`
+blocks, however many threads there are. No process is forked and no shared memory is used. The threads end when the
+loader is closed or collected.
 
 Damaged blocks end the training, or, where `skip_damaged` says so, their rows are left out of the batches they belong to
 and counted; all other rows stay where they are. What cannot be reached at all always ends it.
@@ -16,13 +17,13 @@ and counted; all other rows stay where they are. What cannot be reached at all a
 
 from __future__ import annotations
 
-import threading
 import time
-import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, Full, Queue
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -36,8 +37,11 @@ from teacher_cache.device import Transfer
 from teacher_cache.errors import DamagedStoreError, DistillationError, StoreError
 from teacher_cache.read.decode import CodedBlock
 from teacher_cache.read.pool import CacheSource
+from teacher_cache.threads import ReadingThreads, usable_cores
 
+THREAD_NAME = "kdtrain-loader"
 READ_AHEAD = 2
+_MOST_THREADS = 8
 _POLL_SECONDS = 0.1
 _LONGEST_JOIN_SECONDS = 5.0
 
@@ -133,21 +137,18 @@ class CacheLoader(Iterator[TrainingBatch]):
         plan = ReadingPlan(
             order=order, batch_size=batch_size, rank=rank, world_size=world_size, position=position, stop=stop
         )
-        self._batches = plan.batches()
-        self._queue: Queue[_Loaded] = Queue(READ_AHEAD)
-        self._stopped = threading.Event()
-        # the thread is given everything but the loader itself, which could not be collected otherwise
-        self._thread = threading.Thread(
-            target=_read_ahead,
-            args=(reader, request, plan.visits(), Transfer(device), self._queue, self._stopped),
-            name="kdtrain-loader",
-            daemon=True,
+        self._batches, self._visits = plan.batches(), plan.visits()
+        # blocks wait for their arrays, and have threads of their own
+        self._threads = tuple(
+            ReadingThreads(threads, THREAD_NAME) for threads in (READ_AHEAD + 1, min(_MOST_THREADS, usable_cores()))
         )
-        weakref.finalize(self, self._stopped.set)
-        self._thread.start()
+        self._load = partial(_load, reader, request, Transfer(device), self._threads[1])
+        self._ahead: deque[Future[_Loaded]] = deque()
+        self._closed = False
+        self._read_on()
 
     def __next__(self) -> TrainingBatch:
-        if self._stopped.is_set():
+        if self._closed:
             raise StopIteration
         position, rows, segments = next(self._batches)
         pieces: list[LoadedRows] = []
@@ -180,13 +181,28 @@ class CacheLoader(Iterator[TrainingBatch]):
         self.close()
 
     def close(self) -> None:
-        """End the thread. The loader gives nothing afterwards.
+        """End the threads. The loader gives nothing afterwards.
 
         A thread that waits for storage to come back is not waited for: it only reads.
         """
-        self._stopped.set()
-        self._thread.join(_LONGEST_JOIN_SECONDS)
+        self._closed = True
+        for threads in self._threads:
+            threads.shutdown()
+        until = time.monotonic() + _LONGEST_JOIN_SECONDS
+        for threads in self._threads:
+            threads.join(until - time.monotonic())
+        self._ahead.clear()
         self._blocks = {}
+
+    @property
+    def blocks_ahead(self) -> int:
+        """Blocks that are read and that no batch was taken from yet."""
+        return sum(one.done() for one in self._ahead)
+
+    def _read_on(self) -> None:
+        """Have the next blocks read."""
+        for epoch, block in islice(self._visits, READ_AHEAD + 1 - len(self._ahead)):
+            self._ahead.append(self._threads[0].submit(self._load, epoch, block))
 
     def _visit_block(self, segment: Segment) -> dict[View, CodedBlock] | DamagedStoreError:
         visit = (segment.epoch, segment.block)
@@ -204,42 +220,29 @@ class CacheLoader(Iterator[TrainingBatch]):
     def _wait(self) -> _Loaded:
         while True:
             try:
-                return self._queue.get(timeout=_POLL_SECONDS)
-            except Empty:
+                loaded = self._ahead[0].result(timeout=_POLL_SECONDS)
+            except TimeoutError:
                 if self.stop_waiting():
                     raise WaitingEnded from None
-
-
-def _read_ahead(
-    reader: CacheSource,
-    request: TargetRequest,
-    visits: Iterator[tuple[int, int]],
-    transfer: Transfer,
-    queue: Queue[_Loaded],
-    stopped: threading.Event,
-) -> None:
-    for epoch, block in visits:
-        item: _Loaded
-        try:
-            item = {view: coded.sent(transfer) for view, coded in _load(reader, request, epoch, block).items()}
-        except Exception as error:  # noqa: BLE001 - the consumer raises it
-            item = _name_block(error, reader, block)
-        while not stopped.is_set():
-            try:
-                queue.put(item, timeout=_POLL_SECONDS)
-                break
-            except Full:
                 continue
-        # one that is skipped is not the last
-        if stopped.is_set() or (isinstance(item, Exception) and not isinstance(item, DamagedStoreError)):
-            return
+            self._ahead.popleft()
+            self._read_on()
+            return loaded
 
 
-def _load(reader: CacheSource, request: TargetRequest, epoch: int, block: int) -> dict[View, CodedBlock]:
-    return {
-        view: reader.load_block(block, request, view, masked_view=epoch % reader.manifest.views_of(view))
-        for view in reader.views_for(request)
-    }
+def _load(
+    reader: CacheSource, request: TargetRequest, transfer: Transfer, threads: Executor, epoch: int, block: int
+) -> _Loaded:
+    """A block in every view, on its way to the device; or what is wrong with it, which the consumer raises."""
+    try:
+        return {
+            view: reader.load_block(
+                block, request, view, masked_view=epoch % reader.manifest.views_of(view), threads=threads
+            ).sent(transfer)
+            for view in reader.views_for(request)
+        }
+    except Exception as error:  # noqa: BLE001 - the consumer raises it
+        return _name_block(error, reader, block)
 
 
 def _name_block(error: Exception, reader: CacheSource, block: int) -> Exception:

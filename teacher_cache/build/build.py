@@ -15,10 +15,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from teacher_cache.build.block import compute_block
+from teacher_cache.build.block import ComputedBlock, Overlap, compute_block
 from teacher_cache.build.blocks import write_blocks
 from teacher_cache.build.calibrate import ensure_calibrated
-from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import refuse_without_room
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
@@ -45,6 +44,7 @@ from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.teacher.processes import Processes
 from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.threads import cores_beside
 
 _log = logging.getLogger(__name__)
 
@@ -124,8 +124,9 @@ class _Job:
         if not self.workers.first and work:
             self.projections |= reach_attention(self.teacher, groups.values(), self.projections)
             self.teacher.start()
-        for prefix, group in groups.items():
-            self._build_blocks(GroupWriter(self.storage, group), work[prefix], batch_rows)
+        with Overlap(self.teacher.device) as overlap:
+            for prefix, group in groups.items():
+                self._build_blocks(GroupWriter(self.storage, group), work[prefix], batch_rows, overlap)
         self.workers.wait_for_all("blocks are written")
         if self.workers.first:
             for group in groups.values():
@@ -200,15 +201,16 @@ class _Job:
         for name, what in describe_targets(manifest.targets).items():
             self.progress.note(f"  {name}: {what}")
 
-    def _build_blocks(self, writer: GroupWriter, missing: list[int], batch_rows: int) -> None:
+    def _build_blocks(self, writer: GroupWriter, missing: list[int], batch_rows: int, overlap: Overlap) -> None:
         """Compute, code and commit this worker's share of the missing blocks of a group."""
         manifest = writer.manifest
         quantisers = load_quantisers(self.storage, writer.group.layout, self.projections)
 
-        def compute(block: int) -> BlockTargets:
+        def compute(block: int) -> ComputedBlock:
             rows = self.rows.read(*manifest.block_range(block))
-            return compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows)
+            return compute_block(writer.group.layout, self.teacher, quantisers, rows, batch_rows, overlap)
 
+        cores = cores_beside(self.teacher.device)
         write_blocks(
             writer,
             missing,
@@ -217,4 +219,5 @@ class _Job:
             progress=self.progress,
             force=self.settings.force,
             of_teacher=self.of_teacher,
+            cores=cores,
         )

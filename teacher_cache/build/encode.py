@@ -18,8 +18,9 @@ from teacher_cache.codecs.logits import SampleCodec, TopkCodec, TopkEntries
 from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.codecs.sparse_logits import draw_samples, sample_points, topk_log_probabilities
 from teacher_cache.contract.streams import VectorStream
+from teacher_cache.device import to_device, to_host
 from teacher_cache.format.layout import DISTINCT, StoreLayout
-from teacher_cache.format.packed_streams import Sinks, pack_stream
+from teacher_cache.format.packed_streams import Sinks, StreamPacker
 from teacher_cache.teacher.outputs import stream_values
 
 _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
@@ -29,8 +30,8 @@ _LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 class BlockTargets:
     """The arrays of one block, filled batch by batch.
 
-    `quantisers` has the coding direction of every `nmse` stream by path. Their codes are collected two bytes a value,
-    drawn ids four, and packed by `finish`, which needs no teacher and may run in another thread.
+    `quantisers` has the coding direction of every `nmse` stream by path. Drawn ids are collected four bytes each, and
+    packed by `finish`, which needs no teacher and may run in another thread.
     """
 
     def __init__(self, layout: StoreLayout, quantisers: Mapping[str, Quantiser]) -> None:
@@ -43,18 +44,11 @@ class BlockTargets:
             for path, spec in layout.arrays.items()
             if path not in packed_later
         }
-        self._codes = {
-            stream.path: np.zeros((stream.width, self._tokens(stream)), dtype=np.int16)
-            for stream in layout.nmse_streams
-        }
-        self._sinks: dict[str, list[Sinks]] = {path: [] for path in self._codes}
+        self._packers = {stream.path: StreamPacker(layout, stream) for stream in layout.nmse_streams}
         self._draws: NDArray[np.int32] | None = None
         if isinstance(layout.logits, SampleCodec):
             places = layout.arrays[DISTINCT].block_shape[0]
             self._draws = np.full((places, layout.logits.draws), -1, dtype=np.int32)
-
-    def _tokens(self, stream: VectorStream) -> int:
-        return self.manifest.views_of(stream.view) * self.manifest.block_rows * self.manifest.seq_len
 
     def put_rows(self, path: str, values: NDArray[np.generic], first: int = 0) -> None:
         """Store per-row values, such as token ids, from row `first` on, unless an earlier group holds them."""
@@ -75,16 +69,16 @@ class BlockTargets:
                 self._put_stream(stream, first + start, values_BTD, ~one.real_BT[rows])
 
     def _put_stream(self, stream: VectorStream, first: int, values_BTD: torch.Tensor, padding_BT: torch.Tensor) -> None:
-        if stream.path in self._codes:
-            start = first * self.manifest.seq_len
+        if (packer := self._packers.get(stream.path)) is not None:
             quantiser = self.quantisers[stream.path]
             given_NH, padding_N = values_BTD.flatten(0, 1), padding_BT.flatten()
             sinks_N = quantiser.find_sinks(given_NH, padding_N)
-            codes_DN = quantiser.quantise(given_NH, padding_N, sinks_N)
-            self._codes[stream.path][:, start : start + padding_BT.numel()] = codes_DN.cpu().numpy()
+            view, row = divmod(first, self.manifest.block_rows)
+            start = row * self.manifest.seq_len
+            packer.put(view, start, quantiser.coordinates(given_NH, padding_N, sinks_N))
             if sinks_N is not None and bool(sinks_N.any()):
-                token_S = start + sinks_N.nonzero()[:, 0].cpu().numpy()
-                self._sinks[stream.path].append(Sinks(token_S, quantiser.keep(given_NH[sinks_N])))
+                token_S = first * self.manifest.seq_len + to_host(sinks_N.nonzero()[:, 0])
+                packer.put_sinks(Sinks(token_S, quantiser.keep(given_NH[sinks_N])))
             return
         values_ND = values_BTD.masked_fill(padding_BT[:, :, None], 0).flatten(0, 1)
         paths = self.layout.coded_paths(stream.path)
@@ -117,7 +111,7 @@ class BlockTargets:
             return
         places_P = rows_P * places + ranks_P
         from_P = rows_P * final_BTD.shape[1] + positions_BM[rows_P, ranks_P]
-        final_PD = final_BTD.flatten(0, 1)[from_P.to(final_BTD.device)]
+        final_PD = final_BTD.flatten(0, 1)[to_device(from_P, final_BTD.device)]
         at_once = max(1, _LOGITS_AT_ONCE.get(final_PD.device.type, 2**28) // self.manifest.teacher.vocab_size)
         chunks = max(1, -(-len(places_P) // at_once))
         for chunk_P, chunk_PD in zip(places_P.tensor_split(chunks), final_PD.tensor_split(chunks), strict=True):
@@ -144,9 +138,9 @@ class BlockTargets:
         Raises:
             TeacherError: more values are beyond their packing, or more tokens are sinks, than there is room for.
         """
-        for stream in self.layout.nmse_streams:
-            codes_DN, sinks = self._codes.pop(stream.path), self._sinks.pop(stream.path)
-            self.arrays |= pack_stream(self.layout, stream, codes_DN, sinks)
+        for packer in self._packers.values():
+            self.arrays |= packer.finish()
+        self._packers.clear()
         if isinstance(self.layout.logits, SampleCodec) and self._draws is not None:
             self._pack_draws(self.layout.logits, self._draws)
             self._draws = None

@@ -15,6 +15,7 @@ from teacher_cache.contract.targets import View
 from teacher_cache.corpus.corpus import RowBlock, Rows
 from teacher_cache.corpus.masking import MaskedRows, mask_rows
 from teacher_cache.corpus.next_tokens import next_token_places
+from teacher_cache.device import to_device
 from teacher_cache.format.row_bits import set_positions
 from teacher_cache.teacher.outputs import TeacherOutputs, stream_values
 from teacher_cache.teacher.teacher import Teacher
@@ -71,7 +72,7 @@ def run_views(
                     view=view,
                     masked_view=masked_view,
                     first=first,
-                    real_BT=real_BT.to(teacher.device),
+                    real_BT=to_device(real_BT, teacher.device),
                     outputs=outputs,
                     masked=masked,
                     kept_BT=kept_BT,

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from teacher_cache.build.block import compute_block
+from teacher_cache.build.blocks import Computed
 from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.forecast import Forecast, MeasuredSample, forecast
 from teacher_cache.build.inputs import BuildProgress
@@ -205,7 +206,7 @@ def _add(sample: CalibrationSample, row: int, values_ND: torch.Tensor, fitted: b
         (sample.tune if row % 4 < 2 else sample.check).append(values_ND.float().cpu())
 
 
-def shard_sizes(writer: GroupWriter, block: int, targets: BlockTargets) -> dict[str, int]:
+def shard_sizes(writer: GroupWriter, block: int, targets: Computed) -> dict[str, int]:
     """Bytes of each array's shard of a block. Nothing is written."""
     return {array_of(key): len(data) for key, data in writer.encode_block(block, targets.finish())}
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.packing import LARGEST_CODE, choose_packings
+from teacher_cache.codecs.packing import LARGEST_CODE, choose_packings, refuse_beyond
 from teacher_cache.codecs.sample import CalibrationSample, coded_vectors, stacked_maps, total_variance
 from teacher_cache.codecs.sinks import squared_distance, store_sinks
 from teacher_cache.contract.manifest import SinkRecord, TransformRecord
@@ -98,6 +98,24 @@ class Quantiser:
         assert self.sinks is not None
         return store_sinks(coded_vectors(values_SH, self._projections), self.sinks)
 
+    def coordinates(
+        self,
+        values_NH: torch.Tensor,
+        padding_N: torch.Tensor | None = None,
+        sinks_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Rotated coordinates [K, N] in steps, codes once they are rounded; 0 at padding and where sinks are."""
+        if self.weight_KH.device != values_NH.device:
+            self.weight_KH, self.offset_K1 = (x.to(values_NH.device) for x in (self.weight_KH, self.offset_K1))
+        # what a teacher computes in bfloat16 on a GPU keeps all of its bits
+        with tf32_products(allowed=values_NH.is_cuda and values_NH.dtype == torch.bfloat16):
+            steps_KN = torch.addmm(self.offset_K1, self.weight_KH, values_NH.float().T)
+        for left_out_N in (padding_N, sinks_N):
+            if left_out_N is not None:
+                # a few columns: a mask over all of them would take longer than everything but the product
+                steps_KN.index_fill_(1, left_out_N.nonzero()[:, 0], 0)
+        return steps_KN
+
     def quantise(
         self,
         values_NH: torch.Tensor,
@@ -109,22 +127,8 @@ class Quantiser:
         Raises:
             TeacherError: a value is not finite, or is beyond any step that 16 bits can count.
         """
-        if self.weight_KH.device != values_NH.device:
-            self.weight_KH, self.offset_K1 = (x.to(values_NH.device) for x in (self.weight_KH, self.offset_K1))
-        # what a teacher computes in bfloat16 on a GPU keeps all of its bits
-        with tf32_products(allowed=values_NH.is_cuda and values_NH.dtype == torch.bfloat16):
-            codes_KN = torch.addmm(self.offset_K1, self.weight_KH, values_NH.float().T).round_()
-        if padding_N is not None:
-            codes_KN.masked_fill_(padding_N, 0)
-        if sinks_N is not None:
-            codes_KN.masked_fill_(sinks_N, 0)
-        largest = float(codes_KN.abs().amax()) if codes_KN.numel() else 0.0
-        if not largest <= LARGEST_CODE:
-            raise TeacherError(
-                f"the teacher gave a value {largest:g} steps from the mean (16 bits hold {LARGEST_CODE}): a cut-off or "
-                "undefined target would ruin training; check the checkpoint, use --dtype float32 if the teacher "
-                "overflows in half precision, or a coarser --precision"
-            )
+        codes_KN = self.coordinates(values_NH, padding_N, sinks_N).round_()
+        refuse_beyond(float(codes_KN.abs().amax()) if codes_KN.numel() else 0.0)
         return codes_KN.to(torch.int16)
 
 

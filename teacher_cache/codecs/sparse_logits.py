@@ -19,10 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.codecs.logits import TopkEntries, refuse_undefined
+from teacher_cache.device import to_device, to_host
 from teacher_cache.random_bits import uniform_bits
 
 _IN_CACHE = 2**18
 """Logits that are turned into probabilities at a time on a CPU (1 MiB in float32)."""
+_IN_REACH = 2**21
+"""Numbers that `draw_samples` has at hand at a time on a CPU (8 MiB): with few places the calls of many small steps
+take longer than the steps."""
 _ON_DEVICE = 2**26
 """Numbers that `draw_samples` adds up at a time elsewhere (512 MiB in float64)."""
 _SMALL = -80.0
@@ -85,26 +89,35 @@ def draw_samples(logits_PV: torch.Tensor, points_PN: NDArray[np.float64], temper
     Raises:
         TeacherError: the logits of a place have no distribution.
     """
-    vocab_size, draws = logits_PV.shape[1], points_PN.shape[1]
-    run = 2 ** math.ceil(math.log2(vocab_size) / 2)
-    at_once = _IN_CACHE if logits_PV.device.type == "cpu" else _ON_DEVICE
-    rows = max(1, at_once // (vocab_size + 2 * draws * run))
-    points = torch.from_numpy(points_PN).to(logits_PV.device)
-    parts = [
-        _draw(part_PV, part_PN, temperature, run)
-        for part_PV, part_PN in zip(logits_PV.split(rows), points.split(rows), strict=True)
-    ]
-    return torch.cat(parts).to(torch.int32).cpu().numpy()
+    run = 2 ** math.ceil(math.log2(logits_PV.shape[1]) / 2)
+    on_cpu = logits_PV.device.type == "cpu"
+    width = logits_PV.shape[1] + 2 * points_PN.shape[1] * run
+    places = max(1, (_IN_REACH if on_cpu else _ON_DEVICE) // width)
+    rows = max(1, _IN_CACHE // width) if on_cpu else places
+    points = to_device(points_PN, logits_PV.device)
+    # one piece of memory for all places: to get it anew from the system takes longer than the arithmetic
+    runs = -(-logits_PV.shape[1] // run)
+    mass_PRr = torch.zeros(min(places, len(logits_PV)), runs, run, device=logits_PV.device)
+    parts = []
+    for part_PV, part_PN in zip(logits_PV.split(places), points.split(places), strict=True):
+        here_PRr = mass_PRr[: len(part_PV)]
+        for some_PV, some_PRr in zip(part_PV.split(rows), here_PRr.split(rows), strict=True):
+            _put_mass(some_PV, temperature, some_PRr.flatten(1)[:, : logits_PV.shape[1]])
+        parts.append(_draw(here_PRr, part_PN).to(torch.int32))
+    return to_host(torch.cat(parts))
 
 
-def _draw(logits_PV: torch.Tensor, points_PN: torch.Tensor, temperature: float, run: int) -> torch.Tensor:
-    places, vocab_size = logits_PV.shape
-    runs = -(-vocab_size // run)
-    padded_PV = torch.nn.functional.pad(logits_PV.to(torch.float32), (0, runs * run - vocab_size), value=-torch.inf)
-    mass_PV = padded_PV - padded_PV.amax(dim=1, keepdim=True)
+def _put_mass(logits_PV: torch.Tensor, temperature: float, mass_PV: torch.Tensor) -> None:
+    """The probability of each id but for a factor: 1 for the most probable one of a place."""
+    logits_PV = logits_PV.to(torch.float32)
+    torch.sub(logits_PV, logits_PV.amax(dim=1, keepdim=True), out=mass_PV)
     if temperature != 1.0:
         mass_PV.div_(temperature)
-    mass_PRr = mass_PV.exp_().view(places, runs, run)
+    mass_PV.exp_()
+
+
+def _draw(mass_PRr: torch.Tensor, points_PN: torch.Tensor) -> torch.Tensor:
+    run = mass_PRr.shape[2]
     end_PR = mass_PRr.sum(dim=2).to(torch.float64).cumsum(dim=1)
     refuse_undefined(end_PR)
     total_P1 = end_PR[:, -1:]
@@ -113,7 +126,8 @@ def _draw(logits_PV: torch.Tensor, points_PN: torch.Tensor, temperature: float, 
     # within the run as a share of it: its sum in float64 is not bit by bit what was added up above
     start_PN = torch.nn.functional.pad(end_PR, (1, 0)).gather(1, run_PN)
     share_PN = (aim_PN - start_PN) / (end_PR.gather(1, run_PN) - start_PN)
-    inside_PNr = mass_PRr.gather(1, run_PN[:, :, None].expand(-1, -1, run)).to(torch.float64).cumsum(dim=2)
+    place_P1 = torch.arange(len(mass_PRr), device=mass_PRr.device)[:, None]
+    inside_PNr = mass_PRr[place_P1, run_PN].to(torch.float64).cumsum(dim=2)
     held_PN1 = inside_PNr[:, :, -1:]
     aim_PN1 = _below(share_PN[:, :, None] * held_PN1, held_PN1)
     return run_PN * run + torch.searchsorted(inside_PNr, aim_PN1, right=True)[:, :, 0]

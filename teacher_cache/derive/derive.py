@@ -29,13 +29,14 @@ from teacher_cache.format.protocol import TEACHER, Commit, has_teacher, read_tea
 from teacher_cache.format.resume import groups_to_build
 from teacher_cache.format.small_arrays import has_constant, read_constant, write_constant
 from teacher_cache.format.transforms import keep_calibration
-from teacher_cache.format.writer import GroupWriter
+from teacher_cache.format.writer import GroupWriter, ShardThreads
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
-from teacher_cache.threads import in_threads, writer_threads
+from teacher_cache.threads import in_threads, usable_cores
 
-_MOST_THREADS = 4
+_MOST_AT_ONCE = 4
+"""Blocks that are derived at a time."""
 
 
 class DeriveProgress(Protocol):
@@ -173,12 +174,14 @@ class _Job:
         """Derive and commit blocks, a few at a time."""
         coders = load_coders(self.source, self.derivation, self.storage)
         deriver = BlockDeriver(self.source, self.derivation, writer.group.layout, coders)
-        threads = writer_threads(_MOST_THREADS)
+        cores = usable_cores()
+        with ShardThreads(cores) as threads:
 
-        def write(block: int) -> Commit:
-            return writer.write_block(block, deriver.derive(block))
+            def write(block: int) -> Commit:
+                return writer.write_block(block, deriver.derive(block), threads)
 
-        return in_threads(write, missing, threads=threads, ahead=threads)
+            at_once = min(cores, _MOST_AT_ONCE)
+            yield from in_threads(write, missing, threads=at_once, ahead=at_once)
 
 
 def _copy_teacher(reader: CacheReader, storage: Storage) -> None:

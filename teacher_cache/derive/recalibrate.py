@@ -113,11 +113,13 @@ def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -
     def codes_NK(name: str) -> NDArray[np.int16]:
         parts = []
         for piece in sample[name]:
-            codes_KWN = source.codes(origin.source, piece)
-            coded_WN = np.tile(~source.padding(piece), (codes_KWN.shape[1], 1))
-            for view, sinks in enumerate(source.sinks(origin.source, piece)):
-                coded_WN[view, sinks.token_S] = False
-            parts.append(codes_KWN[:, coded_WN].T)
+            coded_N = ~source.padding(piece)
+            sinks = source.sinks(origin.source, piece)
+            for view, codes_KN in enumerate(source.codes(origin.source, piece)):
+                ordinary_N = coded_N.copy()
+                if sinks:
+                    ordinary_N[sinks[view].token_S] = False
+                parts.append(codes_KN.numpy()[:, ordinary_N].T.astype(np.int16))
         return np.concatenate(parts)
 
     _refuse_finer(source, origin, record.nmse, target)

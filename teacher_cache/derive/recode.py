@@ -3,7 +3,7 @@
 A derived block has its rows in one block of the source, or in two where the range does not start with a block. Codes of
 a stream that keeps its codec are moved and not decoded, so that readers get the same bits. Where the rows of the block
 are the same too, its shards are handed on byte for byte, checked against their commit. Nothing is written here. In
-memory are one block, two bytes a value, and the decoded values of one stream in one view.
+memory are one block as it is packed, and the codes or decoded values of one stream in one view, four bytes each.
 
 Shapes: W views, R rows, T positions, M places, D components, N tokens.
 """
@@ -24,7 +24,7 @@ from teacher_cache.contract.streams import VectorStream
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, StoreLayout
-from teacher_cache.format.packed_streams import Sinks, pack_stream
+from teacher_cache.format.packed_streams import Sinks, StreamPacker
 from teacher_cache.format.row_bits import count_row_bits
 from teacher_cache.format.writer import BlockValues
 
@@ -36,10 +36,9 @@ class Coarsening:
     order_D: NDArray[np.intp]
     ratio: float
 
-    def apply(self, codes_DWN: NDArray[np.int16]) -> NDArray[np.int16]:
-        """Round to the new step."""
-        coarser_DWN: NDArray[np.int16] = np.rint(codes_DWN[self.order_D] * np.float32(self.ratio)).astype(np.int16)
-        return coarser_DWN
+    def apply(self, codes_DN: torch.Tensor) -> torch.Tensor:
+        """Codes in the new step, to be rounded."""
+        return codes_DN[torch.from_numpy(self.order_D)].mul_(self.ratio)
 
 
 Coder = Coarsening | Quantiser
@@ -113,37 +112,31 @@ class BlockDeriver:
         if origin.way == "kept" and whole:
             return {path: self._shard(before, pieces) for path, before in paths.items()}
         if target in self.manifest.calibration:
-            return {**pack_stream(self.layout, self.layout.stream(target), *self._codes(origin, pieces))}
+            return {**self._packed(origin, pieces)}
         if origin.way == "kept":
             return {path: self._move(path, before, pieces) for path, before in paths.items()}
         return self._recode(origin.target, origin.source, pieces)
 
-    def _codes(self, origin: StreamOrigin, pieces: list[SourcePiece]) -> tuple[NDArray[np.int16], list[Sinks]]:
-        """[D, W * R * T] codes of a calibrated stream, and its sinks: those of the source as they are."""
-        coder, stream, positions = self.coders.get(origin.target.path), origin.target, self.manifest.seq_len
-        views = self.manifest.views_of(stream.view)
-        codes_DWRT = np.zeros((stream.width, views, self.manifest.block_rows, positions), dtype=np.int16)
-        sinks: list[Sinks] = []
+    def _packed(self, origin: StreamOrigin, pieces: list[SourcePiece]) -> dict[str, NDArray[np.generic]]:
+        """The arrays of a calibrated stream; sinks are those of the source as they are, where it has codes."""
+        target = origin.target.path
+        coder, packer = self.coders.get(target), StreamPacker(self.layout, self.layout.stream(target))
         for piece in pieces:
-            part_DWRT = codes_DWRT[:, :, piece.target]
+            first = piece.target.start * self.manifest.seq_len
             if isinstance(coder, Quantiser):
-                padding_N = self.source.padding(piece)
+                padding_N = torch.from_numpy(self.source.padding(piece))
                 for view, values_ND in enumerate(self.source.values(origin.source, piece)):
-                    sinks_N = coder.find_sinks(values_ND, torch.from_numpy(padding_N))
-                    codes_DN = coder.quantise(values_ND, None, sinks_N).numpy()
-                    codes_DN[:, padding_N] = 0
-                    part_DWRT[:, view] = codes_DN.reshape(stream.width, -1, positions)
+                    sinks_N = coder.find_sinks(values_ND, padding_N)
+                    packer.put(view, first, coder.coordinates(values_ND, padding_N, sinks_N))
                     if sinks_N is not None:
                         kept = Sinks(sinks_N.numpy().nonzero()[0], coder.keep(values_ND[sinks_N]))
-                        sinks.append(self._placed(kept, view, piece))
+                        packer.put_sinks(self._placed(kept, view, piece))
                 continue
-            codes_DWN = self.source.codes(origin.source, piece)
-            if coder is not None:
-                codes_DWN = coder.apply(codes_DWN)
-            part_DWRT[...] = codes_DWN.reshape(part_DWRT.shape)
-            held = self.source.sinks(origin.source, piece)
-            sinks += [self._placed(one, view, piece) for view, one in enumerate(held)]
-        return codes_DWRT.reshape(stream.width, -1), sinks
+            for view, codes_DN in enumerate(self.source.codes(origin.source, piece)):
+                packer.put(view, first, codes_DN if coder is None else coder.apply(codes_DN))
+            for view, one in enumerate(self.source.sinks(origin.source, piece)):
+                packer.put_sinks(self._placed(one, view, piece))
+        return packer.finish()
 
     def _placed(self, sinks: Sinks, view: int, piece: SourcePiece) -> Sinks:
         """Sinks among the rows of a piece -> the same ones in the block that is made of it."""

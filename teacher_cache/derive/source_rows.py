@@ -1,7 +1,7 @@
 """Rows of a store as codes, or as the vectors that are decoded from them: what a derivation works on.
 
-Arrays of a block are read whole, checked and decompressed, one at a time. Only the wanted rows are kept: as codes, two
-bytes each, or as the values of one view, four bytes each.
+Arrays of a block are read whole, checked and decompressed, one at a time. Only the wanted rows are kept: as codes or as
+values of one view, four bytes each.
 
 Shapes: W views, R rows, T positions, D components, N = tokens of the rows that are read.
 """
@@ -60,26 +60,30 @@ class SourceRows:
         padding_RT: NDArray[np.bool_] = np.arange(self.manifest.seq_len) >= length_R[:, None]
         return padding_RT.ravel()
 
-    def codes(self, stream: VectorStream, piece: SourcePiece) -> NDArray[np.int16]:
-        """[D, W, N] codes of a calibrated stream."""
+    def codes(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:
+        """[D, N] codes of a calibrated stream in float32, view by view."""
         assert stream.calibration is not None
         positions, views = self.manifest.seq_len, self.manifest.views_of(stream.view)
         start, stop = piece.start * positions, piece.stop * positions
-        codes_DWN = np.zeros((stream.width, views, stop - start), dtype=np.int16)
-        for packing, part in ranges(stream.calibration.components):
-            packed = self.reader.load_array(f"{stream.path}/codes/{packing.name}", piece.block)
-            for view, packed_CL in enumerate(np.split(packed, views, axis=1)):
-                values_CN = torch.empty((part.stop - part.start, stop - start))
-                packing.unpack(np.ascontiguousarray(packed_CL), start, stop, 1.0, values_CN)
-                codes_DWN[part, view] = values_CN.numpy()
+        packed = {
+            packing: self.reader.load_array(f"{stream.path}/codes/{packing.name}", piece.block)
+            for packing, _ in ranges(stream.calibration.components)
+        }
         count_W, index_WE, value_WE = (
             self.reader.load_array(f"{stream.path}/escapes/{name}", piece.block) for name in ("count", "index", "value")
         )
         for view, count in enumerate(count_W):
-            component, token = np.divmod(index_WE[view, :count], self.manifest.block_rows * positions)
+            codes_DN, stored = torch.empty((stream.width, stop - start)), 0
+            for packing, part in ranges(stream.calibration.components):
+                packed_CL = np.split(packed[packing], views, axis=1)[view]
+                packing.unpack(packed_CL, start, stop, 1.0, codes_DN[part])
+                stored = part.stop
+            codes_DN[stored:] = 0
+            component, token = np.divmod(index_WE[view, :count].astype(np.int64), self.manifest.block_rows * positions)
             here = (token >= start) & (token < stop)
-            codes_DWN[component[here], view, token[here] - start] = value_WE[view, :count][here]
-        return codes_DWN
+            escapes = torch.from_numpy(value_WE[view, :count][here].astype(np.float32))
+            codes_DN[torch.from_numpy(component[here]), torch.from_numpy(token[here] - start)] = escapes
+            yield codes_DN
 
     def sinks(self, stream: VectorStream, piece: SourcePiece) -> list[Sinks]:
         """View by view, the tokens of a calibrated stream that are kept as they are, by number 0..N."""

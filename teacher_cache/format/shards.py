@@ -2,17 +2,20 @@
 
 A shard is what zarr v3's `sharding_indexed` codec makes of a block: inner chunks, each little-endian numbers -> zstd
 (level 1, with its own checksum) -> crc32c, in any order; at the end (offset, size) of every chunk, in C order of the
-chunk grid, and the crc32c of that index. zarr itself writes; `decode_shard` reads the same bytes on its own, because
-zarr spends more time around the decompression of a chunk than in it, and reads a chunk that is missing as zeros.
+chunk grid, and the crc32c of that index. `encode_shard` and `decode_shard` write and read these bytes on their own,
+because zarr spends several times as long around a chunk as in its compression, and reads a chunk that is missing as
+zeros. What is written is what zarr 3.1 writes, byte for byte, its order of the chunks included.
 
 Nearly all of the time of decoding is zstd's Huffman stage, about 1.5e9 bytes/s on one core: chunks are decompressed
-straight into their place in the result, without the interpreter lock. Nothing here touches a disk.
+straight into their place in the result. Encoding runs at about 0.7e9 bytes/s. Both leave the interpreter lock to others
+meanwhile. Nothing here touches a disk.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +35,7 @@ _EVERY_CHUNK: ArrayConfigLike = {"write_empty_chunks": True}
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 _MISSING = 2**64 - 1
+_ZSTD_LEVEL = 1
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -46,9 +50,66 @@ def create_array(group: zarr.Group, spec: ArraySpec, blocks: int) -> zarr.Array[
         fill_value=0,
         serializer=BytesCodec(endian="little"),
         # zstd's own checksum as well: some readers skip the outer one on partial reads
-        compressors=[ZstdCodec(level=1, checksum=True), Crc32cCodec()],
+        compressors=[ZstdCodec(level=_ZSTD_LEVEL, checksum=True), Crc32cCodec()],
         config=_EVERY_CHUNK,
     )
+
+
+def encode_shard(spec: ArraySpec, block: NDArray[Any]) -> bytes:
+    """The shard of a block.
+
+    Raises:
+        ValueError: the block has another shape than the array's.
+    """
+    if block.shape != spec.block_shape:
+        raise ValueError(f"a block of {spec.path} has shape {spec.block_shape}, and {block.shape} was given")
+    values = block.astype(np.dtype(spec.dtype).newbyteorder("<"), copy=False)
+    grid = tuple(length // chunk for length, chunk in zip(spec.block_shape, spec.chunk_shape, strict=True))
+    order = _writing_order(grid)
+    index = np.empty((len(order), 2), dtype="<u8")
+    parts, offset = list[bytes](), 0
+    for number, place in order:
+        chunk = values[
+            tuple(slice(at * size, (at + 1) * size) for at, size in zip(place, spec.chunk_shape, strict=True))
+        ]
+        frame = _compress(np.ascontiguousarray(chunk))
+        parts += [frame, google_crc32c.value(frame).to_bytes(_CRC_BYTES, "little")]
+        index[number] = offset, len(frame) + _CRC_BYTES
+        offset += len(frame) + _CRC_BYTES
+    listed = index.tobytes()
+    return b"".join([*parts, listed, google_crc32c.value(listed).to_bytes(_CRC_BYTES, "little")])
+
+
+def _compress(chunk: NDArray[Any]) -> bytes:
+    data = chunk.reshape(-1).view(np.uint8)
+    # there is room for more escapes and draws than come, so that many chunks are nothing but zeros
+    return bytes(zstd.compress(data, _ZSTD_LEVEL, True)) if data.any() else _frame_of_zeros(len(data))
+
+
+@lru_cache
+def _frame_of_zeros(size: int) -> bytes:
+    return bytes(zstd.compress(bytes(size), _ZSTD_LEVEL, True))
+
+
+@lru_cache
+def _writing_order(grid: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Number in the index and place of every chunk, in the order in which zarr writes them.
+
+    That is Morton's: by the bits of all coordinates interleaved, the lowest first and those of the first axis first of
+    equals; an axis has as many bits as its last coordinate needs.
+    """
+
+    def morton(place: tuple[int, ...]) -> int:
+        bits = [
+            (place[axis] >> bit) & 1
+            for bit in range(max(grid).bit_length())
+            for axis, length in enumerate(grid)
+            if bit < (length - 1).bit_length()
+        ]
+        return sum(bit << at for at, bit in enumerate(bits))
+
+    places = itertools.product(*map(range, grid))
+    return tuple(sorted(enumerate(places), key=lambda numbered: morton(numbered[1])))
 
 
 def decode_shard(spec: ArraySpec, data: bytes, part: tuple[slice, ...] | None = None) -> NDArray[Any]:

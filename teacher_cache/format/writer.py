@@ -6,8 +6,9 @@ started again. After all blocks come a list of the hashes of all commits and the
 and of every other object; readers refuse a group without it. This matters because zarr itself reads what is missing as
 zeros: a deleted or swapped shard would otherwise be wrong numbers, not an error.
 
-zarr encodes in memory, and whole objects go to the storage, which is why the bytes of a block are the same wherever the
-store lies. Layout of arrays: `layout.py`. Cost: one hash over the bytes written, one small object per block.
+Shards are encoded in memory, several arrays of a block at a time, and whole objects go to the storage, which is why the
+bytes of a block are the same wherever the store lies. Layout of arrays: `layout.py`. Cost: one hash over the bytes
+written, one small object per block.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from threading import Semaphore
+from types import TracebackType
+from typing import Any, Self
 
 import zarr
 from numpy.typing import NDArray
@@ -44,7 +46,8 @@ from teacher_cache.format.protocol import (
     shard_key,
     write_manifest,
 )
-from teacher_cache.format.shards import create_array
+from teacher_cache.format.arrays import ArraySpec
+from teacher_cache.format.shards import create_array, encode_shard
 from teacher_cache.format.small_arrays import encode_metadata, write_metadata
 from teacher_cache.format.vouched import keys_to_seal
 from teacher_cache.storage.base import Storage
@@ -54,6 +57,39 @@ BlockValues = dict[str, NDArray[Any] | bytes]
 """The arrays of a block by path: numbers of the block's shape, or a shard that holds them already."""
 
 
+class ShardThreads:
+    """The threads in which the arrays of blocks are encoded and written, one array each; as a context manager closed.
+
+    So many of them encode at a time as there are `cores` for it. Others wait for a disk or a network meanwhile: there
+    are many small objects, and several wait together.
+    """
+
+    def __init__(self, cores: int) -> None:
+        self._pool = ThreadPoolExecutor(cores + _WRITES_AT_ONCE, thread_name_prefix="shards")
+        self._cores = Semaphore(cores)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def write(
+        self, storage: Storage, shards: Mapping[str, tuple[ArraySpec, NDArray[Any] | bytes]]
+    ) -> dict[str, ObjectDigest]:
+        """Write shards by object key, of numbers or of bytes; returns the digest of each."""
+        return dict(self._pool.map(lambda key: (key, self._write(storage, key, *shards[key])), shards))
+
+    def _write(self, storage: Storage, key: str, spec: ArraySpec, value: NDArray[Any] | bytes) -> ObjectDigest:
+        with self._cores:
+            data = value if isinstance(value, bytes) else encode_shard(spec, value)
+            digest = ObjectDigest.of(data)
+        storage.write(key, data)
+        return digest
+
+
 class GroupWriter:
     """One group of a store, for writing. Blocks may be written in any order, each by one writer."""
 
@@ -61,27 +97,26 @@ class GroupWriter:
         self.storage = storage
         self.group = group
         self.manifest = group.manifest
-        self._memory: dict[str, Any] = {}
 
     def committed(self) -> set[int]:
         """Blocks that are finished."""
         return whole_blocks(self.group, read_commits(self.storage, self.group), self.storage.list())
 
-    @cached_property
-    def _arrays(self) -> dict[str, zarr.Array[Any]]:
-        """The zarr arrays, in memory."""
-        root = zarr.open_group(MemoryStore(self._memory), mode="w")
-        return {path: create_array(root, spec, self.manifest.blocks) for path, spec in self.group.arrays.items()}
-
     def metadata(self) -> dict[str, bytes]:
-        """What zarr needs to know of the arrays, by object key."""
-        return encode_metadata(self._memory) if self._arrays else {}
+        """What zarr needs to know of the arrays, by object key: as zarr writes it of arrays that it makes itself."""
+        objects: dict[str, Any] = {}
+        root = zarr.open_group(MemoryStore(objects), mode="w")
+        for spec in self.group.arrays.values():
+            create_array(root, spec, self.manifest.blocks)
+        return encode_metadata(objects)
 
     def write_metadata(self) -> None:
         """Write what zarr needs to know of the arrays, where it is not there yet. Before the first block."""
         write_metadata(self.storage, self.metadata())
 
-    def write_block(self, block: int, values: Mapping[str, NDArray[Any] | bytes]) -> Commit:
+    def write_block(
+        self, block: int, values: Mapping[str, NDArray[Any] | bytes], threads: ShardThreads | None = None
+    ) -> Commit:
         """Write every array of a block, then its commit. `values` are `BlockValues`.
 
         Raises:
@@ -90,26 +125,20 @@ class GroupWriter:
         """
         if values.keys() != self.group.arrays.keys():
             raise ValueError(f"block {block} lacks or adds {sorted(values.keys() ^ self.group.arrays.keys())}")
-        # many small objects: where each write waits for a disk or a network, several wait together
-        with ThreadPoolExecutor(_WRITES_AT_ONCE, thread_name_prefix="shards") as pool:
-            shards = dict(pool.map(self._write_shard, *zip(*self.encode_block(block, values), strict=True)))
+        if threads is None:
+            with ShardThreads(1) as own:
+                return self.write_block(block, values, own)
+        given = {shard_key(spec, block): (spec, values[path]) for path, spec in self.group.arrays.items()}
+        shards = threads.write(self.storage, given)
         commit = Commit(block=block, rows=self.manifest.block_range(block), shards=shards)
         self.storage.write(self.group.prefix + commit_key(block), commit.to_bytes())
         return commit
 
-    def _write_shard(self, key: str, data: bytes) -> tuple[str, ObjectDigest]:
-        self.storage.write(key, data)
-        return key, ObjectDigest.of(data)
-
     def encode_block(self, block: int, values: Mapping[str, NDArray[Any] | bytes]) -> Iterator[tuple[str, bytes]]:
         """The shards of a block by object key, one at a time."""
         for path, spec in self.group.arrays.items():
-            value, key = values[path], shard_key(spec, block)
-            if isinstance(value, bytes):
-                yield key, value
-                continue
-            self._arrays[path][block] = value
-            yield key, self._memory.pop(key).to_bytes()
+            value = values[path]
+            yield shard_key(spec, block), value if isinstance(value, bytes) else encode_shard(spec, value)
 
     def write_manifest(self, manifest: Manifest) -> GroupWriter:
         """Replace the group's manifest; returns its writer from now on."""

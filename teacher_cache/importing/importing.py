@@ -42,6 +42,7 @@ from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.importing.source import SHAPES, Source
 from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
+from teacher_cache.threads import usable_cores
 from teacher_cache.wording import command_line
 
 _RECORDS = (".jsonl", ".parquet")
@@ -203,6 +204,8 @@ def _write_group(
         progress.note(lost)
     missing = sorted(set(range(manifest.blocks)) - writer.committed())
     compute = partial(compute_block, writer.group.layout, load_quantisers(storage, writer.group.layout, {}), rows)
-    write_blocks(writer, missing, compute, workers=workers, progress=progress, force=settings.force)
+    write_blocks(
+        writer, missing, compute, workers=workers, progress=progress, force=settings.force, cores=usable_cores()
+    )
     write_variances(storage, manifest, complete={writer.group.prefix})
     writer.seal()

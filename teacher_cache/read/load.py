@@ -6,6 +6,9 @@ belongs to the view is decompressed. Thread-safe; whole shards are read, since t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -28,27 +31,35 @@ class BlockLoader:
         self._layout = layout
         self._objects = objects
 
-    def load(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
-        """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
+    def load(
+        self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
+    ) -> CodedBlock:
+        """Read, check and decompress what `request` needs of one block in one view: an array at a time, or in `threads`.
+
+        Thread-safe.
 
         Raises:
             StoreError: a shard is missing, not what was committed, or holds numbers that cannot be.
         """
-        arrays: dict[str, NDArray[np.generic]] = {}
+        in_turn: Callable[..., Iterable[NDArray[np.generic]]] = map if threads is None else threads.map
         masked_view = masked_view if view == "masked" else 0
         views = self._layout.manifest.views_of(view)
         if not 0 <= masked_view < views:
             raise ValueError(f"masked view {masked_view} is not within 0..{views}")
         try:
-            for path in self._paths(request, view):
-                arrays[path] = self._load(path, block, masked_view, arrays)
+            paths = self._paths(request, view)
+            ragged = [path for path in paths if self._layout.arrays[path].counted_by is not None]
+            whole = [path for path in paths if path not in ragged]
+            arrays = dict(zip(whole, in_turn(partial(self._load, block, masked_view, {}), whole), strict=True))
+            # how much there is of these is known now
+            arrays |= zip(ragged, in_turn(partial(self._load, block, masked_view, arrays), ragged), strict=True)
             check_values(self._layout, block, arrays)
         except ImpossibleError as error:
             raise self._objects.impossible(error.path, block, str(error)) from error
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
     def _paths(self, request: TargetRequest, view: View) -> list[str]:
-        """The arrays to load for a request in one view, counts before what they count."""
+        """The arrays to load for a request in one view."""
         targets = self._layout.manifest.targets
         folders = [f"hidden/{n}" for n in request.hidden_layers if in_view(targets.find_hidden(n), view)]
         for layer in request.attention_layers:
@@ -64,7 +75,7 @@ class BlockLoader:
         return ["input_ids", "length", "row_id", *self._layout.arrays_in(*folders)]
 
     def _load(
-        self, path: str, block: int, masked_view: int, loaded: dict[str, NDArray[np.generic]]
+        self, block: int, masked_view: int, loaded: Mapping[str, NDArray[np.generic]], path: str
     ) -> NDArray[np.generic]:
         """What belongs to one view of an array's block: of one that is filled in part, that part."""
         spec = self._layout.arrays[path]

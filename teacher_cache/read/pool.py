@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import cached_property
 from glob import glob, has_magic
@@ -64,7 +65,9 @@ class CacheSource(Protocol):
 
     def teacher_folder(self) -> Path: ...
 
-    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock: ...
+    def load_block(
+        self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
+    ) -> CodedBlock: ...
 
     def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch: ...
 
@@ -194,14 +197,16 @@ class CachePool:
         """A Hugging Face folder with the teacher, which is the same in every part."""
         return self.parts[0].teacher_folder()
 
-    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
+    def load_block(
+        self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
+    ) -> CodedBlock:
         """Read, check and decompress what `request` needs of one block of the pool in one view. Thread-safe.
 
         Raises:
             StoreError: a shard is missing or not what was committed.
         """
         part, own_block = self._find(block)
-        return replace(part.load_block(own_block, request, view, masked_view), block=block)
+        return replace(part.load_block(own_block, request, view, masked_view, threads), block=block)
 
     def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
         """Rows start..stop of a block of the pool, counted from its first row, as tensors on `device`."""

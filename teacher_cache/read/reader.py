@@ -10,6 +10,7 @@ that were added later, the names of their commits are listed too.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +161,17 @@ class CacheReader:
         """
         return self._objects.teacher_folder()
 
-    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
-        """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
+    def load_block(
+        self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
+    ) -> CodedBlock:
+        """Read, check and decompress what `request` needs of one block in one view, arrays side by side in `threads`.
+
+        Thread-safe.
 
         Raises:
             StoreError: a shard is missing or not what was committed.
         """
-        return self._loader.load(block, request, view, masked_view)
+        return self._loader.load(block, request, view, masked_view, threads)
 
     def load_array(self, path: str, block: int) -> NDArray[Any]:
         """A block of one array: read, checked and decompressed. Thread-safe.

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from teacher_cache.contract.manifest import TeacherRecord
 from teacher_cache.contract.streams import VECTORS
-from teacher_cache.device import choose_device, resolve_dtype
+from teacher_cache.device import choose_device, resolve_dtype, to_device
 from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
 from teacher_cache.models.attention import AttentionProjections
@@ -167,10 +167,10 @@ class Teacher:
         `given_layers` are some of those that `probe_replay` has found.
         """
         device = running_device(self.model)
-        input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
+        input_ids_BT, length_B = to_device(input_ids_BT, device), to_device(length_B, device)
         positions = torch.arange(input_ids_BT.shape[1], device=device)
         real_BT = positions[None, :] < length_B[:, None]
-        starts_BT = None if starts_BT is None else starts_BT.to(device)
+        starts_BT = None if starts_BT is None else to_device(starts_BT, device)
         layers = tuple(hidden_layers)
         watched = {layer: self._replays[layer].module for layer in given_layers}
         with record_attention(self.model, attention_layers) as recorded, watch_inputs(self.model, watched) as given:

@@ -324,15 +324,14 @@ def test_wrong_sinks_do_not_pass_the_comparison_with_the_teacher(store: Path, tm
 
 
 def test_more_sinks_than_there_is_room_for_stop_the_build(store: Path) -> None:
-    from teacher_cache.format.packed_streams import Sinks, pack_stream
+    from teacher_cache.format.packed_streams import Sinks, StreamPacker
 
     layout = CacheReader.open(store).layout
     stream = layout.stream("hidden/2")
     room = layout.arrays["hidden/2/sinks/index"].block_shape[1]
-    codes = np.zeros((32, 16 * 24), dtype=np.int16)
-    full = Sinks(np.arange(room), np.ones((room, 32), dtype=np.float16))
-    arrays = pack_stream(layout, stream, codes, [full])
-    assert arrays["hidden/2/sinks/count"].tolist() == [room]
-    more = Sinks(np.arange(room + 1), np.ones((room + 1, 32), dtype=np.float16))
+    full, more = StreamPacker(layout, stream), StreamPacker(layout, stream)
+    full.put_sinks(Sinks(np.arange(room), np.ones((room, 32), dtype=np.float16)))
+    assert full.finish()["hidden/2/sinks/count"].tolist() == [room]
+    more.put_sinks(Sinks(np.arange(room + 1), np.ones((room + 1, 32), dtype=np.float16)))
     with pytest.raises(TeacherError, match=f"has {room + 1} tokens in one block.*room is for {room}"):
-        pack_stream(layout, stream, codes, [more])
+        more.finish()

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.threads import in_threads, writer_threads
+from teacher_cache.threads import cores_beside, in_threads, usable_cores
 
 
 @given(delays=st.lists(st.integers(0, 2), max_size=20), threads=st.integers(1, 4), ahead=st.none() | st.integers(0, 5))
@@ -85,8 +86,12 @@ def test_once_it_is_closed_nothing_is_under_way() -> None:
     assert not under_way.acquire(blocking=False)
 
 
-@pytest.mark.parametrize("cores, threads", [(None, 1), (1, 1), (7, 1), (8, 2), (16, 4), (256, 4)])
-def test_writers_take_a_quarter_of_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int | None, threads: int) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert writer_threads() == threads
-    assert writer_threads(1) == 1
+@pytest.mark.parametrize("cores, here, on_cpu, on_gpu", [(1, 1, 1, 1), (2, 1, 1, 1), (8, 1, 2, 6), (64, 8, 2, 6)])
+def test_writers_take_what_a_teacher_and_other_processes_leave(
+    monkeypatch: pytest.MonkeyPatch, cores: int, here: int, on_cpu: int, on_gpu: int
+) -> None:
+    """`here` processes share the cores that this one may use."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert usable_cores() == cores // here
+    assert [cores_beside(torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_gpu]

@@ -60,11 +60,11 @@ def test_processes_share_each_batch(tiny_store: Path) -> None:
     assert [sum(parts, ()) for parts in zip(*shares, strict=True)] == whole
 
 
-def test_leaving_the_loop_ends_the_thread(tiny_store: Path) -> None:
+def test_leaving_the_loop_ends_the_threads(tiny_store: Path) -> None:
     before = threading.active_count()
     with training_batches(tiny_store, REQUEST, batch_size=8) as batches:
         first: TrainingBatch = next(batches)
-        assert len(first.row_ids) == 8 and threading.active_count() == before + 1
+        assert len(first.row_ids) == 8 and threading.active_count() > before
     assert threading.active_count() == before
     assert list(batches) == []
 

@@ -61,7 +61,7 @@ def unpack_plainly(packed: PackedCodes, tokens: int) -> NDArray[np.int16]:
 @given(seed=st.integers(0, 2**31), tokens=st.integers(1, 40), escapes=st.sampled_from([0.0, 0.05, 0.9]))
 def test_packing_loses_nothing(seed: int, tokens: int, escapes: float) -> None:
     codes = random_codes(seed, tokens, escapes)
-    packed = pack_codes(codes, COMPONENTS)
+    packed = pack_codes(torch.from_numpy(codes.copy()), COMPONENTS)
     assert np.array_equal(unpack_plainly(packed, tokens), codes)
     assert (np.diff(packed.escape_index) > 0).all()
     assert np.array_equal(codes.ravel()[packed.escape_index], packed.escape_value)
@@ -73,7 +73,7 @@ def test_any_range_of_tokens_unpacks_as_a_slice(seed: int, tokens: int, step: fl
     start = data.draw(st.integers(0, tokens - 1))
     stop = data.draw(st.integers(start + 1, tokens))
     codes = random_codes(seed, tokens, 0.1)
-    packed = pack_codes(codes, COMPONENTS)
+    packed = pack_codes(torch.from_numpy(codes.copy()), COMPONENTS)
     within = codes.copy()
     within.ravel()[packed.escape_index] = 0
     expected = within.astype(np.float32) * np.float32(step)
@@ -90,7 +90,7 @@ def test_many_components_unpack_in_pieces() -> None:
     for packing in PACKINGS:
         codes = generator.integers(-packing.limit, packing.limit + 1, (11, tokens)).astype(np.int16)
         values = torch.empty((11, tokens - 4))
-        packing.unpack(packing.pack(codes), 4, tokens, 0.3, values)
+        packing.unpack(packing.pack(torch.from_numpy(codes)).numpy(), 4, tokens, 0.3, values)
         assert np.array_equal(values.numpy(), codes[:, 4:].astype(np.float32) * np.float32(0.3))
 
 
@@ -123,7 +123,7 @@ def test_rare_values_do_not_decide_the_packing_and_come_back() -> None:
     codes[17, 3] = 30000
     order, components = choose_packings(codes, 8)
     assert components["five"] == 16
-    packed = pack_codes(np.ascontiguousarray(codes.T[order]), components)
+    packed = pack_codes(torch.from_numpy(codes.T[order].copy()), components)
     assert packed.escape_value.tolist() == [30000]
 
 
@@ -138,5 +138,5 @@ def test_packings_hold_whole_groups_and_sort_by_spread(seed: int, width: int) ->
     assert sum(components.values()) == width
     if width % 8 == 0:
         assert all(count % 8 == 0 for count in components.values())
-    packed = pack_codes(np.ascontiguousarray(codes.T[order]), components)
+    packed = pack_codes(torch.from_numpy(codes.T[order].copy()), components)
     assert len(packed.escape_index) <= 0.005 * codes.size

@@ -132,11 +132,10 @@ def test_coarser_codes_are_the_nearest_in_another_order(data: st.DataObject) -> 
     width, ratio = data.draw(st.integers(1, 5)), data.draw(st.floats(0.01, 1))
     order = data.draw(st.permutations(range(width)))
     codes = data.draw(st.lists(st.integers(-(2**15) + 1, 2**15 - 1), min_size=3 * width, max_size=3 * width))
-    codes_DWN = np.array(codes, dtype=np.int16).reshape(width, 1, 3)
-    coarser_DWN = Coarsening(order_D=np.array(order), ratio=ratio).apply(codes_DWN)
-    assert coarser_DWN.dtype == np.int16
+    codes_DN = torch.tensor(codes, dtype=torch.float32).view(width, 3)
+    coarser_DN = Coarsening(order_D=np.array(order), ratio=ratio).apply(codes_DN).round()
     for place, component in enumerate(order):
-        for code, coarser in zip(codes_DWN[component, 0].tolist(), coarser_DWN[place, 0].tolist(), strict=True):
+        for code, coarser in zip(codes_DN[component].tolist(), coarser_DN[place].tolist(), strict=True):
             assert abs(code * ratio - coarser) <= 0.5 + 1e-6 * abs(code)
 
 
