@@ -1,4 +1,4 @@
-"""`kdtrain`: train a student from a teacher cache. Flags are the fields of `student_train.settings.TrainSettings`.
+"""`kdtrain`: train a student from a teacher cache. Flags are the fields of `TrainFlags`.
 
 Standard output gets the result, as a line or as JSON; everything else goes to standard error. A run that SIGTERM or
 Ctrl-C stopped has saved a checkpoint and exits with 143 or 130. A `--config` file with `runs:` or `grid:` in it is a
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from cli.completion import print_completion
 from cli.entry import run_command
 from cli.options import SWEEP_KEYS, parse, read_config, split_config
-from student_train.settings import TrainSettings
+from cli.train_flags import TrainFlags
 from teacher_cache.wording import format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from student_train.settings import TrainSettings
     from student_train.train.train import TrainResult
 
 PROG = "kdtrain"
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    if print_completion(argv, PROG, {"": TrainSettings}):
+    if print_completion(argv, PROG, {"": TrainFlags}):
         return 0
     path, own = split_config(argv, PROG)
     content = {} if path is None else read_config(path)
@@ -38,7 +39,8 @@ def _main(argv: list[str]) -> int:
         from cli.sweep import run_sweep  # what it checks records with takes a while, too
 
         return run_sweep(path, content, own)
-    settings = parse(TrainSettings, argv, prog=PROG)
+    flags = parse(TrainFlags, argv, prog=PROG)
+    settings = flags.training()
     from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.train.train import train
 

@@ -35,12 +35,12 @@ from cli.cache_verify import VerifySettings
 from cli.demo import DemoSettings
 from cli.eval_compare import CompareSettings
 from cli.eval_report import ReportSettings
+from cli.train_flags import TrainFlags
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.lm_eval.settings import LmEvalSettings
 from student_train.evaluate.perplexity.settings import PerplexitySettings
-from student_train.settings import TrainSettings
 from teacher_cache.build.settings import BuildSettings
 from tests.student_train.evaluate.causal_models import make_causal
 
@@ -57,7 +57,7 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdcache info": InfoSettings,
     "kdcache verify": VerifySettings,
     "kdcache derive": DeriveFlags,
-    "kdtrain": TrainSettings,
+    "kdtrain": TrainFlags,
     "kdeval fidelity": FidelitySettings,
     "kdeval finetune": FinetuneSettings,
     "kdeval perplexity": PerplexitySettings,
@@ -292,7 +292,7 @@ def test_the_reference_names_every_flag(command: str) -> None:
 
 
 def test_benchmarks_are_called_with_flags_that_they_have() -> None:
-    further = flags_of(TrainSettings)
+    further = flags_of(TrainFlags)
     for page in PAGES:
         for block in blocks(page, "console", "sh", "bash"):
             for words in lines_typed(block):

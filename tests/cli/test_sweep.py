@@ -240,7 +240,9 @@ def test_a_training_does_not_outlive_a_killed_sweep(tmp_path: Path) -> None:
     """It would write into the same folder as the sweep that resumes."""
     end = tmp_path / "end"
     endless = ["sh", "-c", f"while ! test -e '{end}'; do sleep 0.1; done"]
-    code = f"import sys; from cli.sweep import start; print(start({endless!r}).pid, flush=True); sys.stdin.read()"
+    code = (
+        f"import sys; from cli.sweep_process import start; print(start({endless!r}).pid, flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
