@@ -132,6 +132,8 @@ class GroupWriter:
         totals = dict.fromkeys(self.group.arrays, 0)
         for commit in commits.values():
             for key, digest in commit.shards.items():
+                if self.group.has_given_up(key):
+                    continue
                 totals[array_of(key)] += digest.size
         listed = list_commits(commits)
         objects = self._digest_objects(sizes) | {self.group.prefix + COMMIT_HASHES: ObjectDigest.of(listed)}
