@@ -15,7 +15,6 @@ from cli.completion import print_completion
 from cli.entry import run_command
 from cli.options import SWEEP_KEYS, parse, read_config, split_config
 from cli.train_flags import TrainFlags
-from teacher_cache.wording import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from student_train.settings import TrainSettings
@@ -45,26 +44,20 @@ def _main(argv: list[str]) -> int:
     from student_train.train.train import train
 
     if settings.dry_run:
-        return _try_out(settings)
+        return _try_out(settings, flags)
     result = train(settings)
     if first_process():
         print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _result_in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
 
 
-def _try_out(settings: TrainSettings) -> int:
+def _try_out(settings: TrainSettings, flags: TrainFlags) -> int:
+    from cli.train_plan import describe_plan, plan_of
     from student_train.engine.ranks import first_process
-    from student_train.train.dry_run import dry_run
 
-    found = dry_run(settings)
+    plan = plan_of(settings, flags)
     if first_process():
-        text = (
-            f"{found.steps:,} steps would take {format_duration(found.training_seconds)} ({found.step_seconds:.3g} s a "
-            f"step, {found.tokens_per_second:,.0f} tok/s, {found.wait_share:.1%} of it waiting for the cache), "
-            f"{format_bytes(found.memory_bytes)} of memory, {format_bytes(found.checkpoint_bytes)} for checkpoints; "
-            f"{found.trained_parameters:,} parameters would be trained. Nothing was written"
-        )
-        print(json.dumps(found.to_json()) if settings.json else text)
+        print(json.dumps(plan.to_json()) if settings.json else f"{describe_plan(plan)}. Nothing was written")
     return 0
 
 

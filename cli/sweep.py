@@ -79,7 +79,7 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
     if settings.dry_run:
         from cli.sweep_plan import plan_sweep
 
-        return plan_sweep(chosen, runs, path, flags)
+        return plan_sweep(chosen, path, flags, launched=bool(content.get(LAUNCHER)))
     return _run(chosen, runs, evaluations, flags, _launcher(content))
 
 

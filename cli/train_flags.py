@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
+from teacher_cache.profiles import check_price
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +26,10 @@ class SweepFlags:
     """With --dry-run: what an hour of one process costs, in any currency, to say what the training would cost."""
 
     profile: str | None = None
-    """With --dry-run: a file that benchmarks/profile.py wrote on another device, to say how long it takes there."""
+    """With --dry-run: what benchmarks/device_profile.py wrote on another device, to say how long it takes there."""
 
     def __post_init__(self) -> None:
-        if self.price_per_hour is not None and not 0 <= self.price_per_hour < float("inf"):
-            raise SettingsError(
-                f"--price-per-hour {self.price_per_hour!r} is no price: give what an hour of one process costs, such "
-                "as 2.5"
-            )
+        check_price(self.price_per_hour)
 
 
 @dataclass(frozen=True, kw_only=True)

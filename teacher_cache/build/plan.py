@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from teacher_cache.build.block_rows import code_bytes
 from teacher_cache.build.forecast import Forecast
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import reach_attention
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.device import most_memory
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import METADATA, has_teacher
 from teacher_cache.format.resume import groups_to_build
@@ -25,10 +27,13 @@ from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.overlay import Overlay
 from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.threads import writer_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_WEIGHTS_PER_FILE = 50 * 10**9
+"""Bytes of weights that Transformers writes into one file."""
 State = Literal["new", "unfinished", "extended", "complete"]
 
 
@@ -36,9 +41,11 @@ State = Literal["new", "unfinished", "extended", "complete"]
 class BuildPlan:
     """What a build will add to the place it writes to; nothing if the store is complete.
 
-    `other_bytes` are the teacher, constants, metadata and commits. `free_bytes` is None where there is no telling.
-    Estimates rest on `sample_rows` rows, which took `sample_seconds`; `seconds` is for one worker, from the first row
-    of calibration on.
+    `other_bytes` are the teacher, constants, metadata and commits, `other_objects` all objects but shards and commits.
+    `free_bytes` is None where there is no telling. Estimates rest on `sample_rows` rows, which took `sample_seconds`;
+    `seconds` is for one worker, from the first row of calibration on. `memory_bytes` is what the machine needs: the
+    most that the sample took, and the blocks that wait to be written; `gpu_memory_bytes` the most that the sample took
+    of a GPU. `flops` are the floating-point operations of all rows, where they were counted.
     """
 
     path: str
@@ -51,6 +58,25 @@ class BuildPlan:
     sample_rows: int
     sample_seconds: float
     seconds: float
+    other_objects: int
+    memory_bytes: int
+    gpu_memory_bytes: int | None
+    flops: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the rows that the teacher will read, padding included."""
+        return sum(group.tokens for group in self.groups)
+
+    @property
+    def total_objects(self) -> int:
+        """Objects that will be written: files, on a file system, in `folders` folders beside those of arrays."""
+        return self.other_objects + sum(group.objects for group in self.groups)
+
+    @property
+    def folders(self) -> int:
+        """Folders that a file system will have for the shards."""
+        return sum(group.folders for group in self.groups)
 
     @property
     def total_bytes(self) -> int:
@@ -72,7 +98,7 @@ class BuildPlan:
     @property
     def tokens_per_second(self) -> float:
         """Positions of rows per second of the whole build."""
-        return sum(group.tokens for group in self.groups) / self.seconds if self.seconds else 0.0
+        return self.tokens / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines."""
@@ -81,14 +107,21 @@ class BuildPlan:
             "manifest": self.manifest.to_json(),
             "groups": [group.to_json() for group in self.groups],
             "total_bytes": self.total_bytes,
+            "tokens": self.tokens,
+            "total_objects": self.total_objects,
+            "folders": self.folders,
             "fits": self.fits,
             "rough": self.rough,
             "tokens_per_second": self.tokens_per_second,
         }
 
 
-def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -> BuildPlan:
+def plan_build(
+    settings: BuildSettings, progress: BuildProgress | None = None, *, count_flops: bool = False
+) -> BuildPlan:
     """What `build_cache` with the same settings would write, and how long it would take. Nothing is written.
+
+    With `count_flops` a row or two more go through the teacher, to count its operations.
 
     Raises:
         DistillationError: whatever would stop the build before its first block, but for a lack of space.
@@ -98,13 +131,15 @@ def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -
     storage = open_storage(settings.out)
     draft = Overlay(storage)
     writers = groups_to_build(draft, manifest)
-    teacher_bytes = _teacher_bytes(teacher) if writers and not has_teacher(draft) else 0
+    teacher_bytes, teacher_objects = _teacher_files(teacher) if writers and not has_teacher(draft) else (0, 0)
     batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
     trial = Trial(draft, teacher, projections, rows, batch_rows, progress)
     if writers:
         projections |= reach_attention(teacher, [writer.group for writer in writers], projections)
         teacher.start()
     groups = tuple(trial.forecast(writer) for writer in writers)
+    on_gpu = teacher.device.type == "cuda"
+    waiting = min(_blocks_in_memory(), max((group.blocks for group in groups), default=0))
     return BuildPlan(
         path=settings.out,
         state=_state(storage, writers),
@@ -116,6 +151,11 @@ def plan_build(settings: BuildSettings, progress: BuildProgress | None = None) -
         sample_rows=trial.sample_rows,
         sample_seconds=trial.sample_seconds,
         seconds=trial.calibration_seconds + sum(group.seconds for group in groups),
+        # a seal and a list of commits for each group
+        other_objects=teacher_objects + draft.added_objects() + 2 * len(groups),
+        memory_bytes=most_memory("cpu") + waiting * manifest.block_rows * code_bytes(manifest),
+        gpu_memory_bytes=most_memory("cuda") if on_gpu else None,
+        flops=sum(map(trial.count_flops, writers)) if count_flops else None,
     )
 
 
@@ -128,12 +168,20 @@ def _state(storage: Storage, writers: list[GroupWriter]) -> State:
     return "unfinished" if any(writer.group.prefix + METADATA in there for writer in writers) else "extended"
 
 
-def _teacher_bytes(teacher: Teacher) -> int:
-    """What `Teacher.save` writes, without writing the weights. Call before `Teacher.start`."""
+def _blocks_in_memory() -> int:
+    """Blocks whose codes exist at a time: one that is computed, and those that are packed and wait to be written."""
+    return writer_threads() + 2
+
+
+def _teacher_files(teacher: Teacher) -> tuple[int, int]:
+    """Bytes and number of what `Teacher.save` writes, without writing the weights. Call before `Teacher.start`."""
     model = teacher.model if teacher.record.has_mlm_head else cast("PreTrainedModel", teacher.model.base_model)
     # tied weights are saved once
     weights: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     with TemporaryDirectory() as folder:
         teacher.tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
-        return sum(weights.values()) + sum(LocalStorage(folder).list().values())
+        others = LocalStorage(folder).list()
+        parts = max(1, -(-sum(weights.values()) // _WEIGHTS_PER_FILE))
+        # an index where there are several, and the list of all of them
+        return sum(weights.values()) + sum(others.values()), len(others) + parts + (parts > 1) + 1

@@ -112,8 +112,10 @@ class BuildSettings:
     """With --device-map: what weights may take of each device, such as 0:70GB,1:70GB,cpu:200GB (GPUs by number).
     Default: nine tenths of what is free. The rest stays on the disk.
     """
-    block_rows: int = 64
-    """Rows per block: the unit of writing, commit, reading and shuffling."""
+    block_rows: int | None = None
+    """Rows per block: the unit of writing, commit, reading and shuffling. Default: those of the store that is there;
+    else 64, or from 262,144 rows on as many as make 4,096 blocks, up to 1024 and 2 GiB of codes.
+    """
     force: bool = False
     """Build even if the disk seems too small."""
     seed: int = 0
