@@ -28,6 +28,7 @@ import yaml
 
 from cli import kdcache, kdeval, kdtrain
 from cli.cache_derive import DeriveFlags
+from cli.cache_drop import DropFlags
 from cli.cache_import import ImportFlags
 from cli.cache_info import InfoSettings
 from cli.cache_plan import PlanSettings
@@ -57,6 +58,7 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdcache info": InfoSettings,
     "kdcache verify": VerifySettings,
     "kdcache derive": DeriveFlags,
+    "kdcache drop": DropFlags,
     "kdtrain": TrainFlags,
     "kdeval fidelity": FidelitySettings,
     "kdeval finetune": FinetuneSettings,
@@ -67,8 +69,11 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdeval report": ReportSettings,
 }
 OF_ALL = {"--config", "--debug", "--help", "--version", "--completion"}
-OF_OTHERS = set("--flag --nproc-per-node --nodes --ntasks-per-node --gpus-per-node --signal --requeue".split())
-"""Of launchers, and one that is any."""
+OF_OTHERS = set(
+    "--flag --nproc-per-node --nodes --ntasks-per-node --gpus-per-node --signal --requeue --array --gpus --time "
+    "--open-mode --format".split()
+)
+"""Of launchers and of `aws`, and one that is any."""
 
 # what makes the tours small: flags that are added where the page does not give them
 SMALLER = {
@@ -261,7 +266,8 @@ def test_files_that_are_named_exist() -> None:
 
 
 def flags_of(settings: type[Any]) -> set[str]:
-    return {"--" + field.name.replace("_", "-") for field in fields(settings)}
+    named = {field.name.replace("_", "-"): field.default is True for field in fields(settings)}
+    return {f"--{name}" for name in named} | {f"--no-{name}" for name, is_on in named.items() if is_on}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -58,7 +58,7 @@ _{program}
 @pytest.mark.parametrize(
     "line, candidates",
     [
-        ("kdcache ", "build plan import derive verify info"),
+        ("kdcache ", "build plan import derive drop verify info"),
         ("kdcache bu", "build"),
         ("kdcache --v", "--version"),
         ("kdcache --completion ", "bash zsh"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -213,3 +215,18 @@ def test_the_whole_sweep_is_measured_alike(tmp_path: Path, capsys: Any) -> None:
     path = sweep_file(tmp_path, tmp_path / "no.zarr", "runs: {a: {evaluate: {fidelity: {}}}, b: {seed: 2}}\n")
     assert main(["--config", str(path)]) == 1
     assert "run 'a' sets 'evaluate', which is of the whole sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_the_slurm_script_of_the_page_queues_again_what_was_stopped(tmp_path: Path, code: int) -> None:
+    page = (Path(__file__).resolve().parents[2] / "cli" / "README.md").read_text()
+    script = next(text for text in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "# sweep.sh" in text)
+    for name, ends_with in (("srun", code), ("scontrol", 0)):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@"\nexit {ends_with}\n')
+        program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "71"}
+    found = subprocess.run(["bash"], input=script, env=environment, capture_output=True, text=True)
+    said = ["srun kdtrain --config /shared/sweep.yaml --only 3"]
+    assert found.returncode == code and found.stderr == ""
+    assert found.stdout.splitlines() == (said if code != 143 else [*said, "scontrol requeue 71"])
