@@ -71,9 +71,9 @@ FLAGS_OF: dict[str, type[Any]] = {
 OF_ALL = {"--config", "--debug", "--help", "--version", "--completion"}
 OF_OTHERS = set(
     "--flag --nproc-per-node --nodes --ntasks-per-node --gpus-per-node --signal --requeue --array --gpus --time "
-    "--open-mode --format".split()
+    "--open-mode".split()
 )
-"""Of launchers and of `aws`, and one that is any."""
+"""Of launchers, and one that is any."""
 
 # what makes the tours small: flags that are added where the page does not give them
 SMALLER = {
