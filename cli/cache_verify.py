@@ -260,6 +260,9 @@ def _describe_eviction(report: VerifyReport, eviction: Eviction) -> Iterator[str
         )
     for name in eviction.left_out:
         yield f"left out  {name}: it needs what is unfinished now, and is read again once that is made"
+    if eviction.cleared:
+        size, many = format_bytes(sum(eviction.cleared.values())), len(eviction.cleared)
+        yield f"cleared  {many} {'object' if many == 1 else 'objects'}, {size}, of targets that the store has no more"
     if not report.findings:
         yield "evicted  nothing: nothing is damaged"
 

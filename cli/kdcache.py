@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cli.cache_build import BuildFlags, build
 from cli.cache_derive import DeriveFlags, derive
+from cli.cache_drop import DropFlags, drop
 from cli.cache_import import ImportFlags, import_targets
 from cli.cache_info import InfoSettings, info
 from cli.cache_plan import PlanSettings, plan
@@ -39,6 +40,11 @@ COMMANDS = {
         run=derive,
         settings=DeriveFlags,
         line="make a smaller cache from a larger one, without the teacher",
+    ),
+    "drop": Command(
+        run=drop,
+        settings=DropFlags,
+        line="give up targets of a finished cache, and free what they take",
     ),
     "verify": Command(
         run=verify,

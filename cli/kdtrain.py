@@ -1,4 +1,4 @@
-"""`kdtrain`: train a student from a teacher cache. Flags are the fields of `student_train.settings.TrainSettings`.
+"""`kdtrain`: train a student from a teacher cache. Flags are the fields of `TrainFlags`.
 
 Standard output gets the result, as a line or as JSON; everything else goes to standard error. A run that SIGTERM or
 Ctrl-C stopped has saved a checkpoint and exits with 143 or 130. A `--config` file with `runs:` or `grid:` in it is a
@@ -15,10 +15,10 @@ from cli.completion import print_completion
 from cli.display import is_quiet, tell_loading
 from cli.entry import run_command
 from cli.options import SWEEP_KEYS, parse, read_config, split_config
-from student_train.settings import TrainSettings
-from teacher_cache.wording import format_bytes, format_duration
+from cli.train_flags import TrainFlags
 
 if TYPE_CHECKING:
+    from student_train.settings import TrainSettings
     from student_train.train.train import TrainResult
 
 PROG = "kdtrain"
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    if print_completion(argv, PROG, {"": TrainSettings}):
+    if print_completion(argv, PROG, {"": TrainFlags}):
         return 0
     path, own = split_config(argv, PROG)
     content = {} if path is None else read_config(path)
@@ -39,32 +39,27 @@ def _main(argv: list[str]) -> int:
         from cli.sweep import run_sweep  # what it checks records with takes a while, too
 
         return run_sweep(path, content, own)
-    settings = parse(TrainSettings, argv, prog=PROG)
+    flags = parse(TrainFlags, argv, prog=PROG)
+    settings = flags.training()
     tell_loading("PyTorch and DeepSpeed")
     from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need
     from student_train.train.train import train
 
     if settings.dry_run:
-        return _try_out(settings)
+        return _try_out(settings, flags)
     result = train(settings, quiet=is_quiet())
     if first_process():
         print(json.dumps(result.to_json(), allow_nan=False) if settings.json else _result_in_words(result))
     return 0 if result.stopped_by is None else _SIGNALLED + result.stopped_by
 
 
-def _try_out(settings: TrainSettings) -> int:
+def _try_out(settings: TrainSettings, flags: TrainFlags) -> int:
+    from cli.train_plan import describe_plan, plan_of
     from student_train.engine.ranks import first_process
-    from student_train.train.dry_run import dry_run
 
-    found = dry_run(settings, quiet=is_quiet())
+    plan = plan_of(settings, flags)
     if first_process():
-        text = (
-            f"{found.steps:,} steps would take {format_duration(found.training_seconds)} ({found.step_seconds:.3g} s a "
-            f"step, {found.tokens_per_second:,.0f} tok/s, {found.wait_share:.1%} of it waiting for the cache), "
-            f"{format_bytes(found.memory_bytes)} of memory, {format_bytes(found.checkpoint_bytes)} for checkpoints; "
-            f"{found.trained_parameters:,} parameters would be trained. Nothing was written"
-        )
-        print(json.dumps(found.to_json()) if settings.json else text)
+        print(json.dumps(plan.to_json()) if settings.json else f"{describe_plan(plan)}. Nothing was written")
     return 0
 
 

@@ -26,9 +26,10 @@ from teacher_cache.fields import FieldError, OpenFields, check_fields, shorten
 
 PROG = "kdtrain"
 LAUNCHER = "launcher"
+EVALUATE = "evaluate"
 DEFAULT_OUT = "students"
 MOST_RUNS = 10_000
-_OF_ALL = ("out", "resume", "dry_run", "json", LAUNCHER)
+_OF_ALL = ("out", "resume", "dry_run", "json", LAUNCHER, EVALUATE)
 _NAME = re.compile(r"\w[\w.,+=-]*")
 _OWN_FILES = ("summary.json", "summary.md")
 
@@ -98,7 +99,9 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
             settings, or the settings of one cannot be.
     """
     _check(content, path)
-    common = _by_field({key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER)}, path)
+    common = _by_field(
+        {key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER, EVALUATE)}, path
+    )
     out = from_home(str(common.pop("out", DEFAULT_OUT)))
     flags_typed = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
     typed = {flag.removeprefix("--no-").removeprefix("--").replace("-", "_") for flag in flags_typed}

@@ -30,8 +30,6 @@ from teacher_cache.outside import visible
 
 RUN_LOCK = ".kdtrain.lock"
 """In the folder of a training that is running."""
-SWEEP_LOCK = ".kdtrain-sweep.lock"
-"""In the folder of a sweep that is running, beside the folders of its trainings."""
 _MOST_HOLDER_BYTES = 300
 _HELD = {errno.EACCES, errno.EAGAIN}
 _TORCH_WRITER = re.compile(r"file write|PytorchStreamWriter|inline_container")
@@ -113,6 +111,21 @@ def hold_folder(out: Path, name: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for folder in new:
                 folder.rmdir()
+
+
+def is_held(out: Path, name: str) -> bool:
+    """Whether a process holds the folder with `hold_folder`, as far as this machine can tell."""
+    try:
+        descriptor = os.open(out / name, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _HELD
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _lock(out: Path, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Which device to use, and how arrays get there from the host while it computes.
+"""Which device to use, how much memory was taken of it, and how arrays get there from the host while it computes.
 
 An ordinary copy to a GPU makes the thread that launches kernels wait until all of them have run. `to_device` copies
 without that wait, in turn with the kernels; `Transfer` copies whole blocks ahead of their use, beside the kernels;
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,15 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
     if dtype != "auto":
         return dtype
     return "float32" if device.type == "cpu" else "bfloat16"
+
+
+def most_memory(device: str) -> int:
+    """Bytes: the most that this process has had since its start, of its GPU if it has one, else of the machine."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # what getrusage tells would be its parent's, if that had more
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 _entered = threading.Lock()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import socket
 from pathlib import Path
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -34,8 +35,8 @@ def flush_to_disk(path: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, in full or not at all: what was there stays until the new one is safe on the disk."""
-    # as another process might write the same file
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # as another process might write the same file, which on another machine may have the same number
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -29,6 +29,7 @@ import yaml
 from cli import kdcache, kdeval, kdtrain, options
 from cli.cache_build import BuildFlags
 from cli.cache_derive import DeriveFlags
+from cli.cache_drop import DropFlags
 from cli.cache_import import ImportFlags
 from cli.cache_info import InfoSettings
 from cli.cache_plan import PlanSettings
@@ -36,12 +37,12 @@ from cli.cache_verify import VerifySettings
 from cli.demo import DemoSettings
 from cli.eval_compare import CompareSettings
 from cli.eval_report import ReportSettings
+from cli.train_flags import TrainFlags
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.lm_eval.settings import LmEvalSettings
 from student_train.evaluate.perplexity.settings import PerplexitySettings
-from student_train.settings import TrainSettings
 from tests.student_train.evaluate.causal_models import make_causal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,8 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdcache info": InfoSettings,
     "kdcache verify": VerifySettings,
     "kdcache derive": DeriveFlags,
-    "kdtrain": TrainSettings,
+    "kdcache drop": DropFlags,
+    "kdtrain": TrainFlags,
     "kdeval fidelity": FidelitySettings,
     "kdeval finetune": FinetuneSettings,
     "kdeval perplexity": PerplexitySettings,
@@ -67,7 +69,10 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdeval report": ReportSettings,
 }
 OF_ALL = {"--config", "--debug", "--help", "--version", "--completion", "--quiet", "--verbose"}
-OF_OTHERS = set("--flag --nproc-per-node --nodes --ntasks-per-node --gpus-per-node --signal --requeue".split())
+OF_OTHERS = set(
+    "--flag --nproc-per-node --nodes --ntasks-per-node --gpus-per-node --signal --requeue --array --gpus --time "
+    "--open-mode".split()
+)
 """Of launchers, and one that is any."""
 
 # what makes the tours small: flags that are added where the page does not give them
@@ -261,7 +266,8 @@ def test_files_that_are_named_exist() -> None:
 
 
 def flags_of(settings: type[Any]) -> set[str]:
-    return {"--" + field.name.replace("_", "-") for field in fields(settings)}
+    named = {field.name.replace("_", "-"): field.default is True for field in fields(settings)}
+    return {f"--{name}" for name in named} | {f"--no-{name}" for name, is_on in named.items() if is_on}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -292,7 +298,7 @@ def test_the_reference_names_every_flag(command: str) -> None:
 
 
 def test_benchmarks_are_called_with_flags_that_they_have() -> None:
-    further = flags_of(TrainSettings)
+    further = flags_of(TrainFlags)
     for page in PAGES:
         for block in blocks(page, "console", "sh", "bash"):
             for words in lines_typed(block):

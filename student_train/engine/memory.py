@@ -1,10 +1,9 @@
-"""How much memory this process has taken, and a message where the GPU has too little."""
+"""A message where the GPU has too little memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -29,12 +28,3 @@ def explain_memory_errors(advice: str) -> Iterator[None]:
         raise DeviceMemoryError(
             f"the GPU has too little memory for this ({first_line(error)}): nothing more can be computed; give {advice}"
         ) from error
-
-
-def most_memory(device: str) -> int:
-    """Bytes: the most that this process has had since its start, of its GPU if it has one, else of the machine."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    # what getrusage tells would be its parent's, if that had more
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from student_train.engine.checkpoint import checkpoint_path, save_checkpoint
 from student_train.engine.engine import clip_gradient, skipped_steps
-from student_train.engine.memory import most_memory
 from student_train.losses.sums import LossSum
 from student_train.train.best import keep_best
 from student_train.train.feed import Feed, Share
@@ -35,6 +34,7 @@ from student_train.train.prepare import TrainingRun
 from student_train.train.signals import noted_signals
 from student_train.train.validation import validation_losses
 from teacher_cache.contract.batch import Batch
+from teacher_cache.device import most_memory
 from teacher_cache.errors import DistillationError, SpaceError, TrainingError
 
 

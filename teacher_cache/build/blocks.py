@@ -26,7 +26,7 @@ from teacher_cache.format.protocol import Commit, array_of
 from teacher_cache.format.writer import GroupWriter, ShardThreads
 from teacher_cache.threads import in_threads
 
-_BLOCKS_AT_ONCE = 2
+BLOCKS_AT_ONCE = 2
 """Of one the last arrays are written while the next ones are encoded."""
 
 
@@ -72,7 +72,7 @@ def write_blocks(
     blocks = ((block, compute(block)) for block in mine)
     with ShardThreads(cores) as threads:
         write = partial(_write_block, writer, threads)
-        commits = in_threads(write, blocks, threads=_BLOCKS_AT_ONCE, ahead=_BLOCKS_AT_ONCE)
+        commits = in_threads(write, blocks, threads=BLOCKS_AT_ONCE, ahead=BLOCKS_AT_ONCE)
         with closing(commits):  # nothing is written any more once this is left, whatever ended it
             for commit in commits:
                 tally.count(commit)

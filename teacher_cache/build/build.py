@@ -23,7 +23,7 @@ from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows,
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.sidecar import (
     reach_attention,
-    teacher_bytes,
+    teacher_files,
     write_projections,
     write_teacher,
     write_variances,
@@ -175,7 +175,7 @@ class _Job:
         self.projections |= reach_attention(self.teacher, [writer.group for writer in writers], self.projections)
         writers = [writer if writer.group.seal is None else writer.unseal() for writer in writers]
         if not self.settings.force:
-            refuse_without_room(self.storage, teacher_bytes(self.teacher, self.storage))
+            refuse_without_room(self.storage, teacher_files(self.teacher, self.storage)[0])
         self.of_teacher = write_teacher(self.storage, self.teacher)
         self.started = time.monotonic()  # what is reported is the passes of the teacher and what follows from them
         self.teacher.start()

@@ -47,7 +47,11 @@ class MeasuredSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a build will write into one group: its missing blocks. `tokens` are their positions, padding included."""
+    """What a build will write into one group: its missing blocks. `tokens` are their positions, padding included.
+
+    `objects` are the shards and commits; on a file system they lie in as many `folders` as all but the last part of
+    their names make.
+    """
 
     group: str
     targets: Mapping[str, str]
@@ -56,6 +60,8 @@ class Forecast:
     tokens: int
     bytes_per_array: Mapping[str, int]
     seconds: float
+    objects: int
+    folders: int
 
     @property
     def total_bytes(self) -> int:
@@ -105,6 +111,8 @@ def forecast(group: Group, missing: Iterable[int], sample: MeasuredSample) -> Fo
         tokens=rows * manifest.seq_len,
         bytes_per_array={path: _extrapolate(path, rows, len(blocks), sample) for path in group.arrays},
         seconds=sample.seconds * rows / max(1, sample.rows),
+        objects=len(blocks) * (len(group.arrays) + 1),
+        folders=len(blocks) * sum(len(spec.block_shape) for spec in group.arrays.values()),
     )
 
 

@@ -11,14 +11,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
+from teacher_cache.build.block_rows import code_bytes
+from teacher_cache.build.blocks import BLOCKS_AT_ONCE
 from teacher_cache.build.forecast import Forecast
 from teacher_cache.build.inputs import BuildProgress, Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.build.sidecar import reach_attention, teacher_bytes
+from teacher_cache.build.sidecar import reach_attention, teacher_files
 from teacher_cache.build.together import work_together
 from teacher_cache.build.trial import ENOUGH_PER_COMPONENT, Trial
 from teacher_cache.build.workers import Workers
 from teacher_cache.contract.manifest import Manifest
+from teacher_cache.device import most_memory
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import METADATA
 from teacher_cache.format.resume import groups_to_build
@@ -27,6 +30,7 @@ from teacher_cache.storage.base import Storage, open_storage
 from teacher_cache.storage.overlay import Overlay
 from teacher_cache.teacher.processes import Processes
 
+"""Bytes of weights that Transformers writes into one file."""
 State = Literal["new", "unfinished", "extended", "complete"]
 
 
@@ -34,9 +38,11 @@ State = Literal["new", "unfinished", "extended", "complete"]
 class BuildPlan:
     """What a build will add to the place it writes to; nothing if the store is complete.
 
-    `other_bytes` are the teacher, constants, metadata and commits. `free_bytes` is None where there is no telling.
-    Estimates rest on `sample_rows` rows, which took `sample_seconds`; `seconds` is for one worker, from the first row
-    of calibration on.
+    `other_bytes` are the teacher, constants, metadata and commits, `other_objects` all objects but shards and commits.
+    `free_bytes` is None where there is no telling. Estimates rest on `sample_rows` rows, which took `sample_seconds`;
+    `seconds` is for one worker, from the first row of calibration on. `memory_bytes` is what the machine needs: the
+    most that the sample took, and the blocks that wait to be written; `gpu_memory_bytes` the most that the sample took
+    of a GPU. `flops` are the floating-point operations of all rows, where they were counted.
     """
 
     path: str
@@ -49,6 +55,25 @@ class BuildPlan:
     sample_rows: int
     sample_seconds: float
     seconds: float
+    other_objects: int
+    memory_bytes: int
+    gpu_memory_bytes: int | None
+    flops: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the rows that the teacher will read, padding included."""
+        return sum(group.tokens for group in self.groups)
+
+    @property
+    def total_objects(self) -> int:
+        """Objects that will be written: files, on a file system, in `folders` folders beside those of arrays."""
+        return self.other_objects + sum(group.objects for group in self.groups)
+
+    @property
+    def folders(self) -> int:
+        """Folders that a file system will have for the shards."""
+        return sum(group.folders for group in self.groups)
 
     @property
     def total_bytes(self) -> int:
@@ -70,7 +95,7 @@ class BuildPlan:
     @property
     def tokens_per_second(self) -> float:
         """Positions of rows per second of the whole build."""
-        return sum(group.tokens for group in self.groups) / self.seconds if self.seconds else 0.0
+        return self.tokens / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for machines."""
@@ -79,6 +104,9 @@ class BuildPlan:
             "manifest": self.manifest.to_json(),
             "groups": [group.to_json() for group in self.groups],
             "total_bytes": self.total_bytes,
+            "tokens": self.tokens,
+            "total_objects": self.total_objects,
+            "folders": self.folders,
             "fits": self.fits,
             "rough": self.rough,
             "tokens_per_second": self.tokens_per_second,
@@ -86,33 +114,42 @@ class BuildPlan:
 
 
 def plan_build(
-    settings: BuildSettings, progress: BuildProgress | None = None, workers: Workers | None = None
+    settings: BuildSettings,
+    progress: BuildProgress | None = None,
+    workers: Workers | None = None,
+    *,
+    count_flops: bool = False,
 ) -> BuildPlan:
     """What `build_cache` with the same settings would write, and how long it would take. Nothing is written.
 
-    With `tensor_parallel` every one of several `workers` calls this.
+    With `tensor_parallel` every one of several `workers` calls this. With `count_flops` a row or two more go through
+    the teacher, to count its operations.
 
     Raises:
         DistillationError: whatever would stop the build before its first block, but for a lack of space.
     """
     progress = progress or Silent()
     if settings.tensor_parallel:
-        return work_together(settings, workers or Workers(), partial(_plan, settings, progress))
-    return _plan(settings, progress)
+        return work_together(settings, workers or Workers(), partial(_plan, settings, progress, count_flops))
+    return _plan(settings, progress, count_flops)
 
 
-def _plan(settings: BuildSettings, progress: BuildProgress, processes: Processes | None = None) -> BuildPlan:
+def _plan(
+    settings: BuildSettings, progress: BuildProgress, count_flops: bool, processes: Processes | None = None
+) -> BuildPlan:
     teacher, projections, rows, manifest = read_inputs(settings, progress, processes=processes)
     storage = open_storage(settings.out)
     draft = Overlay(storage)
     writers = groups_to_build(draft, manifest)
-    of_teacher = teacher_bytes(teacher, draft) if writers else 0
+    of_teacher, teacher_objects = teacher_files(teacher, draft) if writers else (0, 0)
     batch_rows = choose_batch_rows(settings, teacher, manifest.seq_len)
     trial = Trial(draft, teacher, projections, rows, batch_rows, progress)
     if writers:
         projections |= reach_attention(teacher, [writer.group for writer in writers], projections)
         teacher.start()
     groups = tuple(trial.forecast(writer) for writer in writers)
+    on_gpu = teacher.device.type == "cuda"
+    waiting = min(_blocks_in_memory(), max((group.blocks for group in groups), default=0))
     return BuildPlan(
         path=settings.out,
         state=_state(storage, writers),
@@ -124,6 +161,11 @@ def _plan(settings: BuildSettings, progress: BuildProgress, processes: Processes
         sample_rows=trial.sample_rows,
         sample_seconds=trial.sample_seconds,
         seconds=trial.calibration_seconds + sum(group.seconds for group in groups),
+        # a seal and a list of commits for each group
+        other_objects=teacher_objects + draft.added_objects() + 2 * len(groups),
+        memory_bytes=most_memory("cpu") + waiting * manifest.block_rows * code_bytes(manifest),
+        gpu_memory_bytes=most_memory("cuda") if on_gpu else None,
+        flops=sum(map(trial.count_flops, writers)) if count_flops else None,
     )
 
 
@@ -134,3 +176,8 @@ def _state(storage: Storage, writers: list[GroupWriter]) -> State:
     if not there:
         return "new"
     return "unfinished" if any(writer.group.prefix + METADATA in there for writer in writers) else "extended"
+
+
+def _blocks_in_memory() -> int:
+    """Blocks whose codes exist at a time: one that is computed, and those that are encoded and written."""
+    return BLOCKS_AT_ONCE + 1

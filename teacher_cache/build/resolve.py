@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from teacher_cache.build.block_rows import USUAL, with_block_rows
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.logits import id_planes
 from teacher_cache.contract.layers import default_attention_layer, default_relation_heads, parse_layers
@@ -31,6 +32,7 @@ from teacher_cache.contract.targets import (
 from teacher_cache.corpus.corpus import Rows, tokenizer_fingerprint
 from teacher_cache.errors import SettingsError, TeacherError
 from teacher_cache.models.attention import AttentionProjections
+from teacher_cache.storage.base import open_storage
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.wording import command_line
 
@@ -145,10 +147,11 @@ def _attention_spec(
             f"same number of components; {default_relation_heads(width, width)} is the default"
         )
     views = settings.views if settings.hs_view == "masked" else 1
-    per_block = 2 * len(VECTORS) * heads * resolve_seq_len(settings, teacher) ** 2 * settings.block_rows * views
+    rows = settings.block_rows or USUAL
+    per_block = 2 * len(VECTORS) * heads * resolve_seq_len(settings, teacher) ** 2 * rows * views
     if per_block > _MUCH_MEMORY:
         note(
-            f"relation matrices take {per_block / 2**30:.1f} GiB of memory for each block of {settings.block_rows} "
+            f"relation matrices take {per_block / 2**30:.1f} GiB of memory for each block of {rows} "
             "rows, in building and in reading: a smaller --block-rows takes less"
         )
     return AttentionSpec(layer=layer, form="matrix", codec="float16", view=settings.hs_view, heads=heads)
@@ -196,14 +199,14 @@ def make_manifest(
         SettingsError: a block would be far larger than all rows together.
     """
     refuse_large_block(settings.block_rows, len(rows))
-    return Manifest(
+    manifest = Manifest(
         teacher=teacher.record,
         tokenizer_sha256=tokenizer_fingerprint(teacher.tokenizer),
         corpus=rows.record,
         seq_len=seq_len,
         row_mode=settings.rows,
         rows=len(rows),
-        block_rows=settings.block_rows,
+        block_rows=USUAL,
         first_row=rows.first_row,
         seed=settings.seed,
         views=settings.views,
@@ -217,6 +220,7 @@ def make_manifest(
         command=command_line(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    return with_block_rows(manifest, settings.block_rows, open_storage(settings.out))
 
 
 def software_versions() -> dict[str, str]:
@@ -225,13 +229,13 @@ def software_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def refuse_large_block(block_rows: int, rows: int) -> None:
+def refuse_large_block(block_rows: int | None, rows: int) -> None:
     """Refuse blocks far larger than all rows together.
 
     Raises:
         SettingsError: they would be.
     """
-    if block_rows > (most := max(_SMALL_BLOCK, rows)):
+    if block_rows is not None and block_rows > (most := max(_SMALL_BLOCK, rows)):
         raise SettingsError(
             f"--block-rows {block_rows} is more than the {rows} rows that there are: a block is held in memory whole, "
             f"with room for rows that never come; give at most {most}, 64 is usual"

@@ -119,8 +119,10 @@ class BuildSettings:
     that Transformers has for the family; one writes. Without it each process has a teacher of its own, and they share
     the blocks of the store.
     """
-    block_rows: int = 64
-    """Rows per block: the unit of writing, commit, reading and shuffling."""
+    block_rows: int | None = None
+    """Rows per block: the unit of writing, commit, reading and shuffling. Default: those of the store that is there;
+    else 64, or from 262,144 rows on as many as make 4,096 blocks, up to 1024 and 2 GiB of codes.
+    """
     force: bool = False
     """Build even if the disk seems too small."""
     seed: int = 0

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _BLOCKS = 4
 _ROWS_AT_ONCE = 16
+_WEIGHTS_PER_FILE = 50 * 10**9
 
 
 def reach_attention(
@@ -83,17 +84,20 @@ class Saveable(Protocol):
         """Write a Hugging Face folder."""
 
 
-def teacher_bytes(teacher: Teacher, storage: Storage) -> int:
-    """About what `write_teacher` will write, without writing the weights. Call before `Teacher.start`."""
+def teacher_files(teacher: Teacher, storage: Storage) -> tuple[int, int]:
+    """Bytes and objects that `write_teacher` will write, about, without writing the weights. Call before `start`."""
     if has_teacher(storage):
-        return 0
+        return 0, 0
     model = teacher.model if teacher.record.has_mlm_head else cast("PreTrainedModel", teacher.model.base_model)
     # tied weights are saved once
     weights: dict[int, int] = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     with TemporaryDirectory() as folder:
         teacher.tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
-        return sum(weights.values()) + sum(LocalStorage(folder).list().values())
+        others = LocalStorage(folder).list()
+    parts = max(1, -(-sum(weights.values()) // _WEIGHTS_PER_FILE))
+    # an index where there are several, and the list of all of them
+    return sum(weights.values()) + sum(others.values()), len(others) + parts + (parts > 1) + 1
 
 
 def write_teacher(storage: Storage, teacher: Saveable) -> int:

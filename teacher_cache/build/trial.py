@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from teacher_cache.build.block import compute_block
 from teacher_cache.build.blocks import Computed
@@ -34,7 +35,7 @@ from teacher_cache.codecs.sample import CalibrationSample, share_rows
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.corpus.corpus import Rows
-from teacher_cache.format.groups import Group
+from teacher_cache.format.groups import Group, read_groups
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
@@ -104,6 +105,20 @@ class Trial:
         self.sample_seconds += time.monotonic() - started
         self.protocol_bytes += _protocol_bytes(writer.group, missing, self.draft.written)
         return forecast(writer.group, missing, sample)
+
+    def count_flops(self, writer: GroupWriter) -> int:
+        """Floating-point operations of the missing blocks of a group, from those of a row or two. After `forecast`."""
+        missing = sorted(set(range(writer.manifest.blocks)) - writer.committed())
+        rows = writer.manifest.rows_in(missing)
+        if not rows:
+            return 0
+        group = next(group for group in read_groups(self.draft) if group.prefix == writer.group.prefix)
+        quantisers = load_quantisers(self.draft, group.layout, self.projections)
+        first, last = group.manifest.block_range(missing[0])
+        part = self.rows.read(first, min(last, first + _TIMED_ROWS))
+        with FlopCounterMode(display=False) as counter:
+            compute_block(group.layout, self.teacher, quantisers, part, self.batch_rows)
+        return int(counter.get_total_flops() * rows / len(part.row_id_B))
 
     def _affordable(self, layout: StoreLayout, passes: int) -> int:
         """How many rows the teacher reads so many times in the time there is, by timing it on a few of them."""

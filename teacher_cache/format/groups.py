@@ -4,21 +4,23 @@ The first group holds the rows and the targets of the first build. Targets that 
 group of their own, an *extension*, with its own manifest, commits and seal below `extensions/<n>/`, so that adding them
 touches nothing that is there. Arrays of all groups lie in one tree. A group without a seal is unfinished.
 
-Extensions are found by listing, so that deleting the folder of one gives up its targets and nothing else. A group may
-need what another one holds: attention that is computed from a hidden state needs that state, and targets of masked
-views need the masks. Such a group is read only together with a finished one that holds what it needs.
+Extensions are found by listing, so that deleting the folder of one gives up its targets and nothing else; what a group
+has given up in a finished store is left out of its manifest (`given_up.py`). A group may need what another one holds:
+attention that is computed from a hidden state needs that state, and targets of masked views need the masks. Such a
+group is read only together with a finished one that holds what it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import HiddenSpec, TargetSpecs, describe_targets
 from teacher_cache.errors import StoreError
 from teacher_cache.format.arrays import ArraySpec, largest_shard
+from teacher_cache.format.given_up import NOTHING, GivenUp, is_below, read_given_up, without
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import (
     COMMIT_HASHES,
@@ -45,11 +47,31 @@ _MASKS = "masked views"
 
 @dataclass(frozen=True)
 class Group:
-    """A group as it is stored; `seal` is None while it is unfinished."""
+    """A group as it is stored; `seal` is None while it is unfinished.
+
+    `manifest` is what there is of it, `written` what was built, where it has given up some targets since.
+    """
 
     prefix: str
     manifest: Manifest
     seal: Seal | None
+    given_up: GivenUp = NOTHING
+    written: Manifest | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, prefix: str, written: Manifest, seal: Seal | None, given_up: GivenUp) -> Group:
+        """The group that was written with this manifest, and has given up some of its targets since."""
+        left = without(written, given_up.folders)
+        return cls(prefix=prefix, manifest=left, seal=seal, given_up=given_up, written=written)
+
+    @property
+    def built_as(self) -> Manifest:
+        """The manifest that the group was built with."""
+        return self.manifest if self.written is None else self.written
+
+    def has_given_up(self, key: str) -> bool:
+        """Whether a shard in a commit of this group belongs to what it has given up."""
+        return is_below(key, self.given_up.folders)
 
     @cached_property
     def layout(self) -> StoreLayout:
@@ -190,7 +212,8 @@ def with_what_they_need(storage: Storage, groups: Sequence[Group], chosen: Itera
 
 
 def _read_group(storage: Storage, prefix: str) -> Group:
-    group = Group(prefix=prefix, manifest=read_manifest(storage, prefix), seal=read_seal(storage, prefix))
+    written, seal = read_manifest(storage, prefix), read_seal(storage, prefix)
+    group = Group.of(prefix, written, seal, read_given_up(storage, prefix, seal))
     if group.seal is not None and not counts_alike(group.seal, prefix, group.manifest):
         raise StoreError(
             f"{storage.location!r} is damaged: {prefix + SEAL!r} counts other rows or blocks than the manifest beside "
@@ -271,7 +294,8 @@ def mismatch(group: Group, block: int, commit: Commit) -> str | None:
     if commit.block != block or commit.rows != group.manifest.block_range(block):
         return f"is about rows {commit.rows} of block {commit.block}"
     expected = {shard_key(spec, block) for spec in group.arrays.values()}
-    lacking, foreign = sorted(expected - commit.shards.keys()), sorted(commit.shards.keys() - expected)
+    lacking = sorted(expected - commit.shards.keys())
+    foreign = sorted(key for key in commit.shards.keys() - expected if not group.has_given_up(key))
     if lacking or foreign:
         return f"lacks {lacking} and has {foreign}"
     for spec in group.arrays.values():
@@ -298,7 +322,8 @@ def whole_blocks(group: Group, commits: Mapping[int, Commit], sizes: Mapping[str
     """
     whole = set()
     for block, commit in commits.items():
-        sized = all(sizes.get(key) == digest.size for key, digest in commit.shards.items())
+        held = {key: digest for key, digest in commit.shards.items() if not group.has_given_up(key)}
+        sized = all(sizes.get(key) == digest.size for key, digest in held.items())
         if sized and mismatch(group, block, commit) is None:
             whole.add(block)
     return whole

@@ -90,7 +90,8 @@ def groups_to_build(storage: Storage, manifest: Manifest) -> list[GroupWriter]:
     groups = read_groups(storage)
     storage.remove_unfinished()
     first = groups[0]
-    if len(groups) == 1 and first.seal is None:
+    # what a group has given up is added to it like any target that it never had
+    if len(groups) == 1 and first.seal is None and first.given_up.key is None:
         if is_empty(storage, first) and first.manifest.differences(manifest):
             clear_arrays(storage, first.layout, [])
             return [_start(storage, "", manifest)]
@@ -149,6 +150,8 @@ def _start(storage: Storage, prefix: str, manifest: Manifest, others: Iterable[G
     if prefix:
         # what one that was given up has left
         clear_arrays(storage, group.layout, others)
+        for key in storage.list(prefix):
+            storage.delete(key)
     # the manifest comes first, in one piece: a place that has it is ours to continue, any other is not
     write_manifest(storage, prefix, manifest)
     return GroupWriter(storage, group)

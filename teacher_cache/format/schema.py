@@ -163,6 +163,15 @@ class CommitSchema(StrictFields):
     shards: dict[str, DigestSchema]
 
 
+_GIVEN_UP = r"^(logits|masked|(hidden|attention)/(0|[1-9][0-9]{0,3}))$"
+
+
+class GivenUpSchema(StrictFields):
+    """What `given_up.py` writes."""
+
+    folders: Annotated[list[Annotated[str, Field(pattern=_GIVEN_UP)]], Field(min_length=1, max_length=3 * MOST_LAYERS)]
+
+
 class SealSchema(StrictFields):
     """`protocol.Seal`."""
 

@@ -16,8 +16,10 @@ FOREIGN = "is listed in the seal and is part of nothing that the manifest names"
 
 
 def keys_to_seal(group: Group) -> set[str]:
-    """Manifest, list of the teacher's files, and every zarr.json; beside them come the chunks of the constants."""
+    """Manifest, what was given up of it, list of the teacher's files, zarr.json; constants have chunks beside them."""
     keys = {group.prefix + METADATA}
+    if group.given_up.key is not None:
+        keys.add(group.given_up.key)
     for path in (*group.arrays, *group.layout.constants):
         parts = path.split("/")
         keys |= {"/".join([*parts[:depth], METADATA]) for depth in range(1, len(parts) + 1)}

@@ -26,6 +26,7 @@ from zarr.storage import MemoryStore
 
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
+from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.groups import (
     Group,
     has_lost_seal,
@@ -46,7 +47,6 @@ from teacher_cache.format.protocol import (
     shard_key,
     write_manifest,
 )
-from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.shards import create_array, encode_shard
 from teacher_cache.format.small_arrays import encode_metadata, write_metadata
 from teacher_cache.format.vouched import keys_to_seal
@@ -161,6 +161,8 @@ class GroupWriter:
         totals = dict.fromkeys(self.group.arrays, 0)
         for commit in commits.values():
             for key, digest in commit.shards.items():
+                if self.group.has_given_up(key):
+                    continue
                 totals[array_of(key)] += digest.size
         listed = list_commits(commits)
         objects = self._digest_objects(sizes) | {self.group.prefix + COMMIT_HASHES: ObjectDigest.of(listed)}

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from teacher_cache.build.block_rows import USUAL, with_block_rows
 from teacher_cache.build.blocks import write_blocks
 from teacher_cache.build.build import BuildReport
 from teacher_cache.build.calibrate import calibrate_on
@@ -67,7 +68,7 @@ def import_store(
     refuse_large_block(settings.block_rows, len(rows))
     progress.note(f"{len(rows)} rows of {len(source.files)} files: {SHAPES[source.shape]}")
     scan = rows.scan(progress.tokenised)
-    manifest = make_manifest(settings, rows, scan)
+    manifest = with_block_rows(make_manifest(settings, rows, scan), settings.block_rows, storage)
     _tell(source, scan, progress)
     with storage.lock():
         return _run(storage, settings, rows, manifest, progress)
@@ -129,7 +130,7 @@ def make_manifest(settings: ImportSettings, rows: ImportedRows, scan: SourceScan
         seq_len=seq_len,
         row_mode="document",
         rows=len(rows),
-        block_rows=settings.block_rows,
+        block_rows=USUAL,
         seed=settings.seed,
         views=1,
         mlm_probability=0.15,

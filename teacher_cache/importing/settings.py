@@ -56,8 +56,10 @@ class ImportSettings:
     """Hidden states as in a build: float16, int8, int4 or nmse:X. Log-probabilities are kept in two bytes with float16,
     else in one.
     """
-    block_rows: int = 64
-    """Rows per block: the unit of writing, commit, reading and shuffling."""
+    block_rows: int | None = None
+    """Rows per block: the unit of writing, commit, reading and shuffling. Default: those of the store that is there;
+    else 64, or from 262,144 rows on as many as make 4,096 blocks, up to 1024 and 2 GiB of codes.
+    """
     force: bool = False
     """Import even if the disk seems too small."""
     seed: int = 0

@@ -112,9 +112,10 @@ class CacheReader:
     def identity_sha256(self) -> str:
         """Hash of everything that makes this store what it is; equal for equal contents.
 
-        Targets that were added later do not count: what was trained or measured before still belongs to this store.
+        Targets that were added later do not count, nor that some were given up: what was trained or measured before
+        still belongs to this store.
         """
-        return sha256_of_json(self._groups[0].manifest.identity())
+        return sha256_of_json(self._groups[0].built_as.identity())
 
     def require(self, request: TargetRequest) -> None:
         """Check that the store holds what is asked for.

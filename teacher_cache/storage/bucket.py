@@ -9,8 +9,8 @@ What no repetition mends (credentials, a bucket that is not there, another regio
 succeeded; the second then finds the object of the first and returns None. So callers must look whose object it is.
 
 Cost: one request each, and one more to see whether there is a bucket at all where the first object asked for is absent.
-Credentials come from the environment or from the service that gives them to machines in a cloud; profiles in files are
-not read. Safe in threads. Nothing is touched before the first request.
+Credentials come from the environment, from a profile that AWS_PROFILE names (`aws_profile.py`), or from the service
+that gives them to machines in a cloud. Safe in threads. Nothing is touched before the first request.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from teacher_cache.errors import SettingsError, StoreError
+from teacher_cache.storage.aws_profile import profile_credentials
 from teacher_cache.storage.failures import (
     CREDENTIALS,
     Failure,
@@ -252,7 +253,8 @@ class Bucket:
 
     @functools.cached_property
     def _store(self) -> ObjectStore:
-        if self._kind == "s3":
+        profile = profile_credentials(self.location) if self._kind == "s3" else None
+        if self._kind == "s3" and profile is None:
             require_aws_credentials(self.location)
         client: ClientConfig = {
             "allow_http": self._plain_http,
@@ -266,7 +268,7 @@ class Bucket:
             "backoff": {"init_backoff": timedelta(seconds=0.25), "max_backoff": timedelta(seconds=1), "base": 2},
         }
         try:
-            return from_url(self.location, client_options=client, retry_config=retry)
+            return from_url(self.location, client_options=client, retry_config=retry, credential_provider=profile)
         except BaseError as error:
             raise StoreError(
                 f"{self.location!r} cannot be opened ({Failure.of(error).cause}): set {CREDENTIALS[self._kind]}"

@@ -160,8 +160,8 @@ def require_aws_credentials(location: str) -> None:
     if any(os.environ.get(name) for name in _AWS_SOURCES) or _metadata_service_answers():
         return
     raise StoreError(
-        f"no credentials for {location!r}: set {CREDENTIALS['s3']}; profiles in ~/.aws are not read, `aws configure "
-        "export-credentials --format env` prints one as such variables; a public bucket needs AWS_SKIP_SIGNATURE=true"
+        f"no credentials for {location!r}: set {CREDENTIALS['s3']}, or AWS_PROFILE to a profile in ~/.aws; a public "
+        "bucket needs AWS_SKIP_SIGNATURE=true"
     )
 
 

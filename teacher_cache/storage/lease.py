@@ -17,18 +17,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from teacher_cache.errors import DistillationError, StoreError
 from teacher_cache.outside import parse_record
+from teacher_cache.processes import describe_holder, is_gone, this_process
 from teacher_cache.storage.bucket import Bucket, Version
 
 LEASE_SECONDS = 30.0
@@ -53,13 +49,7 @@ class Lease:
         self._bucket = bucket
         self._key = key
         self._seconds = seconds
-        self._holder: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "processes": _process_space(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            "token": uuid.uuid4().hex,
-        }
+        self._holder = this_process()
         self._renewals = 0
         self._version = Version(None, None)
         self._renewed = 0.0
@@ -140,10 +130,10 @@ class Lease:
             holder = _read_holder(data)
             if changes >= _ALIVE:
                 raise StoreError(
-                    f"{self._bucket.location!r} is being written by {_describe(holder)}: two would overwrite each "
-                    "other's blocks; wait until it is done, or stop it and run this command again"
+                    f"{self._bucket.location!r} is being written by {describe_holder(holder)}: two would overwrite "
+                    "each other's blocks; wait until it is done, or stop it and run this command again"
                 )
-            if time.monotonic() - since >= self._seconds or _is_dead(holder):
+            if time.monotonic() - since >= self._seconds or is_gone(holder):
                 if taken := self._bucket.replace(self._key, self._content(), version):
                     return taken
                 continue
@@ -168,7 +158,7 @@ class Lease:
             if version is None:
                 found = self._bucket.look(self._key, once=once)
                 if found is None or not self._is_ours(found[0]):
-                    self._taken_by = _describe(_read_holder(found[0])) if found else _NOBODY
+                    self._taken_by = describe_holder(_read_holder(found[0])) if found else _NOBODY
                     return
                 version = found[1]  # written by a request whose answer was lost
             self._version, self._renewed = version, started
@@ -187,30 +177,3 @@ def _read_holder(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
-
-
-def _describe(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} (since {holder.get('since', '?')})"
-
-
-def _process_space() -> str | None:
-    """What tells whether a process id means a process of ours: this start of this machine, this container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return None
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is gone. False where that is not certain."""
-    space = _process_space()
-    if space is None or holder.get("processes") != space or not isinstance(holder.get("pid"), int):
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -30,6 +30,10 @@ class Overlay:
         before = (0 if key in self._deleted else self._base.size(key) or 0 for key in self.written)
         return sum(map(len, self.written.values())) - sum(before)
 
+    def added_objects(self) -> int:
+        """How many objects more the storage would hold."""
+        return sum(key in self._deleted or self._base.size(key) is None for key in self.written)
+
     def read(self, key: str, most_bytes: int | None = None) -> bytes:
         if key in self.written:
             return self.written[key]

@@ -6,12 +6,15 @@ seal of the group, which is then unfinished. Being killed in between leaves dama
 
 What a build cannot make again stays: a manifest, and the constants that calibration fixed (rotation, mean, step), which
 all blocks are coded with. A group that has lost such a thing is left alone altogether, because a new seal would vouch
-for it; but an extension that was never finished, and of which nothing says what it is, is given up.
+for it; but an extension that was never finished, and of which nothing says what it is, is given up. What lies where
+targets lie and is part of no group, as after an extension's folder was deleted by hand, is deleted as well; any other
+object that nothing accounts for stays, because it may be anybody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from teacher_cache.format.groups import Group, is_nameless, readable_groups
@@ -25,9 +28,15 @@ from teacher_cache.format.protocol import (
     shard_key,
 )
 from teacher_cache.storage.base import Storage
+from teacher_cache.threads import in_threads
 from teacher_cache.verify.survey import Finding, GroupCheck
 from teacher_cache.verify.unfinished import is_calibrated
 from teacher_cache.verify.verify import VerifyProgress, VerifyReport, verify_store
+
+_OF_TARGETS = re.compile(
+    r"(hidden|attention)/(\d+/|zarr\.json$)|(logits|masked)/|(extensions/\d+/)?given-up/", re.ASCII
+)
+"""Where only arrays and constants of targets lie, and what says that some were given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,8 @@ class Eviction:
     """Unfinished extensions that were deleted, because their manifest was damaged or lost."""
     left_out: tuple[str, ...]
     """Finished extensions that are not read until what others have lost is made again."""
+    cleared: Mapping[str, int]
+    """Sizes of objects of targets that no group has any more, by key: they were deleted, too."""
 
 
 def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tuple[VerifyReport, Eviction]:
@@ -83,7 +94,21 @@ def evict_damage(storage: Storage, progress: VerifyProgress | None = None) -> tu
             beyond_repair=tuple(beyond),
             given_up=tuple(given_up),
             left_out=_left_out(report.groups, groups),
+            cleared=_clear(storage, report, given_up),
         )
+
+
+def _clear(storage: Storage, report: VerifyReport, given_up: Collection[str]) -> dict[str, int]:
+    """Delete what an extension has left that is there no more, whose folder was deleted by hand or was given up.
+
+    Where it is not known of some group what it has, nothing is deleted: it might be that group's.
+    """
+    if any(group.group is None and group.name not in given_up for group in report.groups):
+        return {}
+    doomed = {key: size for key, size in report.unknown.items() if _OF_TARGETS.match(key)}
+    for _ in in_threads(storage.delete, doomed):
+        pass
+    return doomed
 
 
 def _left_out(checks: Iterable[GroupCheck], evicted: Iterable[EvictedGroup]) -> tuple[str, ...]:

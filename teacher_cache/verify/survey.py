@@ -14,6 +14,7 @@ from typing import Literal
 
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
+from teacher_cache.format.given_up import number_of, read_given_up
 from teacher_cache.format.groups import (
     Group,
     committed_blocks,
@@ -136,18 +137,38 @@ class Survey:
             self._find(self.prefix + SEAL, "seal", "counts other rows or blocks than the manifest")
             self.seal = None
         if manifest is not None:
-            self.group = Group(prefix=self.prefix, manifest=manifest, seal=self.seal)
+            self.group = self._group(manifest)
             self.blocks = manifest.blocks
         if self.seal is not None:
             self.blocks = self.seal.blocks
         commits = self._read_commits()
         for block, commit in commits.items():
-            for key, digest in commit.shards.items():
+            for key, digest in self._held(commit).items():
                 self.expected.append(Expected(key, digest, "shard", self.name, array_of(key), block))
         if self.group is not None:
             self.accounted |= {key for key in self.sizes if is_shard(key, self.group.arrays, self.blocks)}
         if self.seal is not None:
             self._check_sealed(self.seal, commits)
+
+    def _group(self, manifest: Manifest) -> Group | None:
+        """The group, without what it has given up; None where that cannot be told."""
+        try:
+            given_up = read_given_up(self.storage, self.prefix, self.seal)
+        except StoreError as error:
+            for key in self.sizes if self.seal is None else self.seal.objects:
+                if number_of(key, self.prefix):
+                    self._find(key, "manifest", cannot_be_read(error.__cause__ or error))
+            return None
+        if given_up.key is not None:
+            self.accounted.add(given_up.key)
+        return Group.of(self.prefix, manifest, self.seal, given_up)
+
+    def _held(self, commit: Commit) -> dict[str, ObjectDigest]:
+        """The shards of a commit that the group still has."""
+        if self.group is None:
+            left = None if self.seal is None else self.seal.bytes_per_array
+            return {key: digest for key, digest in commit.shards.items() if left is None or array_of(key) in left}
+        return {key: digest for key, digest in commit.shards.items() if not self.group.has_given_up(key)}
 
     def _check_sealed(self, seal: Seal, commits: Mapping[int, Commit]) -> None:
         self.expected += [Expected(key, digest, self._part_of(key), self.name) for key, digest in seal.objects.items()]
@@ -260,7 +281,7 @@ class Survey:
         if len(commits) == self.blocks:
             totals = dict.fromkeys(seal.bytes_per_array, 0)
             for commit in commits.values():
-                for key, digest in commit.shards.items():
+                for key, digest in self._held(commit).items():
                     array = array_of(key)
                     totals[array] = totals.get(array, 0) + digest.size
             if totals != dict(seal.bytes_per_array):
@@ -290,6 +311,6 @@ class Survey:
         return "constant" if any(key.startswith(f"{path}/") for path in constants) else "metadata"
 
 
-def cannot_be_read(error: Exception) -> str:
+def cannot_be_read(error: BaseException) -> str:
     """What a finding says of an object that gives an error."""
     return f"cannot be read ({type(error).__name__}: {error})"

@@ -13,13 +13,13 @@ import pytest
 
 from cli import kdcache, kdeval, kdtrain
 from cli.options import parse
-from student_train.settings import TrainSettings
+from cli.train_flags import TrainFlags
 
 MAINS = {"kdcache": kdcache.main, "kdtrain": kdtrain.main, "kdeval": kdeval.main}
 COMMANDS = {
     **{f"kdcache {name}": command.settings for name, command in kdcache.COMMANDS.items()},
     **{f"kdeval {name}": command.settings for name, command in kdeval.COMMANDS.items()},
-    "kdtrain": TrainSettings,
+    "kdtrain": TrainFlags,
 }
 Complete = Callable[[str], list[str]]
 
@@ -58,7 +58,7 @@ _{program}
 @pytest.mark.parametrize(
     "line, candidates",
     [
-        ("kdcache ", "build plan import derive verify info"),
+        ("kdcache ", "build plan import derive drop verify info"),
         ("kdcache bu", "build"),
         ("kdcache --v", "--version"),
         ("kdcache --completion ", "bash zsh"),

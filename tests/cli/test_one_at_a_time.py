@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cli.kdtrain import main
-from student_train.out_folder import RUN_LOCK, SWEEP_LOCK
+from cli.sweep_claims import FOLDER
+from student_train.out_folder import RUN_LOCK
 from student_train.run_files import read_records
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
@@ -105,7 +106,7 @@ def test_a_refused_training_leaves_no_folder_behind(store: Path, tmp_path: Path,
     assert not (tmp_path / "new").exists()
 
 
-def test_a_second_sweep_into_one_folder_is_refused_and_its_trainings_have_locks_of_their_own(
+def test_a_second_sweep_leaves_the_first_ones_run_alone_and_others_may_train_beside_them(
     store: Path, warm: Warm, tmp_path: Path, capsys: Any
 ) -> None:
     out, path = tmp_path / "students", tmp_path / "sweep.yaml"
@@ -113,14 +114,15 @@ def test_a_second_sweep_into_one_folder_is_refused_and_its_trainings_have_locks_
         f"cache: {store}\nout: {out}\nstudent: 2x32\nmethod: mha\nsteps: {STEPS}\ndevice: cpu\n"
         f"launcher: {shlex.join(warm.python)}\nruns: {{a: {{}}}}\n"
     )
-    with stopped_once(warm, out / SWEEP_LOCK, ["--config", str(path)]) as first:
-        assert main(["--config", str(path)]) == 1
-        told = capsys.readouterr().err
-        assert f"'{out}' is being written by another process (pid {first.pid} on" in told
+    with stopped_once(warm, out / FOLDER / "a.1", ["--config", str(path)]) as first:
+        assert main(["--config", str(path), "--no-wait"]) == 0
+        told = capsys.readouterr()
+        assert f"a: training in process {first.pid} on" in told.err and "1 of 1 runs are left to other" in told.err
+        assert f"training in process {first.pid} on" in told.out
         assert main(["--config", str(path), "--dry-run"]) == 0
         # a student beside those of the sweep is nobody's business
         assert main(flags(store, out / "alone")) == 0
         first.send_signal(signal.SIGCONT)
         assert first.wait() == 0
-    assert (out / "a" / "model.safetensors").exists() and not (out / SWEEP_LOCK).exists()
-    assert not (out / "a" / RUN_LOCK).exists()
+    assert (out / "a" / "model.safetensors").exists() and not (out / "a" / RUN_LOCK).exists()
+    assert [path.name for path in (out / FOLDER).iterdir()] == ["a.1"]

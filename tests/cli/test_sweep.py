@@ -50,14 +50,58 @@ def test_a_dry_run_lists_every_run_with_all_its_flags(store: Path, tmp_path: Pat
         "grid:\n  lr: [1e-3, 2e-3]\n  init: [random]\n",
     )
     assert main(["--config", str(path), "--dry-run", "--steps", "7"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
     names = ["mha-lr1e-3-random", "mha-lr2e-3-random", "hs-lr1e-3-random", "hs-lr2e-3-random"]
-    assert [line.split(":")[0] for line in lines] == names
+    assert [line.split(":")[0] for line in lines] == [*names, "", *names, "all 4, one after the other"]
+    # learning rates do not change what a step takes
+    assert captured.err.count("measuring ") == 2
     flags = shlex.split(lines[3])
     for part in ("--mapping=1:2", "--lr=2e-3", "--student=2x32", "--seed=3", str(tmp_path / "students" / names[3])):
         assert part in flags
     assert flags[flags.index("--steps") + 1] == "7"
     assert not (tmp_path / "students").exists()
+
+
+def test_a_dry_run_sums_up_what_is_left_to_train(store: Path, tmp_path: Path, capsys: Any) -> None:
+    path = sweep_file(
+        tmp_path,
+        store,
+        "runs:\n  a: {method: mha, steps: 4}\n  b: {method: od, steps: 6}\n  c: {method: mlm, steps: 0}\n",
+    )
+    assert main([*expand(read_config(path), path, [])[2].flags]) == 0
+    profile = tmp_path / "gpu.json"
+    rates = {"forward_flops_per_second": 3e6, "training_flops_per_second": 2e6}
+    profile.write_text(
+        json.dumps({"format": "kdcache-profile", "name": "a GPU", "device": "cuda", "dtype": "bfloat16", **rates})
+    )
+    capsys.readouterr()
+    priced = ["--profile", str(profile), "--price-per-hour", "3.6"]
+    assert main(["--config", str(path), "--dry-run", "--json", *priced]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plans = [run["plan"] for run in found["runs"]]
+    assert plans[2] is None and [run["name"] for run in found["runs"]] == ["a", "b", "c"]
+    for plan, steps in zip(plans, (4, 6), strict=False):
+        assert plan["steps"] == steps and plan["tokens"] == pytest.approx(steps * 8 * 24, rel=0.8)
+        # what is validated takes time, too
+        assert plan["profile_seconds"] >= steps * plan["step_flops"] / 2e6
+        assert plan["price"] == pytest.approx(plan["profile_seconds"] / 1000)
+    total = found["total"]
+    assert total["runs"] == 2
+    for name, key in (
+        ("seconds", "profile_seconds"),
+        ("tokens", "tokens"),
+        ("disk_bytes", "disk_bytes"),
+        ("price", "price"),
+    ):
+        assert total[name] == pytest.approx(plans[0][key] + plans[1][key])
+    assert total["memory_bytes"] == max(plan["memory_bytes"] for plan in plans[:2])
+    assert main(["--config", str(path), "--dry-run", "--only", "a", *priced]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("a: kdtrain ") and "b: " not in told
+    assert "all 1, one after the other: " in told and "(on a GPU in bfloat16, by the rates in " in told
+    assert main(["--config", str(path), "--dry-run", "--profile", str(tmp_path / "no.json")]) == 1
+    assert "is no profile of a device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -240,7 +284,9 @@ def test_a_training_does_not_outlive_a_killed_sweep(tmp_path: Path) -> None:
     """It would write into the same folder as the sweep that resumes."""
     end = tmp_path / "end"
     endless = ["sh", "-c", f"while ! test -e '{end}'; do sleep 0.1; done"]
-    code = f"import sys; from cli.sweep import start; print(start({endless!r}).pid, flush=True); sys.stdin.read()"
+    code = (
+        f"import sys; from cli.sweep_process import start; print(start({endless!r}).pid, flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, full_disk: Path) -> N
     path = tmp_path / "record.json"
     path.write_text("first")
     # what stands where the unfinished file goes takes no byte
-    (tmp_path / f"record.json.{os.getpid()}.tmp").symlink_to(full_disk)
+    (tmp_path / f"record.json.{socket.gethostname()}.{os.getpid()}.tmp").symlink_to(full_disk)
     with pytest.raises(OSError) as caught:
         write_whole(path, "second")
     assert system_error_number(caught.value) in NO_SPACE

@@ -125,16 +125,17 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
     """Read the records of runs and compare them.
 
     Args:
-        paths: directories; one given twice counts once.
-        baseline: one of them, or a further one (default: the first).
+        paths: directories; one given twice counts once. What is no run, or has a record that is damaged or of
+            something else, is left out and named in the notes.
+        baseline: one of them, or a further one (default: the first that can be read).
 
     Raises:
-        StudentError: there is nothing to read in one of them, a record is damaged or of something else, or the same
-            task was measured by different metrics.
+        StudentError: there is nothing to read in any of them or in the baseline, or the same task was measured by
+            different metrics.
     """
-    runs = _read_all(paths if baseline is None else [*_lacking(baseline, paths), *paths])
+    runs, left_out = _read_all(paths if baseline is None else [*_lacking(baseline, paths), *paths], baseline)
     rows = make_rows(runs)
-    place = _place(paths[0] if baseline is None else baseline)
+    place = _place(runs[0].path if baseline is None else baseline)
     base = next(row for row in rows if any(_place(run.path) == place for run in row.runs))
     tasks = _tasks(runs)
     setup, generation = _common_setup(rows), common_generation(rows)
@@ -160,7 +161,12 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
     read = [row.name for row in compared if row.causal.bits_per_byte is not None]
     notes = comparison_notes(rows, tasks, generation if setup is None else setup, timed=with_time, read=read)
     return Comparison(
-        rows=compared, baseline=base.name, tasks=tasks, setup=setup, generation=generation, notes=tuple(notes)
+        rows=compared,
+        baseline=base.name,
+        tasks=tasks,
+        setup=setup,
+        generation=generation,
+        notes=(*left_out, *notes),
     )
 
 
@@ -183,8 +189,22 @@ def _lacking(baseline: str, paths: Sequence[str]) -> list[str]:
     return [] if _place(baseline) in map(_place, paths) else [baseline]
 
 
-def _read_all(paths: Sequence[str]) -> list[RunRecords]:
-    return [read_run(path) for path in {_place(path): path for path in reversed(paths)}.values()][::-1]
+def _read_all(paths: Sequence[str], baseline: str | None) -> tuple[list[RunRecords], list[str]]:
+    """What can be read, and what has to be said of the rest: a pattern such as `students/*` matches more than runs."""
+    runs, left_out = [], []
+    places = {_place(path): path for path in reversed(paths)}
+    for place, path in reversed(places.items()):
+        try:
+            if place.is_file():
+                raise StudentError(f"{path!r} is a file, and no run")
+            runs.append(read_run(path))
+        except StudentError as error:
+            if len(places) == 1 or (baseline is not None and place == _place(baseline)):
+                raise
+            left_out.append(f"left out: {error}")
+    if not runs:
+        raise StudentError("\n".join(["nothing is left to compare:", *left_out]))
+    return runs, left_out
 
 
 def _tasks(runs: Sequence[RunRecords]) -> dict[str, str]:

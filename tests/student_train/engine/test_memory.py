@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from student_train.engine.memory import OF_TRAINING, explain_memory_errors, most_memory
+from student_train.engine.memory import OF_TRAINING, explain_memory_errors
+from teacher_cache.device import most_memory
 from teacher_cache.errors import DeviceMemoryError
 
 

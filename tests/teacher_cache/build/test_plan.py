@@ -37,6 +37,11 @@ def assert_as_built(plan: BuildPlan, tolerance: float = TOLERANCE) -> None:
     planned = {name: size for group in plan.groups for name, size in group.bytes_per_target().items()}
     assert planned == pytest.approx(written, rel=tolerance)
     assert plan.total_bytes == pytest.approx(info.total_bytes, rel=tolerance)
+    if plan.state == "new":
+        files = [path for path in Path(plan.path).rglob("*") if path.is_file()]
+        assert plan.total_objects == len(files)
+        arrays = {path for group in plan.groups for path in group.bytes_per_array}
+        assert plan.folders == sum(entry.is_dir() for path in arrays for entry in Path(plan.path, path, "c").rglob("*"))
 
 
 def test_the_real_teacher_takes_what_was_planned(shared_teacher: Path, shared_corpus: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def draft(grown_store: Path) -> Overlay:
 def test_of_a_whole_store_nothing_is_taken(draft: Overlay) -> None:
     report, eviction = evict_damage(draft)
     assert report.whole
-    assert eviction == Eviction(groups=(), beyond_repair=(), given_up=(), left_out=())
+    assert eviction == Eviction(groups=(), beyond_repair=(), given_up=(), left_out=(), cleared={})
     assert draft.written == {} and draft.added_bytes() == 0
 
 

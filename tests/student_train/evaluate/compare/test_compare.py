@@ -115,3 +115,35 @@ def test_json_is_finite(make_run: Any) -> None:
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     difference = record["rows"][1]["differences"]["sst2"]
     assert difference["n"] == 2 and math.isclose(difference["mean"], 0.0, abs_tol=1e-12)
+
+
+def test_what_is_no_run_or_a_broken_one_is_left_out_and_said(make_run: Any, tmp_path: Path) -> None:
+    """As of `students/*` while a sweep runs: its summary, a training that has no student yet, damaged records."""
+    for name in ("a", "b"):
+        make_run(name, method="mha" if name == "a" else "hs", scores=[0.5, 0.6])
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "in-training").mkdir()
+    (tmp_path / "in-training" / "metrics.jsonl").write_text("")
+    broken = make_run("Broken", scores=[0.5])
+    (broken / "provenance.json").write_text("{")
+    matched = sorted(path for path in tmp_path.iterdir() if path.name in (
+        "Broken", "a", "b", "in-training", "summary.json", "missing"
+    ))  # fmt: skip
+    found = compare(*matched, tmp_path / "missing")
+    assert [row.name for row in found.rows] == ["a", "b"] and found.baseline == "a"
+    left_out = [note for note in found.notes if note.startswith("left out: ")]
+    for told in (
+        f"'{tmp_path / 'summary.json'}' is a file, and no run",
+        f"'{tmp_path / 'in-training'}' holds neither a model nor a record of one",
+        f"'{broken / 'provenance.json'}'",
+        f"no run directory '{tmp_path / 'missing'}'",
+    ):
+        assert sum(told in note for note in left_out) == 1
+    assert len(left_out) == 4
+    # what is asked for by name, and nothing at all, is an error
+    with pytest.raises(StudentError, match="provenance.json"):
+        compare(tmp_path / "a", baseline=str(broken))
+    with pytest.raises(StudentError, match=r"(?s)nothing is left to compare:\nleft out: .*\nleft out: "):
+        compare(tmp_path / "summary.json", broken)
+    with pytest.raises(StudentError, match="is a file, and no run"):
+        compare(tmp_path / "summary.json")
