@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -29,7 +28,7 @@ from student_train.students.vocabulary.source import count_ids
 from student_train.students.vocabulary.text import PieceDifferences, compare_pieces, count_text, covering
 from student_train.students.vocabulary.tokenizer import trim_tokenizer
 from student_train.vocabulary_choice import VocabularyChoice
-from teacher_cache.contract.batch import TargetBatch, TargetRequest, TopkLogits
+from teacher_cache.contract.batch import SampledLogits, TargetRequest, TopkLogits
 from teacher_cache.errors import SettingsError
 from teacher_cache.read.pool import CacheSource
 
@@ -55,7 +54,7 @@ class TrimmedVocabulary:
     def __str__(self) -> str:
         lost = f"{self.lost['tokens']:.4%} of the tokens of the rows are others and are read as {self.stand_in!r}"
         if "distribution" in self.lost:
-            lost += f", and so is {self.lost['distribution']:.4%} of the teacher's distribution, which nothing learns"
+            lost += f"; {self.lost['distribution']:.4%} of the teacher's distribution is on others too"
         same = "" if self.differences is None else f"; the text has {self.differences}"
         return f"{len(self.kept):,} of {self.kept.teacher_entries:,} ids; {lost}{same}"
 
@@ -121,7 +120,13 @@ def choose_vocabulary(
         )
     if logits:
         first = FirstRows(source=source, rows=rows, skip_damaged=skip_damaged)
-        lost = lost_distribution(first, kept)
+        lost = _lost_distribution(first, kept)
+        if lost is not None and lost >= 1:
+            raise SettingsError(
+                f"--vocabulary {choice.text!r} leaves nothing of the teacher's distribution: none of the ids that the "
+                f"cache holds at places of the first {_SAMPLED} rows is kept, so od would learn nothing; keep more "
+                "ids, or leave od out of --method"
+            )
         vocabulary = replace(vocabulary, lost={**vocabulary.lost, **({} if lost is None else {"distribution": lost})})
     return vocabulary
 
@@ -170,28 +175,20 @@ def _lost_tokens(counts_V: NDArray[np.int64], kept: KeptIds) -> float:
     return 1 - int(counts_V[kept.ids_K.numpy()].sum()) / total if total else 0.0
 
 
-def lost_distribution(rows: FirstRows, kept: KeptIds) -> float | None:
-    """The share of the teacher's distribution, as far as its ids are known, that is on dropped ones, over some rows.
+def _lost_distribution(rows: FirstRows, kept: KeptIds) -> float | None:
+    """The share of the mass of known ids, or of the draws, that is on dropped ones, over places of the first rows.
 
     None where they have no place.
     """
-    mapping, lost, places = IdMapping(kept), 0.0, 0
+    mapping, lost, known = IdMapping(kept), 0.0, 0.0
     for batch in rows.batches(TargetRequest(logits=True), _SAMPLED, 8):
         for targets in batch.values():
             if targets.logits is not None and targets.places is not None:
-                real_BM = targets.places.real_BM()
-                lost += float(_mass_BM(targets, mapping)[real_BM].sum())
-                places += int(real_BM.sum())
-    return lost / places if places else None
+                mass_BMK = _mass_BMK(targets.logits) * targets.places.real_BM()[..., None]
+                lost += float(mass_BMK[mapping.dropped(targets.logits.ids_BMK)].sum())
+                known += float(mass_BMK.sum())
+    return lost / known if known else None
 
 
-def _mass_BM(targets: TargetBatch, mapping: IdMapping) -> Tensor:
-    logits = targets.logits
-    assert logits is not None
-    dropped_BMK = mapping.dropped(logits.ids_BMK)
-    if isinstance(logits, TopkLogits):
-        return logits.log_probs_BMK.double().exp().masked_fill(~dropped_BMK, 0).sum(-1)
-    counts_BMK = logits.counts_BMK.double()
-    return counts_BMK.masked_fill(~dropped_BMK, 0).sum(-1) / counts_BMK.sum(-1).clamp_min(
-        torch.finfo(torch.double).tiny
-    )
+def _mass_BMK(logits: TopkLogits | SampledLogits) -> Tensor:
+    return logits.log_probs_BMK.double().exp() if isinstance(logits, TopkLogits) else logits.counts_BMK.double()

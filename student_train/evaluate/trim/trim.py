@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from student_train.evaluate.trim.records import ModelSize, TrimReport
 from student_train.evaluate.trim.settings import TrimSettings
@@ -169,7 +169,13 @@ def _load(
     named = getattr(transformers, (config.architectures or [""])[0], None)
     known = isinstance(named, type) and issubclass(named, PreTrainedModel)
     loader: Any = named if known else AutoModel
-    for options in ({}, pooler_option(config)):
+    # the family's base model may have been written without its pooler, which is nothing that could be trained
+    poolers = (
+        pooler_option(config)
+        if config.architectures == [getattr(MODEL_MAPPING[type(config)], "__name__", None)]
+        else {}
+    )
+    for options in ({}, poolers):
         try:
             with quiet_transformers():
                 model, found = loader.from_pretrained(
