@@ -40,6 +40,7 @@ from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.lm_eval.settings import LmEvalSettings
 from student_train.evaluate.perplexity.settings import PerplexitySettings
+from student_train.evaluate.trim.settings import TrimSettings
 from student_train.settings import TrainSettings
 from teacher_cache.build.settings import BuildSettings
 from tests.student_train.evaluate.causal_models import make_causal
@@ -61,6 +62,7 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdeval fidelity": FidelitySettings,
     "kdeval finetune": FinetuneSettings,
     "kdeval perplexity": PerplexitySettings,
+    "kdeval trim": TrimSettings,
     "kdeval lm-eval": LmEvalSettings,
     "kdeval latency": LatencySettings,
     "kdeval compare": CompareSettings,
