@@ -17,12 +17,14 @@ from cli.eval_latency import latency
 from cli.eval_lm_eval import lm_eval
 from cli.eval_perplexity import perplexity
 from cli.eval_report import ReportSettings, report
+from cli.eval_trim import trim
 from cli.options import Command, run_chosen
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.lm_eval.settings import LmEvalSettings
 from student_train.evaluate.perplexity.settings import PerplexitySettings
+from student_train.evaluate.trim.settings import TrimSettings
 
 PROG = "kdeval"
 COMMANDS = {
@@ -50,6 +52,11 @@ COMMANDS = {
         run=latency,
         settings=LatencySettings,
         line="how long a student takes for a forward pass, or for its answer if it is causal, and its teacher",
+    ),
+    "trim": Command(
+        run=trim,
+        settings=TrimSettings,
+        line="a student with the ids alone that a text uses: embedding, head and tokenizer lose the others",
     ),
     "compare": Command(
         run=compare,

@@ -17,6 +17,7 @@ from student_train.init_plan import read_init
 from student_train.layer_map import read_mapping
 from student_train.registry import ADDED_METHODS
 from student_train.student_shape import read_student
+from student_train.vocabulary_choice import read_vocabulary
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
 
@@ -87,6 +88,11 @@ class TrainSettings:
     else sliced; those that teacher:importance names for decoders, uniformly chosen ones for encoders), random,
     embeddings, teacher:LAYERS such as teacher:2,4,6, teacher:last, teacher:uniform or teacher:importance (the layers
     without which the cached distribution suffers most), or a Hugging Face directory."""
+
+    vocabulary: str = "all"
+    """Which of the teacher's ids the student gets: all, coverage:SHARE such as coverage:0.9999 (the most frequent ids
+    of the rows to train on, which make up this share of their tokens) or trim:FILE (those that a text file uses, or the
+    kept_ids.json of another student); what tokenizer and model cannot do without always stays."""
 
     steps: int | None = None
     """Updates in total; 0 writes the untrained student (default: as many as --epochs has)."""
@@ -219,6 +225,7 @@ class TrainSettings:
         student = read_student(self.student)
         init = read_init(self.init, from_folder=student if isinstance(student, Path) else None)
         mapping = read_mapping(self.mapping)
+        read_vocabulary(self.vocabulary)
         attention = None if self.attention_layer is None else read_attention_layers(self.attention_layer)
         if student is None or isinstance(student, Path):
             return

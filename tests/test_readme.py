@@ -43,6 +43,7 @@ from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.lm_eval.settings import LmEvalSettings
 from student_train.evaluate.perplexity.settings import PerplexitySettings
+from student_train.evaluate.trim.settings import TrimSettings
 from tests.student_train.evaluate.causal_models import make_causal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,7 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdeval fidelity": FidelitySettings,
     "kdeval finetune": FinetuneSettings,
     "kdeval perplexity": PerplexitySettings,
+    "kdeval trim": TrimSettings,
     "kdeval lm-eval": LmEvalSettings,
     "kdeval latency": LatencySettings,
     "kdeval compare": CompareSettings,

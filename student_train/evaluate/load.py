@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import check_family, load_config, load_model, vocabulary_difference
+from student_train.students.vocabulary.kept_ids import read_kept_ids
+from student_train.students.vocabulary.mapping import IdMapping
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, kind_of, position_limit
@@ -33,12 +35,16 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedStudent:
-    """A student ready to be measured. `head` maps final hidden states [P, D] to logits [P, V], if there is one."""
+    """A student ready to be measured. `head` maps final hidden states [P, D] to logits [P, V], if there is one.
+
+    `ids` takes a teacher's ids to its own, where it has only some of them.
+    """
 
     folder: Path
     encoder: PreTrainedModel
     head: LMHead | None
     provenance: Mapping[str, Any]
+    ids: IdMapping | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -63,6 +69,7 @@ def load_student(folder: str | Path, device: str = "cpu", placement: Placement |
     # families name the class of a causal LM in several ways, and none is of use without its head
     with_head = kind == "causal-lm" or any(name.endswith("ForMaskedLM") for name in architectures)
     loaded = load_model(folder, with_mlm_head=with_head, placement=placement)
+    kept = read_kept_ids(folder)
     model = loaded.model
     if placement is None:
         nn.Module.to(model, device).eval()
@@ -72,6 +79,7 @@ def load_student(folder: str | Path, device: str = "cpu", placement: Placement |
         encoder=encoder_of(model),
         head=LMHead(model) if loaded.has_trained_head else None,
         provenance=_read_provenance(folder / PROVENANCE),
+        ids=None if kept is None else IdMapping(kept),
     )
 
 
@@ -117,7 +125,8 @@ def check_fit(student: LoadedStudent, manifest: Manifest, teacher_folder: Path) 
             f"student {str(student.folder)!r} is {ours}, and the teacher of this cache, {manifest.teacher.name!r}, "
             f"{theirs}: what one predicts means nothing to the other; give a cache of a teacher of the student's kind"
         )
-    difference = vocabulary_difference(student.folder, teacher_folder)
+    kept = None if student.ids is None else student.ids.kept
+    difference = vocabulary_difference(student.folder, teacher_folder, kept)
     if difference:
         raise StudentError(
             f"student {str(student.folder)!r} has {difference}: the rows of the cache are token ids of the teacher "

@@ -125,6 +125,7 @@ def plan_objective(
     relation_mask: RelationMask | None = None,
     relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
     topk_loss: TopkLoss = "tail",
+    trimmed: bool = False,
     beside: Sequence[TargetRequest] = (),
 ) -> ObjectivePlan:
     """What `make_objective` is going to make. Asks the manifest alone: no row is read and no map is made.
@@ -160,9 +161,9 @@ def plan_objective(
         elif name == "hs" and layer_map is not None:
             check_views(manifest, layer_map)
         elif name == "od":
-            made[name] = make_distribution_transfer(manifest, student, topk_loss)
+            made[name] = make_distribution_transfer(manifest, student, topk_loss, trimmed=trimmed)
         elif name == "mlm":
-            made[name] = make_token_prediction(manifest, student)
+            made[name] = make_token_prediction(manifest, student, trimmed=trimmed)
         elif name == "lm":
             made[name] = make_next_token_prediction(manifest, student)
     return ObjectivePlan(made=made, attention=pairs, mapping=layer_map)
@@ -193,6 +194,7 @@ def make_objective(
     relation_mask: RelationMask | None = None,
     relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
     topk_loss: TopkLoss = "tail",
+    trimmed: bool = False,
     seed: int = 0,
 ) -> Objective:
     """The objective of the methods that `weights` names, in its order, for this student on this cache.
@@ -210,7 +212,8 @@ def make_objective(
         relation_mask: what `mha` relates a position to; None for what such a teacher sees.
         relation_weights: of queries, keys and values, in `mha` and `direct`.
         topk_loss: what `od` does with the mass outside the kept ids, see `TopkTargets` and `KeptTargets`.
-        seed: of projections between different widths.
+        trimmed: whether `source` gives ids of the student's own, and its number of entries for those that it has not
+        got. seed: of projections between different widths.
 
     Raises:
         SettingsError: heads, layers or a vocabulary that do not fit.
@@ -241,6 +244,7 @@ def make_objective(
         relation_mask=relation_mask,
         relation_weights=relation_weights,
         topk_loss=topk_loss,
+        trimmed=trimmed,
         beside=added_requests,
     )
     as_they_are = {layer for request in added_requests for layer in _read_as_they_are(request)}

@@ -183,16 +183,17 @@ def flat_targets(target: TargetBatch, topk_loss: TopkLoss = "tail") -> Targets:
 
 
 def make_distribution_transfer(
-    manifest: Manifest, student: PreTrainedConfig, topk_loss: TopkLoss = "tail"
+    manifest: Manifest, student: PreTrainedConfig, topk_loss: TopkLoss = "tail", *, trimmed: bool = False
 ) -> DistributionTransfer:
-    """`od` on a cache that holds the distribution.
+    """`od` on a cache that holds the distribution; `trimmed`: the batches are in the student's ids, which are fewer.
 
     Raises:
         SettingsError: a masked LM has another vocabulary, or the cache has nothing that could be renormalised.
     """
     spec = manifest.targets.logits
     assert spec is not None
-    _check_vocabulary("od", manifest, student)
+    if not trimmed:
+        _check_vocabulary("od", manifest, student)
     if topk_loss == "renormalise" and spec.form != "topk":
         raise SettingsError(
             f"--topk-loss {topk_loss!r} does not fit this cache: its logits are ids drawn from the teacher's whole "
@@ -210,14 +211,15 @@ def make_distribution_transfer(
     )
 
 
-def make_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> TokenPrediction:
-    """`mlm` on a cache that holds a masked view.
+def make_token_prediction(manifest: Manifest, student: PreTrainedConfig, *, trimmed: bool = False) -> TokenPrediction:
+    """`mlm` on a cache that holds a masked view; `trimmed`: as of `make_distribution_transfer`.
 
     Raises:
         SettingsError: the student has another vocabulary.
     """
-    _check_vocabulary("mlm", manifest, student)
-    return TokenPrediction(vocab_size=student.vocab_size)
+    if not trimmed:
+        _check_vocabulary("mlm", manifest, student)
+    return TokenPrediction(vocab_size=student.vocab_size, lacks_ids=student.vocab_size < manifest.teacher.vocab_size)
 
 
 def make_next_token_prediction(manifest: Manifest, student: PreTrainedConfig) -> TokenPrediction:

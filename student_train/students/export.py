@@ -21,12 +21,16 @@ from transformers import GenerationConfig, PreTrainedModel
 from student_train.out_folder import explain_write_errors
 from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import causal, load_model, load_teacher_tokenizer
+from student_train.students.vocabulary.kept_ids import KEPT_IDS, KeptIds
+from student_train.students.vocabulary.weights import trim_config
 from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers
 from teacher_cache.models.heads import LMHead
 from teacher_cache.models.inputs import forward_arguments
 
+Vocabulary = tuple[KeptIds, Any]
+"""The kept ids, and a tokenizer that has these alone."""
 UNFINISHED = ".export-unfinished"
 """The folder in which a student is put together."""
 _COMPARED = 32
@@ -36,7 +40,13 @@ _FLOAT32_DIFFERENCE = 1e-3
 
 
 def export_student(
-    model: PreTrainedModel, out: Path, *, teacher_folder: Path, seq_len: int, provenance: Mapping[str, Any]
+    model: PreTrainedModel,
+    out: Path,
+    *,
+    teacher_folder: Path,
+    seq_len: int,
+    provenance: Mapping[str, Any],
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Write `model` to the folder `out`, replacing an earlier export there and leaving other files alone.
 
@@ -46,6 +56,7 @@ def export_student(
         teacher_folder: where the tokenizer comes from.
         seq_len: positions it was trained on, written as the `model_max_length` of an encoder's tokenizer.
         provenance: JSON record of where the student comes from.
+        vocabulary: the ids that it has and the tokenizer that knows no others, where these are not the teacher's.
 
     Raises:
         StudentError: the tokenizer cannot be read, or what was written does not load without missing or unexpected
@@ -54,17 +65,17 @@ def export_student(
     """
     unfinished = out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    tokenizer: Any = load_teacher_tokenizer(teacher_folder)
+    kept, tokenizer = (None, load_teacher_tokenizer(teacher_folder)) if vocabulary is None else vocabulary
     tokenizer.model_max_length = _longest_text(model, tokenizer, seq_len)
     readable = _readable(model, tokenizer.model_input_names)
     if readable != tokenizer.model_input_names:
         # its arguments say what is saved, and the attribute with which value
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = readable
     if causal(model.config):
-        model.generation_config = _generation(model, tokenizer, teacher_folder)
+        model.generation_config = _generation(model, tokenizer, teacher_folder, kept)
     try:
         with explain_write_errors(out):
-            _write(model, unfinished, tokenizer, provenance)
+            _write(model, unfinished, tokenizer, provenance, kept)
         _check_reload(model, unfinished, seq_len)
         with explain_write_errors(out):
             _move(unfinished, out)
@@ -91,7 +102,7 @@ def _longest_text(model: PreTrainedModel, tokenizer: Any, seq_len: int) -> int:
     return min(longest, position_limit(model) or longest)
 
 
-def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path) -> GenerationConfig:
+def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path, kept: KeptIds | None) -> GenerationConfig:
     """Where `model.generate` begins and ends: as the teacher's does, which may know more ends than its configuration.
 
     Without an id for padding there is a warning at every call; the end of a text stands in for it, as it does there.
@@ -100,6 +111,8 @@ def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path) ->
         settled = GenerationConfig.from_pretrained(teacher_folder, local_files_only=True)
     except (OSError, ValueError, TypeError):
         settled = GenerationConfig()
+    if kept is not None:
+        settled = trim_config(settled, kept)
     ids = {
         name: next(
             (found for each in (settled, model.config, tokenizer) if (found := getattr(each, name, None)) is not None),
@@ -115,6 +128,8 @@ def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path) ->
 
 def _move(unfinished: Path, out: Path) -> None:
     (out / PROVENANCE).unlink(missing_ok=True)
+    # of an earlier student: the next one may have all ids
+    (out / KEPT_IDS).unlink(missing_ok=True)
     for file in unfinished.rglob("*"):
         # contents before names: after a crash a name must not lead to an empty file
         flush_to_disk(file)
@@ -131,12 +146,16 @@ def _move(unfinished: Path, out: Path) -> None:
     flush_to_disk(out.absolute().parent)
 
 
-def _write(model: PreTrainedModel, folder: Path, tokenizer: Any, provenance: Mapping[str, Any]) -> None:
+def _write(
+    model: PreTrainedModel, folder: Path, tokenizer: Any, provenance: Mapping[str, Any], kept: KeptIds | None
+) -> None:
     folder.mkdir(parents=True)
     with quiet_transformers():
         # one file at any size: an earlier export's shards could not be told from this one's
         model.save_pretrained(folder, max_shard_size="1TB")
         tokenizer.save_pretrained(folder)
+    if kept is not None:
+        kept.write(folder)
     text = json.dumps(provenance, indent=2, allow_nan=False) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8")
     # safetensors lets only its owner read a file; a student is as readable as the rest of its directory

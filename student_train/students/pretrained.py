@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from student_train.students.vocabulary.kept_ids import KeptIds
 from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import StudentError, TeacherError
 from teacher_cache.hub import why_unreadable
@@ -146,18 +147,25 @@ def head_name(config: PreTrainedConfig) -> str:
     return "language-modelling head" if causal(config) else "masked-LM head"
 
 
-def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:
+def vocabulary_difference(folder: Path, teacher_folder: Path, kept: KeptIds | None = None) -> str | None:
     """In what the token ids of the model in `folder` mean something else than the teacher's, or None.
 
     Causal models have their vocabularies padded, each to a size of its own, beyond the tokens that there are: of those
     the tokens are compared, and both sizes have to hold all of them. A folder with weights alone says nothing about the
-    meaning of its ids: then their number has to do.
+    meaning of its ids: then their number has to do. Of a student that has `kept` ids alone, these are compared.
 
     Raises:
         StudentError: a configuration or a tokenizer cannot be read.
     """
     config, teacher_config = load_config(folder), load_config(teacher_folder)
     entries, teacher_entries = (getattr(each, "vocab_size", None) for each in (config, teacher_config))
+    if kept is not None:
+        if entries != len(kept) or teacher_entries != kept.teacher_entries:
+            return (
+                f"{entries} vocabulary entries, its record {len(kept)} of {kept.teacher_entries}, the teacher "
+                f"{teacher_entries}"
+            )
+        teacher_entries = entries
     has_tokens = any((folder / name).exists() for name in _TOKENIZER_FILES)
     padded = has_tokens and causal(config) and causal(teacher_config)
     if entries != teacher_entries and not padded:
@@ -165,6 +173,8 @@ def vocabulary_difference(folder: Path, teacher_folder: Path) -> str | None:
     if not has_tokens:
         return None
     ours, theirs = _load_vocabulary(folder), _load_vocabulary(teacher_folder)
+    if kept is not None:
+        theirs = {token: own for token, old in theirs.items() if (own := kept.own(old)) is not None}
     differing = {token for token, _ in ours.items() ^ theirs.items()}
     if differing:
         return f"other ids for {len(differing)} tokens such as {min(differing)!r}"

@@ -40,6 +40,8 @@ from student_train.students.pretrained import (
 )
 from student_train.students.shape import derive_config, shape_in_words, shape_of, student_shape
 from student_train.students.trial import check_isolation, explain_misfits, try_out
+from student_train.students.vocabulary.kept_ids import KEPT_IDS, KeptIds, read_kept_ids
+from student_train.students.vocabulary.weights import trim_weights
 from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.families import encoder_of, kind_of, pooler_option, position_limit, with_head
@@ -226,6 +228,17 @@ def _choose_layers(plan: StudentPlan, rows: RowsWithTargets) -> tuple[StudentPla
     return replace(plan, config=config, layers=choice.layers), choice
 
 
+def with_vocabulary(built: BuiltStudent, kept: KeptIds) -> BuiltStudent:
+    """The same student with the kept ids alone.
+
+    Raises:
+        StudentError: its family's weights cannot be cut.
+    """
+    with_head = encoder_of(built.model) is not built.model
+    model = trim_weights(built.model, kept, lambda config: _make_model(config, with_head))
+    return replace(built, model=model)
+
+
 def with_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """A model on the CPU like `model` that holds these weights, by every name of each; what lies there is not copied.
 
@@ -278,6 +291,13 @@ def _check_kind(folder: Path, kind: ModelKind, teacher_kind: ModelKind) -> None:
 
 def _check_vocabulary(folder: Path, teacher_folder: Path) -> None:
     """Refuse a student whose token ids mean something else than the teacher's."""
+    kept = read_kept_ids(folder)
+    if kept is not None:
+        raise StudentError(
+            f"student {str(folder)!r} has {len(kept):,} of its teacher's {kept.teacher_entries:,} ids: weights of "
+            "others, which a training may begin with, are not there; begin with the student as it was before it was "
+            f"trimmed, and give --vocabulary trim:{folder / KEPT_IDS} to train it with the same ids"
+        )
     difference = vocabulary_difference(folder, teacher_folder)
     if difference is not None:
         raise StudentError(

@@ -3,7 +3,8 @@
 Begin with `train.py` (from settings to a student), then `prepare.py` (everything made and checked before the first
 file is written) and `loop.py` (the steps). Around the loop: `feed.py` (the next batch), `validation.py`, `metrics.py`
 and `weights_and_biases.py` (what is recorded), `best.py`, `signals.py`. Before it: `resume.py` (where to start),
-`describe.py` (what the run is, in words), `dry_run.py` (what it would take).
+`first_weights.py` and `vocabulary.py` (what rows decide of the
+student), `describe.py` (what the run is, in words), `dry_run.py` (what it would take).
 Doors: `train`, `dry_run`.
 Knows all the wings below it; nothing of evaluation or of the command line. Trainings killed at any moment, and stores
 that fail on the way, are in `test_train_faults.py` and `test_outages.py`.

@@ -57,6 +57,7 @@ def write_student(run: TrainingRun, weights: Mapping[str, Any] | None, out: Path
         run.built.model if weights is None else with_weights(run.built.model, weights),
         out,
         teacher_folder=run.reader.teacher_folder(),
+        vocabulary=None if run.vocabulary is None else (run.vocabulary.kept, run.vocabulary.tokenizer),
         seq_len=run.reader.manifest.seq_len,
         provenance={**provenance_of(run), "result": result},
     )

@@ -28,6 +28,8 @@ def describe_run(run: TrainingRun) -> list[str]:
         f"rows     {count_rows(run.training_rows):,} to train on, {held_out}",
         f"student  {run.built.description}",
     ]
+    if run.vocabulary is not None:
+        lines.append(f"ids      {run.vocabulary}")
     weights = run.objective.weights
     for name, description in run.objective.describe().items():
         details = ", ".join(f"{key.replace('_', ' ')} {_values_in_words(value)}" for key, value in description.items())
@@ -70,6 +72,7 @@ def provenance_of(run: TrainingRun) -> dict[str, Any]:
         },
         "held_out_rows": {"first": run.held_out_rows[0].start, "count": count_rows(run.held_out_rows)},
         "student": {"description": run.built.description, "copied": list(run.built.copied)},
+        **({} if run.vocabulary is None else {"vocabulary": run.vocabulary.record()}),
         "objective": run.objective.describe(),
         "adapted": run.objective.adapted(),
         **({"additions": run.additions} if run.additions else {}),

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,16 @@ from student_train.engine.engine import DeepSpeedConfig
 from student_train.engine.ranks import Ranks
 from student_train.layer_map import added_mappings
 from student_train.methods.additions import reads_logits
-from student_train.methods.map_starts import fit_maps, rows_to_fit
 from student_train.methods.model import DistillationModel, compile_student, freeze_unused
 from student_train.methods.objective import Objective, make_objective, plan_objective
-from student_train.methods.od import make_distribution_transfer
 from student_train.registry import ADDED_MAPPINGS, ADDED_METHODS
 from student_train.settings import METHODS, TrainSettings
-from student_train.students.layer_importance import IMPORTANCE_TOKENS, RowsWithTargets
-from student_train.students.narrowing.sample import read_sample
-from student_train.students.student import BuiltStudent, StudentPlan, build_student, plan_student
+from student_train.students.student import BuiltStudent, StudentPlan, plan_student, with_vocabulary
+from student_train.students.vocabulary.source import TrimmedSource
+from student_train.students.vocabulary.weights import trim_config
+from student_train.train.first_weights import build_from_rows, start_maps
+from student_train.train.vocabulary import TrimmedVocabulary, choose_vocabulary
+from student_train.vocabulary_choice import read_vocabulary
 from teacher_cache.contract.batch import Batch
 from teacher_cache.device import choose_device_type
 from teacher_cache.errors import TrainingError
@@ -55,13 +55,16 @@ class TrainingRun:
     """What `prepare_run` made. `config` is the engine's configuration, `frozen` names parameters no loss reaches.
 
     `maps_fitted` says whether learned maps start at a regression. `stand_in` is some row or two, for a pass that has to
-    be and has no rows. `additions` are what other packages have added and this run uses, by `method NAME` or `mapping
-    NAME`: module, package, version.
+    be and has no rows. `source` is the cache as the student reads it: `reader`, or one in the ids of its `vocabulary`
+    where that is not the teacher's. `additions` are what other packages have added and this run uses, by `method NAME`
+    or `mapping NAME`: module, package, version.
     """
 
     settings: TrainSettings
     ranks: Ranks
     reader: CacheSource
+    source: CacheSource
+    vocabulary: TrimmedVocabulary | None
     built: BuiltStudent
     model: DistillationModel
     objective: Objective
@@ -80,7 +83,7 @@ class TrainingRun:
         """The endless stream of training batches from row `position` of the stream on."""
         settings = self.settings
         return CacheLoader(
-            self.reader,
+            self.source,
             self.objective.request,
             rows=self.training_rows,
             batch_size=settings.batch_size,
@@ -95,7 +98,7 @@ class TrainingRun:
     def validation_batches(self) -> CacheLoader:
         """This process's share of the held-out rows once, in the order of the store."""
         return CacheLoader(
-            self.reader,
+            self.source,
             self.objective.request,
             rows=self.held_out_rows,
             batch_size=self.micro_batch * self.ranks.count,
@@ -129,6 +132,7 @@ class TrainingRun:
             **self.additions,
             "cache contents": self.reader.identity_sha256,
             "number of steps": self.steps,
+            **({} if self.vocabulary is None else {"kept ids": self.vocabulary.kept.sha256}),
             **{f"DeepSpeed's {name}": value for name, value in flatten_config(self.config).items()},
         }
 
@@ -162,23 +166,31 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     """
     reader, ranks = open_cache(settings), ranks or Ranks()
     plan = _plan(settings, reader, ranks)
+    vocabulary = choose_vocabulary(
+        read_vocabulary(settings.vocabulary),
+        reader,
+        plan.training_rows,
+        logits="od" in settings.methods() and reader.manifest.targets.logits is not None,
+        skip_damaged=settings.on_bad_block == "skip",
+    )
+    source = reader if vocabulary is None else TrimmedSource(reader, vocabulary.kept)
     torch.manual_seed(settings.seed)
     objective = make_objective(
         settings.method_weights(),
-        source=reader,
-        student=plan.student.config,
+        source=source,
+        student=plan.student.config if vocabulary is None else trim_config(plan.student.config, vocabulary.kept),
         seed=settings.seed,
+        trimmed=vocabulary is not None,
         **_objective_settings(settings),
     )
+    # the student is made with all of the teacher's ids, as its weights are, and cut down afterwards
     first_rows = FirstRows(
         source=reader, rows=plan.training_rows, device=plan.device, skip_damaged=settings.on_bad_block == "skip"
     )
-    built = build_student(
-        plan.student,
-        seed=settings.seed,
-        read_sample=partial(read_sample, first_rows, with_mlm_head=plan.student.with_mlm_head),
-        read_targets=partial(_rows_with_targets, first_rows, plan.student),
-    )
+    built = build_from_rows(plan.student, first_rows, seed=settings.seed)
+    if vocabulary is not None:
+        built = with_vocabulary(built, vocabulary.kept)
+        first_rows = replace(first_rows, source=source)
     model = DistillationModel(
         built.model,
         objective,
@@ -189,13 +201,15 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
     frozen = freeze_unused(model, stand_in)
     _log.info("made the student on %s and tried it on two rows", plan.device)
     steps = settings.total_steps(count_rows(plan.training_rows))
-    fitted = fresh and steps > 0 and _start_maps(model, built, first_rows)
+    fitted = fresh and steps > 0 and start_maps(model, built, first_rows)
     if settings.compile:
         compile_student(model)
     return TrainingRun(
         settings=settings,
         ranks=ranks,
         reader=reader,
+        source=source,
+        vocabulary=vocabulary,
         built=built,
         model=model,
         objective=objective,
@@ -288,28 +302,3 @@ def _additions(settings: TrainSettings) -> dict[str, dict[str, str | None]]:
         **{f"method {name}": ADDED_METHODS.origin(name) for name in methods},
         **{f"mapping {name}": ADDED_MAPPINGS.origin(name) for name in mappings},
     }
-
-
-def _rows_with_targets(first_rows: FirstRows, student: StudentPlan) -> RowsWithTargets:
-    """Some rows to train on with their cached distributions, as `od` compares a student's with them.
-
-    More rows where few of their positions have a distribution: those of chats, of short documents, of --positions.
-    """
-    method = make_distribution_transfer(first_rows.source.manifest, student.config)
-    count = max(1, IMPORTANCE_TOKENS // first_rows.seq_len)
-    most = min(16 * count, count_rows(first_rows.rows))
-    while True:
-        batch = first_rows.read(method.request, count)[method.view]
-        rows = RowsWithTargets(batch=batch, targets=method.targets(batch), temperature=method.temperature)
-        if 4 * rows.places >= IMPORTANCE_TOKENS or count >= most:
-            return rows
-        count = min(2 * count, most)
-
-
-def _start_maps(model: DistillationModel, built: BuiltStudent, first_rows: FirstRows) -> bool:
-    """Fit learned maps, unless they lead to copied layers; whether any was."""
-    if built.whole_layers:
-        # maps start at the identity there: the student shall stay in the teacher's coordinates
-        return False
-    rows, at_a_time = rows_to_fit(count_rows(first_rows.rows), first_rows.seq_len)
-    return fit_maps(model, first_rows.batches(model.objective.request, rows, at_a_time))

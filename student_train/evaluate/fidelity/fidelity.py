@@ -30,6 +30,7 @@ from student_train.evaluate.fidelity.sums import DistributionSum, HiddenSum, Rel
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student, weights_fingerprint
 from student_train.methods.base import StudentOutputs
 from student_train.methods.relation_heads import vector_widths
+from student_train.students.vocabulary.kept_ids import KeptIds
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.contract.targets import View
 from teacher_cache.errors import StoreError, StudentError, TeacherError
@@ -173,7 +174,9 @@ class FidelitySums:
         self.plan, self.student, self.teacher = plan, student, teacher
         self.relations = {pair: RelationSum(pair) for pair in plan.relations}
         self.hidden = {pair: HiddenSum(pair, plan.rows) for pair in plan.hidden}
-        self.distribution = DistributionSum(student.config.vocab_size, temperature)
+        kept = None if student.ids is None else student.ids.kept.ids_K
+        self.distribution = DistributionSum(student.config.vocab_size, temperature, kept)
+        self.unread = self.read = 0
         self.tokens: dict[View, int] = {}
         if plan.relations:
             enable_tap(student.encoder)
@@ -189,10 +192,22 @@ class FidelitySums:
             self.hidden[pair].add(outputs, targets, first_row)
         if self.plan.logits_view == view:
             if self.teacher is None:
-                self.distribution.add(outputs, targets)
+                own = targets if self.student.ids is None else self.student.ids.batch(targets)
+                self.distribution.add(outputs, own)
             else:
                 self.distribution.add_exact(outputs, run_student(self.teacher, targets, set()), targets)
+        if self.student.ids is not None:
+            self.unread += int((self.student.ids.dropped(targets.input_ids_BT) & targets.real_BT()).sum())
+            self.read += int(targets.length_B.sum())
         self.tokens[view] = self.tokens.get(view, 0) + int(targets.length_B.sum())
+
+    def _kept_note(self, kept: KeptIds) -> str:
+        compared = "" if self.plan.logits_view is None else "; distributions are compared over the ids that it has"
+        return (
+            f"the student has {len(kept):,} of its teacher's {kept.teacher_entries:,} ids: {self.unread:,} of the "
+            f"{self.read:,} tokens read ({self.unread / max(1, self.read):.3%}) are others, and it reads an unknown "
+            f"one there{compared}"
+        )
 
     def report(self, student: str, cache: str) -> FidelityReport:
         """The measures of everything added so far.
@@ -201,6 +216,8 @@ class FidelitySums:
             StudentError: there is none, for want of a place.
         """
         distribution, notes = None, self.plan.notes
+        if self.student.ids is not None:
+            notes = (*notes, self._kept_note(self.student.ids.kept))
         if self.plan.logits_view is not None:
             distribution = self.distribution.result()
             if distribution is None:
@@ -226,10 +243,11 @@ class FidelitySums:
 
 
 def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: set[int]) -> StudentOutputs:
-    """One forward pass on exactly the input that the teacher read."""
+    """One forward pass on exactly the input that the teacher read, in the student's ids where it has fewer."""
+    ids_BT = targets.input_ids_BT if student.ids is None else student.ids.inputs(targets.input_ids_BT)
     with record_attention(student.encoder, attention_layers) as recorded:
         result = student.encoder(
-            input_ids=targets.input_ids_BT.long(),
+            input_ids=ids_BT.long(),
             output_hidden_states=True,
             **forward_arguments(student.encoder, targets.real_BT(), targets.starts_BT),
         )

@@ -114,8 +114,9 @@ class HiddenSum:
 class DistributionSum:
     """KL and agreement of the most probable entry, or the one most often drawn, at masked positions."""
 
-    def __init__(self, vocab_size: int, temperature: float) -> None:
-        self._vocab_size, self._temperature = vocab_size, temperature
+    def __init__(self, vocab_size: int, temperature: float, kept_ids_K: Tensor | None = None) -> None:
+        """`kept_ids_K` are the teacher's ids that the student has, where it has only some."""
+        self._vocab_size, self._temperature, self._kept_ids_K = vocab_size, temperature, kept_ids_K
         self._kl, self._agreed, self._positions = 0.0, 0, 0
 
     def add(self, outputs: StudentOutputs, targets: TargetBatch) -> None:
@@ -140,6 +141,8 @@ class DistributionSum:
         for places in place_P.split(max(1, LOGITS_AT_A_TIME // self._vocab_size)):
             logits_PV = outputs.head(student_PD[places])
             taught_PV = teacher.head(teacher_PD[places]).to(logits_PV.device)
+            if self._kept_ids_K is not None:
+                taught_PV = taught_PV[:, self._kept_ids_K.to(taught_PV.device)]
             both = min(logits_PV.shape[1], taught_PV.shape[1])
             log_q_PV, log_p_PV = (
                 (each_PV[:, :both].float() / self._temperature).log_softmax(dim=1) for each_PV in (logits_PV, taught_PV)
@@ -168,7 +171,8 @@ class DistributionSum:
 
 
 def _most_probable(targets: Targets) -> Tensor:
-    """The teacher's first choice at each position, as far as the cache knows it [P]."""
+    """The teacher's first choice at each position, as far as the cache knows it and the student has it [P]."""
     if isinstance(targets, SampledTargets):
         return targets.ids_PK.long().gather(1, targets.counts_PK.argmax(1, keepdim=True)).squeeze(1)
-    return targets.ids_PK[:, 0].long()
+    first_P1 = (targets.ids_PK >= 0).int().argmax(1, keepdim=True)
+    return targets.ids_PK.long().gather(1, first_P1).squeeze(1)
