@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cli.completion import print_completion
 from cli.entry import run_command
 from cli.eval_compare import CompareSettings, compare
+from cli.eval_export import ExportFlags, export
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
@@ -50,6 +51,11 @@ COMMANDS = {
         run=latency,
         settings=LatencySettings,
         line="how long a student takes for a forward pass, or for its answer if it is causal, and its teacher",
+    ),
+    "export": Command(
+        run=export,
+        settings=ExportFlags,
+        line="a student as a folder to publish and to serve: model card, ONNX and int8 files, measured",
     ),
     "compare": Command(
         run=compare,

@@ -49,15 +49,28 @@ class TeacherSchema(OpenFields):
     """What provenance says of the teacher."""
 
     name: Text | None = None
+    revision: Text | None = None
     weights_sha256: Text | None = None
 
 
+class CorpusSchema(OpenFields):
+    """What provenance says of the text."""
+
+    specs: list[Text] = Field(default_factory=list)
+    fingerprint: Text = ""
+    documents: Count = 0
+    tokens: Count = 0
+
+
 class CacheSchema(OpenFields):
-    """What provenance says of the cache."""
+    """What provenance says of the cache; the first versions did not say its text, row length and command."""
 
     path: Text | None = None
     identity_sha256: Text | None = None
     rows: Count = 0
+    seq_len: Count | None = None
+    corpus: CorpusSchema | None = None
+    command: Text | None = None
     teacher: TeacherSchema = TeacherSchema()
 
 
