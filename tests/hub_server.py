@@ -1,4 +1,4 @@
-"""What stands in for the Hugging Face hub: its interface for making a repository and uploading a folder, on loopback."""
+"""What stands in for the Hugging Face hub: its interface for making repositories and uploading folders, on loopback."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from cli.cache_plan import PlanSettings
 from cli.cache_verify import VerifySettings
 from cli.demo import DemoSettings
 from cli.eval_compare import CompareSettings
+from cli.eval_export import ExportFlags
 from cli.eval_report import ReportSettings
 from student_train.evaluate.fidelity.settings import FidelitySettings
 from student_train.evaluate.finetune.settings import FinetuneSettings
@@ -63,6 +64,7 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdeval perplexity": PerplexitySettings,
     "kdeval lm-eval": LmEvalSettings,
     "kdeval latency": LatencySettings,
+    "kdeval export": ExportFlags,
     "kdeval compare": CompareSettings,
     "kdeval report": ReportSettings,
 }

@@ -43,6 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose servers are others than the hub itself
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server
     server.close()

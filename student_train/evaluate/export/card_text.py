@@ -218,11 +218,10 @@ def training_data(facts: Facts) -> str:
 def made_by(facts: Facts) -> str:
     """The commands that make it again, and with which versions."""
     commands = list(commands_behind(facts.provenance, facts.cache.command))
-    commands += filter(None, [portable(facts.saved_command or "")])
+    commands += filter(None, map(portable, (facts.saved_command or "", *facts.run.commands)))
     if not commands:
         return ""
-    measured = filter(None, map(portable, facts.run.commands))
-    parts = ["## How it was made", code_lines(dict.fromkeys([*commands, *measured]), "sh")]
+    parts = ["## How it was made", code_lines(dict.fromkeys(commands), "sh")]
     software = facts.provenance.get("software") or {}
     versions = ", ".join(f"{name} {version}" for name, version in software.items())
     if versions:

@@ -28,6 +28,8 @@ UNBOUNDED = int(1e30)
 """What Transformers writes as the longest text of a model that nothing limits."""
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAMES_OF_PLACES = ("_name_or_path", "name_or_path")
+_OF_OTHER_CALLS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
+"""What a tokenizer keeps of how it was last called and loaded: nothing that others should inherit."""
 _PLACE = re.compile(r"(?:file:/|[A-Za-z]:)?[\\/~][^\s]*[\\/][^\s]*")
 """An absolute path of two parts or more, or one from somebody's home."""
 
@@ -116,6 +118,8 @@ def _write_tokenizer(source: Source, folder: Path) -> Iterator[str]:
     tokenizer.model_max_length = source.positions or UNBOUNDED
     # its arguments say what is saved, and the attribute with which value
     tokenizer.init_kwargs["model_max_length"] = tokenizer.model_max_length
+    for name in _OF_OTHER_CALLS:
+        tokenizer.init_kwargs.pop(name, None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # of whoever used it last: programs that read tokenizer.json alone would cut every text there

@@ -38,7 +38,7 @@ def quantise_dynamic(file: Path, out: Path) -> None:
     with _prepared(file, "dynamic") as (prepared, between):
         quantize_dynamic(
             prepared, out, op_types_to_quantize=list(_OPERATIONS), per_channel=True, weight_type=QuantType.QInt8,
-            nodes_to_exclude=between,
+            nodes_to_exclude=between, use_external_data_format=is_large(file),
         )  # fmt: skip
 
 
@@ -61,7 +61,13 @@ def quantise_static(file: Path, out: Path, calibration: Sequence[Feed]) -> None:
         quantize_static(
             prepared, out, Rows(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(_OPERATIONS),
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=between,
+            use_external_data_format=is_large(file),
         )  # fmt: skip
+
+
+def is_large(file: Path) -> bool:
+    """Whether its weights lie beside it, as those do that do not fit into one file."""
+    return any(file.parent.glob(f"{file.name}.*"))
 
 
 @contextlib.contextmanager
@@ -75,9 +81,14 @@ def _prepared(file: Path, kind: str) -> Iterator[tuple[Path, list[str]]]:
     try:
         with tempfile.TemporaryDirectory(prefix="kdeval-") as scratch, contextlib.redirect_stdout(None):
             prepared = Path(scratch) / "prepared.onnx"
+            large = is_large(file)
             # shapes of symbols would need a third inference, which fails on newer operators
-            quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
-            graph = onnx.load(prepared, load_external_data=False).graph
+            quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True, save_as_external_data=large)
+            model = onnx.load(prepared)
+            graph = model.graph
+            # of weights that the quantiser turns round: it would find that they are others by then
+            del graph.value_info[:]
+            onnx.save(model, prepared, save_as_external_data=large)
             weights = {each.name for each in graph.initializer}
             between = [
                 node.name

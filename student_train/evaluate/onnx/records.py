@@ -105,7 +105,7 @@ class OnnxReport:
         Raises:
             ValueError: an entry is missing, or is not what it must be.
         """
-        fields = check_fields(OnnxSchema, data).model_dump(exclude={"evaluation", "command"})
+        fields = check_fields(OnnxSchema, data).model_dump()
         files = tuple(
             OnnxFile(**{**each, "timings": tuple(OnnxTiming(**timing) for timing in each["timings"])})
             for each in fields["files"]

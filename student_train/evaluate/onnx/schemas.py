@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from student_train.evaluate.schemas import Divergence, Error, EvaluationSchema, Positive, Score, Share, Speed
+from student_train.evaluate.schemas import Divergence, Error, Fingerprints, Positive, Score, Share, Speed
 from teacher_cache.fields import Count, OpenFields, Text
 
 
@@ -36,7 +36,7 @@ class OnnxFileSchema(OpenFields):
     timings: list[OnnxTimingSchema]
 
 
-class OnnxSchema(EvaluationSchema):
+class OnnxSchema(OpenFields):
     """onnx.json, as `onnx.records.OnnxReport` writes it."""
 
     student: Text
@@ -48,4 +48,5 @@ class OnnxSchema(EvaluationSchema):
     metric: Text | None
     examples: Count
     hardware: Text
+    fingerprints: Fingerprints = Field(default_factory=dict)
     notes: list[Text] = Field(default_factory=list)

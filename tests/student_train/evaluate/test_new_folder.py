@@ -11,10 +11,14 @@ from teacher_cache.errors import SettingsError
 
 
 def test_nothing_is_left_of_a_folder_that_was_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole_folder("--out", tmp_path / "a" / "it") as folder:
-        (folder / "file").write_text("half")
-        assert not (tmp_path / "a" / "it").exists()
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with whole_folder("--out", tmp_path / "a" / "it") as folder:
+            (folder / "file").write_text("half")
+            assert not (tmp_path / "a" / "it").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert list((tmp_path / "a").iterdir()) == []
     with whole_folder("--out", tmp_path / "a" / "it") as folder:
         (folder / "file").write_text("whole")
@@ -32,9 +36,9 @@ def test_an_empty_folder_may_be_there(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match=r"--save '.*file/out' cannot be written .*nothing is left"):
-        with whole_folder("--save", tmp_path / "file" / "out"):
-            pass
+    refused = pytest.raises(SettingsError, match=r"--save '.*file/out' cannot be written .*nothing is left")
+    with refused, whole_folder("--save", tmp_path / "file" / "out"):
+        pass
     with pytest.raises(SettingsError, match=r"--save '.*file' exists"):
         check_new_folder("--save", tmp_path / "file", tmp_path / "student")
     with pytest.raises(SettingsError, match=r"cannot be a folder \(File name too long\)"):
