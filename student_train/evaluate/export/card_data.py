@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from student_train.evaluate.export.commands import is_path, last_part
+from student_train.evaluate.export.commands import hub_dataset, last_part
 from student_train.evaluate.export.facts import Facts
 from student_train.evaluate.fidelity.records import Measure
 from student_train.evaluate.run_records import TaskScores
@@ -54,8 +54,8 @@ def _tags(facts: Facts) -> list[str]:
 def _datasets(facts: Facts) -> list[str]:
     """Texts that came from the hub, without configuration and split."""
     corpus = facts.cache.corpus
-    names = [] if corpus is None else [spec.partition("@")[0] for spec in corpus.specs if not is_path(spec)]
-    return list(dict.fromkeys(visible(name.partition(":")[0]) for name in names))
+    names = [] if corpus is None else [name for spec in corpus.specs if (name := hub_dataset(spec)) is not None]
+    return list(dict.fromkeys(map(visible, names)))
 
 
 def _results(facts: Facts) -> Iterator[EvalResult]:

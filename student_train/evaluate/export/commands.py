@@ -46,9 +46,9 @@ def portable(command: str) -> str:
     return shlex.join(found)
 
 
-def hub_name(name: str) -> str | None:
-    """`name` if it can only be that of a repository of the hub, OWNER/NAME, and no path."""
-    return name if _is_hub_name(name) and ":" not in name else None
+def hub_dataset(text: str) -> str | None:
+    """OWNER/NAME of a text that was taken from the hub, without its part and weight; None of files and folders."""
+    return text.partition("@")[0].partition(":")[0] if _is_hub_name(text) else None
 
 
 def is_path(name: str) -> bool:

@@ -135,7 +135,7 @@ def _gather(source: Source, settings: ExportSettings) -> tuple[Facts, Path | Non
         saved_command=command,
         notes=tuple(f"{name} is a record of other weights and was left out" for name in run.stale),
     )
-    recorded = facts.teacher if source.kind.pipeline in ("feature-extraction", "fill-mask") else None
+    recorded = facts.teacher if source.kind.pipeline == "feature-extraction" else None
     teacher = embedding_folder(settings.teacher, recorded)
     if teacher is None and source.kind.pipeline == "feature-extraction":
         note = (

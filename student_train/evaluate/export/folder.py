@@ -70,6 +70,10 @@ def check_loads(source: Source, folder: Path) -> None:
 
 def _write_weights(source: Source, folder: Path) -> None:
     for file in _published(source.folder):
+        if not file.is_file():
+            raise StudentError(
+                f"{str(file)!r} is missing, and weights are in it: restore it, or train the student anew"
+            )
         shutil.copyfile(file, folder / file.name)
     if not any(folder.iterdir()):
         with quiet_transformers():

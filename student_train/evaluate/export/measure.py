@@ -7,6 +7,7 @@ states of the last layer, or the output distribution. On random ids: millisecond
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,7 +106,7 @@ class _Sums:
         self.cosine, self.agreed, self.tokens = 0.0, 0, 0
         self.given: Tensor | None = None
         self.teacher = FidelitySums(plan, student, temperature=temperature, run=self._outputs)
-        self.compared = bool(plan.hidden or plan.logits_view is not None)
+        self.plan = plan
 
     def add(self, ours_ND: Tensor, floats_ND: Tensor) -> None:
         self.cosine += float(nn.functional.cosine_similarity(ours_ND.double(), floats_ND.double(), dim=1).sum())
@@ -126,12 +127,12 @@ class _Sums:
         return StudentOutputs(hidden={last: self.given}, attention={}, last_hidden_BTD=self.given)
 
     def result(self) -> Fidelity:
-        report = self.teacher.report("", "") if self.compared else None
-        distribution = None if report is None else report.distribution
+        errors = [found.result().nmse for found in self.teacher.hidden.values()]
+        distribution = None if self.plan.logits_view is None else self.teacher.distribution.result()
         return Fidelity(
             cosine=self.cosine / self.tokens,
             agreement=self.agreed / self.tokens if self.output == "logits" else None,
-            hidden_nmse=None if report is None else report.hidden_mean,
+            hidden_nmse=statistics.fmean(errors) if errors else None,
             output_kl=None if distribution is None else distribution.kl,
         )
 
