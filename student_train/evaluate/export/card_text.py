@@ -67,8 +67,8 @@ def _onnx_usage(facts: Facts) -> str:
 
 
 def _has_types(facts: Facts) -> bool:
-    types = getattr(facts.source.model.config, "type_vocab_size", 0) or 0
-    return facts.source.fine_tuned and facts.onnx is not None and facts.onnx.output == "logits" and types >= 2
+    logits = facts.onnx is not None and facts.onnx.output == "logits"
+    return logits and facts.source.fine_tuned and facts.source.numbers_texts
 
 
 def properties(facts: Facts) -> str:

@@ -36,8 +36,6 @@ from student_train.evaluate.load import load_student
 from student_train.evaluate.new_folder import check_new_folder, whole_folder
 from student_train.evaluate.onnx.records import OnnxReport
 from student_train.evaluate.run_records import read_run
-from teacher_cache.models.families import quiet_transformers
-from teacher_cache.models.tokenizers import read_tokenizer
 from teacher_cache.read.pool import CacheSource, open_caches
 
 
@@ -155,8 +153,7 @@ def _embed(facts: Facts, teacher: Path, folder: Path, reader: CacheSource | None
     if reader is None:
         return _without_similarity(facts, "no text is at hand: give --cache")
     student = load_student(facts.source.folder)
-    with quiet_transformers():
-        tokenizer = read_tokenizer(facts.source.folder, student.config, local_files_only=True)
+    tokenizer = facts.source.read_tokenizer()
     rows = plan_for(reader, student, rows=facts.settings.rows).rows
     texts = texts_of(reader, rows, lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
     sentences = sentences_of(texts)

@@ -20,7 +20,6 @@ from student_train.evaluate.export.source import Source, load_whole
 from student_train.evaluate.load import weight_files
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.models.families import quiet_transformers
-from teacher_cache.models.tokenizers import read_tokenizer
 from teacher_cache.outside import parse_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -110,14 +109,7 @@ def _write_generation(source: Source, folder: Path) -> None:
 
 
 def _write_tokenizer(source: Source, folder: Path) -> Iterator[str]:
-    try:
-        with quiet_transformers():
-            tokenizer = read_tokenizer(source.folder, source.model.config, local_files_only=True)
-    except Exception as error:
-        # the tokenizers library raises nothing more special
-        raise _no_tokenizer(source, f"it cannot be read ({type(error).__name__}: {first_line(error)})") from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise _no_tokenizer(source, "it knows no words, as where its files are missing")
+    tokenizer = source.read_tokenizer()
     before = tokenizer.model_max_length
     tokenizer.model_max_length = source.positions or UNBOUNDED
     # its arguments say what is saved, and the attribute with which value
@@ -134,13 +126,6 @@ def _write_tokenizer(source: Source, folder: Path) -> Iterator[str]:
     if before != tokenizer.model_max_length and before < UNBOUNDED:
         longest = "any length" if source.positions is None else f"{source.positions} tokens"
         yield f"the tokenizer reads {longest}, as the student does; the student's own stops at {before}"
-
-
-def _no_tokenizer(source: Source, why: str) -> StudentError:
-    return StudentError(
-        f"the tokenizer in {str(source.folder)!r} cannot be used: {why}; an export without it reads no text; copy the "
-        "tokenizer files of the model that the student comes from (tokenizer.json, tokenizer_config.json) there"
-    )
 
 
 def _drop_places(file: Path) -> list[str]:

@@ -94,7 +94,7 @@ def measure_fidelity_of(
 
 def _rows_at_once(reader: CacheSource, source: OnnxSource) -> int:
     config = source.model.config
-    width = config.vocab_size if source.output == "logits" else config.hidden_size
+    width: int = config.vocab_size if source.output == "logits" else config.hidden_size
     return max(1, min(16, _NUMBERS_AT_ONCE // (reader.manifest.seq_len * width)))
 
 
@@ -174,5 +174,5 @@ def _pass(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def with_fidelity(file: OnnxFile, found: Fidelity) -> OnnxFile:
     """A file's entry with what held-out rows say of it; the model itself has no cosine with itself."""
-    own = {} if file.file is None else {"cosine": found.cosine, "agreement": found.agreement}
-    return replace(file, hidden_nmse=found.hidden_nmse, output_kl=found.output_kl, **own)
+    measured = replace(file, hidden_nmse=found.hidden_nmse, output_kl=found.output_kl)
+    return measured if file.file is None else replace(measured, cosine=found.cosine, agreement=found.agreement)

@@ -64,14 +64,13 @@ def onnx_source(source: Source, settings: ExportSettings) -> OnnxSource:
         raise SettingsError(
             f"--onnx-output 'logits': student {str(source.folder)!r} has no head that could give any; leave it out"
         )
-    types = getattr(source.model.config, "type_vocab_size", 0)
     return OnnxSource(
         called=f"student {str(source.folder)!r}",
         model=source.model if logits else source.without_head(),
         instead="export it without --onnx and --int8",
         output="logits" if logits else "last_hidden_state",
         # of other models nobody gives pairs
-        segments=logits and source.fine_tuned and types is not None and types >= 2,
+        segments=logits and source.fine_tuned and source.numbers_texts,
     )
 
 

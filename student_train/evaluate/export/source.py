@@ -20,6 +20,7 @@ from student_train.evaluate.onnx.graph import Output
 from student_train.students.pretrained import causal, check_family, load_config
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.models.families import encoder_of, pooler_option, position_limit, quiet_transformers
+from teacher_cache.models.tokenizers import read_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,38 @@ class Source:
     def fine_tuned(self) -> bool:
         """Whether it has the head of a task."""
         return self.kind.pipeline in CLASSIFIERS
+
+    @property
+    def numbers_texts(self) -> bool:
+        """Whether it is told which tokens are those of the second text of a pair, and its tokenizer says so.
+
+        Raises:
+            StudentError: the tokenizer cannot be read.
+        """
+        types = getattr(self.model.config, "type_vocab_size", None) or 0
+        return types >= 2 and "token_type_ids" in self.read_tokenizer().model_input_names
+
+    def read_tokenizer(self) -> Any:
+        """The tokenizer in its folder.
+
+        Raises:
+            StudentError: there is none that can be read.
+        """
+        try:
+            with quiet_transformers():
+                tokenizer = read_tokenizer(self.folder, self.model.config, local_files_only=True)
+        except Exception as error:
+            # the tokenizers library raises nothing more special
+            raise self._no_tokenizer(f"it cannot be read ({type(error).__name__}: {first_line(error)})") from error
+        if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+            raise self._no_tokenizer("it knows no words, as where its files are missing")
+        return tokenizer
+
+    def _no_tokenizer(self, why: str) -> StudentError:
+        return StudentError(
+            f"the tokenizer in {str(self.folder)!r} cannot be used: {why}; an export without it reads no text; copy "
+            "the tokenizer files of the model that the student comes from (tokenizer.json, tokenizer_config.json) there"
+        )
 
     def without_head(self) -> PreTrainedModel:
         """Its base model."""

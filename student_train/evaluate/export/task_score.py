@@ -84,7 +84,7 @@ def read_examples(source: Source, saved: SavedSchema, file: str | None) -> TaskE
             "own; give --dev-file those that are to be measured on"
         )
     tokenizer = load_tokenizer(source.folder, task)
-    names: Mapping[int, str] = source.model.config.id2label or {}
+    names = {int(number): name for number, name in (source.model.config.id2label or {}).items()}
     tags = [names[number] for number in sorted(names)]
     if task.kind == "tokens" and (unknown := {tag for each in examples.labels for tag in each} - set(tags)):
         raise TaskError(f"{origin!r} has tags that the model does not know ({', '.join(sorted(unknown))}): give others")

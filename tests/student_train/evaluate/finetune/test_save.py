@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,11 @@ def saved(tiny_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("saved")
     write_pairs(folder / "train.tsv", 32, 0)
     write_pairs(folder / "dev.tsv", 24, 1)
-    student = tiny_teacher("bert", num_hidden_layers=1, initializer_range=0.02)
+    student = folder / "student"
+    shutil.copytree(tiny_teacher("bert", num_hidden_layers=1, initializer_range=0.02), student)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.init_kwargs["model_input_names"] = [*tokenizer.model_input_names, "token_type_ids"]
+    tokenizer.save_pretrained(student)  # as BERT's own, which number the texts of a pair
     files = ["--train-file", str(folder / "train.tsv"), "--dev-file", str(folder / "dev.tsv")]
     flags = [*OWN, *files, *TRAINED, "--cache-dir", str(folder / "kept")]
     saves = ["--student", str(student), "--task", "pairs", *flags, "--save", str(folder / "model")]
