@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from cli.kdeval import main
 from student_train.evaluate.onnx.records import OnnxReport
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.settings import BuildSettings
 
 TEXTS = (".json", ".md", ".jinja", ".txt")
 
@@ -127,3 +129,38 @@ def test_a_comparison_has_the_int8_files(exported: Exported, capsys: pytest.Capt
     assert best is not None and row["int8"]["cosine"] == best.cosine and row["int8"]["bytes"] == best.bytes
     assert main(["compare", str(exported.student)]) == 0
     assert "int8 cosine" in capsys.readouterr().out
+
+
+def test_logits_are_compared_with_the_teachers(
+    tiny_teacher_copy: Any, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher as its own student: what its file is off by is what int8 does."""
+    flags = ["--int8", "dynamic", "--cache", str(tiny_store), "--rows", "4", "--seconds", "0.1", "--length", "8"]
+    student = str(tiny_teacher_copy("bert"))
+    assert main(["export", student, "--out", str(tmp_path / "out"), *flags, "--json"]) == 0
+    report = OnnxReport.from_json(json.loads(capsys.readouterr().out)["onnx"])
+    whole, small = report.files
+    assert report.output == "logits" and whole.hidden_nmse is None
+    assert whole.output_kl is not None and small.output_kl is not None
+    assert whole.output_kl < 1e-3 < small.output_kl < 1
+    assert small.agreement is not None and 0.5 < small.agreement < 1
+    assert small.cosine is not None and 0.9 < small.cosine < 1
+
+
+def test_documents_of_a_decoders_row_are_read_alone(
+    causal_teacher: Path, causal_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they saw each other, the model in PyTorch would be far from its own cached states."""
+    store, student = tmp_path / "cache.zarr", tmp_path / "student"
+    shutil.copytree(causal_teacher, student)
+    build_cache(
+        BuildSettings(
+            teacher=str(causal_teacher), corpus=(str(causal_corpus),), out=str(store), seq_len=32, max_rows=20,
+            targets="hidden", layers="4", precision="float16", device="cpu",
+        )
+    )  # fmt: skip
+    flags = ["--onnx", "--onnx-output", "hidden", "--cache", str(store), "--rows", "8", "--seconds", "0.1"]
+    assert main(["export", str(student), "--out", str(tmp_path / "out"), *flags, "--length", "8", "--json"]) == 0
+    whole, exact = OnnxReport.from_json(json.loads(capsys.readouterr().out)["onnx"]).files
+    assert whole.hidden_nmse == pytest.approx(0, abs=1e-3) == exact.hidden_nmse
+    assert exact.cosine == pytest.approx(1, abs=1e-5) and exact.agreement is None

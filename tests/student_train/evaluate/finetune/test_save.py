@@ -48,7 +48,8 @@ def saved(tiny_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     student = folder / "student"
     shutil.copytree(tiny_teacher("bert", num_hidden_layers=1, initializer_range=0.02), student)
     tokenizer = AutoTokenizer.from_pretrained(student)
-    tokenizer.init_kwargs["model_input_names"] = [*tokenizer.model_input_names, "token_type_ids"]
+    names = [*tokenizer.model_input_names, "token_type_ids"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = names
     tokenizer.save_pretrained(student)  # as BERT's own, which number the texts of a pair
     files = ["--train-file", str(folder / "train.tsv"), "--dev-file", str(folder / "dev.tsv")]
     flags = [*OWN, *files, *TRAINED, "--cache-dir", str(folder / "kept")]
