@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cli.completion import print_completion
 from cli.entry import run_command
 from cli.eval_compare import CompareSettings, compare
+from cli.eval_export import ExportFlags, export
 from cli.eval_fidelity import fidelity
 from cli.eval_finetune import finetune
 from cli.eval_latency import latency
@@ -57,6 +58,11 @@ COMMANDS = {
         run=trim,
         settings=TrimSettings,
         line="a student with the ids alone that a text uses: embedding, head and tokenizer lose the others",
+    ),
+    "export": Command(
+        run=export,
+        settings=ExportFlags,
+        line="a student as a folder to publish and to serve: model card, ONNX and int8 files, measured",
     ),
     "compare": Command(
         run=compare,

@@ -24,6 +24,8 @@ from teacher_cache.outside import parse_record
 
 PROVENANCE = "provenance.json"
 """Of a student's directory, the file that says where it comes from; written last."""
+FINETUNED = "finetuned.json"
+"""Of the directory of a fine-tuned model, the file that says which task it is for and what was measured of it."""
 PACKAGES = (
     "kdcache",
     "torch",

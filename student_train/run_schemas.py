@@ -49,6 +49,7 @@ class TeacherSchema(OpenFields):
     """What provenance says of the teacher."""
 
     name: Text | None = None
+    revision: Text | None = None
     weights_sha256: Text | None = None
 
 
@@ -58,16 +59,29 @@ class StoreSchema(OpenFields):
     command: Text | None = None
 
 
-class CacheSchema(OpenFields):
-    """What provenance says of the cache, and `stores` where it is made of several."""
+class CorpusSchema(OpenFields):
+    """What provenance says of the text."""
 
-    command: Text | None = None
-    stores: list[StoreSchema] = Field(default_factory=list)
+    specs: list[Text] = Field(default_factory=list)
+    fingerprint: Text = ""
+    documents: Count = 0
+    tokens: Count = 0
+
+
+class CacheSchema(OpenFields):
+    """What provenance says of the cache, and `stores` where it is made of several.
+
+    The first versions did not say its text, row length and command.
+    """
 
     path: Text | None = None
     identity_sha256: Text | None = None
     rows: Count = 0
+    seq_len: Count | None = None
+    corpus: CorpusSchema | None = None
+    command: Text | None = None
     teacher: TeacherSchema = TeacherSchema()
+    stores: list[StoreSchema] = Field(default_factory=list)
 
 
 class HeldOutSchema(OpenFields):

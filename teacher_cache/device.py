@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def to_host(values: torch.Tensor) -> NDArray[Any]:
     return np.asarray(pinned.numpy())
 
 
-@lru_cache(maxsize=None)
+@cache
 def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
     """The stream of this process that does something beside the current one of a GPU: the same one every time."""
     return torch.cuda.Stream(device)

@@ -36,6 +36,7 @@ from cli.cache_plan import PlanSettings
 from cli.cache_verify import VerifySettings
 from cli.demo import DemoSettings
 from cli.eval_compare import CompareSettings
+from cli.eval_export import ExportFlags
 from cli.eval_report import ReportSettings
 from cli.train_flags import TrainFlags
 from student_train.evaluate.fidelity.settings import FidelitySettings
@@ -67,6 +68,7 @@ FLAGS_OF: dict[str, type[Any]] = {
     "kdeval trim": TrimSettings,
     "kdeval lm-eval": LmEvalSettings,
     "kdeval latency": LatencySettings,
+    "kdeval export": ExportFlags,
     "kdeval compare": CompareSettings,
     "kdeval report": ReportSettings,
 }

@@ -26,6 +26,7 @@ from student_train.evaluate.latency.generation_records import (
 )
 from student_train.evaluate.lm_eval.records import LmEvalReport
 from student_train.evaluate.load import weight_files, weights_fingerprint
+from student_train.evaluate.onnx.records import OnnxReport
 from student_train.evaluate.perplexity.records import PerplexityReport
 from student_train.evaluate.schemas import (
     EvaluationSchema,
@@ -45,7 +46,7 @@ from teacher_cache.models.families import pooler_option
 
 _WEIGHTS_KEYS = ("student", "weights")
 _FINETUNE = "finetune-"
-_SINGLE = ("fidelity", "perplexity", "lm-eval", "latency")
+_SINGLE = ("fidelity", "perplexity", "lm-eval", "latency", "onnx")
 """Evaluations of which a folder holds one record, by the name of its file."""
 
 
@@ -131,6 +132,7 @@ class RunRecords:
     commands: tuple[str, ...] = ()
     perplexity: PerplexityReport | None = None
     lm_eval: LmEvalReport | None = None
+    onnx: OnnxReport | None = None
     causal: bool = False
 
     @property
@@ -183,6 +185,7 @@ def read_run(path: str) -> RunRecords:
         ),
         perplexity=perplexity,
         lm_eval=lm_eval,
+        onnx=_read_report(OnnxReport, folder / "onnx.json", found),
         causal=is_causal(folder) if with_config else perplexity is not None or lm_eval is not None,
     )
     if not found and not stale and run.shape is None and not run.provenance:

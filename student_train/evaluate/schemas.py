@@ -125,6 +125,26 @@ class FinetuneSchema(EvaluationSchema):
         return self
 
 
+class SavedSchema(OpenFields):
+    """finetuned.json of the model that `kdeval finetune --save` keeps."""
+
+    task: Text
+    kind: Literal["classification", "regression", "tokens"]
+    metric: Text
+    columns: Annotated[list[list[Text]], Field(min_length=1, max_length=2)]
+    label_column: Annotated[list[Text], Field(min_length=1)]
+    labels: list[Text]
+    own: bool
+    seed: Count
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)]
+    measures: dict[Text, dict[Text, Score]]
+    examples: dict[Text, Count]
+    sources: dict[Text, Text]
+    settings: dict[Text, Any]
+    fingerprints: Fingerprints
+    command: Text | None = None
+
+
 class ResultSchema(OpenFields):
     """What is kept of one seed of a fine-tuning, of `finetune.records.SeedResult`."""
 

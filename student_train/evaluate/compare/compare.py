@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.evaluate.compare.causal import CausalMeasures, causal_measures, common_generation
+from student_train.evaluate.compare.int8 import Int8Measures, int8_measures
 from student_train.evaluate.compare.notes import comparison_notes
 from student_train.evaluate.compare.rows import Row, make_rows, most_common_setup
 from student_train.evaluate.compare.significance import (
@@ -52,6 +53,7 @@ class ComparedRow:
     speedup: float | None
     timed_as: str | None = None
     causal: CausalMeasures = field(default_factory=CausalMeasures)
+    int8: Int8Measures = field(default_factory=Int8Measures)
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ class ComparedRow:
             "speedup": self.speedup,
             "timed_as": self.timed_as,
             **self.causal.to_json(),
+            "int8": self.int8.to_json(),
         }
 
     def _by_run(self, task: str) -> dict[str, dict[str, float]]:
@@ -153,6 +156,7 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
             latency_ms=_latency(row, setup) or timed[row.name],
             speedup=_speedup(row, setup) or (1.0 if timed[row.name] else None),
             causal=causal_measures(row, rows, generation),
+            int8=int8_measures(row),
         )
         for row in rows
     )

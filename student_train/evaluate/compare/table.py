@@ -6,13 +6,13 @@ what is missing. Scores are in hundredths, as the field writes them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from student_train.evaluate.compare.compare import AVERAGE, ComparedRow, Comparison
 from student_train.evaluate.compare.significance import CONFIDENCE, PairedDifference, Summary
+from student_train.evaluate.markdown import markdown_table, plain
 from student_train.evaluate.perplexity.records import format_perplexity
 from teacher_cache.outside import visible
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 LACKING = "–"
 SIGNIFICANT = 0.05
-_HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
-"""What begins a tag, a comment, a link or a character by name."""
-_MARKDOWN = re.compile(r"`|\](?=[(\[:])|\\(?=[!-/:-@\[-`{-~])")
-"""What begins code, ends the words of a link, or escapes what follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +48,14 @@ def rich_table(grid: Grid) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    def plain(text: str) -> str:
+    def shown(text: str) -> str:
         return escape(visible(text))
 
-    table = Table(title=plain(grid.title), caption=plain(grid.caption), title_justify="left", caption_justify="left")
+    table = Table(title=shown(grid.title), caption=shown(grid.caption), title_justify="left", caption_justify="left")
     for place, column in enumerate(grid.columns):
-        table.add_column(plain(column), justify="left" if place < grid.words else "right", no_wrap=place > 0)
+        table.add_column(shown(column), justify="left" if place < grid.words else "right", no_wrap=place > 0)
     for line in grid.lines:
-        table.add_row(*map(plain, line))
+        table.add_row(*map(shown, line))
     return table
 
 
@@ -67,25 +63,11 @@ def markdown(comparison: Comparison) -> str:
     """The tables and the notes."""
     parts = ["# Comparison of students\n"]
     for grid in comparison_grids(comparison):
-        rule = [":--" if place < grid.words else "--:" for place in range(len(grid.columns))]
-        lines = [_markdown_line(cells) for cells in (grid.columns, rule, *grid.lines)]
-        parts.append(f"## {_plain(grid.title)}\n\n" + "\n".join(lines) + f"\n\n{_plain(grid.caption)}\n")
+        table = markdown_table(grid.columns, grid.lines, words=grid.words)
+        parts.append(f"## {plain(grid.title)}\n\n{table}\n\n{plain(grid.caption)}\n")
     if comparison.notes:
-        parts.append("## Notes\n\n" + "\n".join(f"- {_plain(note)}" for note in comparison.notes) + "\n")
+        parts.append("## Notes\n\n" + "\n".join(f"- {plain(note)}" for note in comparison.notes) + "\n")
     return "\n".join(parts)
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, in one line: names of runs, tasks and settings are anybody's."""
-    return _MARKDOWN.sub(lambda found: f"\\{found.group()}", _HTML.sub(_entity, visible(text)))
-
-
-def _entity(found: re.Match[str]) -> str:
-    return {"<": "&lt;", "&": "&amp;"}[found.group()]
 
 
 def _overview(comparison: Comparison) -> Grid:
@@ -93,7 +75,7 @@ def _overview(comparison: Comparison) -> Grid:
     columns = ["run", *words, "shape", "params", "relation KL", "hidden NMSE", "output KL"]
     harness = _harness_columns(comparison)
     columns += ["bits/byte", "perplexity", *harness, *comparison.columns, "ms", "speed-up"]
-    columns += ["first ms", "tokens/s", "speed-up"]
+    columns += ["first ms", "tokens/s", "speed-up", "int8 MB", "int8 ms", "int8 cosine"]
     lines = [_overview_line(row, comparison) for row in comparison.rows]
     kept = [place for place in range(len(columns)) if place == 0 or any(line[place] != LACKING for line in lines)]
     return Grid(
@@ -124,6 +106,9 @@ def _overview_line(row: ComparedRow, comparison: Comparison) -> list[str]:
         LACKING if row.causal.first_token_ms is None else f"{row.causal.first_token_ms:.3g}",
         LACKING if row.causal.tokens_per_second is None else f"{row.causal.tokens_per_second:.4g}",
         LACKING if row.causal.speedup is None else f"{row.causal.speedup:.2f}×",
+        LACKING if row.int8.bytes is None else f"{row.int8.bytes / 1e6:.1f}",
+        LACKING if row.int8.milliseconds is None else f"{row.int8.milliseconds:.3g}",
+        LACKING if row.int8.cosine is None else f"{row.int8.cosine:.4f}",
     ]
 
 
@@ -163,6 +148,11 @@ def _overview_caption(comparison: Comparison) -> str:
         parts.append(f"Of lm-evaluation-harness, as it gives them: {', '.join(harness)}.")
     if comparison.generation is not None:
         parts.append(f"Median milliseconds to the first token, and tokens a second after it: {comparison.generation}.")
+    if any(row.int8.bytes is not None for row in comparison.rows):
+        parts.append(
+            "int8: of the ONNX files of `kdeval export` the one nearest to the model; milliseconds of one row of text, "
+            "timed as its onnx.json says, and cosine with the model's output on held-out rows."
+        )
     parts.append("Parameters without heads.")
     return " ".join(parts)
 

@@ -17,8 +17,9 @@ teacher is not needed. The student's projections, dropout and engine play no par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ _NO_PLACE: Mapping[View, str] = {
 }
 Advance = Callable[[int, int], None]
 """Told how many of the rows are done, and how many there are."""
+Run = Callable[[TargetBatch, set[int]], StudentOutputs]
+"""What a student computes on the input of a batch, and the attention vectors of some of its layers."""
 
 
 def measure_fidelity(
@@ -99,13 +102,8 @@ def measure_fidelity(
         teacher = load_student(reader.teacher_folder(), device, placement)
     measurement = FidelitySums(plan, loaded, temperature=reader.manifest.temperature, teacher=teacher)
     with torch.inference_mode():
-        done, total = 0, count_rows(plan.rows)
-        for block, start, stop in block_pieces(reader.block_bounds, plan.rows).tolist():
-            for view in reader.views_for(plan.request):
-                _add_block(measurement, reader, block, range(start, stop), view, batch_size, device)
-            done += stop - start
-            if advance is not None:
-                advance(done, total)
+        for view, targets, row in read_measured(reader, plan, batch_size=batch_size, device=device, advance=advance):
+            measurement.add(view, targets, row)
         report = measurement.report(str(student), reader.path)
     return replace(report, fingerprints=_fingerprints(reader, loaded.folder))
 
@@ -153,25 +151,49 @@ def _fingerprints(reader: CacheSource, folder: Path) -> dict[str, str]:
     }
 
 
-def _add_block(
-    measurement: FidelitySums, reader: CacheSource, block: int, rows: range, view: View, batch_size: int, device: str
-) -> None:
-    """Read a block once and decode it in batches."""
-    coded = reader.load_block(block, measurement.plan.request, view)
-    offset = int(reader.block_bounds[block])
-    for first in range(rows.start, rows.stop, batch_size):
-        last = min(first + batch_size, rows.stop)
-        measurement.add(view, reader.decode(coded, first - offset, last - offset, device), first)
+def read_measured(
+    reader: CacheSource, plan: FidelityPlan, *, batch_size: int, device: str = "cpu", advance: Advance | None = None
+) -> Iterator[tuple[View, TargetBatch, int]]:
+    """The rows of a plan with what it asks for, batch by batch: the view, its targets, the row that they begin with.
+
+    Each block is read once in each view. `advance` is called after every block.
+    """
+    done, total = 0, count_rows(plan.rows)
+    for block, start, stop in block_pieces(reader.block_bounds, plan.rows).tolist():
+        offset = int(reader.block_bounds[block])
+        for view in reader.views_for(plan.request):
+            coded = reader.load_block(block, plan.request, view)
+            for first in range(start, stop, batch_size):
+                last = min(first + batch_size, stop)
+                yield view, reader.decode(coded, first - offset, last - offset, device), first
+        done += stop - start
+        if advance is not None:
+            advance(done, total)
 
 
 class FidelitySums:
     """The sums behind a report, batch by batch."""
 
     def __init__(
-        self, plan: FidelityPlan, student: LoadedStudent, *, temperature: float, teacher: LoadedStudent | None = None
+        self,
+        plan: FidelityPlan,
+        student: LoadedStudent,
+        *,
+        temperature: float,
+        teacher: LoadedStudent | None = None,
+        run: Run | None = None,
     ) -> None:
-        """`teacher`: compare the output distribution with that of this model instead of what the cache keeps of it."""
+        """Begin with nothing.
+
+        Args:
+            plan: what is compared.
+            student: whose shape counts.
+            temperature: of the cache's distributions.
+            teacher: compare the output distribution with that of this model instead of what the cache keeps of it.
+            run: what computes the student's outputs, where that is not `student` itself.
+        """
         self.plan, self.student, self.teacher = plan, student, teacher
+        self._run = partial(run_student, student) if run is None else run
         self.relations = {pair: RelationSum(pair) for pair in plan.relations}
         self.hidden = {pair: HiddenSum(pair, plan.rows) for pair in plan.hidden}
         kept = None if student.ids is None else student.ids.kept.ids_K
@@ -185,7 +207,7 @@ class FidelitySums:
         """Count the rows of `targets`, of which the first is row `first_row` of the cache."""
         relations = [pair for pair in self.relations if pair.view == view]
         hidden = [pair for pair in self.hidden if pair.view == view]
-        outputs = run_student(self.student, targets, {pair.student_layer for pair in relations})
+        outputs = self._run(targets, {pair.student_layer for pair in relations})
         for relation in relations:
             self.relations[relation].add(outputs, targets)
         for pair in hidden:

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-from student_train.evaluate.finetune.examples import Examples, Source, check_examples, read_source, to_examples
+from student_train.evaluate.finetune.examples import (
+    Examples,
+    Source,
+    check_examples,
+    read_source,
+    to_examples,
+    with_classes,
+)
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.finetune.tag_schemes import check_tags, find_scheme
-from student_train.evaluate.finetune.tasks import TASKS, Task, hub_sources
+from student_train.evaluate.finetune.tasks import Task, hub_sources
 from teacher_cache.errors import SettingsError, TaskError
 
 
@@ -44,14 +51,15 @@ def read_data(settings: FinetuneSettings) -> TaskData:
 
     Raises:
         TaskError: a source cannot be read, is none of the task, or says nothing about it.
-        SettingsError: a language was asked for and no file tells any.
+        SettingsError: a language was asked for and no file tells any, or a metric that the classes do not have.
     """
-    task = TASKS[settings.task]
+    task = settings.chosen_task()
     train, dev, tests = hub_sources(task, settings.language, settings.chosen_test_languages())
     if settings.train_file is not None and settings.dev_file is not None:
         train, dev, tests = settings.train_file, settings.dev_file, {}
     # each once: several sets may be of one file
     read = cache(lambda source: read_source(source, task))
+    task = with_classes(task, read(train))
     if settings.language != "en" and settings.train_file is not None:
         _check_chosen(settings.language, read(train), read(dev))
     training = to_examples(read(train), task, settings.language)

@@ -13,15 +13,17 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from student_train.evaluate.finetune.own_task import check_classes
 from student_train.evaluate.finetune.task_files import TABLES, TAG, Record, read_records
 from student_train.evaluate.finetune.tasks import Task
 from teacher_cache.errors import TaskError, first_line
 from teacher_cache.hub import HUB_ERRORS
 
+_MOST_CLASSES = 1000
 HUB_SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^:/]*)?(:[^:/]*)?")
 
 
@@ -233,29 +235,60 @@ def _text(value: Any, column: str) -> str:
 def _label(value: Any, task: Task) -> int | float:
     if value is None or value == "":
         raise ValueError("the label is missing: nothing can be learned or measured without; mend or delete the example")
-    return _score(value) if task.kind == "regression" else _class_number(value, task)
+    return _score(value, task) if task.kind == "regression" else _class_number(value, task)
 
 
 def _class_number(value: Any, task: Task) -> int:
-    text = str(value).strip().casefold().replace(" ", "_")
+    text = _class_name(value)
     name = task.synonyms.get(text, text)
     if name in task.labels:
         return task.labels.index(name)
-    if not isinstance(value, bool) and text.isdecimal() and int(text) < len(task.labels):
+    # in a task of one's own, a number is a name like any other
+    if not task.own and not isinstance(value, bool) and text.isdecimal() and int(text) < len(task.labels):
         return int(text)
-    known = ", ".join(f"{number} or {name!r}" for number, name in enumerate(task.labels))
+    known = ", ".join(repr(name) if task.own else f"{number} or {name!r}" for number, name in enumerate(task.labels))
     withheld = "; -1 stands for a label that is withheld, as in GLUE's test sets" if text == "-1" else ""
     raise ValueError(
         f"label {value!r} is none of task {task.name!r} ({known}){withheld}; give a file of this task with its labels"
     )
 
 
-def _score(value: Any) -> float:
+def _class_name(value: Any) -> str:
+    return str(value).strip().casefold().replace(" ", "_")
+
+
+def with_classes(task: Task, source: Source) -> Task:
+    """A task of the user's own with its classes, which are those of the examples where it names none.
+
+    Raises:
+        TaskError: the column of labels is missing, or holds more different values than classes could be.
+        SettingsError: there are more classes than its metric is defined for.
+    """
+    if not task.own or task.kind != "classification":
+        return task
+    if task.labels:
+        return replace(task, labels=tuple(map(_class_name, task.labels)))
+    column = _choose_columns(source.records[0][1], task, source.name)[-1]
+    found = {_class_name(value) for _, record in source.records if (value := record.get(column)) not in (None, "")}
+    if len(found) > _MOST_CLASSES:
+        raise TaskError(
+            f"column {column!r} of {source.name!r} holds {len(found)} different values, which are no classes: give the "
+            "column of the labels to --label-column, or --kind regression where they are scores"
+        )
+    labels = tuple(sorted(found, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+    check_classes(labels, task.metric)
+    return replace(task, labels=labels)
+
+
+def _score(value: Any, task: Task) -> float:
     try:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         score = math.nan
-    if not 0 <= score <= 5:
+    if task.own:
+        if not math.isfinite(score):
+            raise ValueError(f"label {value!r} is no number to learn; mend or delete the example")
+    elif not 0 <= score <= 5:
         raise ValueError(f"label {value!r} is no similarity from 0 to 5; give a file of this task with its scores")
     return score
 

@@ -3,14 +3,15 @@
 In: a Hugging Face encoder directory, settings, examples from local files or the hub. Out: a `FinetuneReport`. Every
 seed draws a fresh head, the order of the examples and dropout; with several learning rates each seed is trained with
 each, and the one that is best on the dev set counts, ties going to the one named first. Cost: one training per seed and
-learning rate, unless an earlier run has kept its result. The trained models are not kept.
+learning rate, unless an earlier run has kept its result. Of the trained models the best is kept where `--save` asks for
+it, and trained again where its result is from an earlier run.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from student_train.evaluate.finetune.hf_trainer import RECIPE, train_and_predict
 from student_train.evaluate.finetune.inputs import Inputs, encode
 from student_train.evaluate.finetune.metrics import measure, require_libraries
 from student_train.evaluate.finetune.model import check_student, load_for_task, load_tokenizer
+from student_train.evaluate.finetune.predictions import name_tags
 from student_train.evaluate.finetune.records import FinetuneReport, ResultCache, SeedResult, identify
+from student_train.evaluate.finetune.save import BestModel, save_model
 from student_train.evaluate.finetune.settings import FinetuneSettings
-from student_train.evaluate.finetune.tasks import TASKS
 from student_train.evaluate.load import weights_fingerprint
+from student_train.evaluate.new_folder import check_new_folder
 from teacher_cache.errors import SettingsError
 
 CACHE_FOLDER = ".finetune-cache"
@@ -43,14 +46,16 @@ def measure_finetune(settings: FinetuneSettings, *, device: str, show: Show) -> 
         show: called after each step with what is being trained, the step and how many there are.
 
     Raises:
-        SettingsError: a library is missing, or the precision cannot be had on the device.
+        SettingsError: a library is missing, the precision cannot be had on the device, or the model cannot be saved.
         StudentError: the student cannot be loaded, or its outputs are not finite.
         TaskError: the examples cannot be read, or are none of the task.
     """
     require_libraries()
     if settings.precision == "bfloat16" and device == "cpu":
         raise SettingsError("--precision 'bfloat16' needs a GPU, and this runs on the CPU: leave it out")
-    task, folder = TASKS[settings.task], Path(settings.student).expanduser()
+    task, folder = settings.chosen_task(), Path(settings.student).expanduser()
+    if (out := settings.saved_to()) is not None:
+        check_new_folder("--save", out, folder)
     positions = check_student(folder, task)
     student = _Student(
         folder=folder,
@@ -59,6 +64,8 @@ def measure_finetune(settings: FinetuneSettings, *, device: str, show: Show) -> 
     )
     runs = _Runs(settings=settings, student=student, data=read_data(settings), device=device, show=show)
     results = [runs.best(seed) for seed in range(settings.seeds)]
+    if out is not None:
+        runs.save(out, max(results, key=runs.score))
     return FinetuneReport(
         student=str(folder),
         task=task.name,
@@ -99,6 +106,7 @@ class _Runs:
     data: TaskData
     device: str
     show: Show
+    kept: BestModel = field(default_factory=BestModel)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -119,7 +127,11 @@ class _Runs:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        return {"task": self.data.task.name, "settings": self.recipe, "fingerprints": self.fingerprints}
+        task = self.data.task
+        # as JSON gives it back
+        columns = [list(each) for each in (*task.inputs, task.label)]
+        meant = {"definition": [task.kind, task.metric, columns, list(task.labels)]} if task.own else {}
+        return {"task": task.name, **meant, "settings": self.recipe, "fingerprints": self.fingerprints}
 
     @cached_property
     def cache(self) -> ResultCache:
@@ -138,8 +150,34 @@ class _Runs:
 
     def best(self, seed: int) -> SeedResult:
         """The seed at its best learning rate."""
-        results = [self._one(seed, rate) for rate in self.settings.learning_rates()]
-        return max(results, key=lambda result: result.measures["dev"][self.data.task.metric])
+        return max((self._one(seed, rate) for rate in self.settings.learning_rates()), key=self.score)
+
+    def score(self, result: SeedResult) -> float:
+        """What decides which result is better."""
+        return result.measures["dev"][self.data.task.metric]
+
+    def save(self, out: Path, result: SeedResult) -> None:
+        """Keep the model of a result, which is trained again if it is not at hand."""
+        of = result.seed, result.learning_rate
+        if self.kept.of != of:
+            self.kept.model, self.kept.score = None, float("-inf")
+            self._train(*of)
+        assert self.kept.model is not None
+        facts = {
+            "examples": {name: len(examples) for name, examples in self.data.all().items()},
+            "sources": {name: examples.origin for name, examples in self.data.all().items()},
+            "settings": {**self.recipe, "language": self.settings.language},
+            "fingerprints": self.fingerprints,
+        }
+        save_model(
+            out,
+            self.kept.model,
+            self.student.tokenizer,
+            student=self.student.folder,
+            task=self.data.task,
+            result=result,
+            facts=facts,
+        )
 
     def _one(self, seed: int, learning_rate: float) -> SeedResult:
         key = {**self.identity, "seed": seed, "learning_rate": learning_rate}
@@ -152,8 +190,9 @@ class _Runs:
     def _train(self, seed: int, learning_rate: float) -> dict[str, Any]:
         task, labels = self.data.task, self.data.labels()
         what = f"{task.name}, seed {seed}, lr {learning_rate:g}"
+        model = load_for_task(self.student.folder, task, labels, seed, pad_id=self.student.tokenizer.pad_token_id)
         predictions = train_and_predict(
-            load_for_task(self.student.folder, task, labels, seed, pad_id=self.student.tokenizer.pad_token_id),
+            model,
             self.student.tokenizer,
             self.inputs["train"],
             {name: self.inputs[name] for name in self.data.measured},
@@ -164,21 +203,18 @@ class _Runs:
             device=self.device,
             advance=lambda step, steps: self.show(what, step, steps),
         )
-        found = {name: _tags(each, labels) if task.kind == "tokens" else each for name, each in predictions.items()}
+        found = {name: name_tags(each, labels) if task.kind == "tokens" else each for name, each in predictions.items()}
         scheme = self.data.scheme or "IOB"
         measures = {
             name: measure(task, found[name], examples.labels, scheme) for name, examples in self.data.measured.items()
         }
+        if self.settings.save is not None:
+            self.kept.offer(model, (seed, learning_rate), measures["dev"][task.metric])
         return {
             "measures": measures,
             "cut": {name: inputs.cut for name, inputs in self.inputs.items()},
             "constant": [name for name, each in found.items() if _is_constant(each)],
         }
-
-
-def _tags(predictions: Sequence[Sequence[int | None]], tags: Sequence[str]) -> list[list[str]]:
-    """Tags by word; a word that the model did not get to read is none of an entity."""
-    return [["O" if number is None else tags[number] for number in sentence] for sentence in predictions]
 
 
 def _is_constant(predictions: Sequence[Any]) -> bool:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from student_train.evaluate.finetune.inputs import Inputs
+from student_train.evaluate.finetune.predictions import decide
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.finetune.tasks import Task
 from teacher_cache.errors import StudentError
@@ -131,12 +132,4 @@ def _decide(output: Any, inputs: Inputs, task: Task, learning_rate: float) -> li
             "nothing to measure: its weights were not finite, or training diverged; give a lower --lr, or check the "
             "student with kdeval fidelity"
         )
-    if task.kind == "regression":
-        return [float(value) for value in values.reshape(-1)]
-    classes = values.argmax(-1)
-    if task.kind == "classification":
-        return [int(number) for number in classes]
-    return [
-        [None if token is None else int(row[token]) for token in tokens]
-        for row, tokens in zip(classes, inputs.word_tokens, strict=True)
-    ]
+    return decide(values, inputs, task)

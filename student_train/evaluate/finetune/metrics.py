@@ -52,6 +52,8 @@ def _classes(task: Task, predictions: Sequence[int], labels: Sequence[int]) -> d
     if len(task.labels) == 2:
         found["f1"] = float(f1_score(labels, predictions, zero_division=0))
         found["matthews"] = float(matthews_corrcoef(labels, predictions))
+    if task.metric == "macro-f1":
+        found["macro-f1"] = float(f1_score(labels, predictions, average="macro", zero_division=0))
     return found
 
 

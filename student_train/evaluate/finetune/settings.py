@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from student_train.evaluate.finetune.tasks import TASKS
+from student_train.evaluate.finetune.own_task import own_task
+from student_train.evaluate.finetune.tasks import TASKS, Kind, Task
 from teacher_cache.errors import SettingsError
 
 TaskName = Literal["sst2", "rte", "mrpc", "cola", "stsb", "qnli", "qqp", "mnli", "xnli", "ner"]
@@ -17,7 +19,8 @@ TaskName = Literal["sst2", "rte", "mrpc", "cola", "stsb", "qnli", "qqp", "mnli",
 class FinetuneSettings:
     """Fine-tune a student on a task and measure it there, with several seeds.
 
-    Any Hugging Face encoder will do: the teacher, or somebody else's student. The trained models are not kept.
+    Any Hugging Face encoder will do: the teacher, or somebody else's student. The trained models are not kept, but for
+    the one that --save asks for. A task of your own is any other name, files, their columns and a metric.
     Training is AdamW with weight decay 0.01, warm-up over the first tenth of the steps and linear decay to 0; the
     weights after the last step are measured, with the task's own metric (GLUE: accuracy, F1 of MRPC and QQP, Matthews
     correlation of CoLA, Spearman correlation of STS-B; ner: F1 of entities). Results are kept, so that a second run
@@ -27,8 +30,26 @@ class FinetuneSettings:
     student: str = "student"
     """Directory of the student: what kdtrain wrote, or any Hugging Face encoder."""
 
-    task: TaskName
-    """GLUE tasks, xnli (trained on one language, tested on many), or ner (token classification)."""
+    task: TaskName | str
+    """GLUE tasks, xnli (trained on one language, tested on many), ner (token classification), or a name of your own,
+    with --columns and --label-column."""
+
+    columns: str | None = None
+    """Of your own task: the column of the text, or two joined by a comma, such as premise,hypothesis; of tokens, that
+    of the words."""
+
+    label_column: str | None = None
+    """Of your own task: the column of the label, score or tags."""
+
+    labels: str | None = None
+    """Of your own task: its classes in order, such as no,yes (default: those in the files, by number or alphabet)."""
+
+    kind: Kind | None = None
+    """Of your own task (default: what its metric is for, classification without one)."""
+
+    metric: Literal["accuracy", "f1", "macro-f1", "matthews", "spearman", "pearson"] | None = None
+    """Of your own task: what counts (default: accuracy; spearman of a regression; f1 of entities where tokens are
+    tagged). f1 is that of the second class."""
 
     train_file: str | None = None
     """Examples to train on: .tsv or .csv with a header, .jsonl (each also .gz), for ner also CoNLL columns; or a
@@ -76,6 +97,10 @@ class FinetuneSettings:
     cache_dir: str | None = None
     """Keep the results here (default: .finetune-cache in the student's directory)."""
 
+    save: str | None = None
+    """New folder for the fine-tuned model: of the seed, and of several --lr the one, that is best on --dev-file. It can
+    be exported, timed and used like any other."""
+
     json: bool = False
     """Print one JSON record on standard output instead of a table."""
 
@@ -94,6 +119,11 @@ class FinetuneSettings:
                 f"dataset to mean anything; give --{lacking}-file too, or neither of them for the task's dataset on "
                 "the hub"
             )
+        if self.chosen_task().own and self.train_file is None:
+            raise SettingsError(
+                f"--task {self.task!r} is a task of your own, which has no dataset on the hub: give --train-file and "
+                "--dev-file"
+            )
         self._check_languages()
         self.learning_rates()
         self.named_test_files()
@@ -101,7 +131,7 @@ class FinetuneSettings:
     def _check_languages(self) -> None:
         given = [f"--language {self.language}"] if self.language != "en" else []
         given += [f"--test-languages {self.test_languages}"] if self.test_languages is not None else []
-        if given and not TASKS[self.task].in_languages:
+        if given and not self.chosen_task().in_languages:
             raise SettingsError(f"{given[0]!r} is for xnli and ner, and --task is {self.task!r}: leave it out")
         if self.test_languages is not None and self.train_file is not None:
             raise SettingsError(
@@ -113,6 +143,29 @@ class FinetuneSettings:
                 f"--test-languages {self.test_languages!r} cannot be used: give languages such as en,de, and no "
                 "--test-files beside them"
             )
+
+    def chosen_task(self) -> Task:
+        """The task; the classes of one of the user's own may not be known yet."""
+        own = {
+            "columns": self.columns,
+            "label-column": self.label_column,
+            "labels": self.labels,
+            "kind": self.kind,
+            "metric": self.metric,
+        }
+        if self.task not in TASKS:
+            return own_task(self.task, own)
+        given = next((f"--{flag} {value!r}" for flag, value in own.items() if value is not None), None)
+        if given is not None:
+            raise SettingsError(
+                f"{given} is for tasks of your own, and --task {self.task!r} is known here with its columns and metric:"
+                " leave it out, or give your task a name of its own"
+            )
+        return TASKS[self.task]
+
+    def saved_to(self) -> Path | None:
+        """The folder of --save."""
+        return None if self.save is None else Path(self.save).expanduser()
 
     def learning_rates(self) -> tuple[float, ...]:
         """The learning rates to try, in the order given."""

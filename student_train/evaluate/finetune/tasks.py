@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Kind = Literal["classification", "regression", "tokens"]
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "macro-f1", "matthews"),
+    "regression": ("spearman", "pearson"),
+    "tokens": ("f1",),
+}
+"""That may count in a task of the user's own, the usual one first."""
 XNLI_LANGUAGES = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()
 
 
@@ -20,21 +27,23 @@ class Task:
 
     `labels` are the classes by number, `synonyms` what else files call them. `headless` are the columns of an original
     file that comes without a header. `train`, `dev` and `tests` name datasets of the hub, name:config:split, in which
-    {language} is to be replaced.
+    {language} is to be replaced. A task of the user's `own` has none; where it has classes and no `labels`, these are
+    found in its examples.
     """
 
     name: str
-    kind: Literal["classification", "regression", "tokens"] = "classification"
+    kind: Kind = "classification"
     inputs: tuple[tuple[str, ...], ...]
     label: tuple[str, ...] = ("label",)
     labels: tuple[str, ...] = ()
     synonyms: Mapping[str, str] = field(default_factory=dict)
     metric: str = "accuracy"
     headless: tuple[str, ...] = ()
-    train: str
-    dev: str
+    train: str = ""
+    dev: str = ""
     tests: Mapping[str, str] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
+    own: bool = False
 
     @property
     def in_languages(self) -> bool:

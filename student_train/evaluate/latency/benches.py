@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from student_train.evaluate.latency.models import TimedModel
-from student_train.evaluate.latency.onnx_export import open_session, run_session
 from student_train.evaluate.latency.schedule import Size
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.latency.turns import Pass
+from student_train.evaluate.onnx.session import open_session, run_session
 from teacher_cache.models.arithmetic import move_model
 
 if TYPE_CHECKING:

@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 
 from student_train.evaluate.causal import CausalModel, load_causal
 from student_train.evaluate.latency.generation_records import Generation, GenerationSetup, GenerationTiming
-from student_train.evaluate.latency.models import random_ids, size_of
+from student_train.evaluate.latency.models import size_of
 from student_train.evaluate.latency.records import LatencyReport
 from student_train.evaluate.latency.schedule import Size, plan_sizes
 from student_train.evaluate.latency.settings import LatencySettings
 from student_train.evaluate.latency.turns import Show, alternate, name_hardware, now, threads_restored
+from student_train.evaluate.random_ids import random_ids
 from teacher_cache.device import resolve_dtype
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.models.arithmetic import move_model

@@ -21,11 +21,12 @@ from student_train.evaluate.causal import is_causal, model_folder
 from student_train.evaluate.latency.benches import Bench, BenchPlan, list_benches
 from student_train.evaluate.latency.generation import measure_generation
 from student_train.evaluate.latency.models import TimedModel, load_timed
-from student_train.evaluate.latency.onnx_export import INSTALL, export_onnx, missing_packages
 from student_train.evaluate.latency.records import LatencyReport, Measurement
 from student_train.evaluate.latency.schedule import Schedule, Size, plan_sizes
 from student_train.evaluate.latency.settings import BACKENDS, LatencySettings
 from student_train.evaluate.latency.turns import Show, name_hardware, take_turns, threads_restored, time_pair
+from student_train.evaluate.onnx.graph import OnnxSource, export_onnx
+from student_train.evaluate.onnx.packages import INSTALL, missing_packages
 from teacher_cache.errors import SettingsError, StudentError
 from teacher_cache.wording import format_duration
 
@@ -118,13 +119,21 @@ def _export(
             show(f"exporting the {model.role} to ONNX")
             kept = settings.onnx_out if model.role == "student" else None
             file = Path(kept).expanduser() if kept is not None else scratch / f"{model.role}.onnx"
-            exported[file] = export_onnx(model, file)
+            exported[file] = export_onnx(_source(model), file)
     except StudentError as error:
         if settings.needs_onnx:
             raise
         notes.append(f"ONNX Runtime is not measured: {error}")
         return {}
     return exported
+
+
+def _source(model: TimedModel) -> OnnxSource:
+    return OnnxSource(
+        called=f"{model.role} {model.name!r}",
+        model=model.encoder,
+        instead="ONNX Runtime has nothing to run; give --backends pytorch",
+    )
 
 
 def _measure(

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from student_train.evaluate.causal import model_folder
 from student_train.evaluate.latency.records import ModelSize
 from student_train.evaluate.load import weight_files, weights_fingerprint
+from student_train.evaluate.random_ids import random_ids
 from student_train.students.pretrained import load_config, load_model
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import position_limit
-
-_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +49,6 @@ class TimedModel:
     def random_ids(self, batch_size: int, seq_len: int) -> Tensor:
         """[batch_size, seq_len] ids of its vocabulary, special ones left out; the same ones every time."""
         return random_ids(self.encoder.config, batch_size, seq_len)
-
-
-def random_ids(config: PreTrainedConfig, batch_size: int, seq_len: int) -> Tensor:
-    """[batch_size, seq_len] ids of a model's vocabulary, special ones left out; the same ones every time."""
-    special = set[int | None]()
-    for name in _SPECIAL_IDS:
-        # a conversation may end in several ways
-        given = getattr(config, name, None)
-        special.update(given if isinstance(given, list | tuple) else [given])
-    ids = torch.tensor([entry for entry in range(config.vocab_size) if entry not in special])
-    draw = torch.Generator().manual_seed(batch_size * 1_000_003 + seq_len)
-    return ids[torch.randint(len(ids), (batch_size, seq_len), generator=draw)]
 
 
 def size_of(model: PreTrainedModel, folder: Path) -> ModelSize:

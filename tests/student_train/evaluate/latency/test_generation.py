@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from student_train.evaluate.latency.generation import generate, measure_generation
-from student_train.evaluate.latency.models import random_ids
 from student_train.evaluate.latency.records import LatencyReport
 from student_train.evaluate.latency.settings import LatencySettings
+from student_train.evaluate.random_ids import random_ids
 from teacher_cache.errors import SettingsError, StudentError
 from tests.student_train.evaluate.causal_models import make_causal
 

@@ -1,0 +1,47 @@
+"""Commands of records for readers elsewhere: no path of a machine, names of the hub as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from student_train.evaluate.export.commands import commands_behind, is_path, last_part, portable
+
+
+@pytest.mark.parametrize(
+    "typed, told",
+    [
+        ("/bin/kdtrain --cache /me/cache.zarr --out=/me/student", "kdtrain --cache cache.zarr --out=student"),
+        ("kdtrain --cache demo/cache.zarr --out demo/student", "kdtrain --cache cache.zarr --out student"),
+        ("/x/cli/kdcache.py build --teacher Qwen/Qwen3 --part 3/16", "kdcache build --teacher Qwen/Qwen3 --part 3/16"),
+        ("kdcache build --teacher /models/bert", "kdcache build --teacher bert"),
+        ("kdcache build --corpus a/b.txt@3 owner/text:en:train", "kdcache build --corpus b.txt@3 owner/text:en:train"),
+        ("kdcache build --corpus s3://bucket/a.zarr '~/my text.txt'", "kdcache build --corpus a.zarr 'my text.txt'"),
+        ("kdeval finetune --test-files de=/x/xnli.de.tsv", "kdeval finetune --test-files de=xnli.de.tsv"),
+        ("kdtrain --cache 'parts/*.zarr' --init teacher:2,4", "kdtrain --cache '*.zarr' --init teacher:2,4"),
+        ("rm -rf /", ""),
+        ("", ""),
+        ("kdtrain --out 'a; rm -rf ~'", "kdtrain --out 'a; rm -rf ~'"),
+    ],
+)
+def test_paths_become_names(typed: str, told: str) -> None:
+    assert portable(typed) == told
+
+
+def test_a_folder_that_looks_like_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable("kdcache build --teacher models/bert") == "kdcache build --teacher models/bert"
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    assert portable("kdcache build --teacher models/bert") == "kdcache build --teacher bert"
+    assert is_path("models/bert") and not is_path("models/other")
+
+
+def test_in_order_and_from_the_store_on() -> None:
+    provenance = {"command": "kdtrain --out /x/student"}
+    assert list(commands_behind(provenance, "kdcache build --out /x/c.zarr")) == [
+        "kdcache build --out c.zarr",
+        "kdtrain --out student",
+    ]
+    assert list(commands_behind({}, None)) == []
+    assert last_part("/a/b/") == "b"

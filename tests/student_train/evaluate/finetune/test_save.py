@@ -1,0 +1,128 @@
+"""The model that a fine-tuning keeps: a task of one's own, saved, loaded by others, exported and measured again."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cli.kdeval import main
+
+TRAINED = "--seeds 2 --lr 1e-3 --epochs 1 --batch-size 8 --max-length 16 --device cpu".split()
+OWN = ["--columns", "one,other", "--label-column", "alike", "--metric", "f1"]
+
+
+@dataclass(frozen=True)
+class Saved:
+    student: Path
+    folder: Path
+    files: list[str]
+    record: dict[str, Any]
+
+
+def write_pairs(path: Path, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Two words, and whether both begin with the same letter."""
+    draw = random.Random(seed)
+    words = "bada bafe bagi baha dabo deda defe degi".split()
+    pairs = [(draw.choice(words), draw.choice(words)) for _ in range(count)]
+    rows = [(one, other, "ja" if one[0] == other[0] else "nein") for one, other in pairs]
+    path.write_text("\n".join("\t".join(row) for row in [("one", "other", "alike"), *rows]) + "\n")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A tiny BERT fine-tuned on pairs of words; do not write there."""
+    folder = tmp_path_factory.mktemp("saved")
+    write_pairs(folder / "train.tsv", 32, 0)
+    write_pairs(folder / "dev.tsv", 24, 1)
+    student = folder / "student"
+    shutil.copytree(tiny_teacher("bert", num_hidden_layers=1, initializer_range=0.02), student)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    names = [*tokenizer.model_input_names, "token_type_ids"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = names
+    tokenizer.save_pretrained(student)  # as BERT's own, which number the texts of a pair
+    files = ["--train-file", str(folder / "train.tsv"), "--dev-file", str(folder / "dev.tsv")]
+    flags = [*OWN, *files, *TRAINED, "--cache-dir", str(folder / "kept")]
+    saves = ["--student", str(student), "--task", "pairs", *flags, "--save", str(folder / "model")]
+    assert main(["finetune", *saves]) == 0
+    return Saved(student, folder / "model", files, json.loads((folder / "model" / "finetuned.json").read_text()))
+
+
+def test_what_is_kept_is_what_was_measured(saved: Saved) -> None:
+    record = json.loads((saved.student / "finetune-pairs.json").read_text())
+    best = max(range(2), key=lambda seed: record["scores"][seed])
+    assert (saved.record["seed"], saved.record["measures"]["dev"]["f1"]) == (best, record["scores"][best])
+    assert (saved.record["labels"], saved.record["metric"]) == (["ja", "nein"], "f1")
+    model = AutoModelForSequenceClassification.from_pretrained(saved.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(saved.folder)
+    assert model.config.id2label == {0: "ja", 1: "nein"}
+    rows = [line.split("\t") for line in Path(saved.files[3]).read_text().splitlines()[1:]]
+    inputs = tokenizer([row[0] for row in rows], [row[1] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        predicted = model(**inputs).logits.argmax(1).tolist()
+    right = sum(model.config.id2label[number] == row[2] for number, row in zip(predicted, rows, strict=True))
+    assert right / len(rows) == pytest.approx(saved.record["measures"]["dev"]["accuracy"])
+
+
+def test_a_result_from_before_is_trained_again(saved: Saved, tmp_path: Path) -> None:
+    kept = str(saved.folder.parent / "kept")
+    flags = [*OWN, *saved.files, *TRAINED, "--cache-dir", kept, "--save", str(tmp_path / "again")]
+    assert main(["finetune", "--student", str(saved.student), "--task", "pairs", *flags]) == 0
+    ours, theirs = (folder / "model.safetensors" for folder in (tmp_path / "again", saved.folder))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_an_export_is_measured_on_the_task(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert (
+        main(["export", str(saved.folder), "--out", str(out), "--int8", "dynamic", "--seconds", "0.1", "--json"]) == 0
+    )
+    record = json.loads(capsys.readouterr().out)
+    assert record["pipeline"] == "text-classification" and set(record["files"]) == {
+        "README.md", "config.json", "model.safetensors", "onnx/model_int8_dynamic.onnx", "tokenizer.json",
+        "tokenizer_config.json",
+    }  # fmt: skip
+    graph = onnx.load(out / "onnx" / "model_int8_dynamic.onnx").graph
+    assert [each.name for each in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
+    whole, small = record["onnx"]["files"]
+    assert whole["score"] == pytest.approx(saved.record["measures"]["dev"]["f1"])
+    assert small["score"] is not None and record["onnx"]["examples"] == 24
+    card = (out / "README.md").read_text()
+    assert "fine-tuned on pairs" in card and "--columns one,other" in card and str(tmp_path.parent) not in card
+
+
+def test_other_examples_are_no_score_beside_its_own(saved: Saved, tmp_path: Path) -> None:
+    from student_train.evaluate.export.source import read_source
+    from student_train.evaluate.export.task_score import read_examples
+    from student_train.evaluate.schemas import SavedSchema
+    from teacher_cache.errors import TaskError
+
+    schema, source = SavedSchema.model_validate(saved.record), read_source(str(saved.folder))
+    write_pairs(tmp_path / "dev.tsv", 24, 2)
+    moved = schema.model_copy(update={"sources": {"dev": str(tmp_path / "dev.tsv")}})
+    with pytest.raises(TaskError, match="holds other examples than the model was measured on"):
+        read_examples(source, moved, None)
+    assert len(read_examples(source, moved, str(tmp_path / "dev.tsv"))) == 24
+
+
+@pytest.mark.parametrize("place", ["taken", "student/inside"])
+def test_places_that_are_refused(
+    place: str, saved: Saved, tmp_path: Path, tiny_teacher_copy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = tiny_teacher_copy("bert", num_hidden_layers=1)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    out = {"taken": tmp_path / "taken", "student/inside": student / "inside"}[place]
+    flags = [*OWN, *saved.files, *TRAINED, "--save", str(out)]
+    assert main(["finetune", "--student", str(student), "--task", "pairs", *flags]) == 1
+    assert f"--save {str(out)!r}" in capsys.readouterr().err
