@@ -17,6 +17,7 @@ from teacher_cache.contract.positions import parse_positions
 from teacher_cache.contract.targets import FIXED_PRECISIONS, MOST_DRAWS, nmse_target, parse_precision
 from teacher_cache.errors import SettingsError
 from teacher_cache.fields import MOST_LAYERS, Count, Layer, Sha256, StrictFields, Text, check_fields, shorten
+from teacher_cache.format.attention_checks import check_relations, check_replay
 from teacher_cache.storage.keys import is_safe_key
 
 _MOST_IDS = 2**24
@@ -211,8 +212,8 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
         for number, spec in enumerate(targets[name]):
             _check_codec(f"targets.{name}.{number}.codec", spec["codec"])
     for number, spec in enumerate(targets["attention"]):
-        _check_relations(f"targets.attention.{number}", spec)
-        _check_replay(f"targets.attention.{number}", spec, teacher["hidden_size"])
+        check_relations(f"targets.attention.{number}", spec)
+        check_replay(f"targets.attention.{number}", spec, teacher["hidden_size"])
     if (logits := targets["logits"]) is not None:
         _check_logits(logits, teacher["vocab_size"], "plain" if fields.get("positions") else "masked")
     if fields["block_rows"] > max(_LARGE_BLOCK, fields["rows"]):
@@ -256,39 +257,6 @@ def _check_codec(place: str, codec: str) -> None:
         known = False
     if not known:
         raise ValueError(f"the field {place!r} is {codec!r}: it must be one of {', '.join(FIXED_PRECISIONS)} or nmse:X")
-
-
-def _check_relations(place: str, spec: Mapping[str, Any]) -> None:
-    matrix, heads, codec = spec["form"] == "matrix", spec["heads"], spec["codec"]
-    if matrix != (heads is not None):
-        raise ValueError(f"the field '{place}.heads' is {heads!r}: relations kept as matrices have heads, others none")
-    if matrix and codec != "float16":
-        raise ValueError(f"the field '{place}.codec' is {codec!r}: relations kept as matrices are float16")
-    if (widths := spec.get("widths")) is not None and spec["form"] not in ("vectors", "replayed"):
-        raise ValueError(
-            f"the field '{place}.widths' is {widths!r}: vectors that are replayed or kept themselves have some"
-        )
-
-
-def _check_replay(place: str, spec: Mapping[str, Any], hidden_size: int) -> None:
-    replay = spec.get("replay")
-    if (spec["form"] == "replayed") != (replay is not None):
-        raise ValueError(
-            f"the field '{place}.replay' is {replay!r}: attention of the form 'replayed' has one, no other"
-        )
-    if replay is None:
-        return
-    head_width, rotated = replay["head_width"], replay["rotated"]
-    widths = spec.get("widths") or [hidden_size] * 3
-    if any(width % head_width for width in widths[:2]):
-        raise ValueError(
-            f"the field '{place}.replay.head_width' is {head_width}: it must divide the widths of queries and keys, "
-            f"{widths[0]} and {widths[1]}"
-        )
-    if rotated > head_width or rotated % 2:
-        raise ValueError(
-            f"the field '{place}.replay.rotated' is {rotated}: it must be an even number up to {head_width}"
-        )
 
 
 def _check_positions(causal: bool, positions: str | None, seq_len: int) -> None:

@@ -101,7 +101,9 @@ def linear_maps(
         for one in seen:
             if torch.equal(one.given_BTD, given_BTD) and _equal(one.made_BTD, vectors_BTD):
                 found[name] = map_of(one.module, dtype)
-    return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+    if len(found) < len(VECTORS):
+        return None
+    return AttentionProjections(query=found["query"], key=found["key"], value=found["value"])
 
 
 def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
