@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -47,18 +45,9 @@ def test_no_line_is_longer_than_the_terminal(prog: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("prog", SETTINGS)
-def test_two_examples_that_parse(
-    prog: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tasks").mkdir()
-    monkeypatch.chdir(tmp_path)
+def test_two_examples_are_shown(prog: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(prog, capsys)
-    assert len(EXAMPLES[prog]) == 2
-    for example in EXAMPLES[prog]:
-        assert f"\n  {example}\n" in text
-        words = shlex.split(example)
-        assert words[: len(prog.split())] == prog.split()
-        assert isinstance(parse(SETTINGS[prog], words[len(prog.split()) :], prog), SETTINGS[prog])
+    assert len(EXAMPLES[prog]) == 2 and all(f"\n  {example}\n" in text for example in EXAMPLES[prog])
 
 
 @pytest.mark.parametrize("prog", SETTINGS)

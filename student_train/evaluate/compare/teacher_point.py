@@ -16,18 +16,23 @@ from student_train.evaluate.run_records import LatencyRecord, RunRecords
 def teacher_latency(comparison: Comparison) -> float | None:
     """Median milliseconds of a pass at the setup of the comparison."""
     setup = comparison.setup
-    return _of_one_teacher(
-        comparison, lambda found: None if setup not in found.timings else found.timings[setup].teacher_median_ms
-    )
+
+    def measure(found: LatencyRecord) -> float | None:
+        timing = None if setup is None else found.timings.get(setup)
+        return None if timing is None else timing.teacher_median_ms
+
+    return _of_one_teacher(comparison, measure)
 
 
 def teacher_rate(comparison: Comparison) -> float | None:
     """Tokens generated a second at the setup of the comparison."""
     setup = comparison.generation
-    return _of_one_teacher(
-        comparison,
-        lambda found: None if setup not in found.generation else found.generation[setup].teacher_tokens_per_second,
-    )
+
+    def measure(found: LatencyRecord) -> float | None:
+        timing = None if setup is None else found.generation.get(setup)
+        return None if timing is None else timing.teacher_tokens_per_second
+
+    return _of_one_teacher(comparison, measure)
 
 
 def teacher_parameters(comparison: Comparison) -> float | None:
