@@ -103,7 +103,7 @@ def segment_ranges(starts_BT: Tensor, length_B: Tensor) -> Tensor:
 
 
 def choose_plan(matrices: int, teacher_width: int, student_width: int, dtype: torch.dtype) -> Plan:
-    """Tiles that keep all values in registers, and of these the ones with the fewest instructions per pair.
+    """Tiles whose loops keep all values in registers, and of these the ones with the fewest instructions per pair.
 
     Seen in the machine code for compute capabilities 8.0 and 9.0. Products in float32 go through the vector units,
     which hold both factors in registers.
