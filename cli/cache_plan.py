@@ -11,7 +11,7 @@ from cli.display import BuildDisplay
 from cli.entry import follows
 from cli.options import parse
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.profiles import check_price, price_of, read_profile
+from teacher_cache.prices import check_price, price_of
 from teacher_cache.wording import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def plan(argv: list[str]) -> int:
     settings = parse(PlanSettings, argv, "kdcache plan")
     silent = settings.tensor_parallel and follows()
     progress = None if silent else BuildDisplay()
+    from teacher_cache.profiles import read_profile  # pydantic, which --help does not need
+
     profile = None if settings.profile is None else read_profile(settings.profile)
     from transformers.utils import logging
 

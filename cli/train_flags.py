@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
-from teacher_cache.profiles import check_price
+from teacher_cache.prices import check_price
 
 
 @dataclass(frozen=True, kw_only=True)

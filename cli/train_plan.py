@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cli.display import is_quiet
 from cli.train_flags import SweepFlags
 from student_train.settings import TrainSettings
-from teacher_cache.profiles import DeviceProfile, price_of, read_profile
+from teacher_cache.prices import price_of
+from teacher_cache.profiles import DeviceProfile, read_profile
 from teacher_cache.wording import format_bytes, format_duration
 
 if TYPE_CHECKING:

@@ -70,20 +70,3 @@ def read_profile(path: str) -> DeviceProfile:
         ) from error
     rates: dict[str, Any] = found.model_dump(exclude={"format"})
     return DeviceProfile(path=path, **rates)
-
-
-def price_of(seconds: float, price_per_hour: float | None, processes: int = 1) -> float | None:
-    """What so much time of some processes costs; None where no price is given."""
-    return None if price_per_hour is None else seconds / 3600 * price_per_hour * processes
-
-
-def check_price(price_per_hour: float | None) -> None:
-    """Refuse what is no price.
-
-    Raises:
-        SettingsError: it is negative, infinite or none at all.
-    """
-    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
-        raise SettingsError(
-            f"--price-per-hour {price_per_hour!r} is no price: give what an hour of one process costs, such as 2.5"
-        )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from teacher_cache.errors import SettingsError
-from teacher_cache.profiles import check_price, price_of, read_profile
+from teacher_cache.profiles import read_profile
 
 WHOLE: dict[str, Any] = {
     "format": "kdcache-profile", "name": "some GPU", "device": "cuda", "dtype": "bfloat16",
@@ -54,10 +54,3 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.json", tmp_path):
         with pytest.raises(SettingsError, match=r"device_profile.py --out FILE"):
             read_profile(str(path))
-
-
-def test_prices() -> None:
-    assert price_of(5400, 2.0) == 3.0 and price_of(1800, 2.0, 8) == 8.0 and price_of(5400, None) is None
-    for price in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(SettingsError, match="is no price"):
-            check_price(price)
