@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
+import student_train
 from cli.kdeval import main
 from student_train.evaluate.onnx.records import OnnxReport
 from teacher_cache.build.build import build_cache
@@ -64,7 +66,8 @@ def test_nothing_else_is_in_the_folder(exported: Exported) -> None:
 
 
 def test_no_path_of_the_machine_is_in_it(exported: Exported) -> None:
-    places = [str(exported.student.parent), str(Path.home()), str(exported.student.parents[2])]
+    code = Path(student_train.__file__).parents[1]
+    places = [str(exported.student.parent), str(exported.student.parents[2]), str(Path.home()), sys.prefix, str(code)]
     for file in exported.out.rglob("*"):
         if file.suffix in (*TEXTS, ".onnx"):
             content = file.read_bytes()
