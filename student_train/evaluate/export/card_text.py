@@ -25,13 +25,11 @@ def introduction(facts: Facts) -> str:
         what = "sentence encoder"
     size = "" if shape is None else f" of {shape.layers} layers, {shape.width} wide"
     text = f"A {config.model_type} {what}{size}"
-    if facts.teacher is None:
-        return f"{text}."
-    called = facts.base_model or last_part(facts.teacher)
-    text += f", distilled from {plain(called)} with kdcache: the teacher ran once, and what was kept of it taught this."
-    if facts.saved is not None:
-        text += f" It was then fine-tuned on {plain(facts.saved.task)}."
-    return text
+    if facts.teacher is not None:
+        called = plain(facts.base_model or last_part(facts.teacher))
+        text += f", distilled from {called} with kdcache: the teacher ran once, and what was kept of it taught this"
+    tuned = "" if facts.saved is None else f" Fine-tuned on {plain(facts.saved.task)}."
+    return f"{text}.{tuned}"
 
 
 def usage(facts: Facts) -> str:

@@ -136,6 +136,7 @@ def export_onnx(source: OnnxSource, file: Path) -> float:
                 dynamic_shapes=(AXES,) * len(source.inputs),
                 external_data=source.model.get_memory_footprint() > _LARGEST_SINGLE_FILE,
             )
+        _forget_where_it_was_made(file)
     except OSError as error:
         raise StudentError(
             f"the ONNX export of {source.called} cannot be written to {str(file)!r} ({error.strerror}): "
@@ -149,6 +150,21 @@ def export_onnx(source: OnnxSource, file: Path) -> float:
             f"{source.instead}"
         ) from error
     return check_export(source, file)
+
+
+def _forget_where_it_was_made(file: Path) -> None:
+    """Drop what the exporter notes of every node: lines of code, with their paths on this machine."""
+    import onnx
+
+    # weights beside the file stay there
+    model = onnx.load(file, load_external_data=False)
+    graph = model.graph
+    parts = [graph.node, graph.input, graph.output, graph.value_info, graph.initializer, model.functions]
+    parts += [function.node for function in model.functions]
+    for each in (model, graph, *(one for part in parts for one in part)):
+        each.ClearField("metadata_props")
+        each.ClearField("doc_string")
+    onnx.save(model, file)
 
 
 def check_export(source: OnnxSource, file: Path, *, alike: bool = True) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
+import student_train
 from cli.kdeval import main
 from student_train.evaluate.onnx.records import OnnxReport
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.read.pool import open_caches
 
 TEXTS = (".json", ".md", ".jinja", ".txt")
 
@@ -63,7 +66,8 @@ def test_nothing_else_is_in_the_folder(exported: Exported) -> None:
 
 
 def test_no_path_of_the_machine_is_in_it(exported: Exported) -> None:
-    places = [str(exported.student.parent), str(Path.home()), str(exported.student.parents[2])]
+    code = Path(student_train.__file__).parents[1]
+    places = [str(exported.student.parent), str(exported.student.parents[2]), str(Path.home()), sys.prefix, str(code)]
     for file in exported.out.rglob("*"):
         if file.suffix in (*TEXTS, ".onnx"):
             content = file.read_bytes()
@@ -142,7 +146,7 @@ def test_logits_are_compared_with_the_teachers(
     whole, small = report.files
     assert report.output == "logits" and whole.hidden_nmse is None
     assert whole.output_kl is not None and small.output_kl is not None
-    assert whole.output_kl < 1e-3 < small.output_kl < 1
+    assert whole.output_kl < small.output_kl < 0.1
     assert small.agreement is not None and 0.5 < small.agreement < 1
     assert small.cosine is not None and 0.9 < small.cosine < 1
 
@@ -159,6 +163,11 @@ def test_documents_of_a_decoders_row_are_read_alone(
             targets="hidden", layers="4", precision="float16", device="cpu",
         )
     )  # fmt: skip
+    reader = open_caches(str(store))
+    cache = {"identity_sha256": reader.identity_sha256, "rows": reader.rows}
+    held_out = {"first": reader.rows - 8, "count": 8}
+    record = {"cache": cache, "held_out_rows": held_out, "settings": {}}
+    (student / "provenance.json").write_text(json.dumps(record))
     flags = ["--onnx", "--onnx-output", "hidden", "--cache", str(store), "--rows", "8", "--seconds", "0.1"]
     assert main(["export", str(student), "--out", str(tmp_path / "out"), *flags, "--length", "8", "--json"]) == 0
     whole, exact = OnnxReport.from_json(json.loads(capsys.readouterr().out)["onnx"]).files

@@ -54,7 +54,9 @@ def saved(tiny_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     files = ["--train-file", str(folder / "train.tsv"), "--dev-file", str(folder / "dev.tsv")]
     flags = [*OWN, *files, *TRAINED, "--cache-dir", str(folder / "kept")]
     saves = ["--student", str(student), "--task", "pairs", *flags, "--save", str(folder / "model")]
-    assert main(["finetune", *saves]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["kdeval", "finetune", *saves])  # where records take the command from
+        assert main(["finetune", *saves]) == 0
     return Saved(student, folder / "model", files, json.loads((folder / "model" / "finetuned.json").read_text()))
 
 
@@ -98,7 +100,7 @@ def test_an_export_is_measured_on_the_task(saved: Saved, tmp_path: Path, capsys:
     assert whole["score"] == pytest.approx(saved.record["measures"]["dev"]["f1"])
     assert small["score"] is not None and record["onnx"]["examples"] == 24
     card = (out / "README.md").read_text()
-    assert "fine-tuned on pairs" in card and "--columns one,other" in card and str(tmp_path.parent) not in card
+    assert "Fine-tuned on pairs." in card and "--columns one,other" in card and str(tmp_path.parent) not in card
 
 
 def test_other_examples_are_no_score_beside_its_own(saved: Saved, tmp_path: Path) -> None:
