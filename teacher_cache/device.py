@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ def to_host(values: torch.Tensor) -> NDArray[Any]:
     return np.asarray(pinned.numpy())
 
 
-@lru_cache(maxsize=None)
-def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+@cache
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:  # noqa: ARG001 - part of the cache's key
     """The stream of this process that does something beside the current one of a GPU: the same one every time."""
     return torch.cuda.Stream(device)
 

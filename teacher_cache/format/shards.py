@@ -69,7 +69,9 @@ def encode_shard(spec: ArraySpec, block: NDArray[Any]) -> bytes:
     index = np.empty((len(order), 2), dtype="<u8")
     parts, offset = list[bytes](), 0
     for number, place in order:
-        chunk = values[tuple(slice(at * size, (at + 1) * size) for at, size in zip(place, spec.chunk_shape, strict=True))]
+        chunk = values[
+            tuple(slice(at * size, (at + 1) * size) for at, size in zip(place, spec.chunk_shape, strict=True))
+        ]
         frame = _compress(np.ascontiguousarray(chunk))
         parts += [frame, google_crc32c.value(frame).to_bytes(_CRC_BYTES, "little")]
         index[number] = offset, len(frame) + _CRC_BYTES

@@ -26,6 +26,7 @@ from zarr.storage import MemoryStore
 
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
+from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.groups import (
     Group,
     has_lost_seal,
@@ -46,7 +47,6 @@ from teacher_cache.format.protocol import (
     shard_key,
     write_manifest,
 )
-from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.shards import create_array, encode_shard
 from teacher_cache.format.small_arrays import encode_metadata, write_metadata
 from teacher_cache.format.vouched import keys_to_seal
@@ -76,7 +76,9 @@ class ShardThreads:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def write(self, storage: Storage, shards: Mapping[str, tuple[ArraySpec, NDArray[Any] | bytes]]) -> dict[str, ObjectDigest]:
+    def write(
+        self, storage: Storage, shards: Mapping[str, tuple[ArraySpec, NDArray[Any] | bytes]]
+    ) -> dict[str, ObjectDigest]:
         """Write shards by object key, of numbers or of bytes; returns the digest of each."""
         return dict(self._pool.map(lambda key: (key, self._write(storage, key, *shards[key])), shards))
 

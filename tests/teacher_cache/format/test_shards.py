@@ -80,7 +80,11 @@ def test_blocks_are_encoded_byte_for_byte_as_zarr_does(
 
 @pytest.mark.parametrize(
     "block, chunk, dtype",
-    [((24, 2 * 4096), (8, 4096), "int8"), ((12, 3, 40, 40), (1, 1, 40, 40), "float16"), ((2, 6 * 2**14), (1, 2**14), "int32")],
+    [
+        ((24, 2 * 4096), (8, 4096), "int8"),
+        ((12, 3, 40, 40), (1, 1, 40, 40), "float16"),
+        ((2, 6 * 2**14), (1, 2**14), "int32"),
+    ],
 )
 def test_real_shapes_are_encoded_as_zarr_does(
     block: tuple[int, ...], chunk: tuple[int, ...], dtype: str, tmp_path: Path
