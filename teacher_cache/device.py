@@ -48,7 +48,7 @@ def to_host(values: torch.Tensor) -> NDArray[Any]:
 
 
 @cache
-def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:
+def side_stream(device: torch.device, purpose: str) -> torch.cuda.Stream:  # noqa: ARG001 - part of the cache's key
     """The stream of this process that does something beside the current one of a GPU: the same one every time."""
     return torch.cuda.Stream(device)
 

@@ -6,10 +6,10 @@ contiguous share of each. So the global batches do not depend on R, and the plac
 before it. Masked view `epoch mod views` is read in each epoch.
 
 Threads read, check and decompress whole blocks ahead of the consumer, a bounded number of them, several arrays at a
-time, and send them to the device from pinned memory, in a stream of their own; decoding to float32 runs in the consumer,
-on the device, row range by row range. Memory, on the device: the compressed-integer form of at most `READ_AHEAD + 2`
-blocks, however many threads there are. No process is forked and no shared memory is used. The threads end when the
-loader is closed or collected.
+time, and send them to the device from pinned memory, in a stream of their own; decoding to float32 runs in the
+consumer, on the device, row range by row range. Memory, on the device: the compressed-integer form of at most
+`READ_AHEAD + 2` blocks, however many threads there are. No process is forked and no shared memory is used. The threads
+end when the loader is closed or collected.
 
 Damaged blocks end the training, or, where `skip_damaged` says so, their rows are left out of the batches they belong to
 and counted; all other rows stay where they are. What cannot be reached at all always ends it.

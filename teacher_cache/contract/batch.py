@@ -149,8 +149,11 @@ class TargetBatch:
         return _map_tensors(self, lambda tensor: tensor[start:stop])
 
     def to(self, device: torch.device | str) -> TargetBatch:
-        """The same batch on another device."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on another device; it may be read at once. Copies to a GPU are in turn with its stream."""
+        import torch
+
+        on_gpu = torch.device(device).type == "cuda"
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=on_gpu))
 
 
 Batch = dict["View", TargetBatch]

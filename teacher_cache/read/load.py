@@ -34,7 +34,7 @@ class BlockLoader:
     def load(
         self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
     ) -> CodedBlock:
-        """Read, check and decompress what `request` needs of one block in one view: an array at a time, or in `threads`.
+        """Read, check and decompress what `request` needs of one block in one view, arrays side by side in `threads`.
 
         Thread-safe.
 

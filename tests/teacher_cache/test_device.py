@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from teacher_cache.build.block import Overlap
+from teacher_cache.contract.batch import TargetBatch
 from teacher_cache.device import (
     Transfer,
     _free_device,
     choose_device,
     choose_device_type,
     resolve_dtype,
+    side_stream,
     tf32_products,
     to_device,
+    to_host,
 )
 from teacher_cache.errors import SettingsError
 from teacher_cache.teacher.teacher import Teacher
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 ARRAY = np.arange(24, dtype=np.int16).reshape(4, 6)
 
 
@@ -44,6 +50,66 @@ def test_on_a_cpu_nothing_is_sent() -> None:
     sent, arrival = Transfer("cpu").send(arrays, lambda name: name == "codes")
     assert arrival is None
     assert sent is not arrays and all(sent[name] is values for name, values in arrays.items())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_values_come_back_to_the_host_as_they_were(device: str) -> None:
+    for given in (torch.from_numpy(ARRAY), torch.from_numpy(ARRAY).T, torch.empty(0, 3)):
+        assert np.array_equal(to_host(to_device(given, device)), given.numpy())
+
+
+@needs_gpu
+def test_the_host_waits_for_the_current_stream_alone() -> None:
+    """What another stream still computes is not in the way of what comes back."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(2**31)
+        busy = torch.cuda.current_stream().record_event()
+    assert to_host(torch.ones(3, device="cuda")).tolist() == [1, 1, 1]
+    assert not busy.query()
+
+
+@needs_gpu
+def test_tensors_of_the_host_go_to_a_gpu_without_a_wait() -> None:
+    torch.cuda._sleep(2**31)
+    busy = torch.cuda.current_stream().record_event()
+    arrived = to_device(torch.ones(2**20), "cuda")
+    assert not busy.query()
+    assert float(arrived.sum()) == 2**20
+
+
+def test_a_purpose_has_one_stream_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a stream has used is kept for it: with a new one each time a process would grow."""
+    made: list[torch.device] = []
+
+    def make(device: torch.device) -> object:
+        made.append(device)
+        return object()
+
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    side_stream.cache_clear()
+    try:
+        first = [Transfer("cuda:0")._stream, Overlap(torch.device("cuda:0"))._stream]
+        assert [Transfer("cuda:0")._stream, Overlap(torch.device("cuda:0"))._stream] == first
+        assert first[0] is not first[1]
+        assert Transfer("cuda:1")._stream not in first
+    finally:
+        side_stream.cache_clear()
+    assert made == [torch.device("cuda:0")] * 2 + [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize("device, waits", [("cpu", True), ("cuda:0", False)])
+def test_only_copies_to_a_gpu_may_be_read_before_they_are_there(device: str, waits: bool) -> None:
+    """A copy from a GPU to the host that is not waited for would be read half-written."""
+    asked = []
+
+    class Sent:
+        def to(self, device: str, *, non_blocking: bool) -> Sent:
+            asked.append((device, non_blocking))
+            return self
+
+    given: Any = Sent()
+    TargetBatch(input_ids_BT=given, length_B=given, row_id_B=given).to(device)
+    assert asked == [(device, not waits)] * 3
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:99", "cpu:cpu", ""])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.threads import cores_beside, in_threads, usable_cores
+from teacher_cache.threads import ReadingThreads, cores_beside, in_threads, usable_cores
 
 
 @given(delays=st.lists(st.integers(0, 2), max_size=20), threads=st.integers(1, 4), ahead=st.none() | st.integers(0, 5))
@@ -95,3 +97,44 @@ def test_writers_take_what_a_teacher_and_other_processes_leave(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     assert usable_cores() == cores // here
     assert [cores_beside(torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_gpu]
+
+
+def test_what_is_read_comes_back_and_errors_too() -> None:
+    threads = ReadingThreads(2, "reading")
+    assert list(threads.map(lambda number: 2 * number, range(20))) == list(range(0, 40, 2))
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 // 0).result()
+    threads.shutdown()
+    threads.join(5)
+    assert not any(thread.is_alive() for thread in threads._threads)
+
+
+def test_what_has_not_begun_when_threads_are_shut_down_is_cancelled_and_nobody_waits_for_it() -> None:
+    """Also for one of the threads that waits for others: blocks wait for their arrays."""
+    started, go_on = threading.Event(), threading.Event()
+    arrays, blocks = ReadingThreads(1, "arrays"), ReadingThreads(1, "blocks")
+
+    def array() -> None:
+        started.set()
+        go_on.wait(10)
+
+    block = blocks.submit(lambda: [one.result() for one in (arrays.submit(array), arrays.submit(array))])
+    assert started.wait(10)
+    for threads in (arrays, blocks):
+        threads.shutdown()
+    late = arrays.submit(array)
+    go_on.set()
+    with pytest.raises(CancelledError):
+        block.result(timeout=10)
+    with pytest.raises(CancelledError):
+        late.result(timeout=10)
+
+
+def test_reading_threads_end_when_they_are_forgotten() -> None:
+    threads = ReadingThreads(2, "reading")
+    alive = list(threads._threads)
+    del threads
+    gc.collect()
+    for thread in alive:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from teacher_cache.build.block import Overlap, compute_block
+from teacher_cache.build.build import build_cache
+from teacher_cache.build.encode import BlockTargets
 from teacher_cache.build.inputs import Silent, choose_batch_rows, read_inputs
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.errors import TeacherError
 from teacher_cache.format.layout import StoreLayout
 
 Settings = Callable[..., BuildSettings]
@@ -34,6 +37,62 @@ def test_a_block_is_the_same_whichever_thread_codes_it(small_settings: Settings,
     assert blocks[0].keys() == blocks[1].keys()
     for path, values in blocks[0].items():
         assert np.array_equal(values, blocks[1][path]), path
+
+
+def test_the_next_block_is_computed_while_one_is_still_to_be_coded(small_settings: Settings, tmp_path: Path) -> None:
+    """Between blocks nothing is waited for: the coder is held until both have been through the teacher."""
+    settings = small_settings(tmp_path / "never-written.zarr", targets="hidden")
+    teacher, _, rows, manifest = read_inputs(settings, Silent())
+    teacher.start()
+    layout, parts = StoreLayout.of(manifest), [rows.read(0, 16), rows.read(16, 32)]
+    alone = [compute_block(layout, teacher, {}, part, 16).finish() for part in parts]
+    go_on = threading.Event()
+    with Overlap(CPU, threaded=True) as coder:
+        coder.submit(go_on.wait)  # type: ignore[arg-type]
+        blocks = [compute_block(layout, teacher, {}, parts[0], 16, coder)]
+        assert not blocks[0].passes[-1].done()
+        threading.Timer(0.1, go_on.set).start()
+        blocks.append(compute_block(layout, teacher, {}, parts[1], 16, coder))
+        together = [block.finish() for block in blocks]
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(values, other[path]) for path, values in one.items())
+
+
+def test_a_build_has_one_coder_and_writes_the_same_bytes_beside_the_teacher(
+    small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three blocks of two views in an `nmse` precision, coded at once and in a thread."""
+    made: list[bool] = []
+
+    class Coder(Overlap):
+        def __init__(self, device: torch.device) -> None:
+            made.append(threaded)
+            super().__init__(device, threaded=threaded)
+
+    monkeypatch.setattr("teacher_cache.build.build.Overlap", Coder)
+    written = []
+    for threaded in (False, True):
+        out = tmp_path / f"{threaded}.zarr"
+        build_cache(small_settings(out, precision="nmse:1e-1", views=2))
+        written.append((out / "commits.sha256").read_bytes())
+    assert made == [False, True]
+    assert written[0] == written[1]
+
+
+def test_a_block_with_a_pass_that_could_not_be_coded_is_not_finished(
+    small_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_settings(tmp_path / "never-written.zarr", targets="hidden")
+    teacher, _, rows, manifest = read_inputs(settings, Silent())
+    teacher.start()
+
+    def fail(*_: object) -> None:
+        raise TeacherError("no room")
+
+    monkeypatch.setattr(BlockTargets, "put_vectors", fail)
+    with pytest.raises(TeacherError, match="no room"), Overlap(CPU, threaded=True) as coder:
+        compute_block(StoreLayout.of(manifest), teacher, {}, rows.read(0, 16), 16, coder).finish()
 
 
 def test_work_keeps_its_order_and_is_done_at_the_end() -> None:
