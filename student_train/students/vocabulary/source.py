@@ -5,6 +5,7 @@ Counting reads the input ids of all rows, and nothing else: about a byte per tok
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,15 @@ class TrimmedSource:
         """The teacher, with all of its ids."""
         return self._source.teacher_folder()
 
-    def load_block(self, block: int, request: TargetRequest, view: View, masked_view: int = 0) -> CodedBlock:
+    def load_block(
+        self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
+    ) -> CodedBlock:
         """Read, check and decompress what `request` needs of one block in one view. Thread-safe.
 
         Raises:
             StoreError: a shard is missing or not what was committed.
         """
-        return self._source.load_block(block, request, view, masked_view)
+        return self._source.load_block(block, request, view, masked_view, threads)
 
     def decode(self, coded: CodedBlock, start: int, stop: int, device: str | torch.device = "cpu") -> TargetBatch:
         """Rows start..stop of a block, counted from its first row, in the student's ids."""

@@ -88,7 +88,7 @@ def test_projected_coding_declares_the_error_of_queries_keys_and_values() -> Non
     transform, record, quantiser = calibrated(target, projections)
     hidden = correlated(3000, 4)
     coordinates = quantiser.quantise(hidden).T.float() * transform.step
-    have = project_hidden(coordinates[None], projections_of_projected(transform))
+    have = project_hidden(coordinates[None], projections_of_projected(transform, projections.widths))
     want = project_hidden(hidden[None], projections)
     stacked = [torch.cat([getattr(v, f"{name}_BTD")[0] for name in VECTORS], dim=1) for v in (have, want)]
     assert nmse(*stacked) == pytest.approx(target, rel=0.1)
