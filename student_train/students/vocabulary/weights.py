@@ -46,7 +46,8 @@ def trim_weights(
         raise _unknown(model, "of another vocabulary it has other weights")
     twin.load_state_dict({name: _rows(model, name, weights[name], wanted[name], kept) for name in wanted})
     twin.tie_weights()
-    twin.generation_config = _generation(model, kept)  # type: ignore[assignment] - None where there is none
+    if (generation := _generation(model, kept)) is not None:
+        twin.generation_config = generation
     nn.Module.train(twin, model.training)
     return twin
 
