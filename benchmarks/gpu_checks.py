@@ -322,8 +322,11 @@ def memory_now(device: str) -> int:
 
 
 def growth(samples: Sequence[int]) -> float:
-    """The last block's memory over the fifth's, when all that a block takes has been there, less 1."""
-    return samples[-1] / samples[4] - 1
+    """How much more there is after the last block than after the fifth, when all that one takes has been there.
+
+    As a share of that, or of a GiB where it is less: small sizes vary by what an allocator takes at a time.
+    """
+    return (samples[-1] - samples[4]) / max(samples[4], 2**30)
 
 
 if __name__ == "__main__":

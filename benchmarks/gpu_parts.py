@@ -214,12 +214,16 @@ def resume(place: Place, tell: Tell) -> None:
 
 def memory(place: Place, tell: Tell) -> None:
     """Whether memory grows from block to block, in a build and in the training loader."""
-    rows = 128 if place.small else 2048
-    out, watched = place.folder / "memory.zarr", MemoryOfBlocks(place.device)
-    shutil.rmtree(out, ignore_errors=True)
+    # a stream of its own for every block would keep what the allocator takes at a time, 20 MiB: blocks as large as that
+    shape = TOY if place.small else replace(TOY, width=256, positions=128)
+    block_rows = 8 if place.small else 32
+    rows, seq_len = (16 if place.small else 64) * block_rows, shape.positions // 2
     settings = place.toy_build(
-        out, False, place.device, max_rows=rows, corpus=(place.text(TOY, 40 * rows),), block_rows=8
-    )
+        place.folder / "memory.zarr", False, place.device, teacher=str(place.teacher(shape, "memory-teacher")),
+        corpus=(place.text(shape, 2 * rows * seq_len),), seq_len=seq_len, max_rows=rows, block_rows=block_rows,
+    )  # fmt: skip
+    out, watched = settings.out, MemoryOfBlocks(place.device)
+    shutil.rmtree(out, ignore_errors=True)
     build_cache(settings, watched)
     reader = CacheReader.open(out)
     request = TargetRequest(hidden_layers=reader.manifest.targets.hidden_layers(), logits=True)
@@ -233,10 +237,8 @@ def memory(place: Place, tell: Tell) -> None:
 def waits(place: Place, tell: Tell) -> None:
     """How often the host waits for the device in the passes of a step, and in the engine's own part of it."""
     for causal, method in ((False, "mha+hs+od"), (True, "od")):
-        found, name = (
-            waits_of(method, place.toy_store(causal), place),
-            f"{method}, {'decoder' if causal else 'encoder'}",
-        )
+        found = waits_of(method, place.toy_store(causal), place)
+        name = f"{method}, {'decoder' if causal else 'encoder'}"
         ours = [where for where in found["pass"] if not any(package in where for package in OF_OTHERS)]
         # a decoder's losses are computed where tokens are to be learnt: how many these are is asked once
         tell(Line(f"{name}: waits of a pass", len(ours), "waits", 1 if causal else 0))

@@ -99,7 +99,9 @@ def parse_options() -> argparse.Namespace:
 def variants(options: argparse.Namespace) -> dict[str, Loss]:
     losses: dict[str, Loss] = {"materialised": materialised}
     if options.device == "cuda":
-        losses["compiled"] = torch.compile(materialised)
+        # for each shape by itself, however many there are: beyond a limit it would not be compiled any more
+        torch._dynamo.config.recompile_limit = 64
+        losses["compiled"] = torch.compile(materialised, dynamic=False)
     losses["chunked"] = lambda teacher, student: relation_kl(teacher, student, backend="chunked")
     losses["chunked_causal"] = lambda teacher, student: relation_kl(teacher, student, causal=True, backend="chunked")
     if options.device == "cuda":
