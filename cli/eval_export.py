@@ -36,7 +36,7 @@ class ExportFlags(ExportSettings):
     """
 
     student: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDENT")]
-    """Directory of the student: what kdtrain or kdeval finetune --save wrote, or any Hugging Face model."""
+    """Directory of the student: what kdtrain or kdeval finetune wrote, or any Hugging Face model."""
 
 
 def export(argv: list[str]) -> int:

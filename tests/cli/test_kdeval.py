@@ -6,7 +6,7 @@ import pytest
 
 from cli.kdeval import main
 
-COMMANDS = ("fidelity", "finetune", "perplexity", "lm-eval", "latency", "trim", "compare", "report")
+COMMANDS = ("fidelity", "finetune", "perplexity", "lm-eval", "latency", "trim", "export", "compare", "report")
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

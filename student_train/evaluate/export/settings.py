@@ -19,7 +19,7 @@ class ExportSettings:
     """What is exported, where to, and what goes into it."""
 
     student: str = "student"
-    """Directory of the student: what kdtrain or kdeval finetune --save wrote, or any Hugging Face model."""
+    """Directory of the student: what kdtrain or kdeval finetune wrote, or any Hugging Face model."""
 
     out: str
     """New folder to write."""
