@@ -225,6 +225,8 @@ class FidelitySums:
 
     def _kept_note(self, kept: KeptIds) -> str:
         compared = "" if self.plan.logits_view is None else "; distributions are compared over the ids that it has"
+        if self.plan.exact:
+            compared += ", the teacher's made to sum to 1 there"
         return (
             f"the student has {len(kept):,} of its teacher's {kept.teacher_entries:,} ids: {self.unread:,} of the "
             f"{self.read:,} tokens read ({self.unread / max(1, self.read):.3%}) are others, and it reads an unknown "

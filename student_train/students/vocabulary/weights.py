@@ -46,15 +46,11 @@ def trim_weights(
         raise _unknown(model, "of another vocabulary it has other weights")
     twin.load_state_dict({name: _rows(model, name, weights[name], wanted[name], kept) for name in wanted})
     twin.tie_weights()
-    if (generation := _generation(model, kept)) is not None:
-        twin.generation_config = generation
+    settled = getattr(model, "generation_config", None)
+    if settled is not None:
+        twin.generation_config = trim_config(settled, kept)
     nn.Module.train(twin, model.training)
     return twin
-
-
-def _generation(model: PreTrainedModel, kept: KeptIds) -> GenerationConfig | None:
-    found = getattr(model, "generation_config", None)
-    return None if found is None else trim_config(found, kept)
 
 
 def _rows(model: PreTrainedModel, name: str, weight: Tensor, wanted: Tensor, kept: KeptIds) -> Tensor:
