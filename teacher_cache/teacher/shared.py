@@ -265,5 +265,5 @@ def _distances(
 def _distance(want_ND: torch.Tensor, have_ND: torch.Tensor) -> torch.Tensor:
     if want_ND.shape != have_ND.shape:
         return torch.tensor([torch.inf])
-    distance_N = (have_ND - want_ND).norm(dim=-1) / want_ND.norm(dim=-1).clamp_min(1e-30)
+    distance_N: torch.Tensor = (have_ND - want_ND).norm(dim=-1) / want_ND.norm(dim=-1).clamp_min(1e-30)
     return distance_N.nan_to_num(nan=torch.inf)
