@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z][\w-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Addition:
-    """Something that was registered. `reads_logits` says of a method whether it needs the student's masked-LM head."""
+    """Something that was registered. `reads_logits` says of a method whether it needs the student's head."""
 
     name: str
     make: Callable[..., Any]

@@ -54,9 +54,13 @@ def build(out: Path, teacher: Path, corpus: Path, **settings: Any) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def store(causal_teacher: Path, causal_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("relations") / "cache.zarr", causal_teacher, causal_corpus)
+@pytest.fixture(scope="module", params=["replay", "qkv"])
+def store(
+    request: pytest.FixtureRequest, causal_teacher: Path, causal_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the projections read, which is the default, and the vectors themselves."""
+    mode = None if request.param == "replay" else request.param
+    return build(tmp_path_factory.mktemp("relations") / "cache.zarr", causal_teacher, causal_corpus, relations=mode)
 
 
 def documents_of(row: TargetBatch, number: int) -> list[slice]:
@@ -105,7 +109,8 @@ def relation_kl(teacher_TD: Tensor, student_TD: Tensor, heads: int) -> Tensor:
 def test_cached_vectors_are_those_of_the_documents_alone(store: Path, causal_teacher: Path) -> None:
     reader = CacheReader.open(store)
     (spec,) = reader.manifest.targets.attention
-    assert spec.form == "vectors" and spec.widths == (32, 16, 16)
+    assert (spec.mode, spec.widths) in (("replay", (32, 16, 16)), ("qkv", (32, 16, 16)))
+    assert (spec.replay is None) == (spec.mode == "qkv")
     batch = reader.read_rows(0, 12, TargetRequest(attention_layers=(LAYER,)))["plain"]
     model = AutoModelForCausalLM.from_pretrained(causal_teacher).eval()
     several = 0
@@ -176,11 +181,13 @@ def test_training_from_the_cache_is_training_with_the_teacher(
     assert online[-1] < 0.9 * online[0], "a training that learns nothing would agree with anything"
 
 
+@pytest.mark.parametrize("relations", [None, "qkv"])
 @pytest.mark.parametrize("precision", ["float16", "nmse:1e-1"])
 def test_derived_and_described_as_wide_as_they_are(
-    precision: str, causal_teacher: Path, causal_corpus: Path, tmp_path: Path
+    precision: str, relations: str | None, causal_teacher: Path, causal_corpus: Path, tmp_path: Path
 ) -> None:
-    source = build(tmp_path / "fine.zarr", causal_teacher, causal_corpus, precision="nmse:1e-2", max_rows=32)
+    settings = {"precision": "nmse:1e-2", "max_rows": 32, "relations": relations}
+    source = build(tmp_path / "fine.zarr", causal_teacher, causal_corpus, **settings)
     out = tmp_path / "coarse.zarr"
     flags: dict[str, Any] = {"precision": precision} if precision != "float16" else {"row_range": "3:30"}
     derive_store(DeriveSettings(src=str(source), dst=str(out), **flags), Silent())

@@ -243,6 +243,38 @@ def test_places_and_draws_of_a_causal_teacher(causal_store: Path) -> None:
             assert drawn == {token: times for token, times in pairs if times}
 
 
+@pytest.mark.parametrize("segments", ["isolated", "joined"])
+def test_attention_that_is_replayed(segments: Any, causal_teacher: Path, causal_corpus: Path, tmp_path: Path) -> None:
+    store, positions, layer = tmp_path / "cache.zarr", 21, "attention/3"
+    build_cache(
+        BuildSettings(
+            teacher=str(causal_teacher), corpus=(str(causal_corpus),), out=str(store), seq_len=positions, max_rows=ROWS,
+            block_rows=R, targets="attention", attention_layer=3, precision="int8", segments=segments,
+        )
+    )  # fmt: skip
+    want = CacheReader.open(store).read_rows(0, ROWS, TargetRequest(attention_layers=(3,)))["plain"]
+    (spec,) = json.loads((store / "zarr.json").read_text())["attributes"]["targets"]["attention"]
+    assert (spec["form"], spec["replay"], spec["widths"]) == ("replayed", {"head_width": 8, "rotated": 8}, [32, 16, 16])
+    kept = read(store, f"{layer}/replayed/codes") * read(store, f"{layer}/replayed/scale")[:, None]
+    kept = of_rows(kept.reshape(len(kept), D, R, positions).transpose(0, 2, 3, 1))
+    place = np.tile(np.arange(positions), (ROWS, 1))
+    if segments == "isolated":
+        starts = np.unpackbits(of_rows(read(store, "segments/starts")), axis=1, bitorder="little")[:, :positions]
+        place = place - np.maximum.accumulate(place * starts, axis=1)
+        assert (place[:, -1] < positions - 1).any()
+    cosine, sine = (read(store, f"{layer}/rotary/{part}")[place][:, :, None] for part in ("cosine", "sine"))
+    vectors = want.attention[3]
+    assert isinstance(vectors, AttentionVectors)
+    for name in ("query", "key", "value"):
+        weight, bias = (read(store, f"{layer}/projection/{name}/{part}") for part in ("weight", "bias"))
+        made = kept @ weight.T + bias
+        if name != "value":
+            heads = made.reshape(ROWS, positions, -1, 8)
+            other = np.concatenate([-heads[..., 4:], heads[..., :4]], axis=3)
+            made = (heads * cosine + other * sine).reshape(made.shape)
+        assert_close(made, getattr(vectors, f"{name}_BTD"), want.real_BT().numpy()[:, :, None])
+
+
 def test_stores_of_masked_lms_say_nothing_of_it(stores: Path) -> None:
     attributes = json.loads((stores / "nmse" / "zarr.json").read_text())["attributes"]
     assert not {"segments", "positions"} & attributes.keys() and "kind" not in attributes["teacher"]

@@ -1,8 +1,8 @@
-"""An exported student, or any Hugging Face encoder directory, loaded as any user would load it.
+"""An exported student, or any directory of a Hugging Face model, loaded as any user would load it.
 
-In: a folder. Out: the model in float32, with its masked-LM head where the folder has one, and the provenance record
-where `kdtrain` wrote one. Whether it can read a cache's rows at all is checked by `check_fit`: token ids of another
-vocabulary would be other words to it.
+In: a folder. Out: the model in float32, with its language-modelling head where the folder has one, and the provenance
+record where `kdtrain` wrote one. Whether it can read a cache's rows at all is checked by `check_fit`: token ids of
+another vocabulary would be other words to it.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def register_method(name: str, *, reads_logits: bool = False) -> Callable[[Facto
       "rows";
     - `describe()`, a JSON object for provenance.json.
 
-    With `reads_logits` the student has a masked-LM head, and `outputs["masked"].head` maps [P, D_S] to its logits.
+    With `reads_logits` the student has a language-modelling head, and `outputs[view].head` maps [P, D_S] to its logits.
     `student_train.registry` says how a command comes to know of it.
 
     Raises:
@@ -100,7 +100,7 @@ def register_method(name: str, *, reads_logits: bool = False) -> Callable[[Facto
 
 
 def reads_logits(name: str) -> bool:
-    """Whether a method needs the student's masked-LM head.
+    """Whether a method needs the student's language-modelling head.
 
     Raises:
         SettingsError: it is none of ours, and cannot be imported.
@@ -149,5 +149,5 @@ def _problem(method: Any, maps: Any, addition: Addition) -> str | None:
     if not any(needs):
         return "since it reads nothing of the student: its `needs` are empty in every view"
     if any(need.head for need in needs) and not addition.reads_logits:
-        return "since it needs the student's masked-LM head and was registered without `reads_logits=True`"
+        return "since it needs the student's language-modelling head and was registered without `reads_logits=True`"
     return None

@@ -43,7 +43,7 @@ class StudentNeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutputs:
-    """What the student computed on one view; `last_hidden_BTD` is what its masked-LM head reads."""
+    """What the student computed on one view; `last_hidden_BTD` is what its language-modelling head reads."""
 
     hidden: Mapping[int, Tensor]
     attention: Mapping[int, AttentionVectors]

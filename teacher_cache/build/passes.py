@@ -112,7 +112,8 @@ def _run(
         torch.from_numpy(input_ids_BT).long(),
         torch.from_numpy(length_B),
         hidden_layers={stream.layer for stream in streams if stream.source == "hidden"},
-        attention_layers={stream.layer for stream in streams if stream.source != "hidden"},
+        attention_layers={stream.layer for stream in streams if not stream.makes_attention},
+        given_layers={stream.layer for stream in streams if stream.source == "given"},
         starts_BT=None if starts_BT is None else torch.from_numpy(starts_BT),
     )
 

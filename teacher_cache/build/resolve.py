@@ -24,6 +24,7 @@ from teacher_cache.contract.targets import (
     HiddenSpec,
     LogitsSpec,
     RelationMode,
+    ReplaySpec,
     TargetSpecs,
     parse_precision,
 )
@@ -42,7 +43,7 @@ _SMALL_BLOCK = 1024
 def plan_targets(
     settings: BuildSettings, teacher: Teacher, note: Callable[[str], None]
 ) -> tuple[TargetSpecs, dict[int, AttentionProjections]]:
-    """What will be kept, and the projections of attention layers kept in `hidden` mode.
+    """What will be kept, and the projections of attention layers that are computed from what they read.
 
     Raises:
         TeacherError: the teacher cannot give a target that was asked for.
@@ -67,7 +68,7 @@ def plan_targets(
     if "attention" in names:
         layer = _attention_layer(settings, teacher)
         mode, found = _relation_mode(settings, teacher, layer)
-        attention = (_attention_spec(settings, teacher, layer, mode, note),)
+        attention = (_attention_spec(settings, teacher, layer, mode, found, note),)
         if found is not None:
             projections[layer] = found
     targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention).settled(TargetSpecs())
@@ -108,20 +109,27 @@ def _attention_layer(settings: BuildSettings, teacher: Teacher) -> int:
 
 
 def _attention_spec(
-    settings: BuildSettings, teacher: Teacher, layer: int, mode: RelationMode, note: Callable[[str], None]
+    settings: BuildSettings,
+    teacher: Teacher,
+    layer: int,
+    mode: RelationMode,
+    projections: AttentionProjections | None,
+    note: Callable[[str], None],
 ) -> AttentionSpec:
     if mode == "hidden":
         return AttentionSpec(
             layer=layer, form="input", codec=parse_precision(settings.precision), view=settings.hs_view
         )
-    if mode == "qkv":
-        widths, hidden_size = teacher.probe_widths(layer), teacher.record.hidden_size
+    if mode != "matrix":
+        widths = teacher.probe_widths(layer) if projections is None else projections.widths
+        replay = None if projections is None else projections.replay
         return AttentionSpec(
             layer=layer,
-            form="vectors",
+            form="vectors" if replay is None else "replayed",
             codec=parse_precision(settings.precision),
             view=settings.hs_view,
-            widths=None if set(widths) == {hidden_size} else widths,
+            widths=None if set(widths) == {teacher.record.hidden_size} else widths,
+            replay=None if replay is None else ReplaySpec(head_width=replay.head_width, rotated=replay.rotated),
         )
     if teacher.record.causal:
         raise SettingsError(
@@ -149,12 +157,27 @@ def _attention_spec(
 def _relation_mode(
     settings: BuildSettings, teacher: Teacher, layer: int
 ) -> tuple[RelationMode, AttentionProjections | None]:
-    """`hidden` where the attention vectors are exact linear maps of the layer's input, else `qkv`."""
+    """How attention is kept: `hidden`, `replay`, `qkv` or `matrix`; of the first two also what computes it again.
+
+    Unless another is asked for: `hidden` where the vectors are exact linear maps of the layer's input, `replay` where
+    those of a decoder can be computed again from what its projections read, else `qkv`.
+    """
     found = teacher.probe_attention(layer)
     if settings.relations in ("qkv", "matrix"):
         return settings.relations, None
-    if found is not None:
+    if found is not None and settings.relations != "replay":
         return "hidden", found
+    if settings.relations != "hidden" and (settings.relations == "replay" or teacher.record.causal):
+        replayed = teacher.probe_replay(layer, resolve_seq_len(settings, teacher))
+        if replayed is not None:
+            return "replay", replayed
+    if settings.relations == "replay":
+        raise TeacherError(
+            f"family {teacher.record.model_type!r} does not make the queries, keys and values of attention layer "
+            f"{layer} by three linear maps and rotary positions in halves of a head (there may be a norm of each head, "
+            "one map for all three, no positions there, or some that depend on the length of the row): they could not "
+            "be computed again from what these maps read; use --relations qkv"
+        )
     if settings.relations == "hidden":
         raise TeacherError(
             f"family {teacher.record.model_type!r} does not compute attention layer {layer} from hidden state "

@@ -66,8 +66,10 @@ class BuildSettings:
     attention_layer: int | None = None
     """Layer whose queries, keys and values are kept. Default: the last but one."""
     relations: RelationMode | None = None
-    """hidden: keep the layer's input and its projections once; qkv: keep the vectors; matrix: keep the relations
-    themselves in float16, 3 * 2 * HEADS * SEQ_LEN bytes a token, to compare with. Default: hidden where it is exact.
+    """hidden: keep the layer's input and its projections once; replay: keep what its projections read behind a norm,
+    and turn queries and keys by their rotary positions on load; qkv: keep the vectors; matrix: keep the relations
+    themselves in float16, 3 * 2 * HEADS * SEQ_LEN bytes a token, to compare with. Default: hidden where it is exact;
+    of causal teachers replay where it can be done, in half the bytes of qkv.
     """
     relation_heads: int | None = None
     """With --relations matrix: relation heads, fixed in the store. Default: the largest divisor of the teacher's width

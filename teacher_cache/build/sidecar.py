@@ -16,8 +16,9 @@ import torch
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
+from teacher_cache.format.attention_constants import ROTARY_PARTS, projection_path, rotary_path
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import StoreLayout, projection_path
+from teacher_cache.format.layout import StoreLayout
 from teacher_cache.format.protocol import TEACHER, digest_object, has_teacher, write_teacher_files
 from teacher_cache.format.small_arrays import has_constant, write_constant
 from teacher_cache.models.attention import AttentionProjections
@@ -43,20 +44,32 @@ def reach_attention(
         for layer in group.layout.attention:
             teacher.tap()
             if group.layout.attention_input(layer) is not None and layer not in known:
-                projections = teacher.probe_attention(layer)
+                spec = group.manifest.targets.find_attention(layer)
+                assert spec is not None
+                replayed = spec.replay is not None
+                seq_len = group.manifest.seq_len
+                projections = teacher.probe_replay(layer, seq_len) if replayed else teacher.probe_attention(layer)
                 assert projections is not None, "the store was built by the same weights"
                 found[layer] = projections
     return found
 
 
 def write_projections(storage: Storage, layout: StoreLayout, projections: Mapping[int, AttentionProjections]) -> None:
-    """Write the maps of attention layers that are computed from a hidden state, where they are not there yet."""
+    """Write the maps of attention layers that are computed from what they read, where they are not there yet."""
     for layer in layout.attention:
-        for name in () if layout.attention_input(layer) is None else VECTORS:
-            for part in ("weight", "bias"):
-                path = projection_path(layer, name, part)
-                if not has_constant(storage, path):
-                    write_constant(storage, path, getattr(getattr(projections[layer], name), part).numpy())
+        if layout.attention_input(layer) is None:
+            continue
+        found = projections[layer]
+        values = {
+            projection_path(layer, name, part): getattr(getattr(found, name), part)
+            for name in VECTORS
+            for part in ("weight", "bias")
+        }
+        if found.replay is not None:
+            values |= {rotary_path(layer, part): getattr(found.replay, f"{part}_Tr") for part in ROTARY_PARTS}
+        for path, value in values.items():
+            if not has_constant(storage, path):
+                write_constant(storage, path, value.numpy())
 
 
 class Saveable(Protocol):

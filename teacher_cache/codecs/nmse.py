@@ -31,7 +31,7 @@ from teacher_cache.codecs.sinks import squared_distance, store_sinks
 from teacher_cache.contract.manifest import SinkRecord, TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.errors import TeacherError
-from teacher_cache.models.attention import AttentionProjections, Projection
+from teacher_cache.models.attention import AttentionProjections, Projection, Replay
 
 GROUP = 8
 """Components per packing are multiples of this, so that chunks of several components divide them."""
@@ -131,14 +131,18 @@ def fold_projections(transform: Transform, projections: AttentionProjections) ->
     def fold(one: Projection) -> Projection:
         return Projection(weight=one.weight @ transform.basis_DK, bias=one.weight @ transform.mean_D + one.bias)
 
-    return AttentionProjections(**{name: fold(getattr(projections, name)) for name in VECTORS})
-
-
-def projections_of_projected(transform: Transform) -> AttentionProjections:
-    """The maps from rotated coordinates to queries, keys and values that were coded in their own metric."""
-    weights, biases = transform.basis_DK.chunk(len(VECTORS)), transform.mean_D.chunk(len(VECTORS))
     return AttentionProjections(
-        **{n: Projection(weight=w, bias=b) for n, w, b in zip(VECTORS, weights, biases, strict=True)}
+        **{name: fold(getattr(projections, name)) for name in VECTORS}, replay=projections.replay
+    )
+
+
+def projections_of_projected(
+    transform: Transform, widths: tuple[int, int, int], replay: Replay | None = None
+) -> AttentionProjections:
+    """The maps from rotated coordinates to queries, keys and values that were coded in their own metric."""
+    weights, biases = transform.basis_DK.split(widths), transform.mean_D.split(widths)
+    return AttentionProjections(
+        **{n: Projection(weight=w, bias=b) for n, w, b in zip(VECTORS, weights, biases, strict=True)}, replay=replay
     )
 
 

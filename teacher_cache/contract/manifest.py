@@ -240,7 +240,7 @@ class Manifest:
         fields["targets"] = TargetSpecs(
             logits=LogitsSpec(**logits) if logits else None,
             hidden=tuple(HiddenSpec(**spec) for spec in targets["hidden"]),
-            attention=tuple(_attention_spec(spec) for spec in targets["attention"]),
+            attention=tuple(AttentionSpec.from_json(spec) for spec in targets["attention"]),
         )
         fields["inputs_held"] = tuple(fields["inputs_held"])
         calibration = fields.get("calibration", {})
@@ -285,17 +285,13 @@ class Manifest:
 
 _LATER_FIELDS = {
     "segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None, "widths": None,
+    "replay": None,
 }  # fmt: skip
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 
 
 _LATER_ENTRIES = {"--segments": "joined"}
 """Entries of an identity that are left out where they say what all stores of before were."""
-
-
-def _attention_spec(fields: Mapping[str, Any]) -> AttentionSpec:
-    widths = fields.get("widths")
-    return AttentionSpec(**{**fields, "widths": None if widths is None else tuple(widths)})
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:

@@ -17,9 +17,12 @@ VECTORS = ("query", "key", "value")
 
 @dataclass(frozen=True, kw_only=True)
 class VectorStream:
-    """Vectors of one layer in one view, stored under `path`. `source` is `hidden`, `query`, `key` or `value`.
+    """Vectors of one layer in one view, stored under `path`.
 
-    `projected`: coded as the queries, keys and values that the next layer computes from this hidden state.
+    `source`: `hidden` states, what the projections of an attention layer are `given`, behind its norm, or its `query`,
+    `key` or `value`.
+    `made_widths`: widths of the queries, keys and values that are computed from these vectors, if they are kept for
+    that; with `projected` they are coded as those three side by side.
     `relation_heads`: what is kept of a token is its relation to each of T tokens in each of these heads.
     `calibration` is set in calibrated `nmse` streams only. `width` counts the numbers kept of a token.
     """
@@ -30,9 +33,25 @@ class VectorStream:
     view: View
     codec: str
     width: int
+    made_widths: tuple[int, int, int] | None = None
     projected: bool = False
     relation_heads: int | None = None
     calibration: TransformRecord | None = None
+
+    @property
+    def attention_layer(self) -> int:
+        """The attention layer that reads these vectors, or whose vectors they are."""
+        return self.layer + 1 if self.source == "hidden" else self.layer
+
+    @property
+    def makes_attention(self) -> bool:
+        """Whether an attention layer's queries, keys and values are computed from vectors of this kind."""
+        return self.source in ("hidden", "given")
+
+    @property
+    def coded_width(self) -> int:
+        """D, the numbers of a token that an `nmse` codec is about."""
+        return self.width if not self.projected or self.made_widths is None else sum(self.made_widths)
 
     @property
     def target_nmse(self) -> float | None:
@@ -52,8 +71,8 @@ def vector_streams(manifest: Manifest) -> tuple[VectorStream, ...]:
 def attention_streams(manifest: Manifest) -> dict[int, tuple[VectorStream, ...]]:
     """What each attention target is read from, by its layer: whatever its form, these streams say how it is held.
 
-    One stream of hidden states, from which queries, keys and values are computed, or a stream for each of the three. A
-    hidden state that is shared may be in another group than the attention.
+    One stream of what the layer reads, from which queries, keys and values are computed, or one for each of the three.
+    A hidden state that is shared may be in another group than the attention.
     """
     return {spec.layer: tuple(_read_from(manifest, spec)) for spec in manifest.targets.attention}
 
@@ -70,8 +89,11 @@ def _read_from(manifest: Manifest, spec: AttentionSpec) -> list[VectorStream]:
         sources = {
             f"{folder}{vector}": (vector, spec.layer, width) for vector, width in zip(VECTORS, widths, strict=True)
         }
+    elif spec.form == "replayed":
+        sources = {spec.form: ("given", spec.layer, hidden_size)}
     else:
         sources = {spec.form: ("hidden", spec.layer - 1, hidden_size)}
+    projected = spec.form == "projected" or (spec.form == "replayed" and nmse_target(spec.codec) is not None)
     paths = {name: f"attention/{spec.layer}/{name}" for name in sources}
     return [
         VectorStream(
@@ -81,7 +103,8 @@ def _read_from(manifest: Manifest, spec: AttentionSpec) -> list[VectorStream]:
             view=spec.view,
             codec=spec.codec,
             width=width,
-            projected=spec.form == "projected",
+            made_widths=spec.vector_widths(hidden_size) if source in ("hidden", "given") else None,
+            projected=projected,
             relation_heads=spec.heads,
             calibration=manifest.calibration.get(paths[name]),
         )

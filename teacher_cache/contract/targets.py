@@ -6,16 +6,17 @@ after that reads them. Layers are 1-based; hidden state 0 is the embedding outpu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 from teacher_cache.errors import SettingsError
 from teacher_cache.wording import did_you_mean
 
 View = Literal["plain", "masked"]
-RelationMode = Literal["hidden", "qkv", "matrix"]
+RelationMode = Literal["hidden", "replay", "qkv", "matrix"]
 LogitsForm = Literal["topk", "sample"]
-AttentionForm = Literal["shared", "input", "projected", "vectors", "matrix"]
+AttentionForm = Literal["shared", "input", "projected", "replayed", "vectors", "matrix"]
 
 VIEWS: tuple[View, ...] = ("plain", "masked")
 """The views in the order in which they are read."""
@@ -88,6 +89,18 @@ class HiddenSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplaySpec:
+    """What an attention layer does with what its projections give: heads of `head_width` components side by side.
+
+    The first `rotated` components of each head of the queries and keys are turned by the token's position, one half of
+    them against the other (RoFormer, Su et al., 2021, as Llama arranges it); the others and the values stay.
+    """
+
+    head_width: int
+    rotated: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """Queries, keys and values of layer `layer` (1-based), as its attention function receives them.
 
@@ -96,12 +109,14 @@ class AttentionSpec:
     - `shared`: computed from hidden state `layer - 1`, which is a hidden-state target of the same view and codec;
     - `input`: computed from that hidden state, which is kept for this target alone;
     - `projected`: the same in an `nmse` codec, coded in the metric of the queries, keys and values;
+    - `replayed`: computed from what the layer's projections read, behind its norm, which is kept for this target
+      alone, and then turned by positions, as `replay` says; in an `nmse` codec coded in the metric of the three;
     - `vectors`: the three vectors themselves;
     - `matrix`: not the vectors but their relations in `heads` relation heads, softmax(x x^T / sqrt(d)), in float16.
 
     `widths` are those of the three vectors, all heads side by side, where they are not all as wide as the hidden
     states: a decoder whose query heads share keys and values, or an attention that is narrower. Such vectors are
-    kept themselves.
+    replayed, or kept themselves.
     """
 
     layer: int
@@ -110,6 +125,19 @@ class AttentionSpec:
     view: View = "plain"
     heads: int | None = None
     widths: tuple[int, int, int] | None = None
+    replay: ReplaySpec | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what JSON has made of a specification; fields that came later may be absent."""
+        widths, replay = data.get("widths"), data.get("replay")
+        return cls(
+            **{
+                **data,
+                "widths": None if widths is None else tuple(widths),
+                "replay": None if replay is None else ReplaySpec(**replay),
+            }
+        )
 
     def vector_widths(self, hidden_size: int) -> tuple[int, int, int]:
         """Widths of queries, keys and values of a teacher whose hidden states are `hidden_size` wide."""
@@ -118,7 +146,7 @@ class AttentionSpec:
     @property
     def mode(self) -> RelationMode:
         """What `--relations` calls it. How it is held is said by its streams, `contract/streams.py`."""
-        modes: dict[AttentionForm, RelationMode] = {"vectors": "qkv", "matrix": "matrix"}
+        modes: dict[AttentionForm, RelationMode] = {"replayed": "replay", "vectors": "qkv", "matrix": "matrix"}
         return modes.get(self.form, "hidden")
 
 

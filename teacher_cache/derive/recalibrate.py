@@ -87,7 +87,7 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
 def _projections(source: SourceRows, origin: StreamOrigin) -> AttentionProjections | None:
     if not origin.target.projected:
         return None
-    return read_projections(source.reader.storage, origin.target.layer + 1, origin.target.width)
+    return read_projections(source.reader.storage, source.reader.manifest, origin.target.attention_layer)
 
 
 def _sample(derivation: Derivation) -> dict[str, list[SourcePiece]]:

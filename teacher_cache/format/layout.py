@@ -13,7 +13,7 @@ W * R * T tokens (token ((w * R) + r) * T + t is position t of row r in view w),
     logits/log_probs     [blocks, K, P]               as coded by `codecs/logits.py`
     logits/log_tail      [blocks, P]       float16    log of the mass outside the K ids
     hidden/<l>/…         [blocks, D, N]               as coded by the vector codec
-    attention/<l>/input/…, attention/<l>/{query,key,value}/…  likewise
+    attention/<l>/{input,replayed}/…, attention/<l>/{query,key,value}/…  likewise
 
 Instead of the most probable ids, logits may hold K drawn ones, as `SampleCodec` packs them, E = R * M * K rounded up:
 
@@ -39,7 +39,10 @@ and, where a few tokens would own the variance (`codecs/sinks.py`), S of them at
     …/sinks/value        [blocks, W, S, D] float16    their vectors x (float32 where those are too large)
 
 In such a codec, attention that is computed from a hidden state of its own lies in attention/<l>/projected/…, where x is
-its queries, keys and values side by side.
+its queries, keys and values side by side. So is x in attention/<l>/replayed/…, before positions turn queries and keys:
+
+    attention/<l>/projection/{query,key,value}/{weight,bias}   constants: from what is kept to the three
+    attention/<l>/rotary/{cosine,sine}  [T, r]                 constants: by position, where there are some to replay
 
 `StoreLayout.of` works all of this out from a manifest, once. Nothing here touches a disk.
 """
@@ -59,8 +62,9 @@ from teacher_cache.codecs.logits import SampleCodec, TopkCodec
 from teacher_cache.codecs.packing import ranges
 from teacher_cache.codecs.relations import RelationCodec
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.streams import VECTORS, VectorStream, attention_streams, vector_streams
+from teacher_cache.contract.streams import VectorStream, attention_streams, vector_streams
 from teacher_cache.format.arrays import ArraySpec, ConstantSpec, coded_array, coded_path, ragged_array, whole_array
+from teacher_cache.format.attention_constants import projection_constants, rotary_constants
 from teacher_cache.format.row_bits import row_bytes
 
 _ROW_ARRAYS = (("length", "int32"), ("row_id", "int64"), ("document", "int64"))
@@ -127,7 +131,7 @@ class StoreLayout:
         return {stream.path: stream for stream in self.streams}
 
     def attention_input(self, layer: int) -> VectorStream | None:
-        """The hidden state from which the attention of a layer is computed; None where its own vectors are stored."""
+        """What the attention of a layer is computed from; None where its own vectors are stored."""
         return _attention_input(self.attention[layer])
 
     @cached_property
@@ -168,41 +172,21 @@ class StoreLayout:
         return ..., slice(start * per_row, stop * per_row)
 
 
-def projection_path(layer: int, vector: str, part: str) -> str:
-    """Where the weight or bias lies that takes the input of an attention layer to its queries, keys or values."""
-    return f"attention/{layer}/projection/{vector}/{part}"
-
-
 def _vector_codec(stream: VectorStream) -> VectorCodec:
     return make_codec(stream.codec) if stream.relation_heads is None else RelationCodec(stream.relation_heads)
 
 
 def _attention_input(read_from: tuple[VectorStream, ...]) -> VectorStream | None:
-    return read_from[0] if read_from[0].source == "hidden" else None
-
-
-def transform_width(stream: VectorStream) -> int:
-    """D, the numbers of a token that an `nmse` stream codes."""
-    return len(VECTORS) * stream.width if stream.projected else stream.width
+    return read_from[0] if read_from[0].makes_attention else None
 
 
 def transform_constants(stream: VectorStream) -> dict[str, ConstantSpec]:
     """What calibration finds of an `nmse` stream: D numbers of a token are made of as many as the stream is wide."""
-    size = transform_width(stream)
+    size = stream.coded_width
     return {
         f"{stream.path}/basis": ConstantSpec(dtype="float32", shape=(size, stream.width)),
         f"{stream.path}/mean": ConstantSpec(dtype="float32", shape=(size,)),
         f"{stream.path}/step": ConstantSpec(dtype="float64", shape=(), positive=True),
-    }
-
-
-def projection_constants(layer: int, width: int) -> dict[str, ConstantSpec]:
-    """The maps from the input of an attention layer to its queries, keys and values, all of the teacher's width."""
-    shapes = {"weight": (width, width), "bias": (width,)}
-    return {
-        projection_path(layer, vector, part): ConstantSpec(dtype="float32", shape=shape)
-        for vector in VECTORS
-        for part, shape in shapes.items()
     }
 
 
@@ -220,7 +204,7 @@ def _constants(
     found |= map(variance_constant, manifest.targets.hidden_layers())
     for layer, read_from in attention.items():
         if _attention_input(read_from) is not None:
-            found |= projection_constants(layer, manifest.teacher.hidden_size)
+            found |= projection_constants(manifest, layer) | rotary_constants(manifest, layer)
     return found
 
 
@@ -305,7 +289,7 @@ def _sink_arrays(stream: VectorStream, views: int, tokens: int) -> list[ArraySpe
     """The tokens of an `nmse` stream that are kept as they are; none where no tokens own the variance."""
     if stream.calibration is None or (sinks := stream.calibration.sinks) is None:
         return []
-    width = transform_width(stream)
+    width = stream.coded_width
     room = min(tokens, max(_SINKS_LEAST, math.ceil(tokens * (_SINKS_PER_SEEN * sinks.share + _SINKS_UNSEEN))))
     chunk = min(room, max(1, _SINK_NUMBERS_PER_CHUNK // width))
     index = "int32" if tokens < 2**31 else "int64"

@@ -92,15 +92,23 @@ class HiddenSchema(StrictFields):
     view: ViewName
 
 
+class ReplaySchema(StrictFields):
+    """`targets.ReplaySpec`."""
+
+    head_width: Annotated[int, Field(ge=2, le=2**16)]
+    rotated: Annotated[int, Field(ge=2, le=2**16)]
+
+
 class AttentionSchema(StrictFields):
     """`targets.AttentionSpec`."""
 
     layer: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
-    form: Literal["shared", "input", "projected", "vectors", "matrix"]
+    form: Literal["shared", "input", "projected", "replayed", "vectors", "matrix"]
     codec: Annotated[str, Field(max_length=40)]
     view: ViewName
     heads: Annotated[int, Field(ge=1, le=2**16)] | None
     widths: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)] | None = None
+    replay: ReplaySchema | None = None
 
 
 class TargetsSchema(StrictFields):
@@ -195,6 +203,7 @@ def check_manifest(fields: Mapping[str, Any]) -> None:
             _check_codec(f"targets.{name}.{number}.codec", spec["codec"])
     for number, spec in enumerate(targets["attention"]):
         _check_relations(f"targets.attention.{number}", spec)
+        _check_replay(f"targets.attention.{number}", spec, teacher["hidden_size"])
     if (logits := targets["logits"]) is not None:
         _check_logits(logits, teacher["vocab_size"], "plain" if fields.get("positions") else "masked")
     if fields["block_rows"] > max(_LARGE_BLOCK, fields["rows"]):
@@ -246,9 +255,30 @@ def _check_relations(place: str, spec: Mapping[str, Any]) -> None:
         raise ValueError(f"the field '{place}.heads' is {heads!r}: relations kept as matrices have heads, others none")
     if matrix and codec != "float16":
         raise ValueError(f"the field '{place}.codec' is {codec!r}: relations kept as matrices are float16")
-    if (widths := spec.get("widths")) is not None and spec["form"] != "vectors":
+    if (widths := spec.get("widths")) is not None and spec["form"] not in ("vectors", "replayed"):
         raise ValueError(
-            f"the field '{place}.widths' is {widths!r}: vectors that are kept themselves have some, no others"
+            f"the field '{place}.widths' is {widths!r}: vectors that are replayed or kept themselves have some"
+        )
+
+
+def _check_replay(place: str, spec: Mapping[str, Any], hidden_size: int) -> None:
+    replay = spec.get("replay")
+    if (spec["form"] == "replayed") != (replay is not None):
+        raise ValueError(
+            f"the field '{place}.replay' is {replay!r}: attention of the form 'replayed' has one, no other"
+        )
+    if replay is None:
+        return
+    head_width, rotated = replay["head_width"], replay["rotated"]
+    widths = spec.get("widths") or [hidden_size] * 3
+    if any(width % head_width for width in widths[:2]):
+        raise ValueError(
+            f"the field '{place}.replay.head_width' is {head_width}: it must divide the widths of queries and keys, "
+            f"{widths[0]} and {widths[1]}"
+        )
+    if rotated > head_width or rotated % 2:
+        raise ValueError(
+            f"the field '{place}.replay.rotated' is {rotated}: it must be an even number up to {head_width}"
         )
 
 
@@ -280,7 +310,7 @@ def _check_calibration(calibration: Mapping[str, Any], width: int, targets: Mapp
     calibrated = {f"hidden/{spec['layer']}": width for spec in targets["hidden"] if _is_calibrated(spec)}
     for spec in filter(_is_calibrated, targets["attention"]):
         names: Sequence[str] = {"shared": [], "vectors": ["query", "key", "value"]}.get(spec["form"], [spec["form"]])
-        widths = spec.get("widths") or [width] * len(names)
+        widths = (spec.get("widths") if spec["form"] == "vectors" else None) or [width] * len(names)
         calibrated |= {f"attention/{spec['layer']}/{name}": each for name, each in zip(names, widths, strict=True)}
     for path, record in calibration.items():
         if path not in calibrated:

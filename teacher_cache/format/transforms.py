@@ -17,13 +17,20 @@ from teacher_cache.codecs.nmse import (
     Transform,
     as_array,
 )
-from teacher_cache.contract.manifest import TransformRecord
+from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VECTORS, VectorStream
 from teacher_cache.errors import StoreError
-from teacher_cache.format.layout import StoreLayout, projection_constants, projection_path, transform_constants
+from teacher_cache.format.attention_constants import (
+    ROTARY_PARTS,
+    projection_constants,
+    projection_path,
+    rotary_constants,
+    rotary_path,
+)
+from teacher_cache.format.layout import StoreLayout, transform_constants
 from teacher_cache.format.small_arrays import read_constant, write_constant
 from teacher_cache.format.writer import GroupWriter
-from teacher_cache.models.attention import AttentionProjections, Projection
+from teacher_cache.models.attention import AttentionProjections, Projection, Replay
 from teacher_cache.storage.base import Storage
 
 
@@ -55,7 +62,7 @@ def stream_projections(
     stream: VectorStream, projections: Mapping[int, AttentionProjections]
 ) -> AttentionProjections | None:
     """The maps in whose metric a stream is coded, None where it is coded in its own."""
-    return projections[stream.layer + 1] if stream.projected else None
+    return projections[stream.attention_layer] if stream.projected else None
 
 
 def read_transform(storage: Storage, stream: VectorStream) -> Transform:
@@ -74,17 +81,33 @@ def read_transform(storage: Storage, stream: VectorStream) -> Transform:
     return Transform(basis_DK=torch.from_numpy(basis), mean_D=torch.from_numpy(mean), step=float(step))
 
 
-def read_projections(storage: Storage, layer: int, width: int) -> AttentionProjections:
-    """The maps of a store from the input of an attention layer to its queries, keys and values, of a teacher's width.
+def read_projections(storage: Storage, manifest: Manifest, layer: int) -> AttentionProjections:
+    """The maps of a store from the input of an attention layer to its queries, keys and values, and what follows them.
 
     Raises:
         StoreError: they are missing, damaged, or of another teacher.
     """
     found = {
         path: torch.from_numpy(read_constant(storage, path, spec))
-        for path, spec in projection_constants(layer, width).items()
+        for path, spec in projection_constants(manifest, layer).items()
     }
     parts = ("weight", "bias")
-    return AttentionProjections(
-        **{name: Projection(**{part: found[projection_path(layer, name, part)] for part in parts}) for name in VECTORS}
+    maps = {name: Projection(**{part: found[projection_path(layer, name, part)] for part in parts}) for name in VECTORS}
+    return AttentionProjections(**maps, replay=read_replay(storage, manifest, layer))
+
+
+def read_replay(storage: Storage, manifest: Manifest, layer: int) -> Replay | None:
+    """What turns the queries and keys of an attention layer after their projection; None where nothing does.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    spec = manifest.targets.find_attention(layer)
+    if spec is None or spec.replay is None:
+        return None
+    constants = rotary_constants(manifest, layer)
+    cosine, sine = (
+        torch.from_numpy(read_constant(storage, path, constants[path]))
+        for path in (rotary_path(layer, part) for part in ROTARY_PARTS)
     )
+    return Replay(head_width=spec.replay.head_width, cosine_Tr=cosine, sine_Tr=sine)

@@ -25,12 +25,49 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What turns queries and keys by their position after projection: r components of each head, by T positions.
+
+    One half of the r components of a head is turned against the other, as Llama does (RoFormer, Su et al., 2021); the
+    rest of a head, of `head_width` components, stays as it is.
+    """
+
+    head_width: int
+    cosine_Tr: torch.Tensor
+    sine_Tr: torch.Tensor
+
+    @property
+    def rotated(self) -> int:
+        """r, the components of a head that are turned."""
+        return self.cosine_Tr.shape[1]
+
+    def to(self, device: torch.device | str) -> Replay:
+        """The same on another device."""
+        return Replay(head_width=self.head_width, cosine_Tr=self.cosine_Tr.to(device), sine_Tr=self.sine_Tr.to(device))
+
+    def turn(self, vectors_BTD: torch.Tensor, position_BT: torch.Tensor) -> torch.Tensor:
+        """Queries or keys [B, T, D] at these positions."""
+        cosine_BT1r, sine_BT1r = self.cosine_Tr[position_BT][:, :, None], self.sine_Tr[position_BT][:, :, None]
+        heads_BTAd = vectors_BTD.unflatten(-1, (-1, self.head_width))
+        turned_BTAr, rest = heads_BTAd.split([cosine_BT1r.shape[-1], self.head_width - cosine_BT1r.shape[-1]], dim=-1)
+        first, second = turned_BTAr.chunk(2, dim=-1)
+        turned_BTAr = turned_BTAr * cosine_BT1r + torch.cat([-second, first], dim=-1) * sine_BT1r
+        return torch.cat([turned_BTAr, rest], dim=-1).flatten(-2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionProjections:
-    """The three linear maps from a layer's input to its queries, keys and values."""
+    """The three linear maps from a layer's input to its queries, keys and values, and what follows them if any."""
 
     query: Projection
     key: Projection
     value: Projection
+    replay: Replay | None = None
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Of queries, keys and values."""
+        return len(self.query.bias), len(self.key.bias), len(self.value.bias)
 
     def to(self, device: torch.device | str) -> AttentionProjections:
         """The same projections on another device."""
@@ -38,15 +75,30 @@ class AttentionProjections:
             name: Projection(weight=getattr(self, name).weight.to(device), bias=getattr(self, name).bias.to(device))
             for name in VECTORS
         }
-        return AttentionProjections(**moved)
+        return AttentionProjections(**moved, replay=None if self.replay is None else self.replay.to(device))
 
 
-def project_hidden(hidden_BTD: torch.Tensor, projections: AttentionProjections) -> AttentionVectors:
-    """Queries, keys and values of a layer whose attention reads `hidden_BTD` itself."""
+def project_hidden(
+    hidden_BTD: torch.Tensor, projections: AttentionProjections, position_BT: torch.Tensor | None = None
+) -> AttentionVectors:
+    """Queries, keys and values of a layer whose projections read `hidden_BTD`.
+
+    `position_BT` says where in its segment each token is, from 0; where nothing turns by positions it has no effect.
+    """
     query, key, value = (
         linear(hidden_BTD, getattr(projections, name).weight, getattr(projections, name).bias) for name in VECTORS
     )
+    if (replay := projections.replay) is not None:
+        if position_BT is None:
+            position_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device).expand(hidden_BTD.shape[:2])
+        query, key = (replay.turn(vectors_BTD, position_BT) for vectors_BTD in (query, key))
     return AttentionVectors(query_BTD=query, key_BTD=key, value_BTD=value)
+
+
+def restarting_positions(starts_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T]: each position counted from the start of its segment, the first being 0."""
+    positions_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
+    return positions_T - (positions_T * starts_BT).cummax(dim=1).values
 
 
 def relation_matrices(

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from teacher_cache.models.attention import restarting_positions
 from teacher_cache.models.families import encoder_of, first_position, kind_of
 
 
@@ -51,12 +52,6 @@ def _by_kind_of_layer(config: PreTrainedConfig, pairs_B1TT: torch.Tensor) -> tor
     position_T = torch.arange(pairs_B1TT.shape[-1], device=pairs_B1TT.device)
     near_TT = (position_T[:, None] - position_T).abs() <= config.sliding_window
     return {"full_attention": pairs_B1TT, "sliding_attention": pairs_B1TT & near_TT}
-
-
-def restarting_positions(starts_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T]: each position counted from the start of its segment, the first being 0."""
-    positions_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
-    return positions_T - (positions_T * starts_BT).cummax(dim=1).values
 
 
 def takes_positions(model: PreTrainedModel) -> bool:

@@ -28,7 +28,7 @@ def check_token_ids(files: Iterable[Path], entries: int) -> None:
         for what, token_id in _FILES[path.name](fields) if isinstance(fields, dict) else ():
             if type(token_id) is not int or not 0 <= token_id < entries:
                 raise ValueError(
-                    f"{path.name} gives {what} the id {str(token_id)[:40]}: ids are whole numbers from 0 to "
+                    f"{path.name} gives {what} the id {repr(token_id)[:40]}: ids are whole numbers from 0 to "
                     f"{entries - 1}"
                 )
 

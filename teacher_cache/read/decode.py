@@ -30,7 +30,7 @@ from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, LogitsSpec
 from teacher_cache.device import Arrival, CodedArray, Transfer, to_device
 from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, SEGMENT_STARTS, StoreLayout
 from teacher_cache.format.row_bits import count_row_bits, set_positions, unpack_row_bits
-from teacher_cache.models.attention import AttentionProjections, project_hidden
+from teacher_cache.models.attention import AttentionProjections, project_hidden, restarting_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,9 @@ class RowDecoder:
         if (stream := self.layout.attention_input(layer)) is not None:
             # `projections` start where the coordinates end: the rotation is part of them
             coded_BTD = self._vectors(stream.path, rotated=stream.calibration is not None)
-            return project_hidden(coded_BTD, self.projections(layer))
+            starts_BT = self._starts()
+            positions_BT = None if starts_BT is None else restarting_positions(starts_BT)
+            return project_hidden(coded_BTD, self.projections(layer), positions_BT)
         streams = self.layout.attention[layer]
         if streams[0].relation_heads is not None:
             # as they are stored, in half precision and by head: so the loss reads them

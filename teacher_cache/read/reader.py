@@ -33,7 +33,7 @@ from teacher_cache.format.groups import (
 )
 from teacher_cache.format.layout import StoreLayout, variance_constant
 from teacher_cache.format.small_arrays import read_constant
-from teacher_cache.format.transforms import read_projections, read_transform
+from teacher_cache.format.transforms import read_projections, read_replay, read_transform
 from teacher_cache.format.verified import VerifiedObjects
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.read.decode import CodedBlock, RowDecoder
@@ -244,9 +244,11 @@ class CacheReader:
             stream = self.layout.attention_input(layer)
             assert stream is not None
             if stream.projected:
-                found = projections_of_projected(self._transform_on(stream.path, "cpu"))
+                assert stream.made_widths is not None
+                replay = read_replay(self.storage, self.manifest, layer)
+                found = projections_of_projected(self._transform_on(stream.path, "cpu"), stream.made_widths, replay)
             else:
-                found = read_projections(self.storage, layer, stream.width)
+                found = read_projections(self.storage, self.manifest, layer)
                 if stream.calibration is not None:
                     found = fold_projections(self._transform_on(stream.path, "cpu"), found)
             self._projections[key] = found.to(device)

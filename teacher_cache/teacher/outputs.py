@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,11 +15,15 @@ _ALL = slice(None)
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
-    """What one forward pass gives: hidden states [B, T, D] and attention vectors by layer, and the final states."""
+    """What one forward pass gives: hidden states [B, T, D] and attention vectors by layer, and the final states.
+
+    `given` has by layer what the projections of its attention read, [B, T, D], of the layers that were watched.
+    """
 
     hidden: dict[int, torch.Tensor]
     attention: dict[int, AttentionVectors]
     final_BTD: torch.Tensor
+    given: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 def stream_values(
@@ -28,6 +32,8 @@ def stream_values(
     """What a stream keeps of a pass, or of some rows of it, [B, T, D]; `real_BT` is False at padding."""
     if stream.source == "hidden":
         return outputs.hidden[stream.layer][rows]
+    if stream.source == "given":
+        return outputs.given[stream.layer][rows]
     vectors_BTD: torch.Tensor = getattr(outputs.attention[stream.layer], f"{stream.source}_BTD")[rows]
     if stream.relation_heads is None:
         return vectors_BTD

@@ -22,7 +22,7 @@ from teacher_cache.contract.streams import VECTORS
 from teacher_cache.device import choose_device, resolve_dtype
 from teacher_cache.errors import TeacherError, first_line
 from teacher_cache.models.arithmetic import move_model
-from teacher_cache.models.attention import AttentionProjections, Projection
+from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.models.families import position_limit
 from teacher_cache.models.heads import LMHead
@@ -41,17 +41,14 @@ from teacher_cache.teacher.loading import (
     teacher_kind,
 )
 from teacher_cache.teacher.outputs import TeacherOutputs
+from teacher_cache.teacher.replay import WatchedLayer, find_replay, map_of, watch_inputs
 
 _UNLIMITED_POSITIONS = 512
 """The longest row of a teacher that names no limit of its own."""
 
 
 class Teacher:
-    """A frozen model with its tokenizer.
-
-    It is first loaded as it lies in its checkpoint, to be hashed, tried and copied into the store; on a CPU weights in
-    safetensors files take no memory then, being pages of these files. `start` makes of it what is to run.
-    """
+    """A frozen model with its tokenizer, as it lies in its checkpoint; `start` makes of it what is to run."""
 
     def __init__(
         self,
@@ -71,6 +68,7 @@ class Teacher:
         self.placement = placement
         self._started = False
         self._tapped = False
+        self._replays: dict[int, WatchedLayer] = {}
 
     @classmethod
     def load(
@@ -153,16 +151,21 @@ class Teacher:
         *,
         hidden_layers: Iterable[int] = (),
         attention_layers: Iterable[int] = (),
+        given_layers: Iterable[int] = (),
         starts_BT: torch.Tensor | None = None,
     ) -> TeacherOutputs:
-        """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated."""
+        """One forward pass of the base model, without its head; segments that begin at `starts_BT` are isolated.
+
+        `given_layers` are some of those that `probe_replay` has found.
+        """
         device = running_device(self.model)
         input_ids_BT, length_B = input_ids_BT.to(device), length_B.to(device)
         positions = torch.arange(input_ids_BT.shape[1], device=device)
         real_BT = positions[None, :] < length_B[:, None]
         starts_BT = None if starts_BT is None else starts_BT.to(device)
         layers = tuple(hidden_layers)
-        with record_attention(self.model, attention_layers) as recorded:
+        watched = {layer: self._replays[layer].module for layer in given_layers}
+        with record_attention(self.model, attention_layers) as recorded, watch_inputs(self.model, watched) as given:
             encoded = self.model.base_model(
                 input_ids_BT,
                 output_hidden_states=bool(layers),
@@ -173,6 +176,7 @@ class Teacher:
             hidden={layer: encoded.hidden_states[layer].to(device) for layer in layers},
             attention={layer: vectors.to(device) for layer, vectors in recorded.vectors.items()},
             final_BTD=encoded.last_hidden_state.to(device),
+            given={layer: values_BTD.to(device) for layer, values_BTD in given.items()},
         )
 
     @torch.inference_mode()
@@ -260,15 +264,32 @@ class Teacher:
         finally:
             for handle in handles:
                 handle.remove()
-        found = {}
+        found: dict[str, Any] = {}
         for name in VECTORS:
             vectors_BTD = getattr(outputs.attention[layer], f"{name}_BTD")
             if vectors_BTD.shape[-1] != self.record.hidden_size:
                 return None
             for module, given, output in seen:
-                if torch.equal(given, outputs.hidden[layer - 1]) and _same(output, vectors_BTD):
-                    found[name] = _projection(module, getattr(torch, self.dtype))
+                if torch.equal(given, outputs.hidden[layer - 1]) and torch.equal(output, vectors_BTD):
+                    found[name] = map_of(module, getattr(torch, self.dtype))
         return AttentionProjections(**found) if len(found) == len(VECTORS) else None
+
+    @torch.inference_mode()
+    def probe_replay(self, layer: int, seq_len: int) -> AttentionProjections | None:
+        """The maps from what the projections of an attention layer read to its vectors, and how positions turn these.
+
+        For rows of up to `seq_len` tokens; see `teacher/replay.py`. None where the vectors are made in another way.
+        What was found once can be asked of `run` as `given_layers`.
+
+        Raises:
+            TeacherError: attention cannot be recorded.
+        """
+        self.tap()
+        found = find_replay(self.model, layer, seq_len, getattr(torch, self.dtype))
+        if found is None or found.width != self.record.hidden_size:
+            return None
+        self._replays[layer] = found
+        return found.projections
 
     @torch.inference_mode()
     def probe_widths(self, layer: int) -> tuple[int, int, int]:
@@ -306,14 +327,3 @@ class Teacher:
                 f"the language-modelling head of family {self.record.model_type!r} gives {shape} for one position of "
                 f"{self.record.vocab_size} ids: its logits cannot be read; leave logits out of --targets"
             )
-
-
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.shape == right.shape and torch.equal(left, right)
-
-
-def _projection(module: nn.Linear, dtype: torch.dtype) -> Projection:
-    """The map as the teacher will use it: rounded to the arithmetic that it runs in."""
-    weight = module.weight.detach().to(dtype).float().cpu()
-    bias = torch.zeros(weight.shape[0]) if module.bias is None else module.bias.detach().to(dtype).float().cpu()
-    return Projection(weight=weight, bias=bias)

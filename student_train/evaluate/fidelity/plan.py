@@ -98,7 +98,7 @@ def plan_fidelity(
         stores: hash of the contents and number of rows of each store of the cache, compared with the provenance.
         student_layers: the student's depth.
         student_width: the student's hidden width.
-        has_head: whether the student has a trained masked-LM head.
+        has_head: whether the student has a trained language-modelling head.
         provenance: the record that `kdtrain` left with the student, or nothing.
         rows: at most so many of the held-out rows, the last ones.
         exact: whether the output distribution is to be compared with that of the teacher itself.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class ModelSize:
     """Parameters of an encoder, those in its embedding tables, and the size of its folder's weight files.
 
-    The files may hold a masked-LM head too, which is not among the parameters.
+    The files may hold a language-modelling head too, which is not among the parameters.
     """
 
     parameters: int

@@ -53,7 +53,7 @@ class TokenSample:
 def read_sample(first_rows: FirstRows, *, with_mlm_head: bool) -> TokenSample:
     """Some rows to train on.
 
-    A student with a masked-LM head gets rows of the masked view, if there is one: that is what it will read.
+    A student with a head gets rows of the masked view, if there is one: that is what it will read.
 
     Raises:
         StoreError: a shard is missing or damaged.

@@ -124,8 +124,14 @@ def _load_teacher(reader: CacheReader, name: str | None, device: str, placement:
             f"{manifest.teacher.name!r}, weights {want[:12]}: comparing the two says nothing about the store; give "
             "--teacher the one that built it, or leave it out to use the copy in the store"
         )
-    if manifest.targets.attention:
+    for spec in manifest.targets.attention:
         teacher.tap()
+        if spec.replay is not None and teacher.probe_replay(spec.layer, manifest.seq_len) is None:
+            raise TeacherError(
+                f"attention {spec.layer} of {reader.path!r} is computed again from what its projections read, and "
+                "this version of Transformers computes it in another way: what is stored cannot be compared; use the "
+                f"version that built it ({manifest.software.get('transformers', 'unknown')})"
+            )
     teacher.start()
     return teacher
 
@@ -144,7 +150,7 @@ def _make_comparisons(reader: CacheReader, teacher: Teacher, view: View) -> list
     inputs = {layer: reader.layout.attention_input(layer) for layer in reader.layout.attention}
     carried = {layer: one for layer, one in inputs.items() if one is not None and not one.projected}
     for stream in reader.layout.streams:
-        # a hidden state that is kept for attention alone is compared as what students get of it
+        # what is kept for attention alone is compared as what students get of it
         for_attention = stream in carried.values() and stream.path.startswith("attention/")
         if stream.view == view and not for_attention:
             relations = stream.relation_heads is not None
@@ -209,11 +215,13 @@ class _CorpusRows:
 def _run(reader: CacheReader, teacher: Teacher, view: View, targets: TargetBatch) -> TeacherOutputs:
     layout, attention = reader.layout, [spec for spec in reader.manifest.targets.attention if spec.view == view]
     hidden = {spec.layer for spec in reader.manifest.targets.hidden if spec.view == view}
+    inputs = [one for spec in attention if (one := layout.attention_input(spec.layer)) is not None]
     outputs = teacher.run(
         targets.input_ids_BT,
         targets.length_B,
-        hidden_layers=hidden | {spec.layer - 1 for spec in attention if layout.attention_input(spec.layer) is not None},
+        hidden_layers=hidden | {one.layer for one in inputs if one.source == "hidden"},
         attention_layers=[spec.layer for spec in attention],
+        given_layers=[one.layer for one in inputs if one.source == "given"],
         starts_BT=targets.starts_BT,
     )
     return _map(outputs, torch.Tensor.cpu)
@@ -227,4 +235,5 @@ def _map(outputs: TeacherOutputs, function: Callable[[torch.Tensor], torch.Tenso
             for layer, vectors in outputs.attention.items()
         },
         final_BTD=function(outputs.final_BTD),
+        given={layer: function(values) for layer, values in outputs.given.items()},
     )

@@ -51,16 +51,16 @@ class StreamComparison:
         hidden = self.stream.source == "hidden" and not self.stream.projected
         if hidden:
             return targets.ordinary_BT(self.stream.layer)
-        return targets.ordinary_attention_BT(self.stream.layer + self.stream.projected)
+        return targets.ordinary_attention_BT(self.stream.attention_layer)
 
     def _computed(self, row: DeepRow, outputs: TeacherOutputs) -> torch.Tensor:
         if self.stream.projected:
-            return _stack(outputs.attention[self.stream.layer + 1])
+            return _stack(outputs.attention[self.stream.attention_layer])
         return stream_values(self.stream, outputs, row.targets.real_BT())
 
     def _stored(self, targets: TargetBatch) -> torch.Tensor:
         if self.stream.projected:
-            return _stack(targets.attention[self.stream.layer + 1])
+            return _stack(targets.attention[self.stream.attention_layer])
         if self.stream.source == "hidden":
             return targets.hidden[self.stream.layer]
         vectors: torch.Tensor = getattr(targets.attention[self.stream.layer], f"{self.stream.source}_BTD")
@@ -78,13 +78,16 @@ def _bound(codec: str, values_ND: torch.Tensor) -> torch.Tensor:
 
 
 class CarriedComparison:
-    """Attention that is computed from a stored hidden state."""
+    """Attention that is computed from a stored hidden state, or from what its projections read.
+
+    What a codec's error becomes on its way through the projections is as large after positions have turned it.
+    """
 
     def __init__(self, reader: CacheReader, layer: int, stream: VectorStream) -> None:
-        """Attention of `layer`, from the hidden state in `stream`."""
+        """Attention of `layer`, from what is kept in `stream`."""
         self.layer = layer
         self.stream = stream
-        projections = read_projections(reader.storage, layer, stream.width)
+        projections = read_projections(reader.storage, reader.manifest, layer)
         self.weight_DH = torch.cat([getattr(projections, name).weight for name in VECTORS]).double()
         self.declared = None if stream.calibration is None else stream.calibration.nmse
         self.transform = None if stream.calibration is None else read_transform(reader.storage, stream)
@@ -96,7 +99,7 @@ class CarriedComparison:
         live_ND, alone_ND = (
             _stack(outputs.attention[self.layer])[0][real_T].float() for outputs in (row.live, row.alone)
         )
-        input_NH = row.live.hidden[self.stream.layer][0][real_T].float()
+        input_NH = stream_values(self.stream, row.live, row.targets.real_BT())[0][real_T].float()
         have_ND = _stack(row.targets.attention[self.layer])[0][real_T]
         ordinary_N = row.targets.ordinary_attention_BT(self.layer)[0][real_T]
         have_SD, live_SD, alone_SD = (values_ND[~ordinary_N] for values_ND in (have_ND, live_ND, alone_ND))

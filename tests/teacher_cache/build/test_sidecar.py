@@ -77,7 +77,7 @@ def test_projections_are_written_once_and_read_back(
     before = {key: storage.read(key) for key in storage.list()}
     assert {key.split("/")[1] for key in before if key.startswith("attention/3/")} == {"3"}
     assert not storage.list("attention/2/")
-    read = read_projections(storage, 3, 32)
+    read = read_projections(storage, attention_manifest, 3)
     for name in VECTORS:
         assert torch.equal(getattr(read, name).weight, getattr(found[3], name).weight)
         assert torch.equal(getattr(read, name).bias, getattr(found[3], name).bias)

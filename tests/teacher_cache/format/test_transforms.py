@@ -14,8 +14,8 @@ from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpecs
 from teacher_cache.errors import StoreError
+from teacher_cache.format.attention_constants import projection_path
 from teacher_cache.format.groups import Group
-from teacher_cache.format.layout import projection_path
 from teacher_cache.format.protocol import read_manifest
 from teacher_cache.format.small_arrays import write_constant
 from teacher_cache.format.transforms import (
@@ -82,7 +82,10 @@ def test_quantisers_are_of_calibrated_streams_and_code_as_the_formula_says(calib
     quantisers = load_quantisers(calibrated.storage, calibrated.group.layout, {2: maps})
     assert quantisers.keys() == {HIDDEN, PROJECTED}, "not of the stream in a fixed precision"
     values_NH = torch.randn(50, 32, generator=torch.Generator().manual_seed(2))
-    x_ND = torch.cat([values_NH.double() @ one.weight.double().T + one.bias.double() for one in vars(maps).values()], 1)
+    x_ND = torch.cat(
+        [values_NH.double() @ one.weight.double().T + one.bias.double() for one in (maps.query, maps.key, maps.value)],
+        1,
+    )
     for path, coded_ND in ((HIDDEN, values_NH.double()), (PROJECTED, x_ND)):
         one = read_transform(calibrated.storage, calibrated.group.layout.stream(path))
         exact_NK = (coded_ND - one.mean_D.double()) @ one.basis_DK.double() / one.step
@@ -103,12 +106,13 @@ def test_projections_are_read_by_layer_and_name(writer: GroupWriter) -> None:
     for name in VECTORS:
         for part in ("weight", "bias"):
             write_constant(writer.storage, projection_path(2, name, part), getattr(getattr(want, name), part).numpy())
-    have = read_projections(writer.storage, 2, 32)
+    have = read_projections(writer.storage, writer.manifest, 2)
     for name in VECTORS:
         assert torch.equal(getattr(have, name).weight, getattr(want, name).weight)
         assert torch.equal(getattr(have, name).bias, getattr(want, name).bias)
-    with pytest.raises(StoreError, match="'attention/3/projection/query/weight' cannot be read"):
-        read_projections(writer.storage, 3, 32)
+    writer.storage.delete(f"{projection_path(2, 'query', 'weight')}/zarr.json")
+    with pytest.raises(StoreError, match="'attention/2/projection/query/weight' cannot be read"):
+        read_projections(writer.storage, writer.manifest, 2)
 
 
 def test_a_lost_part_of_a_transform_is_named(calibrated: GroupWriter) -> None:

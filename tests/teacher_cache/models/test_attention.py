@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 
 import pytest
@@ -14,10 +15,35 @@ from teacher_cache.errors import SettingsError
 from teacher_cache.models.attention import (
     AttentionProjections,
     Projection,
+    Replay,
     project_hidden,
     relation_matrices,
     split_relation_heads,
 )
+
+
+def test_positions_turn_one_half_of_a_head_against_the_other() -> None:
+    """As complex numbers: components i and i + r/2 of a head are one, turned by the angle of its position."""
+    draw = torch.Generator().manual_seed(3)
+    head_width, rotated, positions = 10, 6, 7
+    angle_Tr = torch.rand(positions, rotated // 2, generator=draw).mul(6).repeat(1, 2)
+    replay = Replay(head_width=head_width, cosine_Tr=angle_Tr.cos(), sine_Tr=angle_Tr.sin())
+    assert replay.rotated == rotated
+    vectors_BTD = torch.randn(2, 5, 3 * head_width, generator=draw)
+    position_BT = torch.tensor([[0, 1, 2, 0, 1], [6, 6, 3, 4, 5]])
+    have_BTD = replay.turn(vectors_BTD, position_BT)
+    want_BTD = vectors_BTD.double().clone()
+    for row in range(2):
+        for token in range(5):
+            for head in range(3):
+                for pair in range(rotated // 2):
+                    first, second = head * head_width + pair, head * head_width + pair + rotated // 2
+                    number = complex(vectors_BTD[row, token, first], vectors_BTD[row, token, second])
+                    turned = number * cmath.exp(1j * float(angle_Tr[position_BT[row, token], pair]))
+                    want_BTD[row, token, first], want_BTD[row, token, second] = turned.real, turned.imag
+    torch.testing.assert_close(have_BTD.double(), want_BTD, rtol=0, atol=1e-5)
+    untouched = vectors_BTD.unflatten(-1, (3, head_width))[..., rotated:]
+    assert torch.equal(have_BTD.unflatten(-1, (3, head_width))[..., rotated:], untouched)
 
 
 def plain_relations(vectors_TD: torch.Tensor, heads: int, length: int) -> list[list[list[float]]]:

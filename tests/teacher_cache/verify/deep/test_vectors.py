@@ -16,7 +16,7 @@ from teacher_cache.contract.batch import AttentionRelations, AttentionVectors, T
 from teacher_cache.contract.manifest import Manifest, TransformRecord
 from teacher_cache.contract.streams import VECTORS, vector_streams
 from teacher_cache.contract.targets import FIXED_PRECISIONS, AttentionSpec, HiddenSpec, TargetSpecs
-from teacher_cache.format.layout import projection_path
+from teacher_cache.format.attention_constants import projection_path
 from teacher_cache.format.small_arrays import write_constant
 from teacher_cache.models.attention import AttentionProjections, Projection, project_hidden, relation_matrices
 from teacher_cache.storage.local import LocalStorage
