@@ -71,6 +71,8 @@ LONG_FILES = (
     "cli/test_eval_latency.py",
     "student_train/students/test_export.py",
     "teacher_cache/build/test_workers.py",
+    "teacher_cache/build/test_together_faults.py",
+    "teacher_cache/teacher/test_shared.py",
     "cli/test_sweep.py",
     "test_cached_causal.py",
     "test_readme.py",

@@ -144,7 +144,7 @@ class SharedTeacher(Teacher):
             self._load_share(widths)
         elif kind == _RUN:
             ids_BT, length_B, layers, starts_BT = given
-            self._run_share(ids_BT, length_B, (), layers, starts_BT)
+            self._run_share(ids_BT, length_B, layers, starts_BT)
         else:
             shape, dtype = given
             final_PD = torch.empty(shape, dtype=dtype, device=running_device(self.model))
@@ -160,21 +160,15 @@ class SharedTeacher(Teacher):
         given_layers: Iterable[int] = (),
         starts_BT: torch.Tensor | None = None,
     ) -> TeacherOutputs:
-        """As `Teacher.run`; once it is started, by all processes. What projections read is whole in each of them."""
-        hidden_layers, attention_layers, given_layers = map(tuple, (hidden_layers, attention_layers, given_layers))
+        """As `Teacher.run`; once it is started, by all processes."""
+        whole = {"hidden_layers": tuple(hidden_layers), "given_layers": tuple(given_layers)}
+        layers = tuple(attention_layers)
         if self._widths is None:
-            return super().run(
-                input_ids_BT,
-                length_B,
-                hidden_layers=hidden_layers,
-                attention_layers=attention_layers,
-                given_layers=given_layers,
-                starts_BT=starts_BT,
-            )
+            return super().run(input_ids_BT, length_B, attention_layers=layers, starts_BT=starts_BT, **whole)
         ids_BT, length_B = input_ids_BT.cpu(), length_B.cpu()
         starts_BT = None if starts_BT is None else starts_BT.cpu()
-        with self._processes.order(_RUN, ids_BT, length_B, attention_layers, starts_BT):
-            return self._run_share(ids_BT, length_B, hidden_layers, attention_layers, starts_BT, given_layers)
+        with self._processes.order(_RUN, ids_BT, length_B, layers, starts_BT):
+            return self._run_share(ids_BT, length_B, layers, starts_BT, **whole)
 
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """As `Teacher.head`; once it is started, by all processes."""
@@ -191,19 +185,12 @@ class SharedTeacher(Teacher):
         self,
         ids_BT: torch.Tensor,
         length_B: torch.Tensor,
-        hidden_layers: tuple[int, ...],
         attention_layers: tuple[int, ...],
         starts_BT: torch.Tensor | None,
-        given_layers: tuple[int, ...] = (),
+        **whole: tuple[int, ...],
     ) -> TeacherOutputs:
-        outputs = super().run(
-            ids_BT,
-            length_B,
-            hidden_layers=hidden_layers,
-            attention_layers=attention_layers,
-            given_layers=given_layers,
-            starts_BT=starts_BT,
-        )
+        """A pass; of layers in `whole`, arguments of `Teacher.run`, every process has all without asking the others."""
+        outputs = super().run(ids_BT, length_B, attention_layers=attention_layers, starts_BT=starts_BT, **whole)
         return replace(
             outputs, attention={layer: self._gather(layer, vectors) for layer, vectors in outputs.attention.items()}
         )
@@ -244,6 +231,7 @@ class SharedTeacher(Teacher):
             torch.tensor([16, 12]),
             hidden_layers=(0, *layers),
             attention_layers=layers if self._tapped else (),
+            given_layers=self._replays,
         )
         return outputs, self.head()(outputs.final_BTD.flatten(0, 1)) if self.record.has_mlm_head else None
 
@@ -261,6 +249,8 @@ def _distances(
 ) -> dict[str, torch.Tensor]:
     """[N]: the distance of each vector from the one that is wanted, as a share of its length."""
     pairs = {f"hidden states {layer}": (states, have[0].hidden[layer]) for layer, states in want[0].hidden.items()}
+    for layer, given_BTD in want[0].given.items():
+        pairs[f"what attention {layer} reads"] = given_BTD, have[0].given[layer]
     for layer, vectors in want[0].attention.items():
         for name in VECTORS:
             wanted_BTD, given_BTD = (getattr(each, f"{name}_BTD") for each in (vectors, have[0].attention[layer]))

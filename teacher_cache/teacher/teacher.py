@@ -50,11 +50,7 @@ _UNLIMITED_POSITIONS = 512
 
 
 class Teacher:
-    """A frozen model with its tokenizer.
-
-    It is first loaded as it lies in its checkpoint, to be hashed, tried and copied into the store; on a CPU weights in
-    safetensors files take no memory then, being pages of these files. `start` makes of it what is to run.
-    """
+    """A frozen model with its tokenizer, as it lies in its checkpoint; `start` makes of it what is to run."""
 
     def __init__(
         self,
