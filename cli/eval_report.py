@@ -46,7 +46,8 @@ def report(argv: list[str]) -> int:
 
     out = Path(settings.run if settings.out is None else settings.out).expanduser()
     out = out / REPORT_NAME if settings.out is None else out
-    refuse_unwritable(out)
+    if settings.out is not None:
+        refuse_unwritable(out)
     text = make_report(settings.run, settings.cache)
     with writes_to(str(out)):
         write_whole(out, text)

@@ -39,6 +39,9 @@ def test_a_place_that_cannot_be_written_is_told(run: Path, tmp_path: Path, capsy
     out = tmp_path / "nowhere" / "report.html"
     assert main(["report", str(run), "--out", str(out)]) == 1
     assert f"--out {str(out)!r} cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path)]) == 1
+    assert f"--out {str(tmp_path)!r} cannot be written (it is a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [run.name], "nothing is left of the attempt"
 
 
 def test_no_run_is_no_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
