@@ -16,7 +16,8 @@ ratios medians of before / after within a round. Steps:
 - `derive`: `kdcache derive` from nmse:1e-3 to nmse:1e-1;
 - `draws`: 24 ids at a place from logits of 49,152 ids, in microseconds a place.
 
-Where other work takes the cores, only seconds of the processor mean anything; those of the clock are given beside them.
+torch has one thread in each of them, so that what is gained with more cores is gained by threads of our own. Where
+other work takes the cores, only seconds of the processor mean anything; those of the clock are given beside them.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def run(options: argparse.Namespace, checkout: Path, step: str) -> dict[str, Any
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     done = subprocess.run(
         [*command, "--corpus", *options.corpus],
-        env=os.environ | {"PYTHONPATH": str(checkout)},
+        # threads that wait for each other in a loop would count as work of the processor
+        env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         check=True,
     )

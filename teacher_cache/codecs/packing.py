@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LARGEST_CODE = 2**15 - 1
 ZERO = "zero"
 _VALUES_AT_ONCE = 2**18  # from bytes to floats they stay in the cache
+_CODES_AT_ONCE = 2**20  # from floats to bytes too; with fewer, torch's threads would wait for each other more often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,7 @@ def _pieces(codes_CN: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """All components, on a CPU a few at a time, and the number of the first of them."""
     at_once = len(codes_CN)
     if codes_CN.device.type == "cpu":
-        at_once = max(1, _VALUES_AT_ONCE // max(1, codes_CN.shape[1]))
+        at_once = max(1, _CODES_AT_ONCE // max(1, codes_CN.shape[1]))
     for first in range(0, len(codes_CN), max(1, at_once)):
         yield first, codes_CN[first : first + at_once]
 

@@ -67,7 +67,8 @@ def sample_store(small_settings: Settings, tmp_path_factory: pytest.TempPathFact
 def codes(reader: CacheReader, path: str, first: int, last: int) -> np.ndarray[Any, Any]:
     """The codes [D, W, N] of some rows of a calibrated stream."""
     stream, rows = reader.layout.stream(path), SourceRows(reader)
-    return np.concatenate([rows.codes(stream, piece) for piece in find_pieces(reader.manifest, first, last)], axis=2)
+    pieces = find_pieces(reader.manifest, first, last)
+    return np.concatenate([np.stack([*map(np.asarray, rows.codes(stream, one))], axis=1) for one in pieces], axis=2)
 
 
 def assert_equal_rows(have: TargetBatch, want: TargetBatch) -> None:
