@@ -176,9 +176,8 @@ class Ways:
         self.bare_loop = BareLoop(run) if "bare" in names else None
         self.loaded_teacher = load_teacher(run)
         layers = run.objective.request.attention_layers
-        width = run.reader.manifest.teacher.hidden_size
         self.projections = {
-            layer: read_projections(run.reader.storage, layer, width).to(run.device) for layer in layers
+            layer: read_projections(run.reader.storage, run.reader.manifest, layer).to(run.device) for layer in layers
         }
         with closing(hidden_batches(run)) as held:
             shares = Feed(run, held, [], self.trainer.progress.skipped)

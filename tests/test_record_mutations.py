@@ -173,7 +173,7 @@ def result_of(name: str, folder: Path, printed: str) -> Any:
 def listed(printed: str) -> list[tuple[str, list[str]]]:
     """The trainings of a sweep: the folder of each, and its other flags, sorted."""
     found = []
-    for one in json.loads(printed):
+    for one in json.loads(printed)["runs"]:
         *flags, flag, out = one["flags"]
         assert flag == "--out" and out.endswith(one["name"])
         found.append((out.removesuffix(one["name"]).removesuffix("/"), sorted(flags)))

@@ -91,7 +91,7 @@ def test_a_trial_of_a_store_that_is_there_writes_to_the_draft_alone(
     for key in ("seal.json", "commits/00000000.json", "commits/00000002.json"):
         draft.delete(key)
     (group,) = read_groups(draft)
-    projections = {3: read_projections(draft, 3, 32)}
+    projections = {3: read_projections(draft, group.manifest, 3)}
     trial = Trial(draft, small_teacher, projections, small_rows, 8, notes)
     found = trial.forecast(GroupWriter(draft, group))
     assert (found.rows, found.blocks, trial.sample_rows) == (24, 2, 24)
