@@ -213,7 +213,7 @@ def all_but_provenance(store: Path) -> dict[str, bytes]:
 
 
 def test_a_derivation_that_broke_off_goes_on(nmse_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teacher_cache.derive.derive._MOST_THREADS", 1)  # one block after the other
+    monkeypatch.setattr("teacher_cache.derive.derive._MOST_AT_ONCE", 1)  # one block after the other
     flags: dict[str, Any] = {"precision": "nmse:5e-2", "row_range": "2:40", "targets": "hidden", "layers": "4"}
     derive(nmse_store, tmp_path / "whole.zarr", **flags)
     want = all_but_provenance(tmp_path / "whole.zarr")
