@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from cli.kdtrain import main as kdtrain
 PIECE = 400
 """Characters of a document, cut from longer ones."""
 HELD_OUT = 16
-"""Documents of each language that are compared, which follow those of the text."""
+"""Documents of each language that are compared, its first; the text is made of those that follow."""
 
 
 def main() -> None:
@@ -89,8 +90,8 @@ def measure(options: argparse.Namespace, folder: Path, languages: Sequence[str])
     with text.open("w", encoding="utf-8") as file:
         for language in languages:
             pieces = documents(options, language)
-            file.writelines(f"{piece}\n" for piece, _ in zip(pieces, range(count), strict=False))
-            held_out[language] = [piece for piece, _ in zip(pieces, range(HELD_OUT), strict=False)]
+            held_out[language] = list(islice(pieces, HELD_OUT))
+            file.writelines(f"{piece}\n" for piece in islice(pieces, count))
     trimmed = folder / "trimmed"
     command = ["trim", "--student", str(options.teacher), "--out", str(trimmed), "--text", str(text), "--json"]
     record = json.loads(run(kdeval, command))
