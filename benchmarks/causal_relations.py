@@ -6,9 +6,10 @@
     kdcache derive exact.zarr e-1.zarr --precision nmse:1e-1
     python benchmarks/causal_relations.py exact.zarr e-2.zarr e-1.zarr
 
-Of each store, on the last --rows rows, which calibration must not have seen (it takes 128 of 160):
+With `--relations qkv` the vectors themselves are kept, as of teachers whose vectors cannot be replayed. Of each store, on the last --rows rows, which calibration must not have seen (it takes 128 of 160):
 
-- bytes a token of queries, keys and values: their arrays on disk, with checksums, by all rows of the store;
+- bytes a token of queries, keys and values, or of what they are computed from: arrays on disk, with checksums, by all
+  rows of the store;
 - variance lost, E||x - x'||^2 / E||x - mean||^2, of tokens that are no sinks;
 - relation KL, exact against decoded, in nats a position: under a causal mask and over the whole document, in the heads
   that `mha` compares a student of the teacher's own widths in.
@@ -54,13 +55,10 @@ def measure(exact: CacheReader, path: str, layer: int, rows: int) -> dict[str, A
     spec = reader.manifest.targets.find_attention(layer)
     assert spec is not None
     request, found = TargetRequest(attention_layers=(layer,)), {"precision": spec.codec}
+    held = [array for array in info.bytes_per_array if array.startswith(f"attention/{layer}/")]
     found["bytes"] = {
-        name: sum(
-            info.bytes_per_token(array)
-            for array in info.bytes_per_array
-            if array.startswith(f"attention/{layer}/{name}/")
-        )
-        for name in VECTORS
+        name: sum(info.bytes_per_token(array) for array in held if array.split("/")[2] == name)
+        for name in dict.fromkeys(array.split("/")[2] for array in held)
     }
     want, have = (
         one.read_rows(reader.manifest.rows - rows, reader.manifest.rows, request)["plain"] for one in (exact, reader)
@@ -96,12 +94,12 @@ def lost(want: TargetBatch, have: TargetBatch, layer: int, name: str) -> float:
 
 
 def make_table(layer: int, measured: list[dict[str, Any]]) -> Table:
-    table = Table("precision", "bytes a token", "q, k, v", "variance lost", "causal KL", "full KL")
+    table = Table("precision", "bytes a token", "of", "variance lost", "causal KL", "full KL")
     table.title = f"attention {layer}"
     for found in measured:
         parts = [
-            ", ".join(f"{found[what][name]:{form}}" for name in VECTORS)
-            for what, form in (("bytes", ".0f"), ("lost", ".2g"), ("causal", ".2g"), ("full", ".2g"))
+            ", ".join(f"{name} {size:.0f}" for name, size in found["bytes"].items()),
+            *(", ".join(f"{found[what][name]:.2g}" for name in VECTORS) for what in ("lost", "causal", "full")),
         ]
         table.add_row(found["precision"], f"{sum(found['bytes'].values()):.1f}", *parts)
     return table
