@@ -6,7 +6,9 @@
     kdcache derive exact.zarr e-1.zarr --precision nmse:1e-1
     python benchmarks/causal_relations.py exact.zarr e-2.zarr e-1.zarr
 
-With `--relations qkv` the vectors themselves are kept, as of teachers whose vectors cannot be replayed. Of each store, on the last --rows rows, which calibration must not have seen (it takes 128 of 160):
+With `--relations qkv` the vectors themselves are kept, as of teachers whose vectors cannot be replayed.
+
+Of each store, on the last --rows rows, which calibration must not have seen (it takes 128 of 160):
 
 - bytes a token of queries, keys and values, or of what they are computed from: arrays on disk, with checksums, by all
   rows of the store;
