@@ -24,6 +24,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "kdcache derive cache.zarr small.zarr --layers 2,4,6",
         "kdcache derive cache.zarr small.zarr --targets logits --max-rows 1000",
     ),
+    "kdcache drop": (
+        "kdcache drop cache.zarr --targets logits",
+        "kdcache drop cache.zarr --extension 1 --json",
+    ),
     "kdcache verify": (
         "kdcache verify cache.zarr",
         "kdcache verify cache.zarr --deep 16 --json",
@@ -55,6 +59,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "kdeval latency": (
         "kdeval latency --student student --teacher cache.zarr/teacher",
         "kdeval latency --batch-sizes 1,32 --lengths 128 --threads 1 --seconds 10",
+    ),
+    "kdeval trim": (
+        "kdeval trim --student student --text text.txt --out small",
+        "kdeval trim --text de.txt en.txt --coverage 0.9999 --out small --json",
+    ),
+    "kdeval export": (
+        "kdeval export student --out published",
+        "kdeval export student --out served --onnx --int8 both --cache cache.zarr",
     ),
     "kdeval compare": (
         "kdeval compare student student-mha --out comparison",

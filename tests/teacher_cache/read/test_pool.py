@@ -67,7 +67,7 @@ def tensors(record: Any) -> list[torch.Tensor]:
         return [tensor for _, value in sorted(record.items()) for tensor in tensors(value)]
     if is_dataclass(record):
         return [tensor for field in fields(record) for tensor in tensors(getattr(record, field.name))]
-    return [] if record is None else [record]
+    return [] if record is None else [torch.as_tensor(record)]
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
