@@ -106,6 +106,7 @@ def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path, ke
     """Where `model.generate` begins and ends: as the teacher's does, which may know more ends than its configuration.
 
     Without an id for padding there is a warning at every call; the end of a text stands in for it, as it does there.
+    What is no id of the student's, such as the -1 that some models have for padding, says that there is none.
     """
     try:
         settled = GenerationConfig.from_pretrained(teacher_folder, local_files_only=True)
@@ -115,7 +116,11 @@ def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path, ke
         settled = trim_config(settled, kept)
     ids = {
         name: next(
-            (found for each in (settled, model.config, tokenizer) if (found := getattr(each, name, None)) is not None),
+            (
+                found
+                for each in (settled, model.config, tokenizer)
+                if _are_tokens(found := getattr(each, name, None), model.config.vocab_size)
+            ),
             None,
         )
         for name in ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -124,6 +129,12 @@ def _generation(model: PreTrainedModel, tokenizer: Any, teacher_folder: Path, ke
         ends = ids["eos_token_id"]
         ids["pad_token_id"] = ends[0] if isinstance(ends, list) and ends else ends
     return GenerationConfig(**ids)
+
+
+def _are_tokens(found: Any, entries: int) -> bool:
+    """Whether this is an id, or several."""
+    ids = found if isinstance(found, list) else [found]
+    return bool(ids) and all(type(one) is int and 0 <= one < entries for one in ids)
 
 
 def _move(unfinished: Path, out: Path) -> None:

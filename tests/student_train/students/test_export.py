@@ -265,6 +265,17 @@ def test_writing_ends_where_the_teachers_does(tmp_path: Path) -> None:
     assert (found.eos_token_id, found.pad_token_id) == ([7, 3], 7) and not found.do_sample
 
 
+@pytest.mark.parametrize("padding", [-1, 2**31 - 1])
+def test_what_is_no_id_is_not_taken_over_for_writing(padding: int, tmp_path: Path) -> None:
+    """Transformers saves no settings with a negative id: a training would end without its student."""
+    teacher = save_chat_teacher(tmp_path / "teacher", pad_token_id=None, eos_token_id=3)
+    (teacher / "generation_config.json").write_text(json.dumps({"pad_token_id": padding, "eos_token_id": [3, -5]}))
+    plan = plan_student("2x32", teacher_folder=teacher, init="auto", with_mlm_head=True, seq_len=24)
+    export_decoder(plan, tmp_path / "out")
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (found.eos_token_id, found.pad_token_id) == (3, 3)
+
+
 def test_a_decoders_text_is_cut_at_its_last_position(tmp_path: Path) -> None:
     teacher = save_chat_teacher(tmp_path / "teacher")
     plan = plan_student(
