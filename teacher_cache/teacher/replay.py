@@ -13,7 +13,7 @@ vector, r turned components of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +53,10 @@ def watch_inputs(model: PreTrainedModel, modules: Mapping[int, str]) -> Iterator
             lambda _module, given: seen.__setitem__(layer, given[0])
         )
 
-    handles = [watch(layer, name) for layer, name in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for layer, name in modules.items():
+            hooks.enter_context(watch(layer, name))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +81,11 @@ def watch_maps(model: nn.Module) -> Iterator[list[SeenMap]]:
             )
         )
 
-    handles = [watch(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                hooks.enter_context(watch(name, module))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def linear_maps(
@@ -128,9 +125,7 @@ def find_replay(model: PreTrainedModel, layer: int, seq_len: int, dtype: torch.d
     """
     maps, tables, vectors = _watch(model, layer, min(_TOKENS, seq_len))
     for value in (one for one in maps if _equal(one.made_BTD, vectors.value_BTD)):
-        beside = [
-            one for one in maps if one.given_BTD is value.given_BTD or torch.equal(one.given_BTD, value.given_BTD)
-        ]
+        beside = [one for one in maps if torch.equal(one.given_BTD, value.given_BTD)]
         for name, short in tables.items():
             chosen = _choose(beside, value, short, vectors, model.config.num_attention_heads)
             if chosen is None:
@@ -169,26 +164,19 @@ def _watch(model: PreTrainedModel, layer: int, tokens: int) -> tuple[list[SeenMa
 
         return module.register_forward_hook(hook)
 
-    handles = [see(name, module) for name, module in model.named_modules()]
-    try:
-        with watch_maps(model) as maps, record_attention(model, (layer,)) as recorded:
-            _pass(model, torch.arange(2 * tokens).view(2, tokens) % model.config.vocab_size)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, watch_maps(model) as maps, record_attention(model, (layer,)) as recorded:
+        for name, module in model.named_modules():
+            hooks.enter_context(see(name, module))
+        _pass(model, torch.arange(2 * tokens).view(2, tokens) % model.config.vocab_size)
     return maps, tables, recorded.vectors[layer]
 
 
 def _watch_table(model: PreTrainedModel, name: str, seq_len: int) -> Table | None:
     """The table of one module for rows of this length."""
     found: list[Table | None] = []
-    handle = model.get_submodule(name).register_forward_hook(
-        lambda _module, _given, made: found.append(_as_table(made, seq_len))
-    )
-    try:
+    module = model.get_submodule(name)
+    with module.register_forward_hook(lambda _module, _given, made: found.append(_as_table(made, seq_len))):
         _pass(model, torch.arange(seq_len)[None] % model.config.vocab_size)
-    finally:
-        handle.remove()
     return found[-1] if found else None
 
 
