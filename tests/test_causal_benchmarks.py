@@ -114,8 +114,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_stored_form_is_measured_as_it_lies_on_the_disk(forms: Any, folder: Path) -> None:
-    import argparse
-
     import causal_batches
     import causal_codes
 
@@ -176,22 +174,28 @@ def test_quality_is_measured_against_the_exact_teacher(forms: Any, folder: Path)
     assert (found["places"], found["perplexity"]) == (places, pytest.approx(math.exp(total / places), rel=1e-4))
 
 
-def test_starts_of_smaller_decoders_are_told_apart_and_compared(forms: Any, folder: Path, tmp_path: Path) -> None:
-    import causal_narrow
+def test_starts_and_methods_of_smaller_decoders_are_compared(forms: Any, folder: Path, tmp_path: Path) -> None:
+    import causal_methods
 
-    starts = causal_narrow.split_starts("2x32@teacher:1,4,2x16:2@auto,4x16:2@random")
+    starts = causal_methods.split_starts("2x32@teacher:1,4,2x16:2@auto,4x16:2@random")
     assert starts == ["2x32@teacher:1,4", "2x16:2@auto", "4x16:2@random"]
     options = argparse.Namespace(
-        teacher=str(folder / "teacher"), corpus=[str(folder / "corpus.txt")], out=str(tmp_path), student="", steps=0,
+        teacher=str(folder / "teacher"), corpus=[str(folder / "corpus.txt")], out=str(tmp_path), steps=2,
         tokens=64, seq_len=16, held_out=3, lr=1e-3, device="cpu",
     )  # fmt: skip
-    store = causal_narrow.build_store(causal_narrow.STORE, argparse.Namespace(**{**vars(options), "steps": 2}))
     teacher = Teacher.load(options.teacher, device="cpu")
     teacher.start()
+    store = causal_methods.build_store(teacher, options)
     for start, kl in {"4x32@auto": pytest.approx(0, abs=1e-6), "2x32@random": None}.items():
-        shape, _, init = start.partition("@")
-        flags = causal_narrow.flags_of(causal_narrow.Training(store=causal_narrow.STORE, flags={}), options, 0)
-        flags |= {"student": shape, "init": init, "valid_share": 0.3, "method": "od"}
-        found = causal_narrow.compare(flags, store, options, teacher, tmp_path / start)
+        found = causal_methods.make_start(start, store, teacher, options)
         assert found["before"]["kl"] == kl if kl is not None else found["before"]["kl"] > 0.05
-        assert "after" not in found and f"llama {shape}" in found["description"]
+        assert f"llama {start.partition('@')[0]}" in found["description"]
+        measured = []
+        for method in ("od", "od+hs", "mha-full-od"):
+            stages = causal_methods.stages_of(method, start, 0, store, teacher, options)
+            assert [stage["steps"] for stage in stages] == ([1, 1] if "-" in method else [2])
+            (tmp_path / method).mkdir(exist_ok=True)
+            measured.append(causal_methods.train_and_measure(stages, store, teacher, options, tmp_path / method))
+        after = [one["after"]["kl"] for one in measured]
+        assert len({found["before"]["kl"], *after}) == 4 and all(math.isfinite(kl) for kl in after)
+        assert causal_methods.summarise([one["after"] for one in measured])["kls"] == after

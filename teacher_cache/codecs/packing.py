@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LARGEST_CODE = 2**15 - 1
 ZERO = "zero"
-_VALUES_AT_ONCE = 2**18  # from bytes to floats they stay in the cache
+VALUES_AT_ONCE = 2**18  # from bytes to floats they stay in the cache
 _CODES_AT_ONCE = 2**20  # from floats to bytes too; with fewer, torch's threads would wait for each other more often
 
 
@@ -98,7 +98,7 @@ class Packing:
             out_CN.copy_(values_CN[:, wanted]).mul_(step)
             return
         out = out_CN.numpy()
-        rows = max(1, _VALUES_AT_ONCE // (stop - start))
+        rows = max(1, VALUES_AT_ONCE // (stop - start))
         for row in range(0, len(part_CL), rows):
             piece = out[row : row + rows]
             np.copyto(piece, self.digits(part_CL[row : row + rows])[:, wanted])
@@ -286,17 +286,27 @@ _MOST_ESCAPES = 1 / 200
 
 
 def _cheapest(codes_N: NDArray[np.int16]) -> int:
-    """The number of the packing, len(PACKINGS) for `zero`, that stores these values in the fewest bits."""
+    """The number of the packing, len(PACKINGS) for `zero`, that stores these values in the fewest bits.
+
+    Values to a byte of their own never take fewer bits than the same values two or more to a byte: the entropy of a
+    tuple is at most the sum of its places'. Nor do two bytes a value where one will do. So the widest packing that has
+    to be weighed is the first one without escapes that holds a single value, or pairs.
+    """
     import torch
 
     magnitude_N = np.abs(codes_N)
+    largest = int(magnitude_N.max(initial=0))
+    narrower = [packing.limit for packing in PACKINGS[1:]]
     costs = []
-    for packing in PACKINGS:
-        beyond_N = magnitude_N > packing.limit
-        share = float(beyond_N.mean())
-        packed_1L = packing.pack(torch.from_numpy(np.where(beyond_N, np.int16(0), codes_N)[None]))
-        bits = _entropy(packed_1L[0].numpy()) / packing.per_byte
-        costs.append(bits + share * _ESCAPE_BITS if share <= _MOST_ESCAPES else np.inf)
+    for packing, next_limit in zip(PACKINGS, [*narrower, -1], strict=True):
+        beyond = int((magnitude_N > packing.limit).sum()) if largest > packing.limit else 0
+        share = beyond / max(1, len(codes_N))
+        if share > _MOST_ESCAPES or (packing.per_byte == 1 and largest <= next_limit):
+            costs.append(np.inf)
+            continue
+        held_N = np.where(magnitude_N > packing.limit, np.int16(0), codes_N) if beyond else codes_N
+        packed_1L = packing.pack(torch.from_numpy(held_N[None]))
+        costs.append(_entropy(packed_1L[0].numpy()) / packing.per_byte + share * _ESCAPE_BITS)
     share = float((codes_N != 0).mean())
     costs.append(share * _ESCAPE_BITS if share <= _MOST_ESCAPES else np.inf)
     # the narrowest of equals: fewer bytes to decode

@@ -71,16 +71,15 @@ def load_coders(source: SourceRows, derivation: Derivation, storage: Storage) ->
             coders[origin.target.path] = Quantiser(transform, _projections(source, origin), sinks)
             continue
         before = read_transform(source.reader.storage, origin.source)
-        place = {column_D.numpy().tobytes(): number for number, column_D in enumerate(before.basis_DK.T)}
-        try:
-            order = [place[column_D.numpy().tobytes()] for column_D in transform.basis_DK.T]
-        except KeyError as error:
+        place = {column_D.numpy().tobytes(): number for number, column_D in enumerate(transform.basis_DK.T)}
+        place_D = [place.get(column_D.numpy().tobytes(), -1) for column_D in before.basis_DK.T]
+        if sorted(place_D) != list(range(len(place_D))):
             raise StoreError(
                 f"{storage.location!r} was begun from another store: {origin.target.path} has not the rotation of "
                 f"{source.reader.path!r}, so blocks of both would be decoded wrongly; give the SRC it was begun with, "
                 "or another DST"
-            ) from error
-        coders[origin.target.path] = Coarsening(order_D=np.array(order), ratio=before.step / transform.step)
+            )
+        coders[origin.target.path] = Coarsening(place_D=torch.tensor(place_D), ratio=before.step / transform.step)
     return coders
 
 
@@ -110,26 +109,26 @@ def _coarsen(source: SourceRows, derivation: Derivation, origin: StreamOrigin) -
     record, target = origin.source.calibration, origin.target.target_nmse
     assert record is not None and target is not None
 
-    def codes_NK(name: str) -> NDArray[np.int16]:
+    def codes_KN(name: str) -> NDArray[np.int16]:
         parts = []
         for piece in sample[name]:
             coded_N = ~source.padding(piece)
             sinks = source.sinks(origin.source, piece)
-            for view, codes_KN in enumerate(source.codes(origin.source, piece)):
+            for view, part_KN in enumerate(source.codes(origin.source, piece)):
                 ordinary_N = coded_N.copy()
                 if sinks:
                     ordinary_N[sinks[view].token_S] = False
-                parts.append(codes_KN.numpy()[:, ordinary_N].T.astype(np.int16))
-        return np.concatenate(parts)
+                parts.append(part_KN.numpy().astype(np.int16)[:, ordinary_N])
+        return np.concatenate(parts, axis=1)
 
     _refuse_finer(source, origin, record.nmse, target)
     steps = (*record.earlier_steps, record.step)
-    tune, check = (CodedSample(codes_NK(name), steps) for name in ("tune", "check"))
+    tune, check = (CodedSample(codes_KN(name), steps) for name in ("tune", "check"))
     # the declared error is a share of the variance; in steps of the source, as all below
     variance = (tune.power + check.power) / 2 / (1 - record.nmse)
     ratio = bisect_step(tune.added_error, (target - record.nmse) * variance, 1.0, 4.0 * tune.largest)
-    coarser_NK = np.rint(np.concatenate([tune.codes_NK, check.codes_NK]) / np.float32(ratio)).astype(np.int16)
-    order, components = choose_packings(coarser_NK, GROUP)
+    coarser_KN = np.rint(np.concatenate([tune.codes_KN, check.codes_KN], axis=1) / np.float32(ratio)).astype(np.int16)
+    order, components = choose_packings(coarser_KN.T, GROUP)
     before = read_transform(source.reader.storage, origin.source)
     step = record.step * ratio
     transform = replace(before, basis_DK=before.basis_DK[:, order].contiguous(), step=step)

@@ -31,14 +31,13 @@ from teacher_cache.format.writer import BlockValues
 
 @dataclass(frozen=True, kw_only=True)
 class Coarsening:
-    """Codes of one step -> codes of a larger one: components in another order, `ratio` the old step by the new one."""
+    """Codes of one step -> codes of a larger one: `ratio` is the old step by the new one.
 
-    order_D: NDArray[np.intp]
+    Component d of the source is the derived store's component place_D[d].
+    """
+
+    place_D: torch.Tensor
     ratio: float
-
-    def apply(self, codes_DN: torch.Tensor) -> torch.Tensor:
-        """Codes in the new step, to be rounded."""
-        return codes_DN[torch.from_numpy(self.order_D)].mul_(self.ratio)
 
 
 Coder = Coarsening | Quantiser
@@ -132,8 +131,9 @@ class BlockDeriver:
                         kept = Sinks(sinks_N.numpy().nonzero()[0], coder.keep(values_ND[sinks_N]))
                         packer.put_sinks(self._placed(kept, view, piece))
                 continue
-            for view, codes_DN in enumerate(self.source.codes(origin.source, piece)):
-                packer.put(view, first, codes_DN if coder is None else coder.apply(codes_DN))
+            moved = () if coder is None else (coder.place_D, coder.ratio)
+            for view, codes_DN in enumerate(self.source.codes(origin.source, piece, *moved)):
+                packer.put(view, first, codes_DN)
             for view, one in enumerate(self.source.sinks(origin.source, piece)):
                 packer.put_sinks(self._placed(one, view, piece))
         return packer.finish()

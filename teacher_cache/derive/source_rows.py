@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codecs.packing import ranges
+from teacher_cache.codecs.packing import VALUES_AT_ONCE, ranges
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.format.packed_streams import Sinks
@@ -60,11 +60,17 @@ class SourceRows:
         padding_RT: NDArray[np.bool_] = np.arange(self.manifest.seq_len) >= length_R[:, None]
         return padding_RT.ravel()
 
-    def codes(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:
-        """[D, N] codes of a calibrated stream in float32, view by view."""
+    def codes(
+        self, stream: VectorStream, piece: SourcePiece, place_D: torch.Tensor | None = None, scale: float = 1.0
+    ) -> Iterator[torch.Tensor]:
+        """[D, N] codes of a calibrated stream in float32, view by view, times `scale`.
+
+        With `place_D`, component d lies in row place_D[d].
+        """
         assert stream.calibration is not None
         positions, views = self.manifest.seq_len, self.manifest.views_of(stream.view)
         start, stop = piece.start * positions, piece.stop * positions
+        place_D = torch.arange(stream.width) if place_D is None else place_D
         packed = {
             packing: self.reader.load_array(f"{stream.path}/codes/{packing.name}", piece.block)
             for packing, _ in ranges(stream.calibration.components)
@@ -72,17 +78,24 @@ class SourceRows:
         count_W, index_WE, value_WE = (
             self.reader.load_array(f"{stream.path}/escapes/{name}", piece.block) for name in ("count", "index", "value")
         )
+        # a few components at a time, which are still in the cache when they go where they belong
+        at_once = max(1, VALUES_AT_ONCE // (stop - start))
+        part_CN = torch.empty((at_once, stop - start))
         for view, count in enumerate(count_W):
             codes_DN, stored = torch.empty((stream.width, stop - start)), 0
             for packing, part in ranges(stream.calibration.components):
-                packed_CL = np.split(packed[packing], views, axis=1)[view]
-                packing.unpack(packed_CL, start, stop, 1.0, codes_DN[part])
-                stored = part.stop
-            codes_DN[stored:] = 0
+                packed_CL, stored = np.split(packed[packing], views, axis=1)[view], part.stop
+                for first in range(0, len(packed_CL), at_once):
+                    place_C = place_D[part][first : first + at_once]
+                    packing.unpack(packed_CL[first : first + at_once], start, stop, scale, part_CN[: len(place_C)])
+                    codes_DN[place_C] = part_CN[: len(place_C)]
+            codes_DN[place_D[stored:]] = 0
             component, token = np.divmod(index_WE[view, :count].astype(np.int64), self.manifest.block_rows * positions)
             here = (token >= start) & (token < stop)
             escapes = torch.from_numpy(value_WE[view, :count][here].astype(np.float32))
-            codes_DN[torch.from_numpy(component[here]), torch.from_numpy(token[here] - start)] = escapes
+            codes_DN[place_D[torch.from_numpy(component[here])], torch.from_numpy(token[here] - start)] = (
+                escapes * scale
+            )
             yield codes_DN
 
     def sinks(self, stream: VectorStream, piece: SourcePiece) -> list[Sinks]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.build.inputs import Silent
@@ -18,9 +18,9 @@ from teacher_cache.codecs.logits import TopkEntries
 from teacher_cache.contract.batch import TargetRequest, TopkLogits
 from teacher_cache.derive.derive import derive_store
 from teacher_cache.derive.origins import plan_derivation
-from teacher_cache.derive.recode import BlockDeriver, Coarsening, cut_topk
+from teacher_cache.derive.recode import BlockDeriver, cut_topk
 from teacher_cache.derive.settings import DeriveSettings
-from teacher_cache.derive.source_rows import SourceRows
+from teacher_cache.derive.source_rows import SourcePiece, SourceRows
 from teacher_cache.format.layout import StoreLayout
 from teacher_cache.read.reader import CacheReader
 
@@ -127,16 +127,21 @@ def test_a_tail_without_mass_stays_without() -> None:
     assert torch.allclose(cut_topk(whole, 2).log_tail_P, whole.log_tail_P)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.data())
-def test_coarser_codes_are_the_nearest_in_another_order(data: st.DataObject) -> None:
-    width, ratio = data.draw(st.integers(1, 5)), data.draw(st.floats(0.01, 1))
-    order = data.draw(st.permutations(range(width)))
-    codes = data.draw(st.lists(st.integers(-(2**15) + 1, 2**15 - 1), min_size=3 * width, max_size=3 * width))
-    codes_DN = torch.tensor(codes, dtype=torch.float32).view(width, 3)
-    coarser_DN = Coarsening(order_D=np.array(order), ratio=ratio).apply(codes_DN).round()
-    for place, component in enumerate(order):
-        for code, coarser in zip(codes_DN[component].tolist(), coarser_DN[place].tolist(), strict=True):
-            assert abs(code * ratio - coarser) <= 0.5 + 1e-6 * abs(code)
+def test_coarser_codes_are_the_nearest_in_another_order(nmse_store: Path, data: st.DataObject) -> None:
+    """Whichever rows are read, in every packing and with escapes."""
+    source = SourceRows(CacheReader.open(nmse_store))
+    stream, ratio = source.reader.layout.nmse_streams[0], data.draw(st.floats(0.01, 1))
+    place_D = torch.tensor(data.draw(st.permutations(range(stream.width))))
+    start = data.draw(st.integers(0, source.manifest.block_rows - 1))
+    stop = data.draw(st.integers(start + 1, source.manifest.block_rows))
+    piece = SourcePiece(block=0, start=start, stop=stop, to=0)
+    plain, moved = (list(source.codes(stream, piece, *how)) for how in ((), (place_D, ratio)))
+    for codes_DN, coarser_DN in zip(plain, moved, strict=True):
+        assert bool((codes_DN == codes_DN.round()).all()) and bool(codes_DN.any())
+        assert torch.equal(coarser_DN[place_D], codes_DN * ratio)
+        assert float((codes_DN * ratio - coarser_DN[place_D].round()).abs().max()) <= 0.5
 
 
 def test_rows_of_two_blocks_make_one_of_whole_numbers_that_did_not_change(small_store: Path) -> None:

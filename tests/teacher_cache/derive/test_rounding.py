@@ -24,7 +24,7 @@ def test_the_error_of_one_more_rounding(draw: str, steps: tuple[float, ...]) -> 
     exact_NK = getattr(np.random.default_rng(0), draw)(size=(20_000, 24)) * spread_K
     coded_NK = round_in_turn(exact_NK, steps)
     step, lost = steps[-1], float(((exact_NK - coded_NK) ** 2).sum(axis=1).mean())
-    sample = CodedSample(np.rint(coded_NK / step).astype(np.int16), steps)
+    sample = CodedSample(np.rint(coded_NK / step).astype(np.int16).T, steps)
     for ratio in (1.2, 1.6, 2.2, 4.0, 9.0):
         again_NK = round_in_turn(coded_NK, (ratio * step,))
         happens = float(((exact_NK - again_NK) ** 2).sum(axis=1).mean())
@@ -48,5 +48,5 @@ def test_cells_of_two_roundings_are_made_of_cells() -> None:
 
 
 def test_nothing_but_zeros_costs_nothing() -> None:
-    sample = CodedSample(np.zeros((50, 3), dtype=np.int16), (1.0,))
+    sample = CodedSample(np.zeros((3, 50), dtype=np.int16), (1.0,))
     assert sample.power == sample.added_error(3.0) == 0
