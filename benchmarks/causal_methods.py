@@ -2,8 +2,8 @@ r"""What brings a smaller decoder nearest to its teacher: which start, then whic
 
 A start is a shape and an `--init`, written SHAPE@INIT: uniform or chosen layers, a sliced width, noise. Each is made
 once, by `kdtrain --steps 0`. From each of them every method is then trained for the same steps on the same rows, all
-from one store: 24 draws a position, hidden states after a third, two thirds and all of the teacher's layers, attention of
-the last layer but one. Methods are those of `kdtrain`, with these names for what else is told:
+from one store: 24 draws a position, hidden states after a third, two thirds and all of the teacher's layers, attention
+of the last layer but one. Methods are those of `kdtrain`, with these names for what else is told:
 
 - `od+mha-full`: relations to all positions of a document, where `od+mha` has those that the model sees;
 - `mha-od`, `mha-full-od`: one half of the steps by `mha`, the other by `od`, on rows in another order.

@@ -91,8 +91,9 @@ class TrainSettings:
 
     vocabulary: str = "all"
     """Which of the teacher's ids the student gets: all, coverage:SHARE such as coverage:0.9999 (the most frequent ids
-    of the rows to train on, which make up this share of their tokens) or trim:FILE (those that a text file uses, or the
-    kept_ids.json of another student); what tokenizer and model cannot do without always stays."""
+    of the rows to train on, which make up this share of their tokens) or trim:FILE,... (those that text files use,
+    such as trim:de.txt,en.txt with one for each language, or the kept_ids.json of another student); what tokenizer and
+    model cannot do without always stays."""
 
     steps: int | None = None
     """Updates in total; 0 writes the untrained student (default: as many as --epochs has)."""

@@ -13,20 +13,20 @@ from teacher_cache.errors import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyChoice:
-    """The ids that `file` uses or lists, or those that make up `share` of the cache's tokens; else all of them."""
+    """The ids that `files` use or one lists, or those that make up `share` of the cache's tokens; else all of them."""
 
     text: str
-    file: str | None = None
+    files: tuple[str, ...] = ()
     share: float | None = None
 
     @property
     def all(self) -> bool:
         """Whether every id stays."""
-        return self.file is None and self.share is None
+        return not self.files and self.share is None
 
 
 def read_vocabulary(text: str) -> VocabularyChoice:
-    """Read `all`, `trim:FILE` or `coverage:SHARE`.
+    """Read `all`, `trim:FILE`, `trim:FILE,FILE` and so on, or `coverage:SHARE`.
 
     Raises:
         SettingsError: the text cannot be read, or there can be no such share.
@@ -34,13 +34,13 @@ def read_vocabulary(text: str) -> VocabularyChoice:
     kind, colon, value = text.partition(":")
     if text == "all":
         return VocabularyChoice(text=text)
-    if kind == "trim" and value:
-        return VocabularyChoice(text=text, file=value)
+    if kind == "trim" and all(value.split(",")):
+        return VocabularyChoice(text=text, files=tuple(value.split(",")))
     if kind == "coverage" and colon:
         return VocabularyChoice(text=text, share=read_share(f"--vocabulary {text!r}", value))
     raise SettingsError(
         f"--vocabulary {text!r} cannot be read: give all, coverage:0.9999 for the most frequent ids of the cache's "
-        "rows, or trim:FILE for those that a text file uses"
+        "rows, or trim:FILE for those that a text file uses, such as trim:de.txt,en.txt with one for each language"
     )
 
 

@@ -8,7 +8,7 @@ ids of the rows are read once, a text is tokenised three times.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,14 @@ def choose_vocabulary(
     name, entries = source.manifest.teacher.name, source.manifest.teacher.vocab_size
     tokenizer: Any = load_teacher_tokenizer(folder)
     counts_V = count_ids(source, rows, skip_damaged=skip_damaged)
-    differences = None
+    differences, files = None, [Path(file).expanduser() for file in choice.files]
     if choice.share is not None:
         kept = keep_ids(tokenizer, counts_V, covering(counts_V, choice.share), load_config(folder), folder, name)
     else:
-        assert choice.file is not None
-        kept = _of_file(Path(choice.file).expanduser(), choice, tokenizer, entries, load_config(folder), folder, name)
+        kept = _of_files(files, choice, tokenizer, entries, load_config(folder), folder, name)
     trimmed = trim_tokenizer(tokenizer, kept, name)
-    if choice.file is not None and not choice.file.endswith(".json"):
-        text = Path(choice.file).expanduser()
-        differences = compare_pieces(tokenizer, trimmed, kept, read_lines(text))
+    if files and not _lists_ids(files):
+        differences = compare_pieces(tokenizer, trimmed, kept, read_lines(files))
     vocabulary = TrimmedVocabulary(
         choice=choice.text,
         kept=kept,
@@ -131,8 +129,13 @@ def choose_vocabulary(
     return vocabulary
 
 
-def _of_file(
-    file: Path,
+def _lists_ids(files: Sequence[Path]) -> bool:
+    """Whether these are no text but the ids that another student kept."""
+    return len(files) == 1 and files[0].suffix == ".json"
+
+
+def _of_files(
+    files: Sequence[Path],
     choice: VocabularyChoice,
     tokenizer: Any,
     entries: int,
@@ -140,8 +143,8 @@ def _of_file(
     folder: Path,
     name: str,
 ) -> KeptIds:
-    if file.suffix == ".json":
-        kept = read_kept_ids(file)
+    if _lists_ids(files):
+        kept = read_kept_ids(files[0])
         if kept is None or kept.teacher_entries != entries:
             raise SettingsError(
                 f"--vocabulary {choice.text!r} lists some of {0 if kept is None else kept.teacher_entries:,} ids, and "
@@ -149,25 +152,27 @@ def _of_file(
                 "this one"
             )
         return kept
-    counts_V = count_text(tokenizer, read_lines(file), entries)
+    counts_V = count_text(tokenizer, read_lines(files), entries)
     return keep_ids(tokenizer, counts_V, counts_V.nonzero()[0], config, folder, name)
 
 
-def read_lines(file: Path) -> Iterator[str]:
-    """The lines of a text file in UTF-8, compressed by gzip if it is called `.gz`.
+def read_lines(files: Sequence[Path]) -> Iterator[str]:
+    """The lines of text files in UTF-8, compressed by gzip where one is called `.gz`.
 
     Raises:
-        SettingsError: it cannot be read.
+        SettingsError: one cannot be read.
     """
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield line.rstrip("\n")
-    except (OSError, EOFError, ValueError) as error:
-        raise SettingsError(
-            f"--vocabulary 'trim:{file}' cannot be read ({error}): which ids the student gets cannot be told; give a "
-            "text file in UTF-8, such as the text that the cache was built from"
-        ) from error
+    for file in files:
+        packed = file.suffix == ".gz"
+        try:
+            with gzip.open(file, "rt", encoding="utf-8") if packed else file.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield line.rstrip("\n")
+        except (OSError, EOFError, ValueError) as error:
+            raise SettingsError(
+                f"--vocabulary 'trim:{file}' cannot be read ({error}): which ids the student gets cannot be told; give "
+                "text files in UTF-8, joined by commas, such as the text that the cache was built from"
+            ) from error
 
 
 def _lost_tokens(counts_V: NDArray[np.int64], kept: KeptIds) -> float:

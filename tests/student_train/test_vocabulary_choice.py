@@ -11,14 +11,15 @@ from teacher_cache.errors import SettingsError
 
 def test_grammar() -> None:
     assert read_vocabulary("all").all
-    assert read_vocabulary("trim:C:/text.txt").file == "C:/text.txt"
+    assert read_vocabulary("trim:C:/text.txt").files == ("C:/text.txt",)
+    assert read_vocabulary("trim:de.txt,en.txt.gz").files == ("de.txt", "en.txt.gz")
     assert read_vocabulary("coverage:1").share == 1
     assert read_vocabulary("coverage:0.9999").share == 0.9999
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "trim", "trim:", "coverage", "coverage:", "coverage:0", "coverage:1.1", "coverage:nan", "some", "all:1"],
+    ["", "trim", "trim:", "trim:a.txt,", "coverage", "coverage:", "coverage:0", "coverage:1.1", "coverage:nan", "some", "all:1"],
 )
 def test_what_cannot_be_read_is_told_at_once(text: str) -> None:
     with pytest.raises(SettingsError, match="--vocabulary"):

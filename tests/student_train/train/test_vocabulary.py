@@ -184,6 +184,20 @@ def test_a_decoder(causal_teacher: Path, causal_corpus: Path, tmp_path: Path) ->
     assert measure_fidelity(out, [str(store)]).distribution is not None
 
 
+def test_texts_of_several_languages(tiny_store: Path, tmp_path: Path) -> None:
+    """Their ids together, and no others."""
+    words = AutoTokenizer.from_pretrained(prepare_run(asked(tiny_store, steps=0)).reader.teacher_folder())
+    texts = [" ".join(words.convert_ids_to_tokens(list(range(first, 200, 2)))) for first in (10, 11)]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    found = []
+    for files in ("0", "1", "01"):
+        run = prepare_run(asked(tiny_store, vocabulary="trim:" + ",".join(f"{tmp_path / name}.txt" for name in files)))
+        assert run.vocabulary is not None and run.vocabulary.differences is not None
+        found.append(set(run.vocabulary.kept.ids_K.tolist()))
+    assert found[2] == found[0] | found[1] and found[2] > found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     "text, error, told",
     [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from teacher_cache.build.build import build_cache
+from teacher_cache.build.inputs import Silent
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TopkLogits
 from teacher_cache.derive.derive import derive_store
@@ -18,6 +21,7 @@ from teacher_cache.importing.importing import import_store
 from teacher_cache.importing.settings import ImportSettings
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.pool import open_caches
+from teacher_cache.storage.base import open_storage
 from teacher_cache.verify.verify import verify_store
 from tests.teacher_cache.importing.samples import (
     LOGITS,
@@ -31,6 +35,10 @@ from tests.teacher_cache.importing.samples import (
     write_jsonl,
     write_parquet,
 )
+from tests.teacher_cache.test_remote_store import objects_of
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
 
 Asked = Callable[..., ImportSettings]
 
@@ -144,3 +152,22 @@ def test_a_build_does_not_add_to_an_import(sample: Sample, asked: Asked, tmp_pat
         build_cache(BuildSettings(teacher=str(sample.teacher), corpus=(str(text),), out=settings.out, device="cpu"))
     with pytest.raises(StoreError, match="corpus: the store has"):
         import_store(asked(path, out=str(sample.store)))
+
+
+class StopsAfterABlock(Silent):
+    def committed(self, rows: int, total: int, written_bytes: int) -> None:
+        if written_bytes:
+            raise KeyboardInterrupt
+
+
+def test_an_import_into_a_bucket_is_that_on_a_disk(sample: Sample, asked: Asked, s3: S3Server, tmp_path: Path) -> None:
+    """Also where it was stopped once."""
+    settings = asked(write_jsonl(tmp_path / "a.jsonl", vllm_records(sample)), block_rows=2)
+    import_store(settings)
+    remote = replace(settings, out=f"{s3.bucket('imports')}/caches/one.zarr")
+    with pytest.raises(KeyboardInterrupt):
+        import_store(remote, StopsAfterABlock())
+    report = import_store(remote)
+    assert 0 < report.computed_rows < report.rows
+    assert objects_of(open_storage(remote.out)) == objects_of(open_storage(settings.out))
+    assert verify_store(remote.out).whole
