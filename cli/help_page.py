@@ -199,7 +199,41 @@ def _annotated(hint: Any, text: str, of: Field[Any]) -> Any:
         metavar = f"{of.name.upper()}{several}"
         metavar = metavar if of.default is MISSING else f"[{metavar}]"
     shown = tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=_default_in_words(of, positional))
+    if (reading := _reading(own)) is not None:
+        markers = [reading, *markers]
     return Annotated[(own, shown, *markers)]
+
+
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+def _reading(hint: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """How one number or choice is read, whether it may be left out or not: tyro would tell of types and of None."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
+    if len(kinds) != 1 or not (kinds[0] in _NUMBERS or (get_origin(kinds[0]) is Literal and kinds[0] is not hint)):
+        return None
+    kind = kinds[0]
+
+    def read(words: list[str]) -> Any:
+        if kind not in _NUMBERS:
+            return words[0]
+        # takes back what a configuration file says
+        if words == ["None"] and kind is not hint:
+            return None
+        try:
+            return kind(words[0])
+        except ValueError as error:
+            raise ValueError(f"{words[0]!r} is not {_NUMBERS[kind]}") from error
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=str(_metavar(hint)),
+        instance_from_str=read,
+        # what stands in the settings may be a whole number where any is
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [str(value)],
+        choices=None if kind in _NUMBERS else tuple(map(str, get_args(kind))),
+    )
 
 
 def _default_in_words(of: Field[Any], positional: bool) -> str | None:

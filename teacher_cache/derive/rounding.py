@@ -55,7 +55,8 @@ class CodedSample:
 
     def _mean(self, moved_C: NDArray[np.number]) -> float:
         """E||m + o||^2 - E||o||^2, o being the offsets."""
-        return float((moved_C * (moved_C * self._count_C + 2 * self._offset_C)).sum()) / self.codes_KN.shape[1]
+        total = float((moved_C * (moved_C * self._count_C + 2 * self._offset_C)).sum())
+        return total / float(self.codes_KN.shape[1])
 
 
 def measure_cells(steps: Sequence[float], largest: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

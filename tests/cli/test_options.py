@@ -32,6 +32,7 @@ class Settings:
     lr: float | None = None
     json: bool = False
     mode: Literal["a", "b"] = "a"
+    tone: Literal["high", "low"] | None = None
 
 
 def read(*argv: str) -> Settings:
@@ -110,6 +111,29 @@ def test_wrong_flags_are_usage_errors(flags: list[str], capsys) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "--seq-len" in captured.err or "--mode" in captured.err
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--seq-len", "7.5"], "'7.5' is not a whole number"),
+        (["--lr", "fast"], "'fast' is not a number"),
+        (["--tone", "c"], "Expected one of ('high', 'low')"),
+    ],
+)
+def test_a_value_is_refused_in_words(flags: list[str], told: str, capsys) -> None:
+    """Not in those of types, and without the None that stands for leaving a flag out."""
+    with pytest.raises(SystemExit):
+        read(*flags)
+    text = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert told in text
+    assert not any(word in text for word in ("None", "literal", "class", "convert"))
+
+
+def test_none_takes_back_what_a_file_says(config) -> None:
+    path = config("lr: 0.1\n")
+    assert read("--config", path).lr == 0.1
+    assert read("--config", path, "--lr", "None").lr is None
 
 
 def test_wrong_value_in_the_file_is_a_usage_error(config, capsys) -> None:

@@ -19,7 +19,19 @@ def test_grammar() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "trim", "trim:", "trim:a.txt,", "coverage", "coverage:", "coverage:0", "coverage:1.1", "coverage:nan", "some", "all:1"],
+    [
+        "",
+        "trim",
+        "trim:",
+        "trim:a.txt,",
+        "coverage",
+        "coverage:",
+        "coverage:0",
+        "coverage:1.1",
+        "coverage:nan",
+        "some",
+        "all:1",
+    ],
 )
 def test_what_cannot_be_read_is_told_at_once(text: str) -> None:
     with pytest.raises(SettingsError, match="--vocabulary"):
