@@ -43,6 +43,7 @@ class SweepTotal:
     tokens: int
     memory_bytes: int
     disk_bytes: int
+    read_objects: int
     price: float | None
 
     @classmethod
@@ -55,6 +56,7 @@ class SweepTotal:
             tokens=sum(plan.estimate.tokens for plan in plans),
             memory_bytes=max((plan.estimate.memory_bytes for plan in plans), default=0),
             disk_bytes=sum(plan.estimate.disk_bytes for plan in plans),
+            read_objects=sum(plan.estimate.read_objects for plan in plans),
             price=sum(prices) if prices else None,
         )
 
@@ -131,5 +133,5 @@ def _in_short(total: SweepTotal) -> str:
     price = "" if total.price is None else f", price {total.price:,.2f}"
     return (
         f"{format_duration(total.seconds)}, {total.tokens:,} tokens, {format_bytes(total.memory_bytes)} of memory, "
-        f"{format_bytes(total.disk_bytes)} on disk{price}"
+        f"{format_bytes(total.disk_bytes)} on disk, {total.read_objects:,} objects of caches read{price}"
     )

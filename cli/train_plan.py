@@ -71,8 +71,9 @@ def describe_plan(plan: TrainPlan) -> str:
         f"{found.steps:,} steps would take {format_duration(found.training_seconds)} ({found.step_seconds:.3g} s a "
         f"step, {found.tokens_per_second:,.0f} tok/s, {found.wait_share:.1%} of it waiting for the cache) for "
         f"{found.tokens:,} tokens, {format_bytes(found.memory_bytes)} of memory, {format_bytes(found.disk_bytes)} on "
-        f"disk ({format_bytes(found.checkpoint_bytes)} for checkpoints); {found.trained_parameters:,} parameters would "
-        "be trained"
+        f"disk ({format_bytes(found.checkpoint_bytes)} for checkpoints); each process would read "
+        f"{found.read_objects:,} objects of the cache ({format_bytes(found.read_bytes)}); "
+        f"{found.trained_parameters:,} parameters would be trained"
     )
     if plan.profile is not None:
         text += f"; about {format_duration(plan.seconds)} {plan.profile.assumed}, where the cache is taken to keep up"

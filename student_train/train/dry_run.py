@@ -41,8 +41,10 @@ _WEIGHT_BYTES = 4
 class Estimate:
     """Of a whole training: `step_seconds` is the median of the steps after the first, `wait_share` the data's part.
 
-    `memory_bytes` is the most that this process, or its GPU, has had. `tokens` are those of all steps. `step_flops` are
-    the floating-point operations of one step in one process, where they were counted.
+    `memory_bytes` is the most that this process, or its GPU, has had. `tokens` are those of all steps. `read_objects`,
+    of `read_bytes`, are those of the cache that a process reads, one request each where they lie in a bucket, and
+    again in each epoch unless they are kept. `step_flops` are the floating-point operations of one step in one process,
+    where they were counted.
     """
 
     steps: int
@@ -56,6 +58,8 @@ class Estimate:
     checkpoint_bytes: int
     tokens: int
     student_bytes: int
+    read_objects: int
+    read_bytes: int
     step_flops: int | None
 
     @property
@@ -111,6 +115,10 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress, *, count_flops: 
     step_seconds = statistics.median(seconds[1:])
     validations = 2 + run.steps // run.valid_every
     validated_steps = validations * count_rows(run.held_out_rows) / run.settings.batch_size
+    # a training that ends within an epoch has not read all of it
+    passes = run.steps * run.settings.batch_size / count_rows(run.training_rows)
+    passes += validations * count_rows(run.held_out_rows) / run.reader.rows
+    objects, size = run.reader.shards_read(run.objective.request)
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in run.built.model.parameters())
     return Estimate(
@@ -125,6 +133,8 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress, *, count_flops: 
         checkpoint_bytes=KEPT * _CHECKPOINT_BYTES * trained,
         tokens=round(tokens * run.steps),
         student_bytes=_WEIGHT_BYTES * parameters,
+        read_objects=round(passes * objects),
+        read_bytes=round(passes * size),
         step_flops=step_flops,
     )
 

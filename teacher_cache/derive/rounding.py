@@ -8,7 +8,8 @@ steps that were taken, and the density within a cell is taken to fall as steeply
 on a BERT of 6 layers, the error after rounding again was within 4% of the one that follows, also after three times;
 taken as a plain sum it was 17% larger at worst.
 
-Pure functions of numpy arrays. Shapes: N tokens, K components, C codes from the lowest to the highest. Unit of all lengths: the step of the codes.
+Pure functions of numpy arrays. Shapes: N tokens, K components, C codes from the lowest to the highest. Unit
+of all lengths: the step of the codes.
 """
 
 from __future__ import annotations

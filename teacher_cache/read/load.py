@@ -47,7 +47,7 @@ class BlockLoader:
         if not 0 <= masked_view < views:
             raise ValueError(f"masked view {masked_view} is not within 0..{views}")
         try:
-            paths = self._paths(request, view)
+            paths = self.paths(request, view)
             ragged = [path for path in paths if self._layout.arrays[path].counted_by is not None]
             whole = [path for path in paths if path not in ragged]
             arrays = dict(zip(whole, in_turn(partial(self._load, block, masked_view, {}), whole), strict=True))
@@ -58,7 +58,7 @@ class BlockLoader:
             raise self._objects.impossible(error.path, block, str(error)) from error
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
-    def _paths(self, request: TargetRequest, view: View) -> list[str]:
+    def paths(self, request: TargetRequest, view: View) -> list[str]:
         """The arrays to load for a request in one view."""
         targets = self._layout.manifest.targets
         folders = [f"hidden/{n}" for n in request.hidden_layers if in_view(targets.find_hidden(n), view)]

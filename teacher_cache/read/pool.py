@@ -61,6 +61,8 @@ class CacheSource(Protocol):
 
     def views_for(self, request: TargetRequest) -> tuple[View, ...]: ...
 
+    def shards_read(self, request: TargetRequest) -> tuple[int, int]: ...
+
     def hidden_variance(self, layer: int) -> float: ...
 
     def teacher_folder(self) -> Path: ...
@@ -188,6 +190,11 @@ class CachePool:
     def views_for(self, request: TargetRequest) -> tuple[View, ...]:
         """The views that hold the targets asked for."""
         return self.parts[0].views_for(request)
+
+    def shards_read(self, request: TargetRequest) -> tuple[int, int]:
+        """Objects that one pass over all rows reads for a request, and their bytes."""
+        objects, sizes = zip(*(part.shards_read(request) for part in self.parts), strict=True)
+        return sum(objects), sum(sizes)
 
     def hidden_variance(self, layer: int) -> float:
         """E||h - mean||^2 of hidden state `layer` around the mean of each part, averaged over all rows."""

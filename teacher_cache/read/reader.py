@@ -182,6 +182,14 @@ class CacheReader:
         """
         return self._loader.load_array(path, block)
 
+    def shards_read(self, request: TargetRequest) -> tuple[int, int]:
+        """Objects that one pass over all rows reads for a request, and their bytes."""
+        sizes: dict[str, int] = {}
+        for group in self._groups:
+            sizes |= {} if group.seal is None else group.seal.bytes_per_array
+        paths = [path for view in self.views_for(request) for path in self._loader.paths(request, view)]
+        return len(paths) * self.manifest.blocks, sum(sizes[path] for path in paths)
+
     def read_shard(self, path: str, block: int) -> bytes:
         """The shard of one array and block as it was committed. Thread-safe.
 

@@ -70,6 +70,10 @@ class TrimmedSource:
         """The views that hold the targets asked for."""
         return self._source.views_for(request)
 
+    def shards_read(self, request: TargetRequest) -> tuple[int, int]:
+        """Objects that one pass over all rows reads for a request, and their bytes."""
+        return self._source.shards_read(request)
+
     def hidden_variance(self, layer: int) -> float:
         """E||h - mean||^2 of hidden state `layer`."""
         return self._source.hidden_variance(layer)
