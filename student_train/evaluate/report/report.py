@@ -44,6 +44,8 @@ def make_report(run: str, caches: Sequence[str] = ()) -> str:
         **({"harness": ("lm-evaluation-harness", sections.lm_eval(records))} if _causal(records) else {}),
         **({"tasks": ("Tasks", sections.tasks(records))} if records.tasks or not _causal(records) else {}),
         "latency": ("Latency", sections.latency(records)),
+        # where none was ever made, nobody misses it
+        **({"onnx": ("ONNX files", sections.onnx(records))} if records.onnx or "onnx.json" in records.stale else {}),
         "provenance": ("Where it comes from", sections.provenance(records)),
         "reproduce": ("Make it again", reproduce(records)),
     }

@@ -15,6 +15,7 @@ from student_train.evaluate.finetune.records import score_cells
 from student_train.evaluate.latency.generation_records import name_place
 from student_train.evaluate.lm_eval.records import COLUMNS as HARNESS_COLUMNS
 from student_train.evaluate.lm_eval.records import result_lines
+from student_train.evaluate.onnx.records import onnx_caption, onnx_columns
 from student_train.evaluate.perplexity.records import COLUMNS as PERPLEXITY_COLUMNS
 from student_train.evaluate.perplexity.records import text_cells
 from student_train.evaluate.report.html import Html, heading, missing, paragraph, picture, table
@@ -177,6 +178,20 @@ def latency(records: RunRecords) -> list[Html]:
     error = record.get("onnx_max_error")
     difference = f" ONNX Runtime differs from PyTorch by at most {error:.1e}." if isinstance(error, float) else ""
     return [*parts, paragraph(f"{', '.join(sizes)}.{place}{difference}", "note")]
+
+
+def onnx(records: RunRecords) -> list[Html]:
+    """Every ONNX file that was exported, beside the model itself."""
+    if records.onnx is None:
+        reason = _reason(records, "onnx.json", "No ONNX files of the student were made.")
+        command = ["kdeval", "export", records.path, "--out", "FOLDER", "--onnx", "--int8", "both"]
+        return [missing(reason, shlex.join(command))]
+    columns = onnx_columns(records.onnx)
+    return [
+        table([*columns], [*map(list, zip(*columns.values(), strict=True))]),
+        paragraph(onnx_caption(records.onnx), "note"),
+        *(paragraph(note, "note") for note in records.onnx.notes),
+    ]
 
 
 def _timings(latency: LatencyRecord) -> list[list[str]]:

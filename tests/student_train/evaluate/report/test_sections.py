@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from student_train.evaluate.onnx.records import OnnxFile, OnnxReport, OnnxTiming
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, page, section
+from student_train.evaluate.report.report import make_report as make_page
 from student_train.evaluate.report.reproduce import reproduce
 from student_train.evaluate.run_records import RunRecords, read_run
 from tests.student_train.evaluate.left_records import answered, finetuned, harnessed, read_text, timed, write
@@ -67,6 +69,29 @@ def test_tasks(make_run: Any) -> None:
     assert "de50.0060.0055.00 ± 7.07" in text and "mean of the sets40.0050.0045.00 ± 7.07" in text
     assert "Examples: 10 train, 5 dev. Learning rate by seed: 0.0001, 3e-05." in text
     assert "score75.0075.00" in text and "kdeval finetune" not in text
+
+
+def test_onnx_files(make_run: Any) -> None:
+    """One line a file, the model itself first; what was not measured is no column."""
+    run = make_run("run")
+    timing = OnnxTiming(batch_size=1, seq_len=32, threads=2, median_ms=4.5, p90_ms=5.0, runs=9)
+    files = (
+        OnnxFile(file=None, arithmetic="float32", bytes=4_000_000, timings=(timing,)),
+        OnnxFile(file="model.onnx", arithmetic="float32", bytes=4_100_000, max_error=2e-6, cosine=1.0),
+        OnnxFile(file="model_int8.onnx", arithmetic="int8 dynamic", bytes=1_100_000, max_error=0.02, cosine=0.9912),
+    )
+    report = OnnxReport(student=str(run), output="logits", files=files, rows=8, held_out=True, notes=("<b>a note",))
+    write(run / "onnx.json", {"evaluation": "onnx", **report.to_json()})
+    text = read(sections.onnx(read_run(str(run))))
+    assert "modelsizems, 1 x 32largest errorcosine" in text
+    assert "PyTorch, float324.0 MB4.5––" in text and "ONNX, int8 dynamic1.1 MB–2.0e-020.9912" in text
+    assert "tokens of 8 held-out rows of text" in text and "<b>a note" in text
+    assert "ONNX files" in make_page(str(run)) and "ONNX files" not in make_page(str(make_run("other")))
+
+
+def test_onnx_files_of_other_weights_are_said(records: RunRecords) -> None:
+    text = read(sections.onnx(replace(records, stale=("onnx.json",))))
+    assert "onnx.json is of other weights" in text and "kdeval export" in text
 
 
 def test_tasks_of_other_weights_are_said(records: RunRecords) -> None:
