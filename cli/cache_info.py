@@ -46,6 +46,8 @@ def _print_info(info: StoreInfo) -> None:
     state = "complete" if info.sealed else "UNFINISHED: repeat the command that made it to complete it"
     kind = " (causal LM)" if teacher.causal else ""
     apart = ", documents do not see each other" if manifest.segments == "isolated" else ""
+    buffer = manifest.corpus.shuffle_buffer
+    read_in_part = "" if buffer is None else f" (read as far as --shuffle-buffer {buffer})"
     room = manifest.places_of("plain")
     places = [("places", f"{manifest.positions}: the next token after up to {room} of a row")] if room else []
     weights = f"weights {teacher.weights_sha256[:12]}" if manifest.imported is None else "weights unknown"
@@ -63,7 +65,7 @@ def _print_info(info: StoreInfo) -> None:
             "corpus",
             (
                 f"{' '.join(manifest.corpus.specs)}: {manifest.corpus.documents} documents, {manifest.corpus.tokens} "
-                f"tokens, {manifest.corpus.rows} rows"
+                f"tokens, {manifest.corpus.rows} rows{read_in_part}"
             ),
         ),
         ("rows", f"{manifest.rows} x {manifest.seq_len} tokens, {manifest.row_mode}{apart}, seed {manifest.seed}"),

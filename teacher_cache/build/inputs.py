@@ -112,6 +112,7 @@ def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress:
         seed=settings.seed,
         max_rows=settings.max_rows,
         mix_alpha=settings.mix_alpha,
+        shuffle_buffer=settings.shuffle_buffer,
         segments=resolve_segments(settings, teacher),
         causal=teacher.record.causal,
         chat=settings.chat or None,

@@ -46,6 +46,10 @@ class BuildSettings:
     """Tokens per row, special tokens included. Default: 512, or what the teacher can read if that is less."""
     max_rows: int = 20_000
     """Rows to keep: a prefix of the shuffle of the whole corpus."""
+    shuffle_buffer: int | None = None
+    """Read no more of the corpus than --max-rows and so many further rows take, and draw the rows from these alone; hub
+    datasets are streamed. Default: read, and draw from, all of it.
+    """
     part: str | None = None
     """Part i of n such as 2/8: build a store of these rows alone; several stores are read as one corpus."""
     rows: RowMode = "packed"
@@ -135,6 +139,7 @@ class BuildSettings:
             ("views", 1),
             ("relation_heads", 1),
             ("block_rows", 1),
+            ("shuffle_buffer", 0),
             ("batch_size", 1),
             ("seq_len", 3),
             ("attention_layer", 1),

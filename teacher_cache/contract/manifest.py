@@ -68,13 +68,18 @@ class TeacherRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """Which text the rows come from. The fingerprint covers the token ids of every document, in order."""
+    """Which text the rows come from. The fingerprint covers the token ids of every document, in order.
+
+    With a `shuffle_buffer` only the beginning of the corpus was read, as far as the rows asked for and so many more
+    take; all figures are of that part.
+    """
 
     specs: tuple[str, ...]
     fingerprint: str
     documents: int
     tokens: int
     rows: int
+    shuffle_buffer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +290,8 @@ class Manifest:
     def _named(self, name: str, value: Any) -> Any:
         """`text.txt (SHA-256 0f3a...)`: the teacher and files as the command that made the store named them."""
         files = " ".join(self.corpus.specs)
+        if self.corpus.shuffle_buffer is not None:
+            files += f" as far as --shuffle-buffer {self.corpus.shuffle_buffer}"
         origin = {
             "teacher weights": self.teacher.name,
             "tokenizer": f"that of {self.teacher.name}",
@@ -296,7 +303,7 @@ class Manifest:
 
 _LATER_FIELDS = {
     "segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None, "widths": None,
-    "replay": None,
+    "replay": None, "shuffle_buffer": None,
 }  # fmt: skip
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 

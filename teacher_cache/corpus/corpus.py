@@ -7,8 +7,8 @@ each. In `isolated` rows no document sees another: each is a segment of its own,
 tokens around it, and it is said where segments begin (`packing`). A causal model's rows end in text; its documents end
 in the token that ends a text (`frame`). Conversations are documents too (`chat`).
 
-Cost: one pass of the tokenizer over the text. Token ids stay in a temporary file (`TokenSpool`); memory holds 9 bytes
-per document and 34 per row.
+Cost: one pass of the tokenizer over the text, or over as much of it as is to be read. Token ids stay in a temporary
+file (`TokenSpool`); memory holds 9 bytes per document and 34 per row.
 
 A row's id is its number in packing order, and rows are kept in ascending order of a hash of (seed, row id), or in an
 order that mixes several sources (`mixing`): the first N rows are the same however many more are kept. A packed row
@@ -18,6 +18,7 @@ belongs to the source of the first document in it. Nothing here knows a model or
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from teacher_cache.corpus.mixing import Mix
 from teacher_cache.corpus.next_tokens import next_token_places
 from teacher_cache.corpus.packing import cut_at, cut_isolated
 from teacher_cache.corpus.rows import RowBlock, Rows
-from teacher_cache.corpus.sources import Progress, spool_sources
+from teacher_cache.corpus.sources import EVERYTHING, Progress, Quota, spool_sources
 from teacher_cache.corpus.tokens import TokenSpool, tell_unknown
 from teacher_cache.errors import CorpusError, SettingsError
 from teacher_cache.random_bits import uniform_bits
@@ -53,6 +54,7 @@ def pack_corpus(
     seed: int,
     max_rows: int | None = None,
     mix_alpha: float | None = None,
+    shuffle_buffer: int | None = None,
     segments: Segments = "joined",
     causal: bool = False,
     chat: bool | None = None,
@@ -60,6 +62,9 @@ def pack_corpus(
     note: Note = no_note,
 ) -> Rows:
     """Read, tokenise and pack a corpus. `progress` is told documents and tokens so far, once per million characters.
+
+    With a `shuffle_buffer`, no more of the corpus is read than `max_rows` and so many further rows take, of each source
+    its share of them, and rows are drawn from these; datasets of the hub are streamed.
 
     `causal` rows are for a model that guesses the next token. Such a model learns the answers of conversations:
     `chat` says whether they are read where there are some (None), must be there (True), or are not read (False). `note`
@@ -88,7 +93,9 @@ def pack_corpus(
     alone = isolated if packed else causal
     mix = Mix.of(specs, mix_alpha)
     together = [(spec,) for spec in mix.specs] if mix else [specs]
-    sources = [read_documents(some, note, chat=chat if causal else False) for some in together]
+    quotas = _quotas(mix, max_rows, shuffle_buffer, 1 if row_mode == "document" else text_positions, row_mode)
+    streamed = shuffle_buffer is not None
+    sources = [read_documents(some, note, chat=chat if causal else False, streamed=streamed) for some in together]
     with TokenSpool(
         separator=frame.separator if packed and not alone else None,
         prefix=frame.prefix if alone else (),
@@ -96,7 +103,7 @@ def pack_corpus(
         limit=None if packed else text_positions,
         unknown_id=tokenizer.unk_token_id,
     ) as spool:
-        first_documents, sizes = spool_sources(sources, tokenizer, frame, spool, progress=progress, note=note)
+        read = spool_sources(sources, tokenizer, frame, spool, quotas=quotas, progress=progress, note=note)
         ids, starts, learnt = spool.ids(), spool.starts(), spool.learnt()
     if not spool.documents:
         raise CorpusError(
@@ -104,6 +111,8 @@ def pack_corpus(
             "give a corpus with text"
         )
     tell_unknown(spool, tokenizer, note)
+    if any(source.cut for source in read):
+        note(f"read {spool.documents:,} documents, up to --shuffle-buffer: what follows in the corpus is left out")
     if packed and alone:
         spans = cut_isolated(starts, len(ids), frame=frame, seq_len=seq_len, whole=spool.whole)
     else:
@@ -114,13 +123,19 @@ def pack_corpus(
     if mix is None:
         order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
     else:
+        first_documents = [source.first_document for source in read]
         source_of_row = np.searchsorted(first_documents, first_document, side="right") - 1
-        order, kept = mix.order_rows(seed, source_of_row, sizes, max_rows)
+        order, kept = mix.order_rows(seed, source_of_row, [source.tokens for source in read], max_rows)
         fingerprint = sha256_of_json({"text": fingerprint, "sources": first_documents, **mix.identity()})
     if isolated:
         fingerprint = sha256_of_json({"text": fingerprint, "segments": segments})
     record = CorpusRecord(
-        specs=tuple(specs), fingerprint=fingerprint, documents=spool.documents, tokens=spool.tokens, rows=rows
+        specs=tuple(specs),
+        fingerprint=fingerprint,
+        documents=spool.documents,
+        tokens=spool.tokens,
+        rows=rows,
+        shuffle_buffer=shuffle_buffer,
     )
     packed_rows = Rows(
         record=record,
@@ -137,6 +152,25 @@ def pack_corpus(
     if learnt is not None:
         _tell_silent(packed_rows, note)
     return packed_rows
+
+
+def _quotas(
+    mix: Mix | None, max_rows: int | None, shuffle_buffer: int | None, positions: int, row_mode: RowMode
+) -> list[Quota]:
+    """How much of each source is read."""
+    sources = 1 if mix is None else len(mix.specs)
+    if shuffle_buffer is None:
+        return [EVERYTHING] * sources
+    if max_rows is None:
+        raise SettingsError(f"--shuffle-buffer {shuffle_buffer!r} is added to --max-rows, which is not given: give it")
+    if mix is not None and mix.weights is None:
+        raise SettingsError(
+            f"--mix-alpha {mix.alpha!r} needs the size of every corpus, and --shuffle-buffer {shuffle_buffer!r} reads "
+            "only the beginning of each: give the shares yourself, such as --corpus a.txt@3 b.txt@1"
+        )
+    shares = [1.0] if mix is None else mix.shares([1] * sources).tolist()
+    each = [math.ceil((max_rows + shuffle_buffer) * share) * positions for share in shares]
+    return [Quota(documents=size) if row_mode == "document" else Quota(tokens=size) for size in each]
 
 
 def _tell_silent(rows: Rows, note: Note) -> None:

@@ -3,7 +3,8 @@
 A specification is a local file, a pipe, a glob, a folder, or the name of a dataset on the Hugging Face hub,
 `name[:config[:split]]`. Local files are read by their suffix: .jsonl and .json, .csv and .tsv (each also .gz), and
 .parquet; any other file is read as text, a document a line. They are streamed and leave nothing behind. A folder that
-`datasets.save_to_disk` wrote is loaded by `datasets`, as are datasets of the hub, which go into its cache.
+`datasets.save_to_disk` wrote is loaded by `datasets`, as are datasets of the hub, which go into its cache unless they
+are streamed.
 
 Conversations are read from tables that hold some (`conversations`), if they are to be: always (True), where a table
 has them (None), or never (False).
@@ -63,17 +64,20 @@ HELP_LOCAL = "give the path of a local file instead (txt, txt.gz, jsonl, csv, pa
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without file locks answers
 
 
-def read_documents(specs: Sequence[str], note: Note = no_note, *, chat: bool | None = False) -> Iterator[str | Chat]:
+def read_documents(
+    specs: Sequence[str], note: Note = no_note, *, chat: bool | None = False, streamed: bool = False
+) -> Iterator[str | Chat]:
     """The documents of every specification, one after another, in a fixed order (files of a glob by name).
 
     Local files are looked up at once, so that a wrong path is found before anything is read; names on the hub are when
-    their turn comes. `note` is told what is left out of folders, and which column is read where its name does not say.
+    their turn comes, and if `streamed` no more of them is fetched than is read. `note` is told what is left out of
+    folders, and which column is read where its name does not say.
 
     Raises:
         CorpusError: nothing is at a specification, or what is there cannot be read as text, or has no conversations
             and must.
     """
-    return chain.from_iterable([_find(spec, note, chat) for spec in specs])
+    return chain.from_iterable([_find(spec, note, chat, streamed) for spec in specs])
 
 
 def look_up(specs: Sequence[str]) -> None:
@@ -97,12 +101,12 @@ def look_up(specs: Sequence[str]) -> None:
                 ) from error
 
 
-def _find(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
+def _find(spec: str, note: Note, chat: bool | None, streamed: bool) -> Iterator[str | Chat]:
     found = _find_local(spec)
     found.tell(spec, note)
     if found.paths:
         return (document for path in found.paths for document in _read_path(path, note, chat))
-    return _read_hub(spec, note, chat)
+    return _read_hub(spec, note, chat, streamed)
 
 
 def _find_local(spec: str) -> Found:
@@ -209,11 +213,11 @@ def _read_saved(folder: Path, note: Note, chat: bool | None) -> Iterator[str | C
 # ---- datasets -------------------------------------------------------------------------------------------------------
 
 
-def _read_hub(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
-    _log.info("reading corpus %s from the hub, or from its cache on this machine", spec)
+def _read_hub(spec: str, note: Note, chat: bool | None, streamed: bool) -> Iterator[str | Chat]:
+    _log.info("%s corpus %s from the hub, or its cache on this machine", "streaming" if streamed else "reading", spec)
     name, config, split = [*spec.split(":", 2), "", ""][:3]
     try:
-        dataset = datasets.load_dataset(name, config or None, split=split or "train")
+        dataset = datasets.load_dataset(name, config or None, split=split or "train", streaming=streamed)
         yield from _read_dataset(dataset, spec, note, chat)
     except (*READING_ERRORS, *HUB_ERRORS) as error:
         if system_error_number(error) in _NO_LOCKS:
@@ -228,7 +232,13 @@ def _read_hub(spec: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
         ) from error
 
 
-def _read_dataset(records: datasets.Dataset, origin: str, note: Note, chat: bool | None) -> Iterator[str | Chat]:
+def _read_dataset(
+    records: datasets.Dataset | datasets.IterableDataset, origin: str, note: Note, chat: bool | None
+) -> Iterator[str | Chat]:
+    if isinstance(records, datasets.IterableDataset) and records.features is None:
+        # files that say nothing of their columns: the first records do
+        records = records._resolve_features()
+
     def read(columns: Sequence[str]) -> Iterable[pa.Table]:
         tables = records.select_columns(list(columns)).with_format("arrow").iter(batch_size=RECORDS_AT_ONCE)
         return cast("Iterable[pa.Table]", tables)

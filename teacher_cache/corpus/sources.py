@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from teacher_cache.corpus.columns import Note
 from teacher_cache.corpus.conversations import Chat
@@ -19,16 +20,51 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quota:
+    """Where reading of a source ends: once it has given so many documents, or documents of so many tokens together."""
+
+    documents: int | None = None
+    tokens: int | None = None
+
+    def room(self, sizes: Iterable[int], documents: int, tokens: int) -> int:
+        """How many documents of these sizes are still read after so many documents and tokens."""
+        taken = 0
+        for size in sizes:
+            if self.is_full(documents, tokens):
+                break
+            documents, tokens, taken = documents + 1, tokens + size, taken + 1
+        return taken
+
+    def is_full(self, documents: int, tokens: int) -> bool:
+        """Whether nothing more is read."""
+        enough = self.documents is not None and documents >= self.documents
+        return enough or (self.tokens is not None and tokens >= self.tokens)
+
+
+EVERYTHING = Quota()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpooledSource:
+    """A source that was read: the number of its first document, its tokens, and whether it was not read to its end."""
+
+    first_document: int
+    tokens: int
+    cut: bool
+
+
 def spool_sources(
     sources: Sequence[Iterable[str | Chat]],
     tokenizer: PreTrainedTokenizerBase,
     frame: RowFrame,
     spool: TokenSpool,
     *,
+    quotas: Sequence[Quota],
     progress: Progress | None,
     note: Note,
-) -> tuple[list[int], list[int]]:
-    """Tokenise every source into the spool; returns the number of each one's first document, and its tokens.
+) -> list[SpooledSource]:
+    """Tokenise every source into the spool, each up to its quota.
 
     Raises:
         CorpusError: a source cannot be read or encoded, or no conversation of any has an answer.
@@ -36,34 +72,39 @@ def spool_sources(
         SpaceError: the disk of temporary files is full.
     """
     encoder: ChatEncoder | None = None
-    first_documents, sizes = list[int](), list[int]()
-    for documents in sources:
-        first_documents.append(spool.documents)
-        before = spool.tokens
+    found = []
+    for documents, quota in zip(sources, quotas, strict=True):
+        first, before, cut = spool.documents, spool.tokens, False
         for are_texts, run in groupby(documents, key=lambda document: isinstance(document, str)):
             if not are_texts and encoder is None:
                 # only conversations need templates
                 from teacher_cache.corpus.chat import ChatEncoder
 
                 encoder = ChatEncoder(tokenizer, frame)
-            for _ in _add(run, tokenizer, spool, None if are_texts else encoder):
+            for batch in _encode(run, tokenizer, None if are_texts else encoder):
+                sizes = map(len, batch if are_texts else [ids for ids, _ in batch])
+                batch = batch[: quota.room(sizes, spool.documents - first, spool.tokens - before)]
+                if are_texts:
+                    spool.add(batch)
+                else:
+                    spool.add_whole(batch)
                 if progress is not None:
                     progress(spool.documents, spool.tokens)
-        sizes.append(spool.tokens - before)
+                cut = quota.is_full(spool.documents - first, spool.tokens - before)
+                if cut:
+                    break
+            if cut:
+                break
+        found.append(SpooledSource(first_document=first, tokens=spool.tokens - before, cut=cut))
     if encoder is not None:
         encoder.tell(note)
-    return first_documents, sizes
+    return found
 
 
-def _add(
-    documents: Iterator[str | Chat], tokenizer: PreTrainedTokenizerBase, spool: TokenSpool, encoder: ChatEncoder | None
-) -> Iterator[None]:
-    """Add a run of documents of one kind, batch by batch."""
+def _encode(
+    documents: Iterator[str | Chat], tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder | None
+) -> Iterator[Sequence[Any]]:
+    """A run of documents of one kind as token ids, batch by batch."""
     if encoder is None:
-        for texts in tokenise(cast("Iterator[str]", documents), tokenizer):
-            spool.add(texts)
-            yield
-    else:
-        for chats in encoder.encode(cast("Iterator[Chat]", documents)):
-            spool.add_whole(chats)
-            yield
+        return tokenise(cast("Iterator[str]", documents), tokenizer)
+    return encoder.encode(cast("Iterator[Chat]", documents))

@@ -55,6 +55,7 @@ class CorpusSchema(StrictFields):
     documents: Count
     tokens: Count
     rows: Count
+    shuffle_buffer: Count | None = None
 
 
 class SinkSchema(StrictFields):

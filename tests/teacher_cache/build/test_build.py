@@ -317,3 +317,14 @@ def test_another_folder_is_not_overwritten(small_settings: Settings, tmp_path: P
     with pytest.raises(StoreError, match="not a store"):
         build_cache(small_settings(tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_store_of_the_beginning_of_a_corpus_goes_on_with_that_alone(small_settings: Settings, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    asked = {"targets": "hidden", "shuffle_buffer": 8}
+    build_cache(small_settings(out, **asked))
+    manifest = describe_store(out).manifest
+    assert manifest.corpus.shuffle_buffer == 8 and manifest.rows == 40 <= manifest.corpus.rows < 60
+    assert build_cache(small_settings(out, **asked)).computed_rows == 0
+    with pytest.raises(StoreError, match=r"corpus: the store has .* as far as --shuffle-buffer 8 \(SHA-256"):
+        build_cache(small_settings(out, targets="hidden"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,36 @@ def test_fingerprint_depends_on_the_text_alone(tiny_tokenizer, tiny_corpus: Path
     assert pack_corpus([str(path)], tokenizer, **other).record.fingerprint == first
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in [*lines[1:], lines[0]]))
     assert pack_corpus([str(path)], tokenizer, **settings).record.fingerprint != first
+
+
+@pytest.mark.parametrize("row_mode", ["packed", "document"])
+def test_a_shuffle_buffer_reads_the_beginning_alone(row_mode: str, tiny_tokenizer, tiny_corpus: Path, tmp_path) -> None:
+    """As far as rows and buffer take; rows are those of the documents that were read, as if there were no others."""
+    tokenizer, settings = tiny_tokenizer(), {"seq_len": 16, "row_mode": row_mode, "seed": 4, "max_rows": 10}
+    lines = tiny_corpus.read_text().splitlines()
+    rows = pack_corpus([str(tiny_corpus)], tokenizer, shuffle_buffer=20, **settings)
+    read = rows.record.documents
+    sizes = [len(ids) for ids in tokenizer(lines, add_special_tokens=False).input_ids]
+    # 14 of 16 positions are text
+    assert sum(sizes[: read - 1]) < 30 * 14 <= sum(sizes[:read]) if row_mode == "packed" else read == 30
+    (tmp_path / "beginning.txt").write_text("\n".join(lines[:read]) + "\n")
+    plain = pack_corpus([str(tmp_path / "beginning.txt")], tokenizer, **settings)
+    for name in ("input_ids_BT", "length_B", "row_id_B", "document_B"):
+        np.testing.assert_array_equal(getattr(rows.read(0, 10), name), getattr(plain.read(0, 10), name))
+    assert rows.record.shuffle_buffer == 20 and plain.record.shuffle_buffer is None
+    assert replace(rows.record, shuffle_buffer=None, specs=()) == replace(plain.record, specs=())
+
+
+def test_a_shuffle_buffer_beyond_the_corpus_changes_nothing(tiny_tokenizer, tiny_corpus: Path) -> None:
+    settings = {"seq_len": 16, "row_mode": "packed", "seed": 4, "max_rows": 10}
+    notes: list[str] = []
+    records = [
+        pack_corpus([str(tiny_corpus)], tiny_tokenizer(), note=notes.append, shuffle_buffer=buffer, **settings).record
+        for buffer in (None, 10**6)
+    ]
+    assert replace(records[1], shuffle_buffer=None) == records[0] and not notes
+    with pytest.raises(SettingsError, match="--shuffle-buffer 5 is added to --max-rows"):
+        pack_corpus([str(tiny_corpus)], tiny_tokenizer(), shuffle_buffer=5, **{**settings, "max_rows": None})
 
 
 def test_progress_counts_up_to_the_record(tiny_tokenizer, tiny_corpus: Path) -> None:

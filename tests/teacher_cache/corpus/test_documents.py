@@ -10,6 +10,7 @@ import io
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,7 @@ def test_a_cache_without_locks_is_named(number: int, tmp_path: Path, monkeypatch
     (tmp_path / "a.txt").write_text("one\n")
     load = datasets.load_dataset
 
-    def load_local(name: str, config: str | None, split: str) -> Any:
+    def load_local(name: str, config: str | None, split: str, streaming: bool) -> Any:
         """A dataset goes into the cache, but comes from this disk."""
         return load("text", data_files=[str(tmp_path / "a.txt")], split=split)
 
@@ -254,3 +255,26 @@ def test_a_cache_without_locks_is_named(number: int, tmp_path: Path, monkeypatch
     refuse_locks(monkeypatch, number)
     with pytest.raises(CorpusError, match=r"'someone/text' cannot be put into the cache .* set HF_DATASETS_CACHE"):
         list(read_documents(["someone/text"]))
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_streamed_dataset_is_read_no_further_than_its_documents_are(
+    typed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def records() -> Iterator[dict[str, Any]]:
+        for number in range(10_000):
+            given.append(number)
+            yield {"n": number, "text": f"text {number}"}
+
+    types = datasets.Features({"n": datasets.Value("int64"), "text": datasets.Value("string")}) if typed else None
+
+    def load(name: str, config: str | None, split: str, streaming: bool) -> datasets.IterableDataset:
+        assert (name, config, split, streaming) == ("someone/text", "large", "train", True)
+        return datasets.IterableDataset.from_generator(records, features=types)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    documents = read_documents(["someone/text:large"], streamed=True)
+    assert [next(documents) for _ in range(40)] == [f"text {number}" for number in range(40)]
+    assert len(set(given)) < 100

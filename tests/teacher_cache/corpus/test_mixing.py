@@ -131,3 +131,16 @@ def test_a_file_of_that_name_has_no_weight(tmp_path: Path) -> None:
 def test_a_wrong_path_is_found_before_anything_is_read(languages: Path, tiny_tokenizer) -> None:
     with pytest.raises(CorpusError, match="no file matches"):
         pack(languages, tiny_tokenizer(), ("@1", "@2"), names=("large", "missing"))
+
+
+def test_sources_are_read_up_to_their_shares(languages: Path, tiny_tokenizer) -> None:
+    """With a shuffle buffer, so many documents of each as its share of all the rows is."""
+    notes: list[str] = []
+    settings = {"max_rows": 100, "shuffle_buffer": 60, "note": notes.append}
+    rows = pack(languages, tiny_tokenizer(), ("@1", "@3"), ("large", "medium"), **settings)
+    assert rows.record.documents == 40 + 120 and len(rows) == 100
+    counts = [count for _, count in rows.sources]
+    assert counts == pytest.approx([25, 75], abs=12)
+    assert notes == ["read 160 documents, up to --shuffle-buffer: what follows in the corpus is left out"]
+    with pytest.raises(SettingsError, match="--mix-alpha 0.3 needs the size of every corpus"):
+        pack(languages, tiny_tokenizer(), mix_alpha=0.3, max_rows=100, shuffle_buffer=60)
