@@ -73,9 +73,8 @@ def main() -> None:
     teacher.start()
     store = build_store(teacher, options)
     starts = {start: make_start(start, store, teacher, options) for start in options.starts}
-    trainings = list(product(range(options.seeds), starts, options.methods)) if options.steps else []
     measured: dict[str, dict[str, list[dict[str, float]]]] = {start: {} for start in starts}
-    for seed, start, method in trainings:
+    for seed, start, method in product(range(options.seeds), starts, options.methods):
         stages = stages_of(method, start, seed, store, teacher, options)
         compute = partial(train_and_measure, stages, store, teacher, options)
         folder = Path(options.out) / "runs" / f"{name_of(start)}-{method}-seed{seed}"
@@ -96,7 +95,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder for store, starts and results")
     parser.add_argument("--starts", default=",".join(STARTS), help="SHAPE@INIT, the default for a teacher of 4 x 128")
     parser.add_argument("--methods", default="od", help=f"some of {', '.join(METHODS)}")
-    parser.add_argument("--steps", type=int, default=100, help="0: the starts alone")
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=2048, help="of a step")
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--held-out", type=int, default=16, help="rows to measure on")

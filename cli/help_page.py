@@ -216,7 +216,7 @@ def _reading(hint: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | Non
 
     def read(words: list[str]) -> Any:
         if kind not in _NUMBERS:
-            return words[0]
+            return next(choice for choice in get_args(kind) if str(choice) == words[0])
         # takes back what a configuration file says
         if words == ["None"] and kind is not hint:
             return None

@@ -34,8 +34,13 @@ def read_vocabulary(text: str) -> VocabularyChoice:
     kind, colon, value = text.partition(":")
     if text == "all":
         return VocabularyChoice(text=text)
-    if kind == "trim" and all(value.split(",")):
-        return VocabularyChoice(text=text, files=tuple(value.split(",")))
+    if kind == "trim" and all(files := value.split(",")):
+        if len(files) > 1 and (lists := [file for file in files if file.endswith(".json")]):
+            raise SettingsError(
+                f"--vocabulary {text!r} joins {lists[0]!r}, which lists the ids of a student, to other files: its "
+                "digits would be read as text; give it alone, or text files alone"
+            )
+        return VocabularyChoice(text=text, files=tuple(files))
     if kind == "coverage" and colon:
         return VocabularyChoice(text=text, share=read_share(f"--vocabulary {text!r}", value))
     raise SettingsError(

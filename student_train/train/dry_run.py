@@ -6,6 +6,7 @@ what a training refuses is refused here. Cost: the preparation, and `STEPS` step
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from student_train.data.split import count_rows
+from student_train.data.split import block_pieces, count_rows
 from student_train.engine.checkpoint import KEPT
 from student_train.engine.engine import running_engine
 from student_train.engine.memory import OF_TRAINING, explain_memory_errors
@@ -113,12 +114,14 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress, *, count_flops: 
         step_flops = _count_flops(trainer, feed) if count_flops else None
         trainer.write_pending()
     step_seconds = statistics.median(seconds[1:])
-    validations = 2 + run.steps // run.valid_every
+    validations = 1 + math.ceil(run.steps / run.valid_every)
     validated_steps = validations * count_rows(run.held_out_rows) / run.settings.batch_size
-    # a training that ends within an epoch has not read all of it
-    passes = run.steps * run.settings.batch_size / count_rows(run.training_rows)
-    passes += validations * count_rows(run.held_out_rows) / run.reader.rows
+    # whole blocks are read, also where only some rows of one are wanted
+    blocks = {rows: len(block_pieces(run.reader.block_bounds, rows)) for rows in (run.training_rows, run.held_out_rows)}
+    read_blocks = blocks[run.training_rows] * run.steps * run.settings.batch_size / count_rows(run.training_rows)
+    read_blocks += blocks[run.held_out_rows] * validations
     objects, size = run.reader.shards_read(run.objective.request)
+    share = read_blocks / (len(run.reader.block_bounds) - 1)
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in run.built.model.parameters())
     return Estimate(
@@ -133,8 +136,8 @@ def _measure(run: TrainingRun, engine: Any, progress: Progress, *, count_flops: 
         checkpoint_bytes=KEPT * _CHECKPOINT_BYTES * trained,
         tokens=round(tokens * run.steps),
         student_bytes=_WEIGHT_BYTES * parameters,
-        read_objects=round(passes * objects),
-        read_bytes=round(passes * size),
+        read_objects=round(share * objects),
+        read_bytes=round(share * size),
         step_flops=step_flops,
     )
 

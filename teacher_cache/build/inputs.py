@@ -119,8 +119,10 @@ def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress:
         progress=progress.tokenised,
         note=progress.note,
     )
-    if len(rows) < settings.max_rows != BuildSettings.max_rows:
-        progress.note(f"the corpus has {len(rows)} rows, fewer than --max-rows {settings.max_rows}: all are kept")
+    whole = settings.shuffle_buffer is None
+    if len(rows) < settings.max_rows and not (whole and settings.max_rows == BuildSettings.max_rows):
+        what = "the corpus has" if whole else "what was read of the corpus makes"
+        progress.note(f"{what} {len(rows)} rows, fewer than --max-rows {settings.max_rows}: all are kept")
     part = settings.part_numbers()
     return rows if part is None else rows.part(*part)
 

@@ -288,9 +288,9 @@ _MOST_ESCAPES = 1 / 200
 def _cheapest(codes_N: NDArray[np.int16]) -> int:
     """The number of the packing, len(PACKINGS) for `zero`, that stores these values in the fewest bits.
 
-    Values to a byte of their own never take fewer bits than the same values two or more to a byte: the entropy of a
-    tuple is at most the sum of its places'. Nor do two bytes a value where one will do. So the widest packing that has
-    to be weighed is the first one without escapes that holds a single value, or pairs.
+    The entropy of a tuple is at most the sum of its places', which share one distribution, so values to a byte of their
+    own take no fewer bits than two or more to a byte (but for the zeros that fill the last byte), nor two bytes a value
+    than one. Such packings are not weighed where a narrower one holds all values.
     """
     import torch
 
@@ -300,7 +300,7 @@ def _cheapest(codes_N: NDArray[np.int16]) -> int:
     costs = []
     for packing, next_limit in zip(PACKINGS, [*narrower, -1], strict=True):
         beyond = int((magnitude_N > packing.limit).sum()) if largest > packing.limit else 0
-        share = beyond / max(1, len(codes_N))
+        share = beyond / len(codes_N)
         if share > _MOST_ESCAPES or (packing.per_byte == 1 and largest <= next_limit):
             costs.append(np.inf)
             continue

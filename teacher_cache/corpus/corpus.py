@@ -11,7 +11,8 @@ Cost: one pass of the tokenizer over the text, or over as much of it as is to be
 file (`TokenSpool`); memory holds 9 bytes per document and 34 per row.
 
 A row's id is its number in packing order, and rows are kept in ascending order of a hash of (seed, row id), or in an
-order that mixes several sources (`mixing`): the first N rows are the same however many more are kept. A packed row
+order that mixes several sources (`mixing`): of the same text, the first N rows are the same however many more are kept
+(with a `shuffle_buffer` the rows asked for decide how much text there is). A packed row
 belongs to the source of the first document in it. Nothing here knows a model or masks anything.
 """
 
@@ -32,7 +33,7 @@ from teacher_cache.corpus.mixing import Mix
 from teacher_cache.corpus.next_tokens import next_token_places
 from teacher_cache.corpus.packing import cut_at, cut_isolated
 from teacher_cache.corpus.rows import RowBlock, Rows
-from teacher_cache.corpus.sources import EVERYTHING, Progress, Quota, spool_sources
+from teacher_cache.corpus.sources import EVERYTHING, Progress, Quota, SpooledSource, spool_sources
 from teacher_cache.corpus.tokens import TokenSpool, tell_unknown
 from teacher_cache.errors import CorpusError, SettingsError
 from teacher_cache.random_bits import uniform_bits
@@ -93,7 +94,7 @@ def pack_corpus(
     alone = isolated if packed else causal
     mix = Mix.of(specs, mix_alpha)
     together = [(spec,) for spec in mix.specs] if mix else [specs]
-    quotas = _quotas(mix, max_rows, shuffle_buffer, 1 if row_mode == "document" else text_positions, row_mode)
+    quotas = _quotas(specs, mix, max_rows, shuffle_buffer, text_positions if packed else None)
     streamed = shuffle_buffer is not None
     sources = [read_documents(some, note, chat=chat if causal else False, streamed=streamed) for some in together]
     with TokenSpool(
@@ -111,8 +112,7 @@ def pack_corpus(
             "give a corpus with text"
         )
     tell_unknown(spool, tokenizer, note)
-    if any(source.cut for source in read):
-        note(f"read {spool.documents:,} documents, up to --shuffle-buffer: what follows in the corpus is left out")
+    _tell_cut(read, mix.specs if mix else specs, spool, note)
     if packed and alone:
         spans = cut_isolated(starts, len(ids), frame=frame, seq_len=seq_len, whole=spool.whole)
     else:
@@ -155,9 +155,9 @@ def pack_corpus(
 
 
 def _quotas(
-    mix: Mix | None, max_rows: int | None, shuffle_buffer: int | None, positions: int, row_mode: RowMode
+    specs: Sequence[str], mix: Mix | None, max_rows: int | None, shuffle_buffer: int | None, positions: int | None
 ) -> list[Quota]:
-    """How much of each source is read."""
+    """How much of each source is read; a document is a row where `positions` of text in a row are not given."""
     sources = 1 if mix is None else len(mix.specs)
     if shuffle_buffer is None:
         return [EVERYTHING] * sources
@@ -168,9 +168,27 @@ def _quotas(
             f"--mix-alpha {mix.alpha!r} needs the size of every corpus, and --shuffle-buffer {shuffle_buffer!r} reads "
             "only the beginning of each: give the shares yourself, such as --corpus a.txt@3 b.txt@1"
         )
+    if mix is None and len(specs) > 1:
+        raise SettingsError(
+            f"--shuffle-buffer {shuffle_buffer!r} reads the beginning of a corpus, and of {len(specs)} one after "
+            f"another that would be {specs[0]!r} alone: say how much of each to take, such as --corpus a.txt@3 b.txt@1"
+        )
     shares = [1.0] if mix is None else mix.shares([1] * sources).tolist()
-    each = [math.ceil((max_rows + shuffle_buffer) * share) * positions for share in shares]
-    return [Quota(documents=size) if row_mode == "document" else Quota(tokens=size) for size in each]
+    each = [math.ceil((max_rows + shuffle_buffer) * share) for share in shares]
+    return [Quota(documents=rows) if positions is None else Quota(tokens=rows * positions) for rows in each]
+
+
+def _tell_cut(read: Sequence[SpooledSource], specs: Sequence[str], spool: TokenSpool, note: Note) -> None:
+    """Say where reading ended, and which sources ended before it while others may have more."""
+    if not any(source.cut for source in read):
+        return
+    note(f"read {spool.documents:,} documents, up to --shuffle-buffer: what may follow in the corpus is left out")
+    short = [spec for spec, source in zip(specs, read, strict=False) if not source.cut]
+    if short:
+        note(
+            f"{', '.join(short)} ended before its share of the rows, which the others do not make up for, as they are "
+            "read up to their own: give other weights, or a larger --shuffle-buffer"
+        )
 
 
 def _tell_silent(rows: Rows, note: Note) -> None:

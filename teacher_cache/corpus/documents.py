@@ -216,6 +216,11 @@ def _read_saved(folder: Path, note: Note, chat: bool | None) -> Iterator[str | C
 def _read_hub(spec: str, note: Note, chat: bool | None, streamed: bool) -> Iterator[str | Chat]:
     _log.info("%s corpus %s from the hub, or its cache on this machine", "streaming" if streamed else "reading", spec)
     name, config, split = [*spec.split(":", 2), "", ""][:3]
+    if streamed and "[" in split:
+        raise CorpusError(
+            f"the corpus {spec!r} asks for a part of a split, which cannot be told of a dataset that is streamed for "
+            f"--shuffle-buffer: give {spec.partition('[')[0]!r}, or leave out --shuffle-buffer"
+        )
     try:
         dataset = datasets.load_dataset(name, config or None, split=split or "train", streaming=streamed)
         yield from _read_dataset(dataset, spec, note, chat)

@@ -70,48 +70,46 @@ class SourceRows:
         assert stream.calibration is not None
         positions, views = self.manifest.seq_len, self.manifest.views_of(stream.view)
         start, stop = piece.start * positions, piece.stop * positions
-        place_D = torch.arange(stream.width) if place_D is None else place_D
         packed = {
             packing: self.reader.load_array(f"{stream.path}/codes/{packing.name}", piece.block)
             for packing, _ in ranges(stream.calibration.components)
         }
-        count_W, index_WE, value_WE = (
-            self.reader.load_array(f"{stream.path}/escapes/{name}", piece.block) for name in ("count", "index", "value")
-        )
+        escapes = self.reader.load_beside(f"{stream.path}/escapes", piece.block)
+        moved_D = torch.arange(stream.width) if place_D is None else place_D
         # a few components at a time, which are still in the cache when they go where they belong
         at_once = max(1, VALUES_AT_ONCE // (stop - start))
-        part_CN = torch.empty((at_once, stop - start))
-        for view, count in enumerate(count_W):
+        part_CN = torch.empty((at_once if place_D is not None else 0, stop - start))
+        for view in range(views):
             codes_DN, stored = torch.empty((stream.width, stop - start)), 0
             for packing, part in ranges(stream.calibration.components):
                 packed_CL, stored = np.split(packed[packing], views, axis=1)[view], part.stop
+                if place_D is None:
+                    packing.unpack(packed_CL, start, stop, scale, codes_DN[part])
+                    continue
                 for first in range(0, len(packed_CL), at_once):
                     place_C = place_D[part][first : first + at_once]
                     packing.unpack(packed_CL[first : first + at_once], start, stop, scale, part_CN[: len(place_C)])
                     codes_DN[place_C] = part_CN[: len(place_C)]
-            codes_DN[place_D[stored:]] = 0
-            component, token = np.divmod(index_WE[view, :count].astype(np.int64), self.manifest.block_rows * positions)
-            here = (token >= start) & (token < stop)
-            escapes = torch.from_numpy(value_WE[view, :count][here].astype(np.float32))
-            codes_DN[place_D[torch.from_numpy(component[here])], torch.from_numpy(token[here] - start)] = (
-                escapes * scale
+            codes_DN[moved_D[stored:]] = 0
+            index_E = escapes[view]["index"].astype(np.int64)
+            component_E, token_E = np.divmod(index_E, self.manifest.block_rows * positions)
+            here_E = (token_E >= start) & (token_E < stop)
+            values_E = torch.from_numpy(escapes[view]["value"][here_E].astype(np.float32)) * scale
+            codes_DN[moved_D[torch.from_numpy(component_E[here_E])], torch.from_numpy(token_E[here_E] - start)] = (
+                values_E
             )
             yield codes_DN
 
     def sinks(self, stream: VectorStream, piece: SourcePiece) -> list[Sinks]:
         """View by view, the tokens of a calibrated stream that are kept as they are, by number 0..N."""
-        views = self.manifest.views_of(stream.view)
         if stream.calibration is None or stream.calibration.sinks is None:
             return []
         start, stop = piece.start * self.manifest.seq_len, piece.stop * self.manifest.seq_len
-        count_W, index_WS, value_WSD = (
-            self.reader.load_array(f"{stream.path}/sinks/{name}", piece.block) for name in ("count", "index", "value")
-        )
         found = []
-        for view in range(views):
-            index = index_WS[view, : count_W[view]].astype(np.int64)
-            here = (index >= start) & (index < stop)
-            found.append(Sinks(index[here] - start, value_WSD[view, : count_W[view]][here]))
+        for held in self.reader.load_beside(f"{stream.path}/sinks", piece.block):
+            index_S = held["index"].astype(np.int64)
+            here_S = (index_S >= start) & (index_S < stop)
+            found.append(Sinks(index_S[here_S] - start, held["value"][here_S]))
         return found
 
     def values(self, stream: VectorStream, piece: SourcePiece) -> Iterator[torch.Tensor]:

@@ -87,6 +87,25 @@ class BlockLoader:
         values: NDArray[np.generic] = self.load_array(path, block, (part[0], slice(0, held), *part[2:]))[0]
         return values
 
+    def load_beside(self, folder: str, block: int) -> list[dict[str, NDArray[Any]]]:
+        """Escapes or sinks of a block, checked: of each view the entries that it has, by name. Thread-safe.
+
+        Raises:
+            StoreError: a shard is missing, not what was committed, or holds numbers that cannot be.
+        """
+        arrays = {path: self.load_array(path, block) for path in self._layout.arrays_in(folder)}
+        counted = f"{folder}/count"
+        found = []
+        try:
+            for view, count in enumerate(arrays.pop(counted).tolist()):
+                check_entries(counted, count, min(array.shape[1] for array in arrays.values()))
+                held = {path: array[view, :count] for path, array in arrays.items()}
+                check_values(self._layout, block, held)
+                found.append({path.removeprefix(f"{folder}/"): array for path, array in held.items()})
+        except ImpossibleError as error:
+            raise self._objects.impossible(error.path, block, str(error)) from error
+        return found
+
     def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:
         """A block of one array, or a range of it along each axis: read, checked and decompressed. Thread-safe.
 

@@ -182,12 +182,30 @@ class CacheReader:
         """
         return self._loader.load_array(path, block)
 
+    def load_beside(self, folder: str, block: int) -> list[dict[str, NDArray[Any]]]:
+        """Escapes or sinks of a block (`hidden/4/escapes`): of each view the entries that it has, by name. Thread-safe.
+
+        Raises:
+            StoreError: a shard is missing, not what was committed, or holds numbers that cannot be.
+        """
+        return self._loader.load_beside(folder, block)
+
     def shards_read(self, request: TargetRequest) -> tuple[int, int]:
-        """Objects that one pass over all rows reads for a request, and their bytes."""
+        """Objects that one pass over all rows reads for a request, and their bytes.
+
+        Raises:
+            StoreError: the seal does not say how large an array is.
+        """
         sizes: dict[str, int] = {}
         for group in self._groups:
             sizes |= {} if group.seal is None else group.seal.bytes_per_array
         paths = [path for view in self.views_for(request) for path in self._loader.paths(request, view)]
+        for path in paths:
+            if path not in sizes:
+                raise StoreError(
+                    f"{self.path!r} is damaged: no seal says how large {path!r} is, which every build writes there; "
+                    "restore seal.json from a copy, or build the store again"
+                )
         return len(paths) * self.manifest.blocks, sum(sizes[path] for path in paths)
 
     def read_shard(self, path: str, block: int) -> bytes:

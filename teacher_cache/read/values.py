@@ -57,9 +57,9 @@ def check_values(layout: StoreLayout, block: int, arrays: Arrays) -> None:
     for stream in layout.streams:
         if f"{stream.path}/escapes/index" in arrays:
             _check_escapes(layout, stream.path, stream.width, arrays)
-            if f"{stream.path}/sinks/index" in arrays:
-                _check_sinks(layout, stream.path, arrays)
-        elif (scale := arrays.get(f"{stream.path}/scale")) is not None:
+        if f"{stream.path}/sinks/index" in arrays:
+            _check_sinks(layout, stream.path, arrays)
+        if (scale := arrays.get(f"{stream.path}/scale")) is not None:
             _refuse(f"{stream.path}/scale", scale, ~(np.isfinite(scale) & (scale >= 0)), "a finite number from 0 on")
 
 

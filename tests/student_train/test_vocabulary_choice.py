@@ -24,6 +24,7 @@ def test_grammar() -> None:
         "trim",
         "trim:",
         "trim:a.txt,",
+        "trim:a.txt,b.json",
         "coverage",
         "coverage:",
         "coverage:0",

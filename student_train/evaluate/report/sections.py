@@ -184,8 +184,9 @@ def onnx(records: RunRecords) -> list[Html]:
     """Every ONNX file that was exported, beside the model itself."""
     if records.onnx is None:
         reason = _reason(records, "onnx.json", "No ONNX files of the student were made.")
-        command = ["kdeval", "export", records.path, "--out", "FOLDER", "--onnx", "--int8", "both"]
-        return [missing(reason, shlex.join(command))]
+        cache = records.settings.get("cache") or ["CACHE"]
+        command = ["kdeval", "export", "--student", records.path, "--out", "FOLDER", "--onnx", "--int8", "both"]
+        return [missing(reason, shlex.join([*command, "--cache", *cache]))]
     columns = onnx_columns(records.onnx)
     return [
         table([*columns], [*map(list, zip(*columns.values(), strict=True))]),

@@ -118,6 +118,35 @@ def test_each_component_gets_the_packing_of_its_spread(spread: float, name: str)
     assert components[name] == 8
 
 
+def weigh_all(codes_N: NDArray[np.int16]) -> str:
+    """The packing that takes fewest bits, all of them weighed byte by byte; of equal ones the narrowest."""
+    costs = {}
+    for packing in PACKINGS:
+        beyond_N = np.abs(codes_N) > packing.limit
+        packed = packing.pack(torch.from_numpy(np.where(beyond_N, 0, codes_N)[None])).numpy()[0]
+        bits = 0.0
+        for plane in packed.view(np.uint8).reshape(len(packed), -1).T:
+            shares = np.unique(plane, return_counts=True)[1] / len(plane)
+            bits += max(1.0, float(-(shares * np.log2(shares)).sum())) if len(shares) > 1 else 0.0
+        costs[packing.name] = bits / packing.per_byte + 32 * beyond_N.mean()
+    limits = {packing.name: packing.limit for packing in PACKINGS}
+    costs[ZERO], limits[ZERO] = 32 * float((codes_N != 0).mean()), 0
+    possible = {name: cost for name, cost in costs.items() if (np.abs(codes_N) > limits[name]).mean() <= 1 / 200}
+    return min(reversed(list(possible)), key=lambda name: possible[name])
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**31), tokens=st.integers(30, 3000), draw=st.sampled_from(["normal", "laplace", "uniform"]))
+def test_packings_that_are_not_weighed_would_not_have_been_chosen(seed: int, tokens: int, draw: str) -> None:
+    generator = np.random.default_rng(seed)
+    spread, values = 10.0 ** generator.uniform(-1.5, 3), {"low": -1.7, "high": 1.7} if draw == "uniform" else {}
+    codes = (getattr(generator, draw)(size=(tokens, 1), **values) * spread).round().clip(-30000, 30000).astype(np.int16)
+    if generator.random() < 0.3:
+        codes[generator.integers(tokens)] = generator.integers(-30000, 30000)
+    _, components = choose_packings(codes, 1)
+    assert [name for name, count in components.items() if count] == [weigh_all(codes[:, 0])]
+
+
 def test_rare_values_do_not_decide_the_packing_and_come_back() -> None:
     codes = np.random.default_rng(0).integers(-1, 2, (8000, 16)).astype(np.int16)
     codes[17, 3] = 30000

@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 
 from teacher_cache.build.inputs import Silent
 from teacher_cache.codecs.logits import TopkEntries
+from teacher_cache.codecs.packing import ranges
 from teacher_cache.contract.batch import TargetRequest, TopkLogits
+from teacher_cache.derive import source_rows
 from teacher_cache.derive.derive import derive_store
 from teacher_cache.derive.origins import plan_derivation
 from teacher_cache.derive.recode import BlockDeriver, cut_topk
 from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows
+from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import StoreLayout
+from teacher_cache.read.load import BlockLoader
 from teacher_cache.read.reader import CacheReader
 
 
@@ -129,19 +133,46 @@ def test_a_tail_without_mass_stays_without() -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.data())
-def test_coarser_codes_are_the_nearest_in_another_order(nmse_store: Path, data: st.DataObject) -> None:
-    """Whichever rows are read, in every packing and with escapes."""
+def test_coarser_codes_are_the_nearest_in_another_order(
+    nmse_store: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    """Whichever rows are read, however few components at a time; the codes beside what any reader decodes."""
     source = SourceRows(CacheReader.open(nmse_store))
-    stream, ratio = source.reader.layout.nmse_streams[0], data.draw(st.floats(0.01, 1))
+    stream, ratio = source.reader.layout.stream("hidden/4"), data.draw(st.floats(0.01, 1))
+    assert stream.calibration is not None and len([1 for _ in ranges(stream.calibration.components)]) > 1
     place_D = torch.tensor(data.draw(st.permutations(range(stream.width))))
     start = data.draw(st.integers(0, source.manifest.block_rows - 1))
     stop = data.draw(st.integers(start + 1, source.manifest.block_rows))
+    monkeypatch.setattr(source_rows, "VALUES_AT_ONCE", data.draw(st.sampled_from([1, 200, 2**18])))
     piece = SourcePiece(block=0, start=start, stop=stop, to=0)
-    plain, moved = (list(source.codes(stream, piece, *how)) for how in ((), (place_D, ratio)))
-    for codes_DN, coarser_DN in zip(plain, moved, strict=True):
-        assert bool((codes_DN == codes_DN.round()).all()) and bool(codes_DN.any())
-        assert torch.equal(coarser_DN[place_D], codes_DN * ratio)
-        assert float((codes_DN * ratio - coarser_DN[place_D].round()).abs().max()) <= 0.5
+    ((codes_DN,), (coarser_DN,)) = (list(source.codes(stream, piece, *how)) for how in ((), (place_D, ratio)))
+    request = TargetRequest(hidden_layers=(4,), rotated_layers=(4,))
+    (batch,) = source.reader.read_rows(start, stop, request).values()
+    exact_ND = (batch.hidden[4].flatten(0, 1) / stream.calibration.step).round()
+    assert torch.equal(codes_DN.T, exact_ND) and bool(codes_DN.any())
+    assert torch.equal(coarser_DN[place_D], codes_DN * ratio)
+
+
+@pytest.mark.parametrize("wrong", ["-1", "beyond", "falling", "count"])
+def test_escapes_that_have_no_place_are_refused(wrong: str, nmse_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be written elsewhere, or end in an error of numpy's."""
+    source = SourceRows(CacheReader.open(nmse_store))
+    stream, load = source.reader.layout.stream("hidden/4"), BlockLoader.load_array
+    values = stream.width * source.manifest.block_rows * source.manifest.seq_len
+    forged = {"-1": [-1, 3], "beyond": [3, values], "falling": [5, 4], "count": [3, 4]}[wrong]
+
+    def forge(self: BlockLoader, path: str, block: int, part: Any = None) -> Any:
+        array = load(self, path, block, part)
+        if path.endswith("escapes/count"):
+            return np.full_like(array, 10**6 if wrong == "count" else 2)
+        if path.endswith("escapes/index"):
+            array = array.copy()
+            array[0, :2] = forged
+        return array
+
+    monkeypatch.setattr(BlockLoader, "load_array", forge)
+    with pytest.raises(StoreError, match=r"hidden/4/escapes/(index|count)"):
+        list(source.codes(stream, SourcePiece(block=0, start=0, stop=2, to=0)))
 
 
 def test_rows_of_two_blocks_make_one_of_whole_numbers_that_did_not_change(small_store: Path) -> None:

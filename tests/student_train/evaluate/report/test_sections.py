@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.options import parse
+from student_train.evaluate.export.settings import ExportSettings
 from student_train.evaluate.onnx.records import OnnxFile, OnnxReport, OnnxTiming
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, page, section
@@ -91,7 +94,10 @@ def test_onnx_files(make_run: Any) -> None:
 
 def test_onnx_files_of_other_weights_are_said(records: RunRecords) -> None:
     text = read(sections.onnx(replace(records, stale=("onnx.json",))))
-    assert "onnx.json is of other weights" in text and "kdeval export" in text
+    assert "onnx.json is of other weights" in text
+    words = shlex.split(text[text.index("kdeval export") :])
+    asked = parse(ExportSettings, words[2:], "kdeval export")
+    assert (asked.student, asked.int8, asked.onnx) == (records.path, "both", True)
 
 
 def test_tasks_of_other_weights_are_said(records: RunRecords) -> None:
