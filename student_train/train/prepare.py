@@ -139,10 +139,13 @@ class TrainingRun:
     def check_same(self, checkpoint: Path) -> None:
         """Refuse to go on from the checkpoint of a run that had other settings.
 
+        A flag that it says nothing of did not exist when it was written, and does by default what was done then.
+
         Raises:
             TrainingError: it had; the message names every one that differs.
         """
-        before, now = read_marker(checkpoint).identity, self.identity()
+        defaults = TrainSettings(method=self.settings.method).identity()
+        before, now = {**defaults, **read_marker(checkpoint).identity}, self.identity()
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
             now["cache contents"] = f"{now['cache contents']} ({self.reader.path})"

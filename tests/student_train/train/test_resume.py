@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from student_train.engine.checkpoint import checkpoint_path
+from student_train.engine.checkpoint import MARKER_NAME, checkpoint_path
 from student_train.train.loop import Trainer
 from teacher_cache.errors import TrainingError
 from tests.student_train.train.trainings import STEPS, steps_of, validations_of
@@ -140,3 +140,16 @@ def test_another_setting_is_refused_by_name(run_training, interrupted, tmp_path)
     with pytest.raises(TrainingError, match="--lr was"):
         run_training(tmp_path / "new", resume=str(checkpoint_path(interrupted, 8)), lr=1e-3)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_a_version_with_fewer_flags_goes_on(run_training, finished, interrupted):
+    """What it says nothing of had its default; another value now is another run."""
+    shutil.rmtree(checkpoint_path(interrupted, STEPS))
+    marker = checkpoint_path(interrupted, 8) / MARKER_NAME
+    record = json.loads(marker.read_text())
+    for name in ("--vocabulary", "--relation-mask", "--topk-loss"):
+        del record["identity"][name]
+    marker.write_text(json.dumps(record))
+    with pytest.raises(TrainingError, match="--topk-loss was 'tail' and is 'renormalise'"):
+        run_training(interrupted, resume="auto", topk_loss="renormalise")
+    assert steps_of(run_training(interrupted, resume="auto")) == steps_of(finished[1])
