@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ LANGUAGES = ("de", "en", "ko")
 
 
 @pytest.fixture
-def follow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def follow(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     import multilingual_students
 
-    yield multilingual_students.follow
+    return multilingual_students.follow
 
 
 def some_embeddings(draw: np.random.Generator) -> dict[str, Vectors]:
