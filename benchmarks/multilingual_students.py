@@ -37,6 +37,8 @@ from cli.kdcache import main as kdcache
 from cli.kdeval import main as kdeval
 from cli.kdtrain import main as kdtrain
 from student_train.evaluate.fidelity.records import FidelityReport
+from student_train.run_files import METRICS_NAME, read_records
+from student_train.students.vocabulary.kept_ids import KEPT_IDS
 
 
 def main() -> None:
@@ -46,17 +48,19 @@ def main() -> None:
     files, sentences = write_texts(options, languages)
     cache, cut = build(options, files), f"trim:{','.join(map(str, files))}"
     teacher = embed(options.teacher, sentences)
-    students = {}
+    students: dict[str, Any] = {}
     for shape in options.shapes:
-        trainings = [("untrained", "hs", cut), *((method, method, cut) for method in options.methods)]
+        trainings = [("untrained", "hs"), *((method, method) for method in options.methods)]
         if shape == options.shapes[0]:
-            trainings.append((f"{options.methods[0]}, all ids", options.methods[0], "all"))
-        for name, method, vocabulary in trainings:
-            steps = 0 if name == "untrained" else options.steps
-            compute = partial(train_and_measure, options, cache, shape, method, vocabulary, steps, sentences, teacher)
-            settings = {"shape": shape, "method": method, "vocabulary": vocabulary.partition(":")[0], "steps": steps}
+            trainings.append((f"{options.methods[0]}, all ids", options.methods[0]))
+        for name, method in trainings:
+            steps, ids = 0 if name == "untrained" else options.steps, "all" if name.endswith("all ids") else cut
+            compute = partial(train_and_measure, options, cache, shape, method, ids, steps, sentences, teacher)
+            settings = {"shape": shape, "method": method, "vocabulary": ids.partition(":")[0], "steps": steps}
             folder = options.out / f"{shape}-{name.replace(', ', '-').replace(' ', '-')}"
             students[f"{shape}, {name}"] = kept(folder, settings, compute, finished=f"{shape}, {name}: done")
+            # the same ids, without reading the text once more
+            cut = f"trim:{options.out / f'{options.shapes[0]}-untrained' / 'student' / KEPT_IDS}"
     report(students)
     chosen = {name: value for name, value in vars(options).items() if name not in ("out", "corpora", "teacher")}
     print_record(
@@ -143,8 +147,7 @@ def train_and_measure(
     seconds = time.perf_counter() - began
     run(kdeval, ["fidelity", "--student", str(out), "--cache", str(cache), "--json"])
     fidelity = FidelityReport.from_json(json.loads((out / "fidelity.json").read_text()))
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    made = [line for line in lines if "loss" in line]
+    made = [line for line in read_records(out / METRICS_NAME) if "loss" in line] if steps else []
     distances = figures(fidelity)
     found = {
         "seconds": seconds,
@@ -152,8 +155,8 @@ def train_and_measure(
         "memory": max((line["memory"] for line in made), default=None),
         "ids": json.loads((out / "config.json").read_text())["vocab_size"],
         "bytes": (out / "model.safetensors").stat().st_size,
-        "relation_kl": distances["mha"],
-        "hidden_nmse": distances["hs"],
+        "relation_kl": distances.get("mha"),
+        "hidden_nmse": distances.get("hs"),
         **follow(embed(out, sentences), teacher),
     }
     # not needed any more
@@ -172,8 +175,8 @@ def report(students: dict[str, Any]) -> None:
             f"{one['bytes'] / 1e6:.0f}",
             "" if one["step_seconds"] is None else f"{one['step_seconds']:.2f}",
             "" if one["memory"] is None else f"{one['memory'] / 1e6:,.0f}",
-            f"{one['relation_kl']:.3f}",
-            f"{one['hidden_nmse']:.3f}",
+            "" if one["relation_kl"] is None else f"{one['relation_kl']:.3f}",
+            "" if one["hidden_nmse"] is None else f"{one['hidden_nmse']:.3f}",
             f"{one['cosine']:.3f}",
             f"{one['across']:.3f}",
         )
