@@ -2,9 +2,9 @@
 
 From one store of text in all languages, mixed by size to the power of --mix-alpha, students of copied layers are
 trained by each method for the same steps, with the ids alone that the text uses (and one with all ids). On rows that
-were held out: the sum of the three relation KLs and the mean hidden NMSE (`kdeval fidelity`). On sentences of other
-documents, each embedded as the mean of its final states: the mean cosine between student and teacher, and how well the
-student's cosines between sentences of two different languages follow the teacher's (Pearson's r over all such pairs).
+were held out: the sum of the three relation KLs and the mean hidden NMSE (`kdeval fidelity`). On other pieces of text,
+each embedded as the mean of its final states: the mean cosine between student and teacher, and how well the student's
+cosines between pieces of two different languages follow the teacher's (Pearson's r over all such pairs).
 
     python benchmarks/multilingual_students.py --teacher DIR --corpora FOLDER --out students
 
@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from methods import run as run_alone
 from record import print_record
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +37,6 @@ from trim import HELD_OUT, PIECE, documents, run
 
 from cli.kdcache import main as kdcache
 from cli.kdeval import main as kdeval
-from cli.kdtrain import main as kdtrain
 from student_train.evaluate.fidelity.records import FidelityReport
 from student_train.run_files import METRICS_NAME, read_records
 from student_train.students.vocabulary.kept_ids import KEPT_IDS
@@ -45,27 +46,32 @@ def main() -> None:
     options = parse_options()
     options.out.mkdir(parents=True, exist_ok=True)
     languages = sorted(path.name.split("-")[0] for path in options.corpora.glob("*-*.txt.gz"))
-    files, sentences = write_texts(options, languages)
+    files, pieces = write_texts(options, languages)
     cache, cut = build(options, files), f"trim:{','.join(map(str, files))}"
-    teacher = embed(options.teacher, sentences)
+    teacher = embed(options.teacher, pieces)
     students: dict[str, Any] = {}
+    named = ("characters", "mix_alpha", "rows", "steps", "lr")
+    chosen = {"teacher": options.teacher.name, **{name: getattr(options, name) for name in named}}
     for shape in options.shapes:
         trainings = [("untrained", "hs"), *((method, method) for method in options.methods)]
         if shape == options.shapes[0]:
             trainings.append((f"{options.methods[0]}, all ids", options.methods[0]))
         for name, method in trainings:
             steps, ids = 0 if name == "untrained" else options.steps, "all" if name.endswith("all ids") else cut
-            compute = partial(train_and_measure, options, cache, shape, method, ids, steps, sentences, teacher)
-            settings = {"shape": shape, "method": method, "vocabulary": ids.partition(":")[0], "steps": steps}
+            compute = partial(train_and_measure, options, cache, shape, method, ids, steps, pieces, teacher)
+            settings = {
+                "shape": shape,
+                "method": method,
+                "vocabulary": ids.partition(":")[0],
+                "trained": steps,
+                **chosen,
+            }
             folder = options.out / f"{shape}-{name.replace(', ', '-').replace(' ', '-')}"
             students[f"{shape}, {name}"] = kept(folder, settings, compute, finished=f"{shape}, {name}: done")
             # the same ids, without reading the text once more
             cut = f"trim:{options.out / f'{options.shapes[0]}-untrained' / 'student' / KEPT_IDS}"
     report(students)
-    chosen = {name: value for name, value in vars(options).items() if name not in ("out", "corpora", "teacher")}
-    print_record(
-        "multilingual_students", teacher=options.teacher.name, languages=languages, **chosen, students=students
-    )
+    print_record("multilingual_students", languages=languages, **chosen, students=students)
 
 
 def parse_options() -> argparse.Namespace:
@@ -86,15 +92,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def write_texts(options: argparse.Namespace, languages: list[str]) -> tuple[list[Path], dict[str, list[str]]]:
-    """A file of text in each language, and sentences of other documents."""
-    files, sentences = [], {}
+    """A file of text in each language, and pieces of what follows it, at even distances."""
+    files, held_out = [], {}
     for language in languages:
-        pieces = documents(options, language)
-        sentences[language] = list(islice(pieces, HELD_OUT))
+        pieces = list(documents(options, language))
+        count = min(options.characters // PIECE, len(pieces) - HELD_OUT)
         file = options.out / f"{language}.txt"
-        file.write_text("".join(f"{piece}\n" for piece in islice(pieces, options.characters // PIECE)))
+        file.write_text("".join(f"{piece}\n" for piece in pieces[:count]))
         files.append(file)
-    return files, sentences
+        held_out[language] = pieces[count :: (len(pieces) - count) // HELD_OUT][:HELD_OUT]
+    return files, held_out
 
 
 def build(options: argparse.Namespace, files: list[Path]) -> Path:
@@ -106,11 +113,11 @@ def build(options: argparse.Namespace, files: list[Path]) -> Path:
 
 
 @torch.inference_mode()
-def embed(folder: Path, sentences: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def embed(folder: Path, pieces: dict[str, list[str]]) -> dict[str, np.ndarray]:
     """[S, D] of each language: means of final states, of length 1."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     found = {}
-    for language, texts in sentences.items():
+    for language, texts in pieces.items():
         means = []
         for text in texts:
             ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt").input_ids
@@ -135,7 +142,7 @@ def train_and_measure(
     method: str,
     vocabulary: str,
     steps: int,
-    sentences: dict[str, list[str]],
+    pieces: dict[str, list[str]],
     teacher: dict[str, np.ndarray],
     folder: Path,
 ) -> dict[str, Any]:
@@ -143,7 +150,8 @@ def train_and_measure(
     sizes = ["--steps", str(steps), "--batch-size", "16", "--lr", str(options.lr), "--save-every", "100000"]
     told = ["--student", shape, "--method", method, "--vocabulary", vocabulary, "--valid-every", str(max(1, steps))]
     began = time.perf_counter()
-    run(kdtrain, ["--cache", str(cache), "--out", str(out), *told, *sizes])
+    # a process of its own, whose memory is that of this training
+    run_alone("kdtrain", "--cache", str(cache), "--out", str(out), *told, *sizes)
     seconds = time.perf_counter() - began
     run(kdeval, ["fidelity", "--student", str(out), "--cache", str(cache), "--json"])
     fidelity = FidelityReport.from_json(json.loads((out / "fidelity.json").read_text()))
@@ -157,15 +165,16 @@ def train_and_measure(
         "bytes": (out / "model.safetensors").stat().st_size,
         "relation_kl": distances.get("mha"),
         "hidden_nmse": distances.get("hs"),
-        **follow(embed(out, sentences), teacher),
+        **follow(embed(out, pieces), teacher),
     }
     # not needed any more
     (out / "model.safetensors").unlink()
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return found
 
 
 def report(students: dict[str, Any]) -> None:
-    table = Table(title="on held-out rows, and sentences of other documents")
+    table = Table(title="on held-out rows, and pieces of other text")
     for name in ("", "ids", "MB", "s a step", "memory, MB", "relation KL", "hidden NMSE", "cosine", "r across"):
         table.add_column(name, justify="right" if name else "left")
     for name, one in students.items():

@@ -76,10 +76,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def documents(options: argparse.Namespace, language: str) -> Iterator[str]:
-    """Pieces of the documents in a language, in order."""
+    """Pieces of the documents in a language, in order; the first line of a file says where its text is from."""
     (path,) = options.corpora.glob(f"{language}-*.txt.gz")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
+        for line in islice(lines, 1, None):
             text = line.strip()
             yield from (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
