@@ -41,6 +41,14 @@ def as_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def checkpoint_identity(recorded: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """What a checkpoint says its run was, in today's flags: those that it lacks are newer, and had their default."""
+    found = {**TrainSettings(method=method).identity(), **recorded}
+    if type(found["--attention-layer"]) is int:
+        found["--attention-layer"] = str(found["--attention-layer"])
+    return found
+
+
 def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """`identity` of the settings that a student's record holds. Flags that it lacks are newer, and had their default.
 

@@ -34,6 +34,7 @@ from student_train.layer_map import added_mappings
 from student_train.methods.additions import reads_logits
 from student_train.methods.model import DistillationModel, compile_student, freeze_unused
 from student_train.methods.objective import Objective, make_objective, plan_objective
+from student_train.recorded_settings import checkpoint_identity
 from student_train.registry import ADDED_MAPPINGS, ADDED_METHODS
 from student_train.settings import METHODS, TrainSettings
 from student_train.students.student import BuiltStudent, StudentPlan, plan_student, with_vocabulary
@@ -144,8 +145,8 @@ class TrainingRun:
         Raises:
             TrainingError: it had; the message names every one that differs.
         """
-        defaults = TrainSettings(method=self.settings.method).identity()
-        before, now = {**defaults, **read_marker(checkpoint).identity}, self.identity()
+        before = checkpoint_identity(read_marker(checkpoint).identity, self.settings.method)
+        now = self.identity()
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
             now["cache contents"] = f"{now['cache contents']} ({self.reader.path})"

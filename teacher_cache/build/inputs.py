@@ -18,7 +18,7 @@ from teacher_cache.build.resolve import (
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.targets import TargetSpecs
-from teacher_cache.corpus.corpus import Rows, pack_corpus
+from teacher_cache.corpus.corpus import Rows, pack_corpus, refuse_unknown_shares
 from teacher_cache.corpus.documents import look_up
 from teacher_cache.corpus.mixing import Mix
 from teacher_cache.models.attention import AttentionProjections
@@ -72,7 +72,8 @@ def read_inputs(
     read: both may take long. `processes` are to hold the teacher together.
     """
     mix = Mix.of(settings.corpus, settings.mix_alpha)
-    look_up(settings.corpus if mix is None else mix.specs)
+    refuse_unknown_shares(settings.corpus, mix, settings.shuffle_buffer)
+    look_up(settings.corpus if mix is None else mix.specs, streamed=settings.shuffle_buffer is not None)
     teacher = load_teacher(settings, processes)
     refuse_other_kind(settings, teacher)
     seq_len = resolve_seq_len(settings, teacher)

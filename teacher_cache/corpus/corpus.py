@@ -112,13 +112,14 @@ def pack_corpus(
             "give a corpus with text"
         )
     tell_unknown(spool, tokenizer, note)
-    _tell_cut(read, mix.specs if mix else specs, spool, note)
     if packed and alone:
         spans = cut_isolated(starts, len(ids), frame=frame, seq_len=seq_len, whole=spool.whole)
     else:
         spans = cut_at(np.arange(0, len(ids), text_positions) if packed else starts, len(ids), framed=not alone)
     first_document = np.searchsorted(starts, spans.start_R, side="right") - 1
     rows = len(spans)
+    enough = max_rows is not None and rows >= max_rows
+    _tell_cut(read, mix.specs if mix else [" ".join(specs)], spool.documents, enough=enough, note=note)
     fingerprint, kept = spool.fingerprint(), list[tuple[str, int]]()
     if mix is None:
         order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
@@ -154,15 +155,14 @@ def pack_corpus(
     return packed_rows
 
 
-def _quotas(
-    specs: Sequence[str], mix: Mix | None, max_rows: int | None, shuffle_buffer: int | None, positions: int | None
-) -> list[Quota]:
-    """How much of each source is read; a document is a row where `positions` of text in a row are not given."""
-    sources = 1 if mix is None else len(mix.specs)
+def refuse_unknown_shares(specs: Sequence[str], mix: Mix | None, shuffle_buffer: int | None) -> None:
+    """Refuse to read only the beginning of several corpora where it is not said how much of each.
+
+    Raises:
+        SettingsError: it is not.
+    """
     if shuffle_buffer is None:
-        return [EVERYTHING] * sources
-    if max_rows is None:
-        raise SettingsError(f"--shuffle-buffer {shuffle_buffer!r} is added to --max-rows, which is not given: give it")
+        return
     if mix is not None and mix.weights is None:
         raise SettingsError(
             f"--mix-alpha {mix.alpha!r} needs the size of every corpus, and --shuffle-buffer {shuffle_buffer!r} reads "
@@ -171,23 +171,35 @@ def _quotas(
     if mix is None and len(specs) > 1:
         raise SettingsError(
             f"--shuffle-buffer {shuffle_buffer!r} reads the beginning of a corpus, and of {len(specs)} one after "
-            f"another that would be {specs[0]!r} alone: say how much of each to take, such as --corpus a.txt@3 b.txt@1"
+            f"another that may be {specs[0]!r} alone: say how much of each to take, such as --corpus a.txt@3 b.txt@1"
         )
+
+
+def _quotas(
+    specs: Sequence[str], mix: Mix | None, max_rows: int | None, shuffle_buffer: int | None, positions: int | None
+) -> list[Quota]:
+    """How much of each source is read; a document is a row where `positions` of text in a row are not given."""
+    refuse_unknown_shares(specs, mix, shuffle_buffer)
+    sources = 1 if mix is None else len(mix.specs)
+    if shuffle_buffer is None:
+        return [EVERYTHING] * sources
+    if max_rows is None:
+        raise SettingsError(f"--shuffle-buffer {shuffle_buffer!r} is added to --max-rows, which is not given: give it")
     shares = [1.0] if mix is None else mix.shares([1] * sources).tolist()
     each = [math.ceil((max_rows + shuffle_buffer) * share) for share in shares]
     return [Quota(documents=rows) if positions is None else Quota(tokens=rows * positions) for rows in each]
 
 
-def _tell_cut(read: Sequence[SpooledSource], specs: Sequence[str], spool: TokenSpool, note: Note) -> None:
-    """Say where reading ended, and which sources ended before it while others may have more."""
+def _tell_cut(read: Sequence[SpooledSource], specs: Sequence[str], documents: int, *, enough: bool, note: Note) -> None:
+    """Say where reading ended, and where that left too few rows, which sources ended before it."""
     if not any(source.cut for source in read):
         return
-    note(f"read {spool.documents:,} documents, up to --shuffle-buffer: what may follow in the corpus is left out")
-    short = [spec for spec, source in zip(specs, read, strict=False) if not source.cut]
-    if short:
+    note(f"read {documents:,} documents, up to --shuffle-buffer: what may follow in the corpus is left out")
+    short = [spec for spec, source in zip(specs, read, strict=True) if not source.cut]
+    if short and not enough:
         note(
-            f"{', '.join(short)} ended before its share of the rows, which the others do not make up for, as they are "
-            "read up to their own: give other weights, or a larger --shuffle-buffer"
+            f"{', '.join(short)} ended before its share of the rows, and what was read of the others does not make up "
+            "for it: give other weights, or a larger --shuffle-buffer"
         )
 
 

@@ -80,16 +80,22 @@ def read_documents(
     return chain.from_iterable([_find(spec, note, chat, streamed) for spec in specs])
 
 
-def look_up(specs: Sequence[str]) -> None:
+def look_up(specs: Sequence[str], *, streamed: bool = False) -> None:
     """Whether local files are there and may be read, before anything that takes long: nothing is read of them.
 
     What is at names on the hub is only known when they are loaded.
 
     Raises:
-        CorpusError: a file is not there, or may not be read.
+        CorpusError: a file is not there, or may not be read, or a dataset cannot be streamed as it is to be.
     """
     for spec in specs:
-        for path in _find_local(spec).paths:
+        paths = _find_local(spec).paths
+        if streamed and not paths and "[" in spec:
+            raise CorpusError(
+                f"the corpus {spec!r} asks for a part of a split, which only a downloaded dataset has, and "
+                f"--shuffle-buffer streams it: give {spec.partition('[')[0]!r}, or leave out --shuffle-buffer"
+            )
+        for path in paths:
             if not path.is_file():  # a pipe can be opened once
                 continue
             try:
@@ -216,11 +222,6 @@ def _read_saved(folder: Path, note: Note, chat: bool | None) -> Iterator[str | C
 def _read_hub(spec: str, note: Note, chat: bool | None, streamed: bool) -> Iterator[str | Chat]:
     _log.info("%s corpus %s from the hub, or its cache on this machine", "streaming" if streamed else "reading", spec)
     name, config, split = [*spec.split(":", 2), "", ""][:3]
-    if streamed and "[" in split:
-        raise CorpusError(
-            f"the corpus {spec!r} asks for a part of a split, which cannot be told of a dataset that is streamed for "
-            f"--shuffle-buffer: give {spec.partition('[')[0]!r}, or leave out --shuffle-buffer"
-        )
     try:
         dataset = datasets.load_dataset(name, config or None, split=split or "train", streaming=streamed)
         yield from _read_dataset(dataset, spec, note, chat)

@@ -23,7 +23,7 @@ from teacher_cache.codecs.nmse import Quantiser
 from teacher_cache.contract.streams import VectorStream
 from teacher_cache.derive.origins import Derivation, StreamOrigin
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
-from teacher_cache.format.layout import DISTINCT, NEXT_KEPT, StoreLayout
+from teacher_cache.format.layout import NEXT_KEPT, StoreLayout
 from teacher_cache.format.packed_streams import Sinks, StreamPacker
 from teacher_cache.format.row_bits import count_row_bits
 from teacher_cache.format.writer import BlockValues
@@ -180,7 +180,7 @@ class BlockDeriver:
         held_W = np.zeros(len(target), dtype=np.int64)
         for piece in pieces:
             entries = self.source.reader.load_array(path, piece.block)
-            distinct = self.source.reader.load_array(DISTINCT, piece.block).reshape(len(target), -1)
+            distinct = self.source.reader.load_distinct(piece.block).reshape(len(target), -1)
             for view, distinct_P in enumerate(distinct):
                 first = int(distinct_P[: piece.start * places].sum(dtype=np.int64))
                 size = int(distinct_P[piece.start * places : piece.stop * places].sum(dtype=np.int64))

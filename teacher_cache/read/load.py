@@ -14,9 +14,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.codecs.logits import SampleCodec
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.targets import View
-from teacher_cache.format.layout import StoreLayout
+from teacher_cache.format.layout import DISTINCT, StoreLayout
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.shards import decode_shard
 from teacher_cache.format.verified import VerifiedObjects
@@ -105,6 +106,19 @@ class BlockLoader:
         except ImpossibleError as error:
             raise self._objects.impossible(error.path, block, str(error)) from error
         return found
+
+    def load_distinct(self, block: int) -> NDArray[Any]:
+        """How many different ids were drawn at each place of a block: where the entries of the next ones begin.
+
+        Raises:
+            StoreError: the shard is missing, not what was committed, or says more than were drawn.
+        """
+        assert isinstance(self._layout.logits, SampleCodec)
+        distinct_P, draws = self.load_array(DISTINCT, block), self._layout.logits.draws
+        if distinct_P.size and int(distinct_P.max()) > draws:
+            told = f"holds {int(distinct_P.max())}, which must be at most {draws}, the number of draws"
+            raise self._objects.impossible(DISTINCT, block, told)
+        return distinct_P
 
     def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:
         """A block of one array, or a range of it along each axis: read, checked and decompressed. Thread-safe.

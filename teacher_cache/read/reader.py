@@ -190,6 +190,14 @@ class CacheReader:
         """
         return self._loader.load_beside(folder, block)
 
+    def load_distinct(self, block: int) -> NDArray[Any]:
+        """How many different ids were drawn at each place of a block. Thread-safe.
+
+        Raises:
+            StoreError: the shard is missing, not what was committed, or says more than were drawn.
+        """
+        return self._loader.load_distinct(block)
+
     def shards_read(self, request: TargetRequest) -> tuple[int, int]:
         """Objects that one pass over all rows reads for a request, and their bytes.
 

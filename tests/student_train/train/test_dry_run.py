@@ -74,7 +74,7 @@ def test_objects_are_those_that_a_training_reads(held_out, tiny_store, tmp_path,
     assert found.read_bytes == pytest.approx(sum(sizes[path] for path, _ in read) / (len(blocks) - 1), rel=0.05)
 
 
-def test_a_seal_that_lacks_an_array_is_a_message(tiny_store, tmp_path, monkeypatch):
+def test_a_seal_that_lacks_an_array_is_a_message(tiny_store):
     reader = CacheReader.open(tiny_store)
     reader._groups[0].seal.bytes_per_array.pop("length")
     with pytest.raises(StoreError, match="no seal says how large 'length' is"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from teacher_cache.build.build import build_cache
+from teacher_cache.build.inputs import Silent
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.codecs.fixed import make_codec
 from teacher_cache.codecs.logits import LogProbabilityCodec
 from teacher_cache.codecs.sparse_logits import sample_points
 from teacher_cache.contract.batch import AttentionRelations, Batch, SampledLogits, TargetRequest
 from teacher_cache.contract.streams import VECTORS
-from teacher_cache.errors import StoreError, TeacherError
+from teacher_cache.errors import SettingsError, StoreError, TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
@@ -328,3 +330,21 @@ def test_a_store_of_the_beginning_of_a_corpus_goes_on_with_that_alone(small_sett
     assert build_cache(small_settings(out, **asked)).computed_rows == 0
     with pytest.raises(StoreError, match=r"corpus: the store has .* as far as --shuffle-buffer 8 \(SHA-256"):
         build_cache(small_settings(out, targets="hidden"))
+
+
+def test_fewer_rows_than_asked_for_are_said_where_not_all_was_read(
+    small_settings: Settings, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("\n".join(tiny_corpus.read_text().splitlines()[:3]) + "\n")
+    corpus, notes = (f"{tiny_corpus}@1", f"{tmp_path / 'short.txt'}@9"), list[str]()
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    settings = small_settings(tmp_path / "out.zarr", corpus=corpus, targets="hidden", shuffle_buffer=10)
+    report = build_cache(settings, Notes())
+    assert report.rows < 40
+    assert f"what was read of the corpus makes {report.rows} rows, fewer than --max-rows 40: all are kept" in notes
+    with pytest.raises(SettingsError, match="--shuffle-buffer 10 reads the beginning of a corpus, and of 2"):
+        build_cache(replace(settings, corpus=(str(tiny_corpus), str(tmp_path / "short.txt")), teacher="no/teacher"))

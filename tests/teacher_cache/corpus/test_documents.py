@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from teacher_cache.corpus.documents import read_documents
+from teacher_cache.corpus.documents import look_up, read_documents
 from teacher_cache.errors import CorpusError
 
 DOCUMENTS = ["first document", 'second, with "quotes" and a comma', "Łódź 東京 \u2028 e\u0301", "NA", "null"]
@@ -278,3 +278,9 @@ def test_a_streamed_dataset_is_read_no_further_than_its_documents_are(
     documents = read_documents(["someone/text:large"], streamed=True)
     assert [next(documents) for _ in range(40)] == [f"text {number}" for number in range(40)]
     assert len(set(given)) < 100
+
+
+def test_a_part_of_a_split_cannot_be_streamed() -> None:
+    look_up(["someone/text:large:train[:10%]"])
+    with pytest.raises(CorpusError, match=r"asks for a part of a split, .* give 'someone/text:large:train', or"):
+        look_up(["someone/text:large:train[:10%]"], streamed=True)

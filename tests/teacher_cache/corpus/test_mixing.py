@@ -142,11 +142,15 @@ def test_sources_are_read_up_to_their_shares(languages: Path, tiny_tokenizer) ->
     counts = [count for _, count in rows.sources]
     assert counts == pytest.approx([25, 75], abs=12)
     assert notes == ["read 160 documents, up to --shuffle-buffer: what may follow in the corpus is left out"]
-    # what is too small for its share is not made up for, and named
+    # what is too small for its share is named where the others do not make up for it
     rows = pack(languages, tiny_tokenizer(), ("@1", "@9"), ("large", "small"), **settings)
     assert rows.record.documents == 16 + 60 == len(rows)
-    assert notes[-1].startswith(f"{languages / 'small.txt'} ended before its share of the rows, which the others")
-    with pytest.raises(SettingsError, match=r"of 2 one after another that would be '.*large.txt' alone: say how much"):
+    assert notes[-1].startswith(f"{languages / 'small.txt'} ended before its share of the rows, and what was read")
+    notes.clear()
+    rows = pack(languages, tiny_tokenizer(), ("@1", "@1"), ("large", "small"), **settings)
+    assert rows.record.documents == 80 + 60 and len(rows) == 100
+    assert notes == ["read 140 documents, up to --shuffle-buffer: what may follow in the corpus is left out"]
+    with pytest.raises(SettingsError, match=r"of 2 one after another that may be '.*large.txt' alone: say how much"):
         pack(languages, tiny_tokenizer(), ("", ""), ("large", "medium"), **settings)
     with pytest.raises(SettingsError, match="--mix-alpha 0.3 needs the size of every corpus"):
         pack(languages, tiny_tokenizer(), mix_alpha=0.3, max_rows=100, shuffle_buffer=60)

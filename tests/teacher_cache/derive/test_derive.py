@@ -21,7 +21,9 @@ from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourceRows, find_pieces
 from teacher_cache.errors import SettingsError, StoreError
 from teacher_cache.format.groups import read_groups
+from teacher_cache.format.layout import DISTINCT
 from teacher_cache.format.small_arrays import read_constant
+from teacher_cache.read.load import BlockLoader
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import open_storage
 from teacher_cache.storage.local import LocalStorage
@@ -305,3 +307,18 @@ def test_a_place_that_holds_something_else_is_left_alone(
     derive(nmse_store, derive_kept)
     with pytest.raises(StoreError, match="hidden/2: it has other codes than hidden/2 of SRC"):
         derive(tmp_path / "other.zarr", derive_kept, max_rows=40)
+
+
+def test_draws_that_have_no_room_are_refused(
+    sample_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows move, entries are placed by these counts."""
+    load = BlockLoader.load_array
+
+    def forge(self: BlockLoader, path: str, block: int, part: Any = None) -> Any:
+        array = load(self, path, block, part)
+        return np.full_like(array, 21) if path == DISTINCT else array
+
+    monkeypatch.setattr(BlockLoader, "load_array", forge)
+    with pytest.raises(StoreError, match=f"'{DISTINCT}' of block 0 holds 21, which must be at most 20"):
+        derive_store(DeriveSettings(src=str(sample_store), dst=str(tmp_path / "out.zarr"), row_range="5:30"))
