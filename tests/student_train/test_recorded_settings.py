@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from student_train.recorded_settings import as_today, check_recorded, recorded_identity
+from student_train.recorded_settings import as_today, check_recorded, checkpoint_identity, recorded_identity
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 
@@ -56,3 +56,12 @@ def test_settings_of_the_first_versions_are_read_in_todays_types():
     first = {"method": "mha", "cache": "cache.zarr", "attention_layer": 5, "seed": 3}
     assert as_today(first) == {"method": "mha", "cache": ["cache.zarr"], "attention_layer": "5", "seed": 3}
     assert recorded_identity(first) == recorded_identity({**first, "cache": ["cache.zarr"], "attention_layer": "5"})
+
+
+def test_a_checkpoint_of_the_first_versions_is_of_the_run_that_it_was():
+    settings = TrainSettings(method="mha", attention_layer="5", seed=3)
+    first = {name: value for name, value in settings.identity().items() if name not in ("--vocabulary", "--init")}
+    assert checkpoint_identity({**first, "--attention-layer": 5, "cache contents": "x"}, "mha") == {
+        **settings.identity(),
+        "cache contents": "x",
+    }
