@@ -1,7 +1,7 @@
 """Students of a multilingual encoder that embeds sentences: which shape and method keep its space across languages?
 
 From one store of text in all languages, mixed by size to the power of --mix-alpha, students of copied layers are
-trained by each method for the same steps, with the ids alone that the text uses (and one with all ids). On rows that
+trained by each method for the same steps, with the ids alone that the text uses (--all-ids: one with all). On rows that
 were held out: the sum of the three relation KLs and the mean hidden NMSE (`kdeval fidelity`). On other pieces of text,
 each embedded as the mean of its final states: the mean cosine between student and teacher, and how well the student's
 cosines between pieces of two different languages follow the teacher's (Pearson's r over all such pairs).
@@ -54,7 +54,7 @@ def main() -> None:
     chosen = {"teacher": options.teacher.name, **{name: getattr(options, name) for name in named}}
     for shape in options.shapes:
         trainings = [("untrained", "hs"), *((method, method) for method in options.methods)]
-        if shape == options.shapes[0]:
+        if options.all_ids and shape == options.shapes[0]:
             trainings.append((f"{options.methods[0]}, all ids", options.methods[0]))
         for name, method in trainings:
             steps, ids = 0 if name == "untrained" else options.steps, "all" if name.endswith("all ids") else cut
@@ -86,6 +86,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2000, help="rows of 64 tokens of the cache")
     parser.add_argument("--steps", type=int, default=200, help="steps of 16 rows of each student")
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--all-ids", action="store_true", help="the first of them once more without cutting the ids")
     options = parser.parse_args()
     options.shapes, options.methods = options.shapes.split(","), options.methods.split(",")
     return options
