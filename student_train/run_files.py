@@ -12,6 +12,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -116,6 +117,16 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
         TrainingError: the file is damaged, or a record lacks something.
     """
     records = read_records(path)
+    check_curves(path, records)
+    return records
+
+
+def check_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse records of a training, from the first one on, of which one lacks what curves and sums are made of.
+
+    Raises:
+        TrainingError: one does.
+    """
     for place, record in enumerate(records, 1):
         try:
             check_fields(StepSchema if "loss" in record else ValidationSchema, record)
@@ -124,4 +135,3 @@ def read_curves(path: Path) -> list[dict[str, Any]]:
                 f"{str(path)!r} is no record of a training: line {place}: {error}; restore the file, or delete it to "
                 "leave the curves out"
             ) from error
-    return records

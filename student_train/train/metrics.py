@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.out_folder import explain_write_errors
-from student_train.run_files import METRICS_NAME, read_records
+from student_train.run_files import METRICS_NAME, check_curves, read_records
 from student_train.train.weights_and_biases import WeightsAndBiases, curve_name
 from teacher_cache.disk import write_whole
 
@@ -68,10 +68,15 @@ class MetricsLog:
 
 
 def truncate_records(path: Path, last_step: int) -> None:
-    """Keep the records up to `last_step`, so that a resumed run records no step twice; replaces the file whole."""
+    """Keep the records up to `last_step`, so that a resumed run records no step twice; replaces the file whole.
+
+    Raises:
+        TrainingError: the file is damaged, or a record lacks something.
+    """
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= last_step]
+    check_curves(path, kept)
     write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
 

@@ -31,9 +31,13 @@ def test_records_are_lines_of_json_and_curves(tmp_path):
     assert board.Scalars("valid/loss")[0].value == 3.0
 
 
+ELSE = {"lr": 0.1, "tokens": 10, "seconds": 0.5, "wait": 0.0}
+"""What a record of a step has beside its loss."""
+
+
 def test_a_resumed_log_records_no_step_twice(tmp_path):
-    write(tmp_path, [{"step": step, "loss": float(step)} for step in range(1, 6)], last_step=None)
-    write(tmp_path, [{"step": step, "loss": -1.0} for step in (4, 5)], last_step=3)
+    write(tmp_path, [{"step": step, "loss": float(step), **ELSE} for step in range(1, 6)], last_step=None)
+    write(tmp_path, [{"step": step, "loss": -1.0, **ELSE} for step in (4, 5)], last_step=3)
     assert [(record["step"], record["loss"]) for record in read_records(tmp_path / METRICS_NAME)] == [
         (1, 1.0),
         (2, 2.0),
@@ -51,9 +55,22 @@ def test_a_fresh_log_forgets_everything_before_it(tmp_path):
 
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
     path = tmp_path / METRICS_NAME
-    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    path.write_text(json.dumps({"step": 1, "loss": 1.0, **ELSE}) + '\n{"step": 2, "lo')
     write(tmp_path, [{"step": 2, "loss": 2.0}], last_step=1)
     assert [record["step"] for record in read_records(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("lacking", ELSE)
+def test_a_record_that_lacks_something_is_not_handed_on(tmp_path, lacking):
+    """Where it is of a step that is gone on from; what is dropped anyway may be anything."""
+    path, whole = tmp_path / METRICS_NAME, {"step": 1, "loss": 1.0, **ELSE}
+    text = json.dumps({name: value for name, value in whole.items() if name != lacking}) + "\n"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=f"line 1: the field '{lacking}' is missing"):
+        write(tmp_path, [], last_step=1)
+    assert path.read_text() == text
+    write(tmp_path, [whole], last_step=None)
+    assert read_records(path) == [whole]
 
 
 def test_progress_goes_to_standard_error_in_plain_lines(capsys):
