@@ -70,8 +70,7 @@ class TeacherRecord:
 class CorpusRecord:
     """Which text the rows come from. The fingerprint covers the token ids of every document, in order.
 
-    With a `shuffle_buffer` only the beginning of the corpus was read, as far as the rows asked for and so many more
-    take; all figures are of that part.
+    With a `shuffle_buffer` all is of the beginning of the corpus, as far as the rows and so many more take.
     """
 
     specs: tuple[str, ...]
@@ -301,10 +300,8 @@ class Manifest:
         return value if origin is None or value is None else f"{origin} (SHA-256 {str(value)[:12]}...)"
 
 
-_LATER_FIELDS = {
-    "segments": "joined", "positions": None, "kind": "masked-lm", "sinks": None, "imported": None, "widths": None,
-    "replay": None, "shuffle_buffer": None,
-}  # fmt: skip
+_NONE_BEFORE = ("positions", "sinks", "imported", "widths", "replay", "shuffle_buffer")
+_LATER_FIELDS = {"segments": "joined", "kind": "masked-lm", **dict.fromkeys(_NONE_BEFORE)}
 """Fields that stores of before do not have, with what they would say there: stores that mean that stay as they were."""
 
 
