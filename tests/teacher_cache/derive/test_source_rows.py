@@ -21,6 +21,7 @@ from teacher_cache.contract.targets import HiddenSpec, TargetSpecs
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows, find_pieces
 from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import StoreLayout
+from teacher_cache.read.load import BlockLoader
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
 from teacher_cache.storage.overlay import Overlay
@@ -114,12 +115,15 @@ def test_damaged_codes_are_refused(nmse_store: Path) -> None:
         next(SourceRows(reader).codes(stream, SourcePiece(block=1, start=0, stop=4, to=0)))
 
 
-class GivenBlock:
+class GivenBlock(BlockLoader):
     """What `SourceRows` asks of a reader of one block whose arrays are at hand."""
 
     def __init__(self, manifest: Manifest, arrays: dict[str, Any]) -> None:
         self.manifest = manifest
-        self.load_array = lambda path, block: arrays[path]
+        self._layout, self._arrays = StoreLayout.of(manifest), arrays
+
+    def load_array(self, path: str, block: int, part: Any = None) -> NDArray[Any]:
+        return self._arrays[path]
 
 
 @settings(max_examples=30)
