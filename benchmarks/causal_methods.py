@@ -31,17 +31,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from causal_quality import batch_rows, measure
+from causal_quality import batch_rows, build_rows, measure
 from record import print_record
 from rich.console import Console
 from rich.table import Table
-from store_figures import build
 from trials import kept
 
 from student_train.run_files import PROVENANCE
 from student_train.settings import TrainSettings
 from student_train.train.train import train
-from teacher_cache.build.settings import BuildSettings
 from teacher_cache.models.families import quiet_transformers
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.teacher.teacher import Teacher
@@ -131,24 +129,9 @@ def thirds(layers: int) -> list[int]:
 
 
 def build_store(teacher: Teacher, options: argparse.Namespace) -> Path:
-    """The store, unless it is there: as many rows as are trained on once, and the held-out ones."""
-    out = Path(options.out) / "cache.zarr"
-    build(
-        BuildSettings(
-            teacher=options.teacher,
-            corpus=tuple(options.corpus),
-            out=str(out),
-            seq_len=options.seq_len,
-            max_rows=options.steps * batch_rows(options) + options.held_out,
-            block_rows=16,
-            targets="logits,hidden,attention",
-            layers=",".join(map(str, sorted(set(thirds(teacher.record.layers))))),
-            logits="sample",
-            k=24,
-            device=options.device,
-        )
-    )
-    return out
+    """The store of all methods, unless it is there."""
+    layers = ",".join(map(str, sorted(set(thirds(teacher.record.layers)))))
+    return build_rows("cache", options, targets="logits,hidden,attention", layers=layers, logits="sample", k=24)
 
 
 def training_flags(store: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -165,7 +165,12 @@ def flags_of(one: Configuration, options: argparse.Namespace, seed: int) -> dict
 
 
 def build_store(name: str, options: argparse.Namespace) -> Path:
-    """The store, unless it is there: as many rows as are trained on once, and the held-out ones."""
+    """The store of a form, unless it is there."""
+    return build_rows(name, options, targets="logits", **STORES[name])
+
+
+def build_rows(name: str, options: argparse.Namespace, **kept: Any) -> Path:
+    """A store, unless it is there: as many rows as are trained on once, and the held-out ones."""
     out = Path(options.out) / f"{name}.zarr"
     build(
         BuildSettings(
@@ -175,9 +180,8 @@ def build_store(name: str, options: argparse.Namespace) -> Path:
             seq_len=options.seq_len,
             max_rows=options.steps * batch_rows(options) + options.held_out,
             block_rows=16,
-            targets="logits",
             device=options.device,
-            **STORES[name],
+            **kept,
         )
     )
     return out

@@ -209,7 +209,7 @@ _NUMBERS = {int: "a whole number", float: "a number"}
 
 def _reading(hint: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """How one number or choice is read, whether it may be left out or not: tyro would tell of types and of None."""
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
+    kinds = _kinds(hint)
     if len(kinds) != 1 or not (kinds[0] in _NUMBERS or (get_origin(kinds[0]) is Literal and kinds[0] is not hint)):
         return None
     kind = kinds[0]
@@ -253,7 +253,7 @@ def _unset(of: Field[Any]) -> Any:
 
 def _metavar(hint: Any) -> str | None:
     """What stands after a flag, without the None that only stands for leaving it out; None: as tyro has it."""
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
+    kinds = _kinds(hint)
     if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
         return "{" + ",".join(map(str, get_args(kinds[0]))) + "}"
     if len(kinds) == 1 and kinds[0] in (str, int, float):
@@ -261,3 +261,8 @@ def _metavar(hint: Any) -> str | None:
     if len(kinds) == 1 and get_origin(kinds[0]) is tuple:
         return f"{_metavar(get_args(kinds[0])[0])} ..."
     return None
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a value may have, without the None that stands for leaving it out."""
+    return [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]

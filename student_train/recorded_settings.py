@@ -36,17 +36,20 @@ def as_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(recorded)
     if isinstance(found.get("cache"), str):
         found["cache"] = [found["cache"]]
-    if type(found.get("attention_layer")) is int:
-        found["attention_layer"] = str(found["attention_layer"])
+    _number_as_text(found, "attention_layer")
     return found
 
 
 def checkpoint_identity(recorded: Mapping[str, Any], method: str) -> dict[str, Any]:
     """What a checkpoint says its run was, in today's flags: those that it lacks are newer, and had their default."""
     found = {**TrainSettings(method=method).identity(), **recorded}
-    if type(found["--attention-layer"]) is int:
-        found["--attention-layer"] = str(found["--attention-layer"])
+    _number_as_text(found, "--attention-layer")
     return found
+
+
+def _number_as_text(found: dict[str, Any], name: str) -> None:
+    if type(found.get(name)) is int:
+        found[name] = str(found[name])
 
 
 def recorded_identity(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import zarr
 from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import sha256_of_json
+from teacher_cache.read.load import BlockLoader
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -70,3 +72,24 @@ def reseal(store: Path) -> None:
         hashes = [f"{hashlib.sha256(one.read_bytes()).hexdigest()}  commits/{one.name}\n" for one in commits]
         (group / "commits.sha256").write_text("".join(hashes))
         edit_checked(seal, lambda fields: refresh(fields["objects"]))
+
+
+def forge_entries(
+    monkeypatch: pytest.MonkeyPatch, kind: str, *, index: list[int], count: int = 2, value: float | None = None
+) -> None:
+    """Have every block that is loaded hold such escapes or sinks: the first two, said to be `count`."""
+    load = BlockLoader.load_array
+
+    def forge(self: BlockLoader, path: str, block: int, part: Any = None) -> Any:
+        array = load(self, path, block, part)
+        if path.endswith(f"{kind}/count"):
+            return np.full_like(array, count)
+        if path.endswith(f"{kind}/index"):
+            array = array.copy()
+            array[0, :2] = index
+        if path.endswith(f"{kind}/value") and value is not None:
+            array = array.copy()
+            array[0, 1, 0] = value
+        return array
+
+    monkeypatch.setattr(BlockLoader, "load_array", forge)

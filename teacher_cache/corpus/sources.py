@@ -71,40 +71,50 @@ def spool_sources(
         TeacherError: there are conversations, for which the tokenizer has no chat template.
         SpaceError: the disk of temporary files is full.
     """
-    encoder: ChatEncoder | None = None
+    encoding = _Encoding(tokenizer, frame)
     found = []
     for documents, quota in zip(sources, quotas, strict=True):
         first, before, cut = spool.documents, spool.tokens, False
-        for are_texts, run in groupby(documents, key=lambda document: isinstance(document, str)):
-            if not are_texts and encoder is None:
-                # only conversations need templates
-                from teacher_cache.corpus.chat import ChatEncoder
-
-                encoder = ChatEncoder(tokenizer, frame)
-            for batch in _encode(run, tokenizer, None if are_texts else encoder):
-                sizes = map(len, batch if are_texts else [ids for ids, _ in batch])
-                batch = batch[: quota.room(sizes, spool.documents - first, spool.tokens - before)]
-                if are_texts:
-                    spool.add(batch)
-                else:
-                    spool.add_whole(batch)
-                if progress is not None:
-                    progress(spool.documents, spool.tokens)
-                cut = quota.is_full(spool.documents - first, spool.tokens - before)
-                if cut:
-                    break
+        for are_texts, batch in encoding.batches(documents):
+            sizes = map(len, batch if are_texts else [ids for ids, _ in batch])
+            room = quota.room(sizes, spool.documents - first, spool.tokens - before)
+            (spool.add if are_texts else spool.add_whole)(batch[:room])
+            if progress is not None:
+                progress(spool.documents, spool.tokens)
+            cut = quota.is_full(spool.documents - first, spool.tokens - before)
             if cut:
                 break
         found.append(SpooledSource(first_document=first, tokens=spool.tokens - before, cut=cut))
-    if encoder is not None:
-        encoder.tell(note)
+    encoding.tell(note)
     return found
 
 
-def _encode(
-    documents: Iterator[str | Chat], tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder | None
-) -> Iterator[Sequence[Any]]:
-    """A run of documents of one kind as token ids, batch by batch."""
-    if encoder is None:
-        return tokenise(cast("Iterator[str]", documents), tokenizer)
-    return encoder.encode(cast("Iterator[Chat]", documents))
+class _Encoding:
+    """Text and conversations as token ids. Only conversations need templates: their encoder is made for the first."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, frame: RowFrame) -> None:
+        self._tokenizer = tokenizer
+        self._frame = frame
+        self._chats: ChatEncoder | None = None
+
+    def batches(self, documents: Iterable[str | Chat]) -> Iterator[tuple[bool, Sequence[Any]]]:
+        """Batches of documents of one kind, each with whether they are texts."""
+        for are_texts, run in groupby(documents, key=lambda document: isinstance(document, str)):
+            if are_texts:
+                encoded: Iterator[Sequence[Any]] = tokenise(cast("Iterator[str]", run), self._tokenizer)
+            else:
+                encoded = self._encoder().encode(cast("Iterator[Chat]", run))
+            for batch in encoded:
+                yield are_texts, batch
+
+    def tell(self, note: Note) -> None:
+        """What there is to say of the conversations, if there were any."""
+        if self._chats is not None:
+            self._chats.tell(note)
+
+    def _encoder(self) -> ChatEncoder:
+        if self._chats is None:
+            from teacher_cache.corpus.chat import ChatEncoder
+
+            self._chats = ChatEncoder(self._tokenizer, self._frame)
+        return self._chats

@@ -6,8 +6,9 @@ belongs to the view is decompressed. Thread-safe; whole shards are read, since t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.shards import decode_shard
 from teacher_cache.format.verified import VerifiedObjects
 from teacher_cache.read.decode import CodedBlock, in_view
-from teacher_cache.read.values import ImpossibleError, check_entries, check_values
+from teacher_cache.read.values import ImpossibleError, check_distinct, check_entries, check_values
 
 
 class BlockLoader:
@@ -47,7 +48,7 @@ class BlockLoader:
         views = self._layout.manifest.views_of(view)
         if not 0 <= masked_view < views:
             raise ValueError(f"masked view {masked_view} is not within 0..{views}")
-        try:
+        with self._told(block):
             paths = self.paths(request, view)
             ragged = [path for path in paths if self._layout.arrays[path].counted_by is not None]
             whole = [path for path in paths if path not in ragged]
@@ -55,9 +56,15 @@ class BlockLoader:
             # how much there is of these is known now
             arrays |= zip(ragged, in_turn(partial(self._load, block, masked_view, arrays), ragged), strict=True)
             check_values(self._layout, block, arrays)
+        return CodedBlock(block=block, view=view, request=request, arrays=arrays)
+
+    @contextmanager
+    def _told(self, block: int) -> Iterator[None]:
+        """Numbers of a block that cannot be are damage of its store."""
+        try:
+            yield
         except ImpossibleError as error:
             raise self._objects.impossible(error.path, block, str(error)) from error
-        return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
     def paths(self, request: TargetRequest, view: View) -> list[str]:
         """The arrays to load for a request in one view."""
@@ -97,14 +104,12 @@ class BlockLoader:
         arrays = {path: self.load_array(path, block) for path in self._layout.arrays_in(folder)}
         counted = f"{folder}/count"
         found = []
-        try:
+        with self._told(block):
             for view, count in enumerate(arrays.pop(counted).tolist()):
                 check_entries(counted, count, min(array.shape[1] for array in arrays.values()))
                 held = {path: array[view, :count] for path, array in arrays.items()}
                 check_values(self._layout, block, held)
                 found.append({path.removeprefix(f"{folder}/"): array for path, array in held.items()})
-        except ImpossibleError as error:
-            raise self._objects.impossible(error.path, block, str(error)) from error
         return found
 
     def load_distinct(self, block: int) -> NDArray[Any]:
@@ -114,10 +119,9 @@ class BlockLoader:
             StoreError: the shard is missing, not what was committed, or says more than were drawn.
         """
         assert isinstance(self._layout.logits, SampleCodec)
-        distinct_P, draws = self.load_array(DISTINCT, block), self._layout.logits.draws
-        if distinct_P.size and int(distinct_P.max()) > draws:
-            told = f"holds {int(distinct_P.max())}, which must be at most {draws}, the number of draws"
-            raise self._objects.impossible(DISTINCT, block, told)
+        distinct_P = self.load_array(DISTINCT, block)
+        with self._told(block):
+            check_distinct(self._layout.logits, distinct_P)
         return distinct_P
 
     def load_array(self, path: str, block: int, part: tuple[slice, ...] | None = None) -> NDArray[Any]:

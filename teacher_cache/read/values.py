@@ -144,12 +144,17 @@ def _check_planes(path: str, planes: list[NDArray[np.uint8]], vocabulary: int) -
     _refuse(path, ids, ids >= vocabulary, f"an id of the teacher's vocabulary, below {vocabulary}")
 
 
+def check_distinct(codec: SampleCodec, distinct_P: NDArray[Any]) -> None:
+    """Check how many different ids were drawn at each place."""
+    _refuse(DISTINCT, distinct_P, distinct_P > codec.draws, f"at most {codec.draws}, the number of draws")
+
+
 def _check_draws(layout: StoreLayout, codec: SampleCodec, arrays: Arrays, rows: int) -> None:
     distinct_P, counts_E = arrays[DISTINCT], arrays[layout.draw_paths["counts"]].astype(np.int64)
     spec = layout.manifest.targets.logits
     assert spec is not None
     places = layout.manifest.places_of(spec.view)
-    _refuse(DISTINCT, distinct_P, distinct_P > codec.draws, f"at most {codec.draws}, the number of draws")
+    check_distinct(codec, distinct_P)
     if "masked/count" in arrays or NEXT_KEPT in arrays:
         count_B = (
             arrays["masked/count"][:rows] if "masked/count" in arrays else count_row_bits(arrays[NEXT_KEPT][:rows])

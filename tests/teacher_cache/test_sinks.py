@@ -26,11 +26,10 @@ from teacher_cache.derive.source_rows import SourcePiece, SourceRows
 from teacher_cache.errors import StoreError, TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
 from teacher_cache.read.info import describe_store
-from teacher_cache.read.load import BlockLoader
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import open_storage
 from teacher_cache.verify.deep.deep import deep_check
-from tests.forged import edit_array, reseal
+from tests.forged import edit_array, forge_entries, reseal
 from tests.sinks import COMPONENT, plant_sinks
 
 TARGET = 1e-2
@@ -172,26 +171,14 @@ def test_the_teacher_agrees_with_what_is_stored_of_sinks(store: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["-1", "beyond", "falling", "count", "nan"])
 def test_sinks_that_have_no_place_are_not_derived(wrong: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, load = SourceRows(CacheReader.open(store)), BlockLoader.load_array
+    source = SourceRows(CacheReader.open(store))
     stream = next(stream for stream in source.reader.layout.nmse_streams if stream.calibration.sinks is not None)
     tokens = source.manifest.block_rows * source.manifest.seq_len
     forged = {"-1": [-1, 3], "beyond": [3, tokens], "falling": [5, 4]}.get(wrong, [3, 4])
-
-    def forge(self: BlockLoader, path: str, block: int, part: Any = None) -> Any:
-        array = load(self, path, block, part)
-        if path.endswith("sinks/count"):
-            return np.full_like(array, 10**6 if wrong == "count" else 2)
-        if path.endswith("sinks/index"):
-            array = array.copy()
-            array[0, :2] = forged
-        if path.endswith("sinks/value") and wrong == "nan":
-            array = array.copy()
-            array[0, 1, 0] = np.nan
-        return array
-
     piece = SourcePiece(block=0, start=0, stop=2, to=0)
     assert source.sinks(stream, piece)
-    monkeypatch.setattr(BlockLoader, "load_array", forge)
+    count, value = 10**6 if wrong == "count" else 2, np.nan if wrong == "nan" else None
+    forge_entries(monkeypatch, "sinks", index=forged, count=count, value=value)
     with pytest.raises(StoreError, match=rf"{stream.path}/sinks/(index|count|value)"):
         source.sinks(stream, piece)
 

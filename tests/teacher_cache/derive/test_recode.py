@@ -25,8 +25,8 @@ from teacher_cache.derive.settings import DeriveSettings
 from teacher_cache.derive.source_rows import SourcePiece, SourceRows
 from teacher_cache.errors import StoreError
 from teacher_cache.format.layout import StoreLayout
-from teacher_cache.read.load import BlockLoader
 from teacher_cache.read.reader import CacheReader
+from tests.forged import forge_entries
 
 
 def derive(source: Path, out: Path, **flags: Any) -> CacheReader:
@@ -157,20 +157,10 @@ def test_coarser_codes_are_the_nearest_in_another_order(
 def test_escapes_that_have_no_place_are_refused(wrong: str, nmse_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They would be written elsewhere, or end in an error of numpy's."""
     source = SourceRows(CacheReader.open(nmse_store))
-    stream, load = source.reader.layout.stream("hidden/4"), BlockLoader.load_array
+    stream = source.reader.layout.stream("hidden/4")
     values = stream.width * source.manifest.block_rows * source.manifest.seq_len
     forged = {"-1": [-1, 3], "beyond": [3, values], "falling": [5, 4], "count": [3, 4]}[wrong]
-
-    def forge(self: BlockLoader, path: str, block: int, part: Any = None) -> Any:
-        array = load(self, path, block, part)
-        if path.endswith("escapes/count"):
-            return np.full_like(array, 10**6 if wrong == "count" else 2)
-        if path.endswith("escapes/index"):
-            array = array.copy()
-            array[0, :2] = forged
-        return array
-
-    monkeypatch.setattr(BlockLoader, "load_array", forge)
+    forge_entries(monkeypatch, "escapes", index=forged, count=10**6 if wrong == "count" else 2)
     with pytest.raises(StoreError, match=r"hidden/4/escapes/(index|count)"):
         list(source.codes(stream, SourcePiece(block=0, start=0, stop=2, to=0)))
 
