@@ -62,23 +62,24 @@ class LocalStorage:
             StoreError: the key or a link leads out of it, or something else than a file lies there.
         """
         check_key(key, self.location)
-        path = self._root
+        path = str(self._root)
+        # strings: every read comes through here, and `Path` would take a tenth of its time
         for part in key.split("/"):
-            path /= part
+            path = f"{path}/{part}"
             try:
-                mode = path.lstat().st_mode
+                mode = os.lstat(path).st_mode
             except (FileNotFoundError, NotADirectoryError):
                 return self._root / key
             except OSError as error:
-                raise _cannot_read(path, error) from error
+                raise _cannot_read(Path(path), error) from error
             if stat.S_ISLNK(mode):
-                raise _leads_elsewhere(path)
+                raise _leads_elsewhere(Path(path))
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise StoreError(
-                f"{str(path)!r} is no file (a pipe, a socket or a device): a store has files only, and reading this "
+                f"{path!r} is no file (a pipe, a socket or a device): a store has files only, and reading this "
                 "might never end; delete it, or restore the store from a copy"
             )
-        return path
+        return Path(path)
 
     def write(self, key: str, data: bytes) -> None:
         with self._replacing(key) as file:
