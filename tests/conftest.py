@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 if not list(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels run on the CPU
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would print that it found none among a command's results
 
 import atexit
 import gc

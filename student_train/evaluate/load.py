@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from student_train.run_files import PROVENANCE
 from student_train.students.pretrained import check_family, load_config, load_model, vocabulary_difference
 from student_train.students.vocabulary.kept_ids import read_kept_ids
 from student_train.students.vocabulary.mapping import IdMapping
+from teacher_cache.contract.batch import TargetBatch
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, kind_of, position_limit
@@ -50,6 +51,12 @@ class LoadedStudent:
     def config(self) -> PreTrainedConfig:
         """The encoder's configuration."""
         return self.encoder.config
+
+    def reads(self, targets: TargetBatch) -> TargetBatch:
+        """Rows of a cache with inputs in the student's ids; targets stay the teacher's."""
+        if self.ids is None:
+            return targets
+        return replace(targets, input_ids_BT=self.ids.inputs(targets.input_ids_BT))
 
 
 def load_student(folder: str | Path, device: str = "cpu", placement: Placement | None = None) -> LoadedStudent:

@@ -61,27 +61,65 @@ def test_table_and_coverage(tiny_teacher: Any, text: Path, tmp_path: Path, capsy
     assert "embeddings of ids" in printed
 
 
-def test_trimmed_twice(tiny_teacher: Any, text: Path, tmp_path: Path, tiny_corpus: Path) -> None:
+@pytest.fixture(scope="module")
+def twice(tiny_teacher: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A student that was trimmed two times, and a cache of the teacher of the first; do not write there."""
+    folder = tmp_path_factory.mktemp("twice")
+    for name, words in (("text", KEPT_WORDS), ("shorter", KEPT_WORDS[30:70])):
+        (folder / f"{name}.txt").write_text(" ".join(words) + "\n", encoding="utf-8")
+    teacher = str(tiny_teacher("bert"))
+    assert trim(teacher, folder / "first", folder / "text.txt") == 0
+    assert trim(folder / "first", folder / "second", folder / "shorter.txt") == 0
+    flags = ["--targets", "logits,hidden", "--seq-len", "24", "--max-rows", "24", "--device", "cpu"]
+    store = str(folder / "cache.zarr")
+    assert build(["build", "--teacher", teacher, "--corpus", str(tiny_corpus), "--out", store, *flags]) == 0
+    return folder / "second", folder / "cache.zarr"
+
+
+def copied(student: Path, folder: Path) -> Path:
+    return shutil.copytree(student, folder / "student")
+
+
+def test_trimmed_twice(twice: tuple[Path, Path], tiny_teacher: Any, tmp_path: Path) -> None:
     """The ids of the second are still said in those of the teacher, whose cache can be read."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert trim(tiny_teacher("bert"), first, text) == 0
-    shorter = tmp_path / "shorter.txt"
-    shorter.write_text(" ".join(KEPT_WORDS[30:70]), encoding="utf-8")
-    assert trim(first, second, shorter) == 0
-    kept = json.loads((second / "kept_ids.json").read_text())
+    student = copied(twice[0], tmp_path)
+    kept = json.loads((student / "kept_ids.json").read_text())
     tokens = AutoTokenizer.from_pretrained(tiny_teacher("bert")).convert_ids_to_tokens(kept["kept_ids"])
     assert tokens[5:] == KEPT_WORDS[30:70] and kept["teacher_vocab_size"] == 200
-    store = tmp_path / "cache.zarr"
-    flags = ["--targets", "logits,hidden", "--seq-len", "24", "--max-rows", "24", "--device", "cpu"]
-    assert (
-        build(
-            ["build", "--teacher", str(tiny_teacher("bert")), "--corpus", str(tiny_corpus), "--out", str(store), *flags]
-        )
-        == 0
-    )
-    assert main(["fidelity", "--student", str(second), "--cache", str(store), "--device", "cpu"]) == 0
-    found = json.loads((second / "fidelity.json").read_text())
+    assert main(["fidelity", "--student", str(student), "--cache", str(twice[1]), "--device", "cpu"]) == 0
+    found = json.loads((student / "fidelity.json").read_text())
     assert any("45 of its teacher's 200 ids" in note for note in found["notes"])
+
+
+def test_files_of_a_trimmed_student_are_measured_in_its_own_ids(
+    twice: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, rows = copied(twice[0], tmp_path), ["--cache", str(twice[1]), "--rows", "6"]
+    assert main(["fidelity", "--student", str(student), *rows, "--device", "cpu"]) == 0
+    kl = json.loads((student / "fidelity.json").read_text())["distribution"]["kl"]
+    capsys.readouterr()
+    flags = ["--onnx", "--int8", "both", "--seconds", "0.1", "--length", "8", "--json"]
+    assert main(["export", str(student), "--out", str(tmp_path / "out"), *rows, *flags]) == 0
+    pytorch, onnx, *int8 = json.loads(capsys.readouterr().out)["onnx"]["files"]
+    assert pytorch["output_kl"] == pytest.approx(kl, rel=1e-5) == onnx["output_kl"]
+    assert len(int8) == 2 and all(each["output_kl"] == pytest.approx(kl, rel=0.1) for each in int8)
+
+
+def test_a_trimmed_student_that_is_fine_tuned_keeps_its_ids(
+    twice: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, saved = copied(twice[0], tmp_path), tmp_path / "saved"
+    examples = "\n".join(f"{KEPT_WORDS[30 + row % 40]}\t{row % 2}" for row in range(24))
+    (tmp_path / "task.tsv").write_text(f"sentence\tlabel\n{examples}\n", encoding="utf-8")
+    files = [flag for name in ("train", "dev") for flag in (f"--{name}-file", str(tmp_path / "task.tsv"))]
+    task = ["--task", "sst2", *files, "--epochs", "1", "--seeds", "1", "--device", "cpu", "--save", str(saved)]
+    assert main(["finetune", "--student", str(student), *task]) == 0
+    assert (saved / "kept_ids.json").read_bytes() == (student / "kept_ids.json").read_bytes()
+    capsys.readouterr()
+    flags = ["--int8", "static", "--cache", str(twice[1]), "--seconds", "0.1", "--length", "8", "--json"]
+    assert main(["export", str(saved), "--out", str(tmp_path / "out"), *flags]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["pipeline"] == "text-classification" and record["onnx"]["calibration_rows"] > 0
 
 
 def test_heads_stay(tiny_teacher: Any, text: Path, tmp_path: Path) -> None:

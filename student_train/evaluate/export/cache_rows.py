@@ -16,8 +16,11 @@ from student_train.data.split import RowRanges, share_out, split_rows
 from student_train.evaluate.onnx.quantise import Feed
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.errors import SettingsError
+from teacher_cache.models.tokenizers import read_tokenizer
 from teacher_cache.read.pool import CacheSource, parts_of
 
+Reads = Callable[[TargetBatch], TargetBatch]
+"""Rows with the teacher's ids to what a student reads."""
 Forward = Callable[[Tensor, Tensor], Tensor]
 """Ids and mask [B, T], int64, to what a model says of them, [B, T, ...]."""
 Given = Callable[[Tensor, Tensor], Feed]
@@ -60,7 +63,7 @@ class Calibration:
     feeds: Sequence[Feed]
 
 
-def calibration_rows(reader: CacheSource, held_out: RowRanges, count: int, given: Given) -> Calibration:
+def calibration_rows(reader: CacheSource, held_out: RowRanges, count: int, given: Given, reads: Reads) -> Calibration:
     """The first `count` rows that are not held out, of several stores so many of each as its size asks for.
 
     Raises:
@@ -87,7 +90,7 @@ def calibration_rows(reader: CacheSource, held_out: RowRanges, count: int, given
         for first in range(run.start, run.start + share, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, run.start + share)
             (targets,) = list(reader.read_rows(first, last, TargetRequest()).values())[:1]
-            run_apart(remember, targets)
+            run_apart(remember, reads(targets))
             rows += last - first
     return Calibration(rows=rows, feeds=feeds)
 
@@ -101,9 +104,10 @@ def _kept(sizes: Sequence[int], held_out: RowRanges) -> list[int]:
     return kept
 
 
-def texts_of(reader: CacheSource, rows: RowRanges, tokenizer_decode: Callable[[list[int]], str]) -> list[str]:
+def texts_of(reader: CacheSource, rows: RowRanges) -> list[str]:
     """The text of rows, words that were masked put back."""
-    texts = []
+    # the teacher's own: a student's may know only some of its ids
+    tokenizer, texts = read_tokenizer(reader.teacher_folder(), local_files_only=True), list[str]()
     for run in rows:
         for first in range(run.start, run.stop, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, run.stop)
@@ -114,7 +118,7 @@ def texts_of(reader: CacheSource, rows: RowRanges, tokenizer_decode: Callable[[l
                 row_N = real_BM.nonzero()[:, 0]
                 ids_BT[row_N, targets.places.positions_BM[real_BM].long()] = targets.places.label_ids_BM[real_BM].long()
             texts += [
-                tokenizer_decode(ids_T[:length].tolist())
+                str(tokenizer.decode(ids_T[:length].tolist(), skip_special_tokens=True))
                 for ids_T, length in zip(ids_BT, targets.length_B.tolist(), strict=True)
             ]
     return texts

@@ -153,10 +153,7 @@ def _embed(facts: Facts, teacher: Path, folder: Path, reader: CacheSource | None
     if reader is None:
         return _without_similarity(facts, "no text is at hand: give --cache")
     student = load_student(facts.source.folder)
-    tokenizer = facts.source.read_tokenizer()
-    rows = plan_for(reader, student, rows=facts.settings.rows).rows
-    texts = texts_of(reader, rows, lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
-    sentences = sentences_of(texts)
+    sentences = sentences_of(texts_of(reader, plan_for(reader, student, rows=facts.settings.rows).rows))
     if len(sentences) < LEAST_SENTENCES:
         return _without_similarity(facts, f"the held-out rows hold {len(sentences)} whole sentences")
     show(f"embedding {len(sentences)} sentences")

@@ -83,7 +83,8 @@ def measure_fidelity_of(
     with torch.inference_mode():
         for view, targets, row in read_measured(reader, plan, batch_size=_rows_at_once(reader, source)):
             real_BT = targets.real_BT()
-            found = {name: run_apart(forward, targets) for name, forward in forwards.items()}
+            read = student.reads(targets)
+            found = {name: run_apart(forward, read) for name, forward in forwards.items()}
             for name, output in found.items():
                 sums[name].add(output[real_BT], found[""][real_BT])
                 # nothing of it may be in the store

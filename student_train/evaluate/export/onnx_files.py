@@ -166,6 +166,7 @@ def _quantise(
         held_out.all,
         settings.calibration_rows,
         lambda ids_BT, mask_BT: exported.feed(exported.given(ids_BT, mask_BT)),
+        held_out.student.reads,
     )
     quantise_static(first, file, rows.feeds)
     return rows.rows

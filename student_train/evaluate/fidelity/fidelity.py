@@ -268,10 +268,9 @@ class FidelitySums:
 
 def run_student(student: LoadedStudent, targets: TargetBatch, attention_layers: set[int]) -> StudentOutputs:
     """One forward pass on exactly the input that the teacher read, in the student's ids where it has fewer."""
-    ids_BT = targets.input_ids_BT if student.ids is None else student.ids.inputs(targets.input_ids_BT)
     with record_attention(student.encoder, attention_layers) as recorded:
         result = student.encoder(
-            input_ids=ids_BT.long(),
+            input_ids=student.reads(targets).input_ids_BT.long(),
             output_hidden_states=True,
             **forward_arguments(student.encoder, targets.real_BT(), targets.starts_BT),
         )

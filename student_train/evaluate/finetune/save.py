@@ -1,7 +1,8 @@
 """The fine-tuned model that `kdeval finetune --save` keeps: a Hugging Face folder, and what it comes from.
 
 `finetuned.json` beside the weights says which task, seed and learning rate it is of, what was measured of this very
-model, on which examples, and where the student came from that was fine-tuned.
+model, on which examples, and where the student came from that was fine-tuned. Of a student that has only some of its
+teacher's ids, the record of these comes along.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from student_train.evaluate.finetune.records import SeedResult
 from student_train.evaluate.finetune.tasks import Task
 from student_train.evaluate.new_folder import whole_folder
 from student_train.run_files import FINETUNED, PROVENANCE, run_provenance
+from student_train.students.vocabulary.kept_ids import read_kept_ids
 from teacher_cache.models.families import quiet_transformers
 from teacher_cache.outside import parse_record
 
@@ -59,6 +61,7 @@ def save_model(
 
     Raises:
         SpaceError, SettingsError: it cannot be written.
+        StudentError: the student's record of kept ids cannot be read.
     """
     record = {
         "student": student.name,
@@ -76,6 +79,7 @@ def save_model(
         "base": _read_provenance(student / PROVENANCE),
         **run_provenance(),
     }
+    kept = read_kept_ids(student)
     with whole_folder("--save", out) as folder:
         with quiet_transformers():
             model.save_pretrained(folder, max_shard_size="1TB")
@@ -84,6 +88,8 @@ def save_model(
         (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         (folder / FINETUNED).write_text(text, encoding="utf-8")
+        if kept is not None:
+            kept.write(folder)
 
 
 def _read_provenance(path: Path) -> Any:
