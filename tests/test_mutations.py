@@ -43,8 +43,8 @@ from tests.mutations import KINDS, Change, Places
 from tests.outcomes import NOISE_BYTES, STEERING, Outcome, leaves, run_one
 from tests.sinks import plant_causal_sinks, plant_sinks
 
-MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "150"))
-FEW = MUTATIONS <= 150
+MUTATIONS = int(os.environ.get("KDCACHE_MUTATIONS", "100"))
+FEW = MUTATIONS <= 100
 EVERY = 7 if FEW else 1  # has no divisor in common with the number of kinds, so that each of them comes
 """Of so many changed stores one is given to a command that takes longer."""
 SEED = int(os.environ.get("KDCACHE_SEED", "0"))

@@ -41,7 +41,7 @@ from tests.records import without_times
 from tests.student_train.evaluate.left_records import answered, finetuned, harnessed, read_text, timed
 
 MANY = int(os.environ.get("KDCACHE_MUTATIONS", "0")) // 4
-MUTATIONS = MANY or 40
+MUTATIONS = MANY or 30
 EVERY = 1 if MANY else 3
 """Of so many changes one is given to the commands that take longer."""
 SEED = int(os.environ.get("KDCACHE_SEED", "0"))

@@ -49,7 +49,7 @@ def test_the_real_teacher_takes_what_was_planned(shared_teacher: Path, shared_co
     with gzip.open(shared_corpus, "rt", encoding="utf-8") as text:
         corpus.write_text("".join(line for line, _ in zip(text, range(60), strict=False)), encoding="utf-8")
     settings = BuildSettings(
-        teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=128, max_rows=96,
+        teacher=str(shared_teacher), corpus=(str(corpus),), out=str(tmp_path / "cache.zarr"), seq_len=64, max_rows=96,
         layers="2,4", attention_layer=4, device="cpu",
     )  # fmt: skip
     plan = plan_build(settings)
@@ -60,7 +60,7 @@ def test_the_real_teacher_takes_what_was_planned(shared_teacher: Path, shared_co
     build_cache(settings)
     assert_as_built(plan)
     (group,) = plan.groups
-    assert (group.rows, group.blocks, group.tokens) == (96, 2, 96 * 128)
+    assert (group.rows, group.blocks, group.tokens) == (96, 2, 96 * 64)
     assert set(group.bytes_per_target()) == {"inputs", "logits", "hidden 2", "hidden 4", "attention 4"}
 
 
