@@ -113,8 +113,14 @@ def test_a_trimmed_student_that_is_fine_tuned_keeps_its_ids(
     (tmp_path / "task.tsv").write_text(f"sentence\tlabel\n{examples}\n", encoding="utf-8")
     files = [flag for name in ("train", "dev") for flag in (f"--{name}-file", str(tmp_path / "task.tsv"))]
     task = ["--task", "sst2", *files, "--epochs", "1", "--seeds", "1", "--device", "cpu", "--save", str(saved)]
+    kept = (student / "kept_ids.json").read_bytes()
+    (student / "kept_ids.json").write_bytes(kept[:9])
+    assert main(["finetune", "--student", str(student), *task]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be read as a record of kept ids" in said and "step 1" not in said
+    (student / "kept_ids.json").write_bytes(kept)
     assert main(["finetune", "--student", str(student), *task]) == 0
-    assert (saved / "kept_ids.json").read_bytes() == (student / "kept_ids.json").read_bytes()
+    assert (saved / "kept_ids.json").read_bytes() == kept
     capsys.readouterr()
     flags = ["--int8", "static", "--cache", str(twice[1]), "--seconds", "0.1", "--length", "8", "--json"]
     assert main(["export", str(saved), "--out", str(tmp_path / "out"), *flags]) == 0

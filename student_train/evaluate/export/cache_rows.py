@@ -14,9 +14,9 @@ from torch import Tensor
 
 from student_train.data.split import RowRanges, share_out, split_rows
 from student_train.evaluate.onnx.quantise import Feed
+from student_train.students.pretrained import load_teacher_tokenizer
 from teacher_cache.contract.batch import TargetBatch, TargetRequest
 from teacher_cache.errors import SettingsError
-from teacher_cache.models.tokenizers import read_tokenizer
 from teacher_cache.read.pool import CacheSource, parts_of
 
 Reads = Callable[[TargetBatch], TargetBatch]
@@ -105,9 +105,14 @@ def _kept(sizes: Sequence[int], held_out: RowRanges) -> list[int]:
 
 
 def texts_of(reader: CacheSource, rows: RowRanges) -> list[str]:
-    """The text of rows, words that were masked put back."""
+    """The text of rows, words that were masked put back.
+
+    Raises:
+        StoreError: they cannot be read.
+        StudentError: the teacher's tokenizer cannot be read.
+    """
     # the teacher's own: a student's may know only some of its ids
-    tokenizer, texts = read_tokenizer(reader.teacher_folder(), local_files_only=True), list[str]()
+    tokenizer, texts = load_teacher_tokenizer(reader.teacher_folder()), list[str]()
     for run in rows:
         for first in range(run.start, run.stop, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, run.stop)

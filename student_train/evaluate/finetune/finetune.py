@@ -29,6 +29,7 @@ from student_train.evaluate.finetune.save import BestModel, save_model
 from student_train.evaluate.finetune.settings import FinetuneSettings
 from student_train.evaluate.load import weights_fingerprint
 from student_train.evaluate.new_folder import check_new_folder
+from student_train.students.vocabulary.kept_ids import KeptIds, read_kept_ids
 from teacher_cache.errors import SettingsError
 
 CACHE_FOLDER = ".finetune-cache"
@@ -61,6 +62,7 @@ def measure_finetune(settings: FinetuneSettings, *, device: str, show: Show) -> 
         folder=folder,
         tokenizer=load_tokenizer(folder, task),
         max_length=min(settings.max_length, positions or settings.max_length),
+        kept_ids=None if out is None else read_kept_ids(folder),
     )
     runs = _Runs(settings=settings, student=student, data=read_data(settings), device=device, show=show)
     results = [runs.best(seed) for seed in range(settings.seeds)]
@@ -85,6 +87,7 @@ class _Student:
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    kept_ids: KeptIds | None
 
     def fingerprints(self) -> dict[str, str]:
         """Of all in the directory that decides a result: of the tokenizer what it does, not how its files are named."""
@@ -176,6 +179,7 @@ class _Runs:
             student=self.student.folder,
             task=self.data.task,
             result=result,
+            kept_ids=self.student.kept_ids,
             facts=facts,
         )
 

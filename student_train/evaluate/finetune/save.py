@@ -19,7 +19,7 @@ from student_train.evaluate.finetune.records import SeedResult
 from student_train.evaluate.finetune.tasks import Task
 from student_train.evaluate.new_folder import whole_folder
 from student_train.run_files import FINETUNED, PROVENANCE, run_provenance
-from student_train.students.vocabulary.kept_ids import read_kept_ids
+from student_train.students.vocabulary.kept_ids import KeptIds
 from teacher_cache.models.families import quiet_transformers
 from teacher_cache.outside import parse_record
 
@@ -46,6 +46,7 @@ def save_model(
     student: Path,
     task: Task,
     result: SeedResult,
+    kept_ids: KeptIds | None,
     facts: Mapping[str, Any],
 ) -> None:
     """Write the model to a new folder, whole or not at all.
@@ -57,11 +58,11 @@ def save_model(
         student: the folder that was fine-tuned, whose provenance is handed on.
         task: what it was fine-tuned on, with its classes.
         result: the seed that it is of.
+        kept_ids: which of its teacher's ids the student has, if only some.
         facts: further entries of the record.
 
     Raises:
         SpaceError, SettingsError: it cannot be written.
-        StudentError: the student's record of kept ids cannot be read.
     """
     record = {
         "student": student.name,
@@ -79,7 +80,6 @@ def save_model(
         "base": _read_provenance(student / PROVENANCE),
         **run_provenance(),
     }
-    kept = read_kept_ids(student)
     with whole_folder("--save", out) as folder:
         with quiet_transformers():
             model.save_pretrained(folder, max_shard_size="1TB")
@@ -88,8 +88,8 @@ def save_model(
         (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         (folder / FINETUNED).write_text(text, encoding="utf-8")
-        if kept is not None:
-            kept.write(folder)
+        if kept_ids is not None:
+            kept_ids.write(folder)
 
 
 def _read_provenance(path: Path) -> Any:
