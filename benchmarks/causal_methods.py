@@ -14,8 +14,9 @@ over the whole vocabulary, top-1 agreement, and its perplexity beside the teache
     python benchmarks/causal_methods.py --teacher DIR --corpus FILE --out methods \
         --starts 15x576@auto,30x384:6:1024:2@auto --methods lm,od,od+mha --seeds 2
 
-What is in --out is not computed again. A teacher of 4 x 128 takes some minutes on two CPU cores; for SmolLM2-135M
-choosing 15 of 30 layers takes some minutes, slicing as many, and a training of 20 steps of 512 tokens one to two.
+What is in --out is not computed again; once its store and starts are made, two processes may share it if each has other
+--starts. A teacher of 4 x 128 takes some minutes on two CPU cores; for SmolLM2-135M choosing 15 of 30 layers takes some
+minutes, slicing as many, and a training of 20 steps of 512 tokens one to two.
 """
 
 from __future__ import annotations
