@@ -85,14 +85,17 @@ def calibration_rows(reader: CacheSource, held_out: RowRanges, count: int, given
         feeds.append(given(ids_BT, mask_BT))
         return ids_BT
 
-    rows = 0
     for run, share in zip(training, shares, strict=True):
-        for first in range(run.start, run.start + share, _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, run.start + share)
-            (targets,) = list(reader.read_rows(first, last, TargetRequest()).values())[:1]
+        for targets in _inputs(reader, run[:share]):
             run_apart(remember, reads(targets))
-            rows += last - first
-    return Calibration(rows=rows, feeds=feeds)
+    return Calibration(rows=sum(shares), feeds=feeds)
+
+
+def _inputs(reader: CacheSource, run: range) -> Iterator[TargetBatch]:
+    """What the teacher read in these rows, a few at a time, in the store's first view."""
+    for first in range(run.start, run.stop, _ROWS_AT_ONCE):
+        last = min(first + _ROWS_AT_ONCE, run.stop)
+        yield next(iter(reader.read_rows(first, last, TargetRequest()).values()))
 
 
 def _kept(sizes: Sequence[int], held_out: RowRanges) -> list[int]:
@@ -114,9 +117,7 @@ def texts_of(reader: CacheSource, rows: RowRanges) -> list[str]:
     # the teacher's own: a student's may know only some of its ids
     tokenizer, texts = load_teacher_tokenizer(reader.teacher_folder()), list[str]()
     for run in rows:
-        for first in range(run.start, run.stop, _ROWS_AT_ONCE):
-            last = min(first + _ROWS_AT_ONCE, run.stop)
-            (targets,) = list(reader.read_rows(first, last, TargetRequest()).values())[:1]
+        for targets in _inputs(reader, run):
             ids_BT = targets.input_ids_BT.long()
             if targets.places is not None:
                 real_BM = targets.places.real_BM()
