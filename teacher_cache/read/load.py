@@ -6,11 +6,11 @@ belongs to the view is decompressed. Thread-safe; whole shards are read, since t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,25 +36,22 @@ class BlockLoader:
     def load(
         self, block: int, request: TargetRequest, view: View, masked_view: int = 0, threads: Executor | None = None
     ) -> CodedBlock:
-        """Read, check and decompress what `request` needs of one block in one view, arrays side by side in `threads`.
+        """Read, check and decompress what `request` needs of one block in one view, side by side in `threads`.
 
         Thread-safe.
 
         Raises:
             StoreError: a shard is missing, not what was committed, or holds numbers that cannot be.
         """
-        in_turn: Callable[..., Iterable[NDArray[np.generic]]] = map if threads is None else threads.map
+        in_turn: Callable[..., Iterable[dict[str, NDArray[Any]]]] = map if threads is None else threads.map
         masked_view = masked_view if view == "masked" else 0
         views = self._layout.manifest.views_of(view)
         if not 0 <= masked_view < views:
             raise ValueError(f"masked view {masked_view} is not within 0..{views}")
         with self._told(block):
-            paths = self.paths(request, view)
-            ragged = [path for path in paths if self._layout.arrays[path].counted_by is not None]
-            whole = [path for path in paths if path not in ragged]
-            arrays = dict(zip(whole, in_turn(partial(self._load, block, masked_view, {}), whole), strict=True))
-            # how much there is of these is known now
-            arrays |= zip(ragged, in_turn(partial(self._load, block, masked_view, arrays), ragged), strict=True)
+            arrays: dict[str, NDArray[Any]] = {}
+            for loaded in in_turn(partial(self._load, block, masked_view), self._tasks(request, view)):
+                arrays |= loaded
             check_values(self._layout, block, arrays)
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
@@ -68,32 +65,49 @@ class BlockLoader:
 
     def paths(self, request: TargetRequest, view: View) -> list[str]:
         """The arrays to load for a request in one view."""
+        return [*self._row_paths(view), *self._target_paths(request, view)]
+
+    def _row_paths(self, view: View) -> list[str]:
+        """What says which rows there are, and which of their positions count."""
+        # an encoder's masked view has places of its own, and hears of segments as its plain one does
+        folders = ("masked", "segments") if view == "masked" else ("segments", "next")
+        return ["input_ids", "length", "row_id", *self._layout.arrays_in(*folders)]
+
+    def _target_paths(self, request: TargetRequest, view: View) -> list[str]:
         targets = self._layout.manifest.targets
         folders = [f"hidden/{n}" for n in request.hidden_layers if in_view(targets.find_hidden(n), view)]
         for layer in request.attention_layers:
             spec = targets.find_attention(layer)
             if spec is not None and spec.view == view:
                 folders += [stream.path for stream in self._layout.attention[layer]]
-        if view == "masked":
-            folders.append("masked")
         if request.logits and in_view(targets.logits, view):
             folders.append("logits")
-        # an encoder's masked view has places of its own, and hears of segments as its plain one does
-        folders += ["segments"] if view == "masked" else ["segments", "next"]
-        return ["input_ids", "length", "row_id", *self._layout.arrays_in(*folders)]
+        return self._layout.arrays_in(*folders)
 
-    def _load(
-        self, block: int, masked_view: int, loaded: Mapping[str, NDArray[np.generic]], path: str
-    ) -> NDArray[np.generic]:
-        """What belongs to one view of an array's block: of one that is filled in part, that part."""
-        spec = self._layout.arrays[path]
-        part = spec.part_of_view(masked_view)
-        if spec.counted_by is None:
-            return self.load_array(path, block, part)
-        held = int(cast("Any", loaded[spec.counted_by]).sum(dtype=np.int64))
-        check_entries(spec.counted_by, held, spec.block_shape[1])
-        values: NDArray[np.generic] = self.load_array(path, block, (part[0], slice(0, held), *part[2:]))[0]
-        return values
+    def _tasks(self, request: TargetRequest, view: View) -> list[list[str]]:
+        """The arrays of a request, those together that one thread loads in turn.
+
+        A large array is alone, so that a single layer keeps several threads busy. Small ones share a task,
+        for handing one over takes as long as reading it: what belongs to the rows, and an array with those it counts.
+        """
+        tasks: dict[str, list[str]] = {}
+        for path in self._target_paths(request, view):
+            tasks.setdefault(self._layout.arrays[path].counted_by or path, []).append(path)
+        return [self._row_paths(view), *tasks.values()]
+
+    def _load(self, block: int, masked_view: int, paths: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """What belongs to one view of a block of these arrays: of one that is filled in part, that part."""
+        loaded: dict[str, NDArray[Any]] = {}
+        for path in paths:
+            spec = self._layout.arrays[path]
+            part = spec.part_of_view(masked_view)
+            if spec.counted_by is None:
+                loaded[path] = self.load_array(path, block, part)
+                continue
+            held = int(loaded[spec.counted_by].sum(dtype=np.int64))
+            check_entries(spec.counted_by, held, spec.block_shape[1])
+            loaded[path] = self.load_array(path, block, (part[0], slice(0, held), *part[2:]))[0]
+        return loaded
 
     def load_beside(self, folder: str, block: int) -> list[dict[str, NDArray[Any]]]:
         """Escapes or sinks of a block, checked: of each view the entries that it has, by name. Thread-safe.

@@ -27,6 +27,7 @@ from teacher_cache.format.protocol import (
 )
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.local import LocalStorage
+from teacher_cache.threads import ReadingThreads
 
 EVERYTHING = TargetRequest(hidden_layers=(2, 4), attention_layers=(3,), logits=True)
 
@@ -57,6 +58,27 @@ def test_any_row_range_is_a_slice_of_the_whole(store: str, request: pytest.Fixtu
         assert torch.equal(part_logits.log_tail_BM, want_logits.log_tail_BM)
     halves = [whole["masked"].rows(0, 20), whole["masked"].rows(20, 40)]
     assert torch.equal(concatenate(halves).row_id_B, whole["masked"].row_id_B)
+
+
+@pytest.mark.parametrize("store", ["small_store", "nmse_store"])
+def test_threads_share_a_block_and_load_what_one_would(store: str, request: pytest.FixtureRequest) -> None:
+    reader, tasks = CacheReader.open(request.getfixturevalue(store)), list[list[str]]()
+
+    class Recorded(ReadingThreads):
+        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            tasks.append(args[0])
+            return super().submit(fn, *args, **kwargs)
+
+    for view in reader.views_for(EVERYTHING):
+        tasks.clear()
+        together = reader.load_block(1, EVERYTHING, view, threads=Recorded(3, "reading")).arrays
+        alone = reader.load_block(1, EVERYTHING, view).arrays
+        assert together.keys() == alone.keys()
+        assert all(np.array_equal(together[path], alone[path]) for path in alone)
+        assert sorted(path for task in tasks for path in task) == sorted(alone)
+        # the large arrays by themselves, so that one layer is enough for several threads
+        assert all(len(task) == 1 for task in tasks if any("codes" in path for path in task))
+        assert len(tasks) < len(alone)
 
 
 def test_plain_zarr_reads_the_documented_layout(small_store: Path) -> None:

@@ -29,9 +29,9 @@ def test_what_cannot_be_read_is_a_message(tmp_path: Path, monkeypatch: pytest.Mo
     storage = LocalStorage(tmp_path)
     storage.write("key", b"1")
 
-    def fail(path: Path, *_: object) -> bytes:
+    def fail(path: Path, *_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(StoreError, match="cannot read .*key.* .Input/output error.: .*restore the store"):
         storage.read("key")
