@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +57,17 @@ def missing(module: str, name: str | None) -> str | None:
 def test_a_script_finds_what_it_imports(script: Path) -> None:
     found = list(imports(ast.parse(script.read_text(encoding="utf-8"))))
     assert [words for module, name in found if (words := missing(module, name))] == []
+
+
+@pytest.mark.parametrize("record", sorted((BENCHMARKS / "results").glob("*.jsonl")), ids=lambda record: record.stem)
+def test_a_record_says_where_it_comes_from(record: Path) -> None:
+    """What was measured, by which command, of which revision, on which machine and with which versions."""
+    for line in record.read_text(encoding="utf-8").splitlines():
+        said = json.loads(line)
+        assert {"benchmark", "command", "git_revision", "machine", "software"} <= said.keys()
+        # folders of the machine that it was measured on are nobody's business
+        assert not re.search(r"/(home|root|tmp|work)/", line)
+    assert f"`{record.name}`" in (BENCHMARKS / "results" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_is_missing_is_found() -> None:

@@ -37,7 +37,7 @@ from teacher_cache.threads import in_threads, usable_cores
 
 Calibrated = tuple[Transform, TransformRecord]
 _STREAMS_AT_ONCE = 2
-"""The sample of a stream is held in memory: 384 rows of 512 vectors of 1,024 numbers are 0.8 GB."""
+"""Each holds a block's vectors of one view several times, in float32 and float64."""
 
 
 def recalibrate(source: SourceRows, derivation: Derivation, note: Callable[[str], None]) -> dict[str, Calibrated]:
@@ -49,7 +49,9 @@ def recalibrate(source: SourceRows, derivation: Derivation, note: Callable[[str]
     found = {}
     origins = [origin for origin in derivation.origins if origin.target.target_nmse is not None]
     one = partial(_calibrated, source, derivation)
-    with closing(in_threads(one, origins, threads=min(usable_cores(), _STREAMS_AT_ONCE))) as calibrated:
+    at_once = min(usable_cores(), _STREAMS_AT_ONCE)
+    # no further ahead: where a stream is refused, the others are not waited for
+    with closing(in_threads(one, origins, threads=at_once, ahead=at_once)) as calibrated:
         for origin, (transform, record) in zip(origins, calibrated, strict=True):
             found[origin.target.path] = (transform, record)
             if origin.way != "kept":

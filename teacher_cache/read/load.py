@@ -6,7 +6,7 @@ belongs to the view is decompressed. Thread-safe; whole shards are read, since t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +24,7 @@ from teacher_cache.format.shards import decode_shard
 from teacher_cache.format.verified import VerifiedObjects
 from teacher_cache.read.decode import CodedBlock, in_view
 from teacher_cache.read.values import ImpossibleError, check_distinct, check_entries, check_values
+from teacher_cache.storage.local import LocalStorage
 
 
 class BlockLoader:
@@ -50,8 +51,9 @@ class BlockLoader:
             raise ValueError(f"masked view {masked_view} is not within 0..{views}")
         with self._told(block):
             arrays: dict[str, NDArray[Any]] = {}
-            for loaded in in_turn(partial(self._load, block, masked_view), self._tasks(request, view)):
-                arrays |= loaded
+            for tasks in self._rounds(request, view):
+                for loaded in in_turn(partial(self._load, block, masked_view, arrays), tasks):
+                    arrays |= loaded
             check_values(self._layout, block, arrays)
         return CodedBlock(block=block, view=view, request=request, arrays=arrays)
 
@@ -84,19 +86,32 @@ class BlockLoader:
             folders.append("logits")
         return self._layout.arrays_in(*folders)
 
-    def _tasks(self, request: TargetRequest, view: View) -> list[list[str]]:
-        """The arrays of a request, those together that one thread loads in turn.
+    def _rounds(self, request: TargetRequest, view: View) -> list[list[list[str]]]:
+        """The arrays of a request in rounds of tasks; a task is what one thread loads in turn.
 
-        A large array is alone, so that a single layer keeps several threads busy. Small ones share a task,
-        for handing one over takes as long as reading it: what belongs to the rows, and an array with those it counts.
+        From a disk there is one round. Each packing's codes are a task, so that one layer keeps several threads busy.
+        What belongs to the rows shares one, as does an array with those that it counts: handing a small one over takes
+        as long as reading it. From afar every array takes as long as a request does and is a task by itself, in a
+        second round where another counts it.
         """
+        rows, targets = self._row_paths(view), self._target_paths(request, view)
+        if not isinstance(self._objects.storage, LocalStorage):
+            rounds: list[list[list[str]]] = [[], []]
+            for path in (*rows, *targets):
+                rounds[self._layout.arrays[path].counted_by is not None].append([path])
+            return rounds
         tasks: dict[str, list[str]] = {}
-        for path in self._target_paths(request, view):
+        for path in targets:
             tasks.setdefault(self._layout.arrays[path].counted_by or path, []).append(path)
-        return [self._row_paths(view), *tasks.values()]
+        return [[rows, *tasks.values()]]
 
-    def _load(self, block: int, masked_view: int, paths: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """What belongs to one view of a block of these arrays: of one that is filled in part, that part."""
+    def _load(
+        self, block: int, masked_view: int, before: Mapping[str, NDArray[Any]], paths: Iterable[str]
+    ) -> dict[str, NDArray[Any]]:
+        """What belongs to one view of a block of these arrays: of one that is filled in part, that part.
+
+        What counts an array is among them, or was loaded `before`.
+        """
         loaded: dict[str, NDArray[Any]] = {}
         for path in paths:
             spec = self._layout.arrays[path]
@@ -104,7 +119,8 @@ class BlockLoader:
             if spec.counted_by is None:
                 loaded[path] = self.load_array(path, block, part)
                 continue
-            held = int(loaded[spec.counted_by].sum(dtype=np.int64))
+            count = loaded[spec.counted_by] if spec.counted_by in loaded else before[spec.counted_by]
+            held = int(count.sum(dtype=np.int64))
             check_entries(spec.counted_by, held, spec.block_shape[1])
             loaded[path] = self.load_array(path, block, (part[0], slice(0, held), *part[2:]))[0]
         return loaded

@@ -44,12 +44,9 @@ class LocalStorage:
 
     def read(self, key: str, most_bytes: int | None = None) -> bytes:
         with self._opened(key) as file:
-            size = os.fstat(file.fileno()).st_size
-            if most_bytes is not None and size > most_bytes:
+            if most_bytes is not None and (size := os.fstat(file.fileno()).st_size) > most_bytes:
                 raise too_large(size, most_bytes)
-            data = file.read(size)
-            # one call reads two GiB at most
-            return data if len(data) == size else data + file.readall()
+            return file.readall()
 
     def stream(self, key: str) -> Iterator[bytes]:
         with self._opened(key) as file:
@@ -66,15 +63,10 @@ class LocalStorage:
         """
         path = self._root / check_key(key, self.location)
         with _read_errors(path):
-            try:
-                self._plain_folder(key.rpartition("/")[0])
-                file = io.FileIO(path, opener=_open_itself)
-            except OSError:
-                self._file(key)  # says so where it is a link or no file
-                raise
-            with file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    self._file(key)
+            self._plain_folder(key.rpartition("/")[0])
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                self._file(key)  # says what it is, but for a folder, which cannot be opened
+            with io.FileIO(path) as file:
                 yield file
 
     def _check_folder(self, folder: str) -> None:
@@ -246,11 +238,6 @@ class LocalStorage:
                     "written; choose another --out or mend its permissions"
                 ) from error
             raise
-
-
-def _open_itself(path: str, flags: int) -> int:
-    """A descriptor of what has this name: not of what a link leads to, and without waiting for a pipe to be written."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 @contextmanager

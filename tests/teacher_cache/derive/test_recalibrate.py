@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,3 +185,21 @@ def test_any_number_of_rows_can_be_recalibrated(nmse_store: Path, rows: str) -> 
     source, derivation = make(nmse_store, row_range=rows, precision="nmse:0.1", targets="hidden", layers="2")
     ((_, record),) = recalibrate(source, derivation, str).values()
     assert record.step > source.manifest.calibration["hidden/2"].step
+
+
+def test_where_one_stream_is_refused_the_others_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def refuse_the_first(_source: object, _derivation: object, origin: Any) -> None:
+        tried.append(origin.target.path)
+        if len(tried) == 1:
+            raise SettingsError("finer than its source")
+
+    monkeypatch.setattr("teacher_cache.derive.recalibrate._calibrated", refuse_the_first)
+    targets = [SimpleNamespace(target_nmse=0.1, path=f"hidden/{n}") for n in range(20)]
+    origins: Any = SimpleNamespace(origins=[SimpleNamespace(target=one, way="recoded") for one in targets])
+    nothing: Any = None
+    with pytest.raises(SettingsError, match="finer"):
+        recalibrate(nothing, origins, print)
+    # those that were under way
+    assert len(tried) <= 4

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,25 +62,53 @@ def test_any_row_range_is_a_slice_of_the_whole(store: str, request: pytest.Fixtu
     assert torch.equal(concatenate(halves).row_id_B, whole["masked"].row_id_B)
 
 
-@pytest.mark.parametrize("store", ["small_store", "nmse_store"])
-def test_threads_share_a_block_and_load_what_one_would(store: str, request: pytest.FixtureRequest) -> None:
-    reader, tasks = CacheReader.open(request.getfixturevalue(store)), list[list[str]]()
+class Recorded(ReadingThreads):
+    """Threads that remember what they were given."""
 
-    class Recorded(ReadingThreads):
-        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
-            tasks.append(args[0])
-            return super().submit(fn, *args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__(3, "reading")
+        self.tasks: list[list[str]] = []
 
-    for view in reader.views_for(EVERYTHING):
-        tasks.clear()
-        together = reader.load_block(1, EVERYTHING, view, threads=Recorded(3, "reading")).arrays
-        alone = reader.load_block(1, EVERYTHING, view).arrays
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.tasks.append(args[0])
+        return super().submit(fn, *args, **kwargs)
+
+
+class Afar:
+    """A folder's storage as one that is not known to be near."""
+
+    def __init__(self, storage: object) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+@pytest.mark.parametrize("afar", [False, True])
+@pytest.mark.parametrize("store", ["small_store", "nmse_store", "causal_store"])
+def test_threads_share_a_block_and_load_what_one_would(store: str, afar: bool, request: pytest.FixtureRequest) -> None:
+    reader = CacheReader.open(request.getfixturevalue(store))
+    if afar:
+        reader._objects.storage = Afar(reader.storage)  # type: ignore[assignment]
+    manifest = reader.manifest
+    asked = TargetRequest(
+        hidden_layers=tuple(spec.layer for spec in manifest.targets.hidden),
+        attention_layers=tuple(spec.layer for spec in manifest.targets.attention),
+        logits=manifest.targets.logits is not None,
+    )
+    for view in reader.views_for(asked):
+        threads = Recorded()
+        together = reader.load_block(1, asked, view, threads=threads).arrays
+        alone = reader.load_block(1, asked, view).arrays
         assert together.keys() == alone.keys()
         assert all(np.array_equal(together[path], alone[path]) for path in alone)
-        assert sorted(path for task in tasks for path in task) == sorted(alone)
-        # the large arrays by themselves, so that one layer is enough for several threads
-        assert all(len(task) == 1 for task in tasks if any("codes" in path for path in task))
-        assert len(tasks) < len(alone)
+        assert sorted(path for task in threads.tasks for path in task) == sorted(alone)
+        if afar:
+            # a request each, so that no thread waits for several
+            assert len(threads.tasks) == len(alone)
+        else:
+            assert all(len(task) == 1 for task in threads.tasks if any("/codes/" in path for path in task))
+            assert len(threads.tasks) < len(alone)
 
 
 def test_plain_zarr_reads_the_documented_layout(small_store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def test_what_cannot_be_read_is_a_message(tmp_path: Path, monkeypatch: pytest.Mo
     storage = LocalStorage(tmp_path)
     storage.write("key", b"1")
 
-    def fail(path: Path, *_: object) -> int:
+    def fail(path: Path) -> io.FileIO:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(io, "FileIO", fail)
     with pytest.raises(StoreError, match="cannot read .*key.* .Input/output error.: .*restore the store"):
         storage.read("key")
