@@ -5,8 +5,8 @@ order, from each of these:
 
 - draws of 8, 24 and 50 a position, and the 64 most probable ids with their tail and renormalised: `od` from a cache;
 - the next tokens alone: `lm`;
-- the teacher in the loop, all of whose distribution is learned: `online`, the ceiling. Engine, batches and loss are
-  those of `od`, on the whole vocabulary as kept ids.
+- the teacher in the loop, all of whose distribution is learned: `online`, the ceiling. Engine and batches are those of
+  `od`.
 
 On rows that none was trained on, each student is then compared with the exact teacher: KL(teacher || student) over the
 whole vocabulary and the share of positions at which both name the same most probable id, mean over all positions that
@@ -28,9 +28,9 @@ import math
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,16 @@ from record import print_record
 from rich.console import Console
 from rich.table import Table
 from store_figures import build
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy as cross_entropy_of
 from trials import RESULT_NAME, kept
 
 from student_train.data.split import split_rows
 from student_train.engine.engine import full_precision_weights, running_engine
 from student_train.evaluate.fidelity.fidelity import run_student
 from student_train.evaluate.load import load_student
-from student_train.losses.distributions import Targets, TopkTargets
-from student_train.methods.od import DistributionTransfer
+from student_train.losses.sums import LossSum
+from student_train.methods.base import Counted, StudentNeeds, StudentOutputs
 from student_train.settings import TrainSettings
 from student_train.train.best import write_student
 from student_train.train.feed import Feed
@@ -57,7 +58,8 @@ from student_train.train.metrics import Progress
 from student_train.train.prepare import prepare_run
 from student_train.train.train import train
 from teacher_cache.build.settings import BuildSettings
-from teacher_cache.contract.batch import TargetBatch, TargetRequest
+from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest
+from teacher_cache.contract.targets import View
 from teacher_cache.models.families import quiet_transformers
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
@@ -203,18 +205,33 @@ def train_and_measure(
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeDistribution(DistributionTransfer):
-    """`od` with the teacher in the loop: every id is kept, and nothing is in the tail."""
+class WholeDistribution:
+    """`od` with the teacher in the loop: KL(teacher || student) over the whole vocabulary, by ordinary autograd."""
 
     teacher: Teacher
+    view: View
+    counted: Counted = "places"
 
-    def targets(self, batch: TargetBatch) -> Targets:
-        assert batch.places is not None
-        log_probs_PV = teacher_logits(self.teacher, batch, batch.places.positions_BM.long()).log_softmax(-1)
-        ids_PV = torch.arange(log_probs_PV.shape[1], device=log_probs_PV.device).expand(log_probs_PV.shape)
-        return TopkTargets(
-            ids_PV, log_probs_PV, torch.full_like(log_probs_PV[:, 0], -torch.inf), batch.places.real_BM().flatten()
-        )
+    @property
+    def request(self) -> TargetRequest:
+        return TargetRequest(next_tokens=True)
+
+    def needs(self, view: View) -> StudentNeeds:
+        return StudentNeeds(head=view == self.view)
+
+    def loss(self, outputs: Mapping[View, StudentOutputs], batch: Batch, projections: nn.ModuleDict) -> LossSum:
+        del projections
+        student, rows = outputs[self.view], batch[self.view]
+        assert student.head is not None and rows.places is not None
+        real_P = rows.places.real_BM().flatten()
+        logits_PV = student.head(student.at_places(rows.places)[real_P]).float()
+        log_p_PV = teacher_logits(self.teacher, rows, rows.places.positions_BM.long())[real_P].log_softmax(-1)
+        p_PV = log_p_PV.exp()
+        cross_entropy = cross_entropy_of(logits_PV, p_PV, reduction="sum")
+        return LossSum(cross_entropy + (p_PV * log_p_PV).sum(), real_P.sum())
+
+    def describe(self) -> dict[str, Any]:
+        return {"targets": "the whole distribution", "view": self.view}
 
 
 @torch.no_grad()
@@ -228,12 +245,9 @@ def teacher_logits(teacher: Teacher, batch: TargetBatch, positions_BM: Tensor) -
 
 def train_online(settings: TrainSettings, teacher: Teacher) -> None:
     """Train a student as `kdtrain` would, from the teacher itself, and export it."""
-    # one row a pass: the whole distribution of all its positions is held twice
+    # one row a pass: the whole distribution of all its positions is held several times
     run = prepare_run(replace(settings, micro_batch_size=1))
-    cached = run.objective.methods["od"]
-    run.objective.methods["od"] = WholeDistribution(
-        **{field.name: getattr(cached, field.name) for field in fields(cached) if field.init}, teacher=teacher
-    )
+    run.objective.methods["od"] = WholeDistribution(teacher=teacher, view="plain")
     progress = Progress(quiet=True)
     with (
         running_engine(

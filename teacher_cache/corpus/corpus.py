@@ -21,9 +21,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teacher_cache.contract.manifest import CorpusRecord, RowMode, Segments, sha256_of_json
 from teacher_cache.corpus.columns import Note, no_note
@@ -80,15 +81,7 @@ def pack_corpus(
     """
     frame = RowFrame.of(tokenizer, causal=causal)
     text_positions = frame.text_positions(seq_len)
-    if causal and seq_len < 2:
-        raise SettingsError(
-            f"--seq-len {seq_len!r} leaves no token a next one, which a causal model guesses; give more"
-        )
-    if chat and not causal:
-        raise SettingsError(
-            "--chat asks for conversations, whose answers a causal model learns; this teacher is an encoder, which "
-            "learns masked tokens of any text: leave out --chat and give text"
-        )
+    _refuse_nothing_to_learn(seq_len, causal=causal, chat=chat)
     packed, isolated = row_mode == "packed", segments == "isolated"
     # documents that begin and end by themselves, or stand between special tokens of the row
     alone = isolated if packed else causal
@@ -116,43 +109,64 @@ def pack_corpus(
         spans = cut_isolated(starts, len(ids), frame=frame, seq_len=seq_len, whole=spool.whole)
     else:
         spans = cut_at(np.arange(0, len(ids), text_positions) if packed else starts, len(ids), framed=not alone)
-    first_document = np.searchsorted(starts, spans.start_R, side="right") - 1
-    rows = len(spans)
-    enough = max_rows is not None and rows >= max_rows
+    first_document_R = (np.searchsorted(starts, spans.start_R, side="right") - 1).astype(np.int64)
+    enough = max_rows is not None and len(spans) >= max_rows
     _tell_cut(read, mix.specs if mix else [" ".join(specs)], spool.documents, enough=enough, note=note)
-    fingerprint, kept = spool.fingerprint(), list[tuple[str, int]]()
-    if mix is None:
-        order = np.argsort(uniform_bits(seed, np.arange(rows)), kind="stable")
-    else:
-        first_documents = [source.first_document for source in read]
-        source_of_row = np.searchsorted(first_documents, first_document, side="right") - 1
-        order, kept = mix.order_rows(seed, source_of_row, [source.tokens for source in read], max_rows)
-        fingerprint = sha256_of_json({"text": fingerprint, "sources": first_documents, **mix.identity()})
+    order_R, shares, fingerprint = _ordered(mix, read, first_document_R, spool.fingerprint(), seed, max_rows)
     if isolated:
         fingerprint = sha256_of_json({"text": fingerprint, "segments": segments})
-    record = CorpusRecord(
-        specs=tuple(specs),
-        fingerprint=fingerprint,
-        documents=spool.documents,
-        tokens=spool.tokens,
-        rows=rows,
-        shuffle_buffer=shuffle_buffer,
-    )
-    packed_rows = Rows(
-        record=record,
+    rows = Rows(
+        record=CorpusRecord(
+            specs=tuple(specs),
+            fingerprint=fingerprint,
+            documents=spool.documents,
+            tokens=spool.tokens,
+            rows=len(spans),
+            shuffle_buffer=shuffle_buffer,
+        ),
         frame=frame,
         seq_len=seq_len,
         tokens=ids,
         spans=spans,
-        first_document=first_document.astype(np.int64),
-        kept_rows=order[:max_rows].astype(np.int64),
+        first_document=first_document_R,
+        kept_rows=order_R[:max_rows].astype(np.int64),
         segment_starts=starts if isolated else None,
         learnt=learnt,
-        sources=kept,
+        sources=shares,
     )
     if learnt is not None:
-        _tell_silent(packed_rows, note)
-    return packed_rows
+        _tell_silent(rows, note)
+    return rows
+
+
+def _refuse_nothing_to_learn(seq_len: int, *, causal: bool, chat: bool | None) -> None:
+    if causal and seq_len < 2:
+        raise SettingsError(
+            f"--seq-len {seq_len!r} leaves no token a next one, which a causal model guesses; give more"
+        )
+    if chat and not causal:
+        raise SettingsError(
+            "--chat asks for conversations, whose answers a causal model learns; this teacher is an encoder, which "
+            "learns masked tokens of any text: leave out --chat and give text"
+        )
+
+
+def _ordered(
+    mix: Mix | None,
+    read: Sequence[SpooledSource],
+    first_document_R: NDArray[np.int64],
+    fingerprint: str,
+    seed: int,
+    max_rows: int | None,
+) -> tuple[NDArray[np.integer[Any]], list[tuple[str, int]], str]:
+    """The order in which rows are kept, how many of each source that makes, and the text's fingerprint with the mix."""
+    if mix is None:
+        order_R = np.argsort(uniform_bits(seed, np.arange(len(first_document_R))), kind="stable")
+        return order_R, [], fingerprint
+    first_documents = [source.first_document for source in read]
+    source_R = np.searchsorted(first_documents, first_document_R, side="right") - 1
+    order_R, kept = mix.order_rows(seed, source_R, [source.tokens for source in read], max_rows)
+    return order_R, kept, sha256_of_json({"text": fingerprint, "sources": first_documents, **mix.identity()})
 
 
 def refuse_unknown_shares(specs: Sequence[str], mix: Mix | None, shuffle_buffer: int | None) -> None:
