@@ -41,7 +41,6 @@ from rich.console import Console
 from rich.table import Table
 from store_figures import build
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy as cross_entropy_of
 from trials import RESULT_NAME, kept
 
 from student_train.data.split import split_rows
@@ -206,7 +205,7 @@ def train_and_measure(
 
 @dataclass(frozen=True, kw_only=True)
 class WholeDistribution:
-    """`od` with the teacher in the loop: KL(teacher || student) over the whole vocabulary, by ordinary autograd."""
+    """`od` with the teacher in the loop: KL(teacher || student) over the whole vocabulary."""
 
     teacher: Teacher
     view: View
@@ -225,28 +224,42 @@ class WholeDistribution:
         assert student.head is not None and rows.places is not None
         real_P = rows.places.real_BM().flatten()
         logits_PV = student.head(student.at_places(rows.places)[real_P]).float()
-        log_p_PV = teacher_logits(self.teacher, rows, rows.places.positions_BM.long())[real_P].log_softmax(-1)
-        p_PV = log_p_PV.exp()
-        cross_entropy = cross_entropy_of(logits_PV, p_PV, reduction="sum")
-        return LossSum(cross_entropy + (p_PV * log_p_PV).sum(), real_P.sum())
+        log_p_PV = teacher_logits(self.teacher, rows, rows.places.positions_BM.long(), real_P).log_softmax(-1)
+        return LossSum(Divergence.apply(logits_PV, log_p_PV), real_P.sum())
 
     def describe(self) -> dict[str, Any]:
         return {"targets": "the whole distribution", "view": self.view}
 
 
+class Divergence(torch.autograd.Function):
+    """sum_P KL(p || softmax(logits)) of log p and logits [P, V]. Autograd would write ten such matrices, not two."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_PV: Tensor, log_p_PV: Tensor) -> Tensor:
+        log_q_PV = logits_PV.log_softmax(-1)
+        p_PV = log_p_PV.exp()
+        total = torch.dot(p_PV.flatten(), log_p_PV.flatten()) - torch.dot(p_PV.flatten(), log_q_PV.flatten())
+        ctx.save_for_backward(log_q_PV.exp_().sub_(p_PV))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0].mul_(grad), None
+
+
 @torch.no_grad()
-def teacher_logits(teacher: Teacher, batch: TargetBatch, positions_BM: Tensor) -> Tensor:
-    """[B * M, V]: the exact teacher's at these positions of the rows as a store gives them."""
+def teacher_logits(teacher: Teacher, batch: TargetBatch, positions_BM: Tensor, real_P: Tensor) -> Tensor:
+    """[P, V]: the exact teacher's at those of these positions that are real, of rows as a store gives them."""
     final_BTD = teacher.run(batch.input_ids_BT.long(), batch.length_B, starts_BT=batch.starts_BT).final_BTD
     # what inference mode made cannot be part of a training step
-    final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1).clone()
-    return teacher.head()(final_PD).float()
+    final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1)[real_P]
+    return teacher.head()(final_PD.clone()).float()
 
 
 def train_online(settings: TrainSettings, teacher: Teacher) -> None:
     """Train a student as `kdtrain` would, from the teacher itself, and export it."""
-    # one row a pass: the whole distribution of all its positions is held several times
-    run = prepare_run(replace(settings, micro_batch_size=1))
+    # few rows a pass: the whole distribution of all their positions is held several times
+    run = prepare_run(replace(settings, micro_batch_size=min(4, settings.batch_size)))
     run.objective.methods["od"] = WholeDistribution(teacher=teacher, view="plain")
     progress = Progress(quiet=True)
     with (
@@ -278,7 +291,7 @@ def measure(student: Path, reader: CacheReader, held_out: int, teacher: Teacher,
         real_P, positions_BM = batch.places.real_BM().flatten(), batch.places.positions_BM.long()
         final_BTD = run_student(loaded, batch, set()).last_hidden_BTD
         final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1)[real_P]
-        log_p_PV = teacher_logits(teacher, batch, positions_BM)[real_P].log_softmax(1)
+        log_p_PV = teacher_logits(teacher, batch, positions_BM, real_P).log_softmax(1)
         label_P1 = batch.places.label_ids_BM.flatten()[real_P].long()[:, None]
         for start in range(0, len(final_PD), AT_ONCE):
             rows = slice(start, start + AT_ONCE)
