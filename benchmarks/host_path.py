@@ -53,7 +53,7 @@ def main() -> None:
         for number in range(options.rounds):
             turn = list(checkouts) if number % 2 == 0 else list(checkouts)[::-1]
             one: dict[str, dict[str, Any]] = {name: {} for name in checkouts}
-            for step in STEPS:
+            for step in options.only:
                 for name in turn:
                     one[name] |= run(options, checkouts[name], step)
             rounds.append(one)
@@ -71,6 +71,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--precision", default="nmse:1e-2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", help="folder for stores (default: the system's temporary folder)")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="some of the steps")
     parser.add_argument("--step", choices=("record", *STEPS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.step and not options.before:
