@@ -15,7 +15,8 @@ have a next token; and its perplexity there, beside the teacher's.
     python benchmarks/causal_quality.py --teacher DIR --corpus FILE --student 15x576 --out quality
 
 A configuration whose result is in --out is not computed again, so that the script may be stopped at any time; the line
-that it ends in has all that are there. `--only draws-24,online` computes some. For SmolLM2-135M (30 x 576) with 15
+that it ends in has all that are there. `--only draws-24,online` computes some, also beside a process that computes
+others, once the store that both read is built. For SmolLM2-135M (30 x 576) with 15
 layers, 200 steps of 2,048 tokens should take half an hour to forty minutes a configuration on two idle cores, and each
 of the four stores twenty; `--steps 20 --tokens 512` is a small check.
 """
@@ -232,13 +233,13 @@ class WholeDistribution:
 
 
 class Divergence(torch.autograd.Function):
-    """sum_P KL(p || softmax(logits)) of log p and logits [P, V]. Autograd would write ten such matrices, not two."""
+    """sum_P KL(p || softmax(logits)) of log p and logits [P, V]. Autograd would write ten such matrices, not three."""
 
     @staticmethod
     def forward(ctx: Any, logits_PV: Tensor, log_p_PV: Tensor) -> Tensor:
         log_q_PV = logits_PV.log_softmax(-1)
         p_PV = log_p_PV.exp()
-        total = torch.dot(p_PV.flatten(), log_p_PV.flatten()) - torch.dot(p_PV.flatten(), log_q_PV.flatten())
+        total = (log_p_PV - log_q_PV).mul_(p_PV).sum()
         ctx.save_for_backward(log_q_PV.exp_().sub_(p_PV))
         return total
 
@@ -259,7 +260,7 @@ def teacher_logits(teacher: Teacher, batch: TargetBatch, positions_BM: Tensor, r
 def train_online(settings: TrainSettings, teacher: Teacher) -> None:
     """Train a student as `kdtrain` would, from the teacher itself, and export it."""
     # few rows a pass: the whole distribution of all their positions is held several times
-    run = prepare_run(replace(settings, micro_batch_size=min(4, settings.batch_size)))
+    run = prepare_run(replace(settings, micro_batch_size=math.gcd(4, settings.batch_size)))
     run.objective.methods["od"] = WholeDistribution(teacher=teacher, view="plain")
     progress = Progress(quiet=True)
     with (

@@ -315,9 +315,8 @@ def report(options: argparse.Namespace, rounds: list[dict[str, dict[str, Any]]])
     from rich.table import Table
 
     names = [name for name, value in rounds[0]["after"].items() if isinstance(value, float)]
-    same = all(
-        one["before"][name] == one["after"][name] for one in rounds for name in one["after"] if name.endswith(" bytes")
-    )
+    compared = [name for name in rounds[0]["after"] if name.endswith(" bytes")]
+    same = all(one["before"][name] == one["after"][name] for one in rounds for name in compared) if compared else None
     figures = {name: summary(name, rounds) for name in names}
     table = Table(title=f"ns of the processor for each value (draws: µs a place); the same bytes: {same}")
     for column in ("step", "before", "after", "before / after"):

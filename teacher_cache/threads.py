@@ -36,13 +36,17 @@ def in_threads(
     """
     most = threads * _WAITING_PER_THREAD if ahead is None else ahead
     waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="in-threads") as pool:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="in-threads")
+    try:
         for item in items:
             waiting.append(pool.submit(function, item))
             while waiting and (waiting[0].done() or len(waiting) > most):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        # where one has failed or nobody wants more, what is under way is waited for, and nothing else begun
+        pool.shutdown(cancel_futures=True)
 
 
 class ReadingThreads(Executor):

@@ -174,6 +174,18 @@ def test_quality_is_measured_against_the_exact_teacher(forms: Any, folder: Path)
     assert (found["places"], found["perplexity"]) == (places, pytest.approx(math.exp(total / places), rel=1e-4))
 
 
+def test_the_ceiling_learns_the_whole_distribution(forms: Any) -> None:
+    import causal_quality
+
+    log_p_PV, ours_PV, plain_PV = random_logits(0).log_softmax(1), random_logits(1), random_logits(1)
+    ours = causal_quality.Divergence.apply(ours_PV.requires_grad_(), log_p_PV)
+    plain = (log_p_PV.exp() * (log_p_PV - plain_PV.requires_grad_().log_softmax(1))).sum()
+    (3 * ours).backward()
+    (3 * plain).backward()
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours_PV.grad, plain_PV.grad, rtol=1e-9, atol=1e-12)
+
+
 def test_starts_and_methods_of_smaller_decoders_are_compared(forms: Any, folder: Path, tmp_path: Path) -> None:
     import causal_methods
 

@@ -50,7 +50,7 @@ def recalibrate(source: SourceRows, derivation: Derivation, note: Callable[[str]
     origins = [origin for origin in derivation.origins if origin.target.target_nmse is not None]
     one = partial(_calibrated, source, derivation)
     at_once = min(usable_cores(), _STREAMS_AT_ONCE)
-    # no further ahead: where a stream is refused, the others are not waited for
+    # no further ahead: where a stream is refused, only those under way are waited for
     with closing(in_threads(one, origins, threads=at_once, ahead=at_once)) as calibrated:
         for origin, (transform, record) in zip(origins, calibrated, strict=True):
             found[origin.target.path] = (transform, record)
