@@ -16,9 +16,9 @@ have a next token; and its perplexity there, beside the teacher's.
 
 A configuration whose result is in --out is not computed again, so that the script may be stopped at any time; the line
 that it ends in has all that are there. `--only draws-24,online` computes some, also beside a process that computes
-others, once the store that both read is built. For SmolLM2-135M (30 x 576) with 15
-layers, 200 steps of 2,048 tokens should take half an hour to forty minutes a configuration on two idle cores, and each
-of the four stores twenty; `--steps 20 --tokens 512` is a small check.
+others, once the store that both read is built. For SmolLM2-135M (30 x 576) with 15 layers, 200 steps of 2,048 tokens
+take an hour of one core from draws and an hour and a half with the teacher in the loop, a store half an hour of two;
+`--steps 20 --tokens 512` is a small check.
 """
 
 from __future__ import annotations
