@@ -225,7 +225,7 @@ class WholeDistribution:
         assert student.head is not None and rows.places is not None
         real_P = rows.places.real_BM().flatten()
         logits_PV = student.head(student.at_places(rows.places)[real_P]).float()
-        log_p_PV = teacher_logits(self.teacher, rows, rows.places.positions_BM.long(), real_P).log_softmax(-1)
+        log_p_PV = teacher_logits(self.teacher, rows).log_softmax(-1)
         return LossSum(Divergence.apply(logits_PV, log_p_PV), real_P.sum())
 
     def describe(self) -> dict[str, Any]:
@@ -249,12 +249,13 @@ class Divergence(torch.autograd.Function):
 
 
 @torch.no_grad()
-def teacher_logits(teacher: Teacher, batch: TargetBatch, positions_BM: Tensor, real_P: Tensor) -> Tensor:
-    """[P, V]: the exact teacher's at those of these positions that are real, of rows as a store gives them."""
+def teacher_logits(teacher: Teacher, batch: TargetBatch) -> Tensor:
+    """[P, V]: the exact teacher's at the real places of rows as a store gives them."""
+    assert batch.places is not None
     final_BTD = teacher.run(batch.input_ids_BT.long(), batch.length_B, starts_BT=batch.starts_BT).final_BTD
-    # what inference mode made cannot be part of a training step
-    final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1)[real_P]
-    return teacher.head()(final_PD.clone()).float()
+    # these are copies: what inference mode made could not be part of a training step
+    final_PD = batch.places.vectors(final_BTD)[batch.places.real_BM().flatten()]
+    return teacher.head()(final_PD).float()
 
 
 def train_online(settings: TrainSettings, teacher: Teacher) -> None:
@@ -289,10 +290,9 @@ def measure(student: Path, reader: CacheReader, held_out: int, teacher: Teacher,
     places = 0
     for batch in held_out_batches(reader, held_out, device):
         assert batch.places is not None
-        real_P, positions_BM = batch.places.real_BM().flatten(), batch.places.positions_BM.long()
-        final_BTD = run_student(loaded, batch, set()).last_hidden_BTD
-        final_PD = final_BTD.take_along_dim(positions_BM.unsqueeze(-1), dim=1).flatten(0, 1)[real_P]
-        log_p_PV = teacher_logits(teacher, batch, positions_BM, real_P).log_softmax(1)
+        real_P = batch.places.real_BM().flatten()
+        final_PD = run_student(loaded, batch, set()).at_places(batch.places)[real_P]
+        log_p_PV = teacher_logits(teacher, batch).log_softmax(1)
         label_P1 = batch.places.label_ids_BM.flatten()[real_P].long()[:, None]
         for start in range(0, len(final_PD), AT_ONCE):
             rows = slice(start, start + AT_ONCE)

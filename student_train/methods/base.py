@@ -52,7 +52,7 @@ class StudentOutputs:
 
     def at_places(self, places: Places) -> Tensor:
         """Final hidden states [B * M, D] at the places of a batch, row after row; what fills up is position 0."""
-        return self.last_hidden_BTD.take_along_dim(places.positions_BM.long().unsqueeze(-1), dim=1).flatten(0, 1)
+        return places.vectors(self.last_hidden_BTD)
 
 
 @runtime_checkable

@@ -120,7 +120,7 @@ def choose_layers(model: PreTrainedModel, count: int, rows: RowsWithTargets) -> 
 def _mean_loss(model: PreTrainedModel, final_BTD: Tensor, rows: RowsWithTargets) -> float:
     places, real_P = rows.batch.places, rows.targets.real_P
     assert places is not None
-    final_PD = final_BTD.take_along_dim(places.positions_BM.long().unsqueeze(-1), dim=1).flatten(0, 1)[real_P]
+    final_PD = places.vectors(final_BTD)[real_P]
     terms = [LogitsTerm(type(rows.targets)(*(part[real_P] for part in rows.targets)), rows.temperature, 1.0)]
     head = LMHead(model)
     if head.projection is None:

@@ -104,6 +104,10 @@ class Places:
         places = torch.arange(self.positions_BM.shape[1], device=self.positions_BM.device)
         return places[None, :] < self.count_B[:, None]
 
+    def vectors(self, vectors_BTD: torch.Tensor) -> torch.Tensor:
+        """Those at the places, [B * M, D], row after row; what fills up is position 0."""
+        return vectors_BTD.take_along_dim(self.positions_BM.long().unsqueeze(-1), dim=1).flatten(0, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetBatch:

@@ -73,8 +73,7 @@ class LocalStorage:
         """That none of the folders on the way to this one is a link. Those that were found not to be are remembered."""
         if folder:
             self._plain_folder(folder.rpartition("/")[0])
-            if stat.S_ISLNK(os.lstat(path := f"{self._root}/{folder}").st_mode):
-                raise _leads_elsewhere(Path(path))
+            _mode_of_no_link(f"{self._root}/{folder}")
 
     def size(self, key: str) -> int | None:
         file = self._file(key)
@@ -91,13 +90,11 @@ class LocalStorage:
         for part in key.split("/"):
             path = f"{path}/{part}"
             try:
-                mode = os.lstat(path).st_mode
+                mode = _mode_of_no_link(path)
             except (FileNotFoundError, NotADirectoryError):
                 return self._root / key
             except OSError as error:
                 raise _cannot_read(Path(path), error) from error
-            if stat.S_ISLNK(mode):
-                raise _leads_elsewhere(Path(path))
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise StoreError(
                 f"{path!r} is no file (a pipe, a socket or a device): a store has files only, and reading this "
@@ -238,6 +235,19 @@ class LocalStorage:
                     "written; choose another --out or mend its permissions"
                 ) from error
             raise
+
+
+def _mode_of_no_link(path: str) -> int:
+    """What lies there.
+
+    Raises:
+        StoreError: a link, wherever it leads.
+        OSError: nothing lies there, or it cannot be looked at.
+    """
+    mode = os.lstat(path).st_mode
+    if stat.S_ISLNK(mode):
+        raise _leads_elsewhere(Path(path))
+    return mode
 
 
 @contextmanager
