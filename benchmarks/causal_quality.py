@@ -89,7 +89,7 @@ CONFIGURATIONS = {
     "untrained": Configuration(store="draws-24", flags={"method": "od", "steps": 0}),
     "draws-24": Configuration(store="draws-24", flags={"method": "od"}, matters=True),
     "online": Configuration(store="draws-24", flags={"method": "od"}, online=True, matters=True),
-    "lm": Configuration(store="draws-24", flags={"method": "lm"}),
+    "lm": Configuration(store="top-64", flags={"method": "lm"}),
     "top-64-tail": Configuration(store="top-64", flags={"method": "od"}, matters=True),
     "draws-8": Configuration(store="draws-8", flags={"method": "od"}),
     "draws-50": Configuration(store="draws-50", flags={"method": "od"}, matters=True),
