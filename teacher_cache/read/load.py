@@ -162,6 +162,6 @@ class BlockLoader:
         """
         spec = self._layout.arrays[path]
         try:
-            return decode_shard(spec, self._objects.shard(path, block), part)
+            return decode_shard(spec, self._objects.shard(path, block), part, hashed=True)
         except ValueError as error:
             raise self._objects.damaged(shard_key(spec, block), f"cannot be decompressed ({error})") from error

@@ -11,6 +11,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from teacher_cache.format.arrays import ArraySpec
 from teacher_cache.format.shards import create_array, decode_shard, encode_shard
@@ -56,11 +57,13 @@ def test_blocks_and_parts_decode_as_zarr_reads_them(
         part.append(slice(start, data.draw(st.integers(start, length))))
     plain = zarr.open_array(str(tmp_path / spec.path), mode="r")
     for block, shard in enumerate(shards):
-        whole, some = decode_shard(spec, shard), decode_shard(spec, shard, tuple(part))
-        assert whole.dtype == some.dtype == array.dtype
-        assert whole.flags.writeable and some.flags.writeable
-        assert np.array_equal(whole, plain[block])
-        assert np.array_equal(some, plain[(block, *part)])
+        for hashed in (False, True):
+            whole = decode_shard(spec, shard, hashed=hashed)
+            some = decode_shard(spec, shard, tuple(part), hashed=hashed)
+            assert whole.dtype == some.dtype == array.dtype
+            assert whole.flags.writeable and some.flags.writeable
+            assert np.array_equal(whole, plain[block])
+            assert np.array_equal(some, plain[(block, *part)])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,6 +137,46 @@ def test_no_flipped_byte_goes_unnoticed(small: tuple[NDArray[Any], bytes]) -> No
                 decode_shard(SMALL, bytes(damaged))
 
 
+def test_checksums_repeat_what_a_hash_has_said(small: tuple[NDArray[Any], bytes]) -> None:
+    """Of bytes that are hashed neither checksum of a chunk is looked at; where chunks are and how long they are, is."""
+    block, shard = small
+    entries = np.frombuffer(shard[-4 - 4 * 16 : -4], dtype="<u8").reshape(4, 2).tolist()
+    damaged = bytearray(shard)
+    for offset, size in entries:
+        # the frame's own of its contents, and the one of the frame
+        damaged[offset + size - 8 : offset + size] = bytes(8)
+    assert np.array_equal(decode_shard(SMALL, bytes(damaged), hashed=True), block)
+    assert bytes(damaged) != shard
+    with pytest.raises(ValueError, match=r"chunk 0 does not match its checksum"):
+        decode_shard(SMALL, bytes(damaged))
+    offset = entries[2][0]
+    # the type of its first block, behind the magic number, the descriptor and the size: the one that is reserved
+    damaged[offset + 6] |= 0b110
+    with pytest.raises(ValueError, match=r"chunk 2 cannot be decompressed"):
+        decode_shard(SMALL, bytes(damaged), hashed=True)
+    damaged[offset : offset + 4] = bytes(4)
+    with pytest.raises(ValueError, match=r"chunk 2 holds None bytes instead of 12"):
+        decode_shard(SMALL, bytes(damaged), hashed=True)
+
+
+def test_frames_without_a_checksum_are_read_as_well(tmp_path: Path) -> None:
+    """Another writer's: nothing is cut off."""
+    spec = ArraySpec(path="a", dtype="uint8", block_shape=(600,), chunk_shape=(300,))
+    block = np.arange(600, dtype=np.uint8)
+    array = zarr.create_array(
+        str(tmp_path),
+        shape=(1, 600),
+        shards=(1, 600),
+        chunks=(1, 300),
+        dtype="uint8",
+        compressors=[ZstdCodec(level=1, checksum=False), Crc32cCodec()],
+    )
+    array[0] = block
+    shard = (tmp_path / "c/0/0").read_bytes()
+    for hashed in (False, True):
+        assert np.array_equal(decode_shard(spec, shard, hashed=hashed), block)
+
+
 def test_a_part_needs_only_the_chunks_that_it_touches(small: tuple[NDArray[Any], bytes]) -> None:
     block, shard = small
     offset, size = np.frombuffer(shard[-4 - 4 * 16 : -4], dtype="<u8").reshape(4, 2)[3].tolist()
@@ -151,6 +194,8 @@ def test_shards_cut_short_or_grown_are_refused(small: tuple[NDArray[Any], bytes]
             decode_shard(SMALL, shard[:length])
         with pytest.raises(ValueError, match=r"chunk|index"):
             decode_shard(SMALL, shard[length + 1 :])
+        with pytest.raises(ValueError, match=r"index"):
+            decode_shard(SMALL, shard[:length], hashed=True)
     with pytest.raises(ValueError, match=r"index does not match its checksum"):
         decode_shard(SMALL, shard + b"\0")
 
@@ -186,6 +231,7 @@ def test_frames_of_every_length_state_it(length: int, tmp_path: Path) -> None:
     block = np.arange(length, dtype=np.uint8)
     _, (shard,) = written(tmp_path, spec, block)
     assert np.array_equal(decode_shard(spec, shard), block)
+    assert np.array_equal(decode_shard(spec, shard, hashed=True), block)
     shorter = ArraySpec(path="a", dtype="uint8", block_shape=(length + 1,), chunk_shape=(length + 1,))
     with pytest.raises(ValueError, match=rf"chunk 0 holds {length} bytes instead of {length + 1}"):
         decode_shard(shorter, shard)
