@@ -10,8 +10,8 @@ separately: they do not grow with the corpus. `quality.py` says what NMSE, KL, e
     python benchmarks/codec.py --teacher DIR --corpus FILE --plot FILE.png
 
 Rates are values per second, medians over rounds: `encode` rotates, rounds and packs, `write` compresses, hashes and
-flushes, `load` reads from the page cache, checks SHA-256 and CRC and decompresses, `unpack` gives rotated coordinates
-in float32, `decode` (of what is loaded) the hidden states themselves, or queries, keys and values. `load+unpack` is
+flushes, `load` reads from the page cache, checks SHA-256 and decompresses, `unpack` gives rotated coordinates in
+float32, `decode` (of what is loaded) the hidden states themselves, or queries, keys and values. `load+unpack` is
 what training needs of hidden states. `of zstd` compares it with numcodecs that only decompresses the same bytes,
 measured in between: a busy machine changes this share less than it changes the rates.
 """
@@ -196,7 +196,7 @@ def time_steps(coder: StoreCoder) -> dict[str, float]:
     return seconds
 
 
-def decompress(frames: list[tuple[bytes, int]]) -> None:
+def decompress(frames: list[tuple[bytearray, int]]) -> None:
     """What is least: into memory that is at hand, without a look at a checksum."""
     room = np.empty(max(size for _, size in frames), dtype=np.uint8)
     for frame, size in frames:

@@ -32,6 +32,7 @@ from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpec
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.resume import groups_to_build
+from teacher_cache.format.shards import without_checksum
 from teacher_cache.format.transforms import load_quantisers
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.read.decode import CodedBlock
@@ -106,7 +107,7 @@ class StoreCoder(ABC):
         """Bits on disk per value of the hidden state."""
         return describe_store(self.folder).bits_per_value()[self.stream.path]
 
-    def frames(self, block: int) -> Iterator[tuple[bytes, int]]:
+    def frames(self, block: int) -> Iterator[tuple[bytearray, int]]:
         """The zstd frames that loading a block decompresses, with the bytes that each holds; without escapes."""
         for spec in self.arrays:
             if "/escapes/" in spec.path:
@@ -115,7 +116,9 @@ class StoreCoder(ABC):
             chunks = prod(spec.block_shape) // prod(spec.chunk_shape)
             index = np.frombuffer(data[-16 * chunks - 4 : -4], dtype="<u8").reshape(chunks, 2)
             size = prod(spec.chunk_shape) * np.dtype(spec.dtype).itemsize
-            yield from ((data[offset : offset + length - 4], size) for offset, length in index.tolist())
+            yield from (
+                (without_checksum(data[offset : offset + length - 4]), size) for offset, length in index.tolist()
+            )
 
     def codes(self) -> Iterator[NDArray[np.generic]]:
         """The components' codes in memory before packing or compression, [C, N] array after array; scales as well."""

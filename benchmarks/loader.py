@@ -12,7 +12,7 @@ Rates are hidden-state components per second, of padded rows, over one epoch fro
 
 - `limit`: what no loader of these bytes can exceed on one core. numcodecs decompresses the chunks of a block from
   memory without checking anything, then the codes are unpacked to rotated coordinates;
-- `read`: what the loader's thread does on one core: read files, check SHA-256 and CRC, decompress;
+- `read`: what the loader's thread does on one core: read files, check SHA-256, decompress;
 - `coordinates`: the loader up to rotated coordinates, where a CPU's work ends if learned maps or an accelerator
   follow;
 - `share`: the rate of `coordinates` per core, as a share of the limit;
@@ -54,6 +54,7 @@ from student_train.data.loader import CacheLoader
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
+from teacher_cache.format.shards import without_checksum
 from teacher_cache.read.reader import CacheReader
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -196,7 +197,7 @@ def time_limit(reader: CacheReader, request: TargetRequest, rows: int) -> dict[s
     return {"read": read, "decompress": decompress, "unpack": unpack, "limit": decompress + unpack}
 
 
-def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterator[tuple[bytes, int]]:
+def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterator[tuple[bytearray, int]]:
     """The zstd frames of a block's hidden states, with the bytes that each holds; without escapes, which are few."""
     for path in reader.layout.arrays_in(*(f"hidden/{layer}" for layer in request.hidden_layers)):
         if "/escapes/" in path:
@@ -206,7 +207,7 @@ def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterat
         chunks = prod(spec.block_shape) // prod(spec.chunk_shape)
         index = np.frombuffer(data[-16 * chunks - 4 : -4], dtype="<u8").reshape(chunks, 2)
         size = prod(spec.chunk_shape) * np.dtype(spec.dtype).itemsize
-        yield from ((data[offset : offset + length - 4], size) for offset, length in index.tolist())
+        yield from ((without_checksum(data[offset : offset + length - 4]), size) for offset, length in index.tolist())
 
 
 def time_epoch(source: CacheReader, request: TargetRequest, batch_size: int) -> float:
