@@ -214,7 +214,7 @@ def _frame(
         raise ValueError(f"chunk {piece.number} lies at {offset}+{size} of {end} bytes")
     checked = offset + size - _CRC_BYTES
     frame = memoryview(data)[offset:checked]
-    if not hashed and google_crc32c.value(frame) != int.from_bytes(data[checked : offset + size], "little"):
+    if not hashed and google_crc32c.value(bytes(frame)) != int.from_bytes(data[checked : offset + size], "little"):
         raise ValueError(f"chunk {piece.number} does not match its checksum")
     have = _content_bytes(frame)
     if have != chunk_bytes:
