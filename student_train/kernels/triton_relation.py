@@ -11,8 +11,7 @@ The usual way subtracts the largest logit of a row, which costs a search in ever
 2^a' as it is. That is no less exact: the logit of a position with itself is a square, so a sum is at least 1, and what
 falls below float32's smallest number beside it is nothing. Only overflow could spoil it, above logits of 127, and it
 cannot hide: what adds up numbers of one sign is infinite from then on, and so is (or is no number) what multiplies it.
-A program that finds one of its sums so goes through its columns twice more: for the largest logits of its rows, then
-with these subtracted. Sums rescaled whenever a larger logit comes would take one pass less, and more exponentials.
+A program that finds one of its sums so goes through its columns again with the largest logits subtracted.
 
 Each row sees a range of columns: all real ones, those of its segment (`RANGES`), up to itself under a causal mask.
 Tiles that no row of a program sees are skipped; only those that some row sees in part are masked.
@@ -74,24 +73,16 @@ def relation_forward(
         student.dtype.element_ty
     )
     s_i = read_vectors(student, rows, length, student_stride_T, STUDENT_WIDTH, STUDENT_TILE, STUDENT_ALIGNED)
-    top_a = tl.zeros([ROWS], tl.float32)
-    top_b = tl.zeros([ROWS], tl.float32)
-    mass_a, mass_b, ratio = _sums(
-        teacher, student, x_i, s_i, top_a, top_b, begin_i, end_i, first, last, clear_from, clear_to, length,
+    mass_a, mass_b, ratio, top_a, top_b = _sums(
+        teacher, student, x_i, s_i, begin_i, end_i, first, last, clear_from, clear_to, length,
         teacher_stride_T, student_stride_T, teacher_scale, student_scale,
         TEACHER_WIDTH, STUDENT_WIDTH, TEACHER_TILE, STUDENT_TILE, TEACHER_ALIGNED, STUDENT_ALIGNED,
         ROWS, COLUMNS, CAUSAL or RANGES, RANGES, False,
     )  # fmt: skip
     finite = (mass_a < float("inf")) & (mass_b < float("inf")) & (tl.abs(ratio) < float("inf"))
     if tl.min(finite.to(tl.int32)) == 0:
-        top_a, top_b = _largest(
+        mass_a, mass_b, ratio, top_a, top_b = _sums(
             teacher, student, x_i, s_i, begin_i, end_i, first, last, clear_from, clear_to, length,
-            teacher_stride_T, student_stride_T, teacher_scale, student_scale,
-            TEACHER_WIDTH, STUDENT_WIDTH, TEACHER_TILE, STUDENT_TILE, TEACHER_ALIGNED, STUDENT_ALIGNED,
-            ROWS, COLUMNS, CAUSAL or RANGES, RANGES,
-        )  # fmt: skip
-        mass_a, mass_b, ratio = _sums(
-            teacher, student, x_i, s_i, top_a, top_b, begin_i, end_i, first, last, clear_from, clear_to, length,
             teacher_stride_T, student_stride_T, teacher_scale, student_scale,
             TEACHER_WIDTH, STUDENT_WIDTH, TEACHER_TILE, STUDENT_TILE, TEACHER_ALIGNED, STUDENT_ALIGNED,
             ROWS, COLUMNS, CAUSAL or RANGES, RANGES, True,
@@ -110,8 +101,6 @@ def _sums(
     student,
     x_i,
     s_i,
-    top_a,
-    top_b,
     begin_i,
     end_i,
     first,
@@ -135,26 +124,41 @@ def _sums(
     RANGES: tl.constexpr,
     STEEP: tl.constexpr,
 ):
-    """Of each row i: sum_j 2^(a' - t^a), sum_j 2^(b' - t^b) and sum_j 2^(a' - t^a) (a' - b').
+    """Of each row i: sum_j 2^(a' - t^a), sum_j 2^(b' - t^b), sum_j 2^(a' - t^a) (a' - b'), t^a and t^b.
 
-    `top_a` and `top_b`, t, are its largest logits where `STEEP`, else 0 and not read.
+    t is the largest logit where `STEEP`, else 0.
     """
+    # above what a column that is not seen is set to, below any logit: a tile of none adds nothing, however a compiler
+    # rounds the multiply-add
+    top_a = tl.full([ROWS], -1e28 if STEEP else 0.0, tl.float32)
+    top_b = tl.full([ROWS], -1e28 if STEEP else 0.0, tl.float32)
     mass_a = tl.zeros([ROWS], tl.float32)
     mass_b = tl.zeros([ROWS], tl.float32)
     ratio = tl.zeros([ROWS], tl.float32)
     for start in range(first, last, COLUMNS):
-        a, b = _logits(
-            teacher, student, x_i, s_i, begin_i, end_i, start, clear_from, clear_to, length,
-            teacher_stride_T, student_stride_T,
-            TEACHER_WIDTH, STUDENT_WIDTH, TEACHER_TILE, STUDENT_TILE, TEACHER_ALIGNED, STUDENT_ALIGNED,
-            COLUMNS, MASKED, RANGES,
-        )  # fmt: skip
+        j = start + tl.arange(0, COLUMNS)
+        x_j = read_vectors(teacher, j, length, teacher_stride_T, TEACHER_WIDTH, TEACHER_TILE, TEACHER_ALIGNED).to(
+            student.dtype.element_ty
+        )
+        s_j = read_vectors(student, j, length, student_stride_T, STUDENT_WIDTH, STUDENT_TILE, STUDENT_ALIGNED)
+        a = tl.dot(x_i, tl.trans(x_j), input_precision="ieee")
+        b = tl.dot(s_i, tl.trans(s_j), input_precision="ieee")
+        if start < clear_from or start + COLUMNS > clear_to:
+            # finite: an infinite difference times 0 would not be 0
+            seen = is_seen(begin_i, end_i, j, RANGES) if MASKED else (j < length)[None, :]
+            a = tl.where(seen, a, -1e30)
+            b = tl.where(seen, b, -1e30)
         if STEEP:
             # the scale goes into the exponent's multiply-add instead of a pass over the tile
-            mass = tl.exp2(a * teacher_scale - top_a[:, None])
-            mass_a += tl.sum(mass, 1)
-            ratio += tl.sum(mass * (a * teacher_scale - b * student_scale), 1)
-            mass_b += tl.sum(tl.exp2(b * student_scale - top_b[:, None]), 1)
+            new_a = tl.maximum(top_a, tl.max(a, 1) * teacher_scale)
+            new_b = tl.maximum(top_b, tl.max(b, 1) * student_scale)
+            kept = tl.exp2(top_a - new_a)
+            mass = tl.exp2(a * teacher_scale - new_a[:, None])
+            mass_a = mass_a * kept + tl.sum(mass, 1)
+            ratio = ratio * kept + tl.sum(mass * (a * teacher_scale - b * student_scale), 1)
+            mass_b = mass_b * tl.exp2(top_b - new_b) + tl.sum(tl.exp2(b * student_scale - new_b[:, None]), 1)
+            top_a = new_a
+            top_b = new_b
         else:
             a = a * teacher_scale
             b = b * student_scale
@@ -162,92 +166,7 @@ def _sums(
             mass_a += tl.sum(mass, 1)
             ratio += tl.sum(mass * (a - b), 1)
             mass_b += tl.sum(tl.exp2(b), 1)
-    return mass_a, mass_b, ratio
-
-
-@triton.jit
-def _largest(
-    teacher,
-    student,
-    x_i,
-    s_i,
-    begin_i,
-    end_i,
-    first,
-    last,
-    clear_from,
-    clear_to,
-    length,
-    teacher_stride_T,
-    student_stride_T,
-    teacher_scale,
-    student_scale,
-    TEACHER_WIDTH: tl.constexpr,
-    STUDENT_WIDTH: tl.constexpr,
-    TEACHER_TILE: tl.constexpr,
-    STUDENT_TILE: tl.constexpr,
-    TEACHER_ALIGNED: tl.constexpr,
-    STUDENT_ALIGNED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
-    RANGES: tl.constexpr,
-):
-    """The largest a' and the largest b' of each row."""
-    # above what a column that is not seen is set to, below any logit: a row that sees none adds nothing, however a
-    # compiler rounds the multiply-add
-    top_a = tl.full([ROWS], -1e28, tl.float32)
-    top_b = tl.full([ROWS], -1e28, tl.float32)
-    for start in range(first, last, COLUMNS):
-        a, b = _logits(
-            teacher, student, x_i, s_i, begin_i, end_i, start, clear_from, clear_to, length,
-            teacher_stride_T, student_stride_T,
-            TEACHER_WIDTH, STUDENT_WIDTH, TEACHER_TILE, STUDENT_TILE, TEACHER_ALIGNED, STUDENT_ALIGNED,
-            COLUMNS, MASKED, RANGES,
-        )  # fmt: skip
-        top_a = tl.maximum(top_a, tl.max(a, 1) * teacher_scale)
-        top_b = tl.maximum(top_b, tl.max(b, 1) * student_scale)
-    return top_a, top_b
-
-
-@triton.jit
-def _logits(
-    teacher,
-    student,
-    x_i,
-    s_i,
-    begin_i,
-    end_i,
-    start,
-    clear_from,
-    clear_to,
-    length,
-    teacher_stride_T,
-    student_stride_T,
-    TEACHER_WIDTH: tl.constexpr,
-    STUDENT_WIDTH: tl.constexpr,
-    TEACHER_TILE: tl.constexpr,
-    STUDENT_TILE: tl.constexpr,
-    TEACHER_ALIGNED: tl.constexpr,
-    STUDENT_ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
-    RANGES: tl.constexpr,
-):
-    """Products of a tile of rows and columns, of both models, before they are scaled; -1e30 for what is not seen."""
-    j = start + tl.arange(0, COLUMNS)
-    x_j = read_vectors(teacher, j, length, teacher_stride_T, TEACHER_WIDTH, TEACHER_TILE, TEACHER_ALIGNED).to(
-        student.dtype.element_ty
-    )
-    s_j = read_vectors(student, j, length, student_stride_T, STUDENT_WIDTH, STUDENT_TILE, STUDENT_ALIGNED)
-    a = tl.dot(x_i, tl.trans(x_j), input_precision="ieee")
-    b = tl.dot(s_i, tl.trans(s_j), input_precision="ieee")
-    if start < clear_from or start + COLUMNS > clear_to:
-        # finite: an infinite difference times 0 would not be 0
-        seen = is_seen(begin_i, end_i, j, RANGES) if MASKED else (j < length)[None, :]
-        a = tl.where(seen, a, -1e30)
-        b = tl.where(seen, b, -1e30)
-    return a, b
+    return mass_a, mass_b, ratio, top_a, top_b
 
 
 @triton.jit

