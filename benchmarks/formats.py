@@ -3,9 +3,8 @@
 Each format takes the rows block by block and gives batches of rows back: hidden states [B, T, D] of each layer and the
 token ids that belong to them. It does so in two steps: loaded data is in memory, checked and decompressed; decoded data
 is float32 and contiguous. All formats but this store keep float16, uncompressed unless the name says otherwise. One row
-of T tokens is one sample. When it loads, this store checks the SHA-256 of every shard, then zstd's checksum and the
-crc32c of every chunk. The others check nothing by default (HDF5 chunks and Parquet pages can carry checksums on
-request).
+of T tokens is one sample. When it loads, this store checks the SHA-256 of every shard. The others check nothing by
+default (HDF5 chunks and Parquet pages can carry checksums on request).
 """
 
 from __future__ import annotations

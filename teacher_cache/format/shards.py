@@ -8,8 +8,8 @@ zeros. What is written is what zarr 3.1 writes, byte for byte, its order of the 
 
 Nearly all of the time of decoding is zstd's Huffman stage, about 1.5e9 bytes/s on one core: chunks are decompressed
 straight into their place in the result, without a look at their checksums where a hash over the whole shard vouches for
-them. Encoding runs at about 0.7e9 bytes/s. Both leave the interpreter lock to others
-meanwhile. Nothing here touches a disk.
+them. Encoding runs at about 0.7e9 bytes/s. Both leave the interpreter lock to others meanwhile. Nothing here touches a
+disk.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def decode_shard(
     """The block in a shard, or a part of it: a range along each axis, of which only the chunks it touches are decoded.
 
     `hashed`: that these are the bytes that were written is known, from a hash over all of them. The checksums of chunks
-    could only repeat it, in a sixth of the time of decoding, and are left out.
+    say next to nothing more, in a sixth of the time of decoding, and are left out.
 
     Raises:
         ValueError: the shard is not what was written: cut short, changed (if not `hashed`), or of another array. Or
@@ -223,7 +223,10 @@ def _frame(
 
 
 def without_checksum(frame: bytes | memoryview) -> bytearray:
-    """The zstd frame of the same contents without their checksum, which no setting of the library ignores."""
+    """A single zstd frame without the checksum of its contents, which no setting of the library ignores.
+
+    If another frame follows, what is cut off is not the checksum, and zstd refuses the rest.
+    """
     bare = bytearray(frame)
     if bare[_ZSTD_DESCRIPTOR] & _ZSTD_HAS_CHECKSUM:
         bare[_ZSTD_DESCRIPTOR] &= ~_ZSTD_HAS_CHECKSUM
@@ -250,5 +253,5 @@ def _content_bytes(frame: memoryview) -> int | None:
 def _decompress(piece: _ChunkSpan, frame: memoryview | bytearray, target: NDArray[Any]) -> None:
     try:
         zstd.decompress(frame, target)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"chunk {piece.number} cannot be decompressed ({error})") from error

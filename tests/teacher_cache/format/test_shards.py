@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numcodecs import zstd
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -175,6 +177,22 @@ def test_frames_without_a_checksum_are_read_as_well(tmp_path: Path) -> None:
     shard = (tmp_path / "c/0/0").read_bytes()
     for hashed in (False, True):
         assert np.array_equal(decode_shard(spec, shard, hashed=hashed), block)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_second_frame_is_refused(hashed: bool) -> None:
+    """One more as long as the first would be written behind the chunk's place."""
+    spec = ArraySpec(path="a", dtype="uint8", block_shape=(300,), chunk_shape=(300,))
+    frame = bytes(zstd.compress(np.arange(300, dtype=np.uint8), 1, True))
+    chunk = frame + frame
+    index = np.array([0, len(chunk) + 4], dtype="<u8").tobytes()
+    shard = b"".join([chunk, crc32c(chunk), index, crc32c(index)])
+    with pytest.raises(ValueError, match=r"chunk 0 cannot be decompressed"):
+        decode_shard(spec, shard, hashed=hashed)
+
+
+def crc32c(data: bytes) -> bytes:
+    return google_crc32c.value(data).to_bytes(4, "little")
 
 
 def test_a_part_needs_only_the_chunks_that_it_touches(small: tuple[NDArray[Any], bytes]) -> None:
