@@ -196,7 +196,7 @@ def time_steps(coder: StoreCoder) -> dict[str, float]:
     return seconds
 
 
-def decompress(frames: list[tuple[bytearray, int]]) -> None:
+def decompress(frames: list[tuple[memoryview | bytearray, int]]) -> None:
     """What is least: into memory that is at hand, without a look at a checksum."""
     room = np.empty(max(size for _, size in frames), dtype=np.uint8)
     for frame, size in frames:

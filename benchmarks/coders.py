@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from teacher_cache.contract.targets import AttentionSpec, HiddenSpec, TargetSpec
 from teacher_cache.corpus.corpus import Rows
 from teacher_cache.format.protocol import shard_key
 from teacher_cache.format.resume import groups_to_build
-from teacher_cache.format.shards import without_checksum
+from teacher_cache.format.shards import frames_to_decompress
 from teacher_cache.format.transforms import load_quantisers
 from teacher_cache.models.attention import AttentionProjections
 from teacher_cache.read.decode import CodedBlock
@@ -107,18 +106,11 @@ class StoreCoder(ABC):
         """Bits on disk per value of the hidden state."""
         return describe_store(self.folder).bits_per_value()[self.stream.path]
 
-    def frames(self, block: int) -> Iterator[tuple[bytearray, int]]:
+    def frames(self, block: int) -> Iterator[tuple[memoryview | bytearray, int]]:
         """The zstd frames that loading a block decompresses, with the bytes that each holds; without escapes."""
         for spec in self.arrays:
-            if "/escapes/" in spec.path:
-                continue
-            data = self.writer.storage.read(shard_key(spec, block))
-            chunks = prod(spec.block_shape) // prod(spec.chunk_shape)
-            index = np.frombuffer(data[-16 * chunks - 4 : -4], dtype="<u8").reshape(chunks, 2)
-            size = prod(spec.chunk_shape) * np.dtype(spec.dtype).itemsize
-            yield from (
-                (without_checksum(data[offset : offset + length - 4]), size) for offset, length in index.tolist()
-            )
+            if "/escapes/" not in spec.path:
+                yield from frames_to_decompress(spec, self.writer.storage.read(shard_key(spec, block)))
 
     def codes(self) -> Iterator[NDArray[np.generic]]:
         """The components' codes in memory before packing or compression, [C, N] array after array; scales as well."""

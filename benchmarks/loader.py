@@ -36,7 +36,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ from student_train.data.loader import CacheLoader
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.format.shards import without_checksum
+from teacher_cache.format.shards import frames_to_decompress
 from teacher_cache.read.reader import CacheReader
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -197,17 +196,11 @@ def time_limit(reader: CacheReader, request: TargetRequest, rows: int) -> dict[s
     return {"read": read, "decompress": decompress, "unpack": unpack, "limit": decompress + unpack}
 
 
-def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterator[tuple[bytearray, int]]:
+def frames_of(reader: CacheReader, request: TargetRequest, block: int) -> Iterator[tuple[memoryview | bytearray, int]]:
     """The zstd frames of a block's hidden states, with the bytes that each holds; without escapes, which are few."""
     for path in reader.layout.arrays_in(*(f"hidden/{layer}" for layer in request.hidden_layers)):
-        if "/escapes/" in path:
-            continue
-        spec = reader.layout.arrays[path]
-        data = reader.read_shard(spec.path, block)
-        chunks = prod(spec.block_shape) // prod(spec.chunk_shape)
-        index = np.frombuffer(data[-16 * chunks - 4 : -4], dtype="<u8").reshape(chunks, 2)
-        size = prod(spec.chunk_shape) * np.dtype(spec.dtype).itemsize
-        yield from ((without_checksum(data[offset : offset + length - 4]), size) for offset, length in index.tolist())
+        if "/escapes/" not in path:
+            yield from frames_to_decompress(reader.layout.arrays[path], reader.read_shard(path, block))
 
 
 def time_epoch(source: CacheReader, request: TargetRequest, batch_size: int) -> float:

@@ -147,6 +147,18 @@ def decode_shard(
     return values
 
 
+def frames_to_decompress(spec: ArraySpec, data: bytes) -> Iterator[tuple[memoryview | bytearray, int]]:
+    """What `decode_shard` decompresses of a whole shard that is `hashed`: frames, and how many bytes each holds.
+
+    Raises:
+        ValueError: the shard is not of this array, or cut short.
+    """
+    entries, end = _read_index(spec, data)
+    chunk_bytes = prod(spec.chunk_shape) * np.dtype(spec.dtype).itemsize
+    for piece in _pieces(spec, _bounds(spec, None)):
+        yield _frame(piece, entries[piece.number], data, end, chunk_bytes, hashed=True), chunk_bytes
+
+
 class _ChunkSpan(NamedTuple):
     """What the result takes from one inner chunk, the number of which is its place in the index."""
 
@@ -219,10 +231,10 @@ def _frame(
     have = _content_bytes(frame)
     if have != chunk_bytes:
         raise ValueError(f"chunk {piece.number} holds {have} bytes instead of {chunk_bytes}")
-    return without_checksum(frame) if hashed else frame
+    return _without_checksum(frame) if hashed else frame
 
 
-def without_checksum(frame: bytes | memoryview) -> bytearray:
+def _without_checksum(frame: memoryview) -> bytearray:
     """A single zstd frame without the checksum of its contents, which no setting of the library ignores.
 
     If another frame follows, what is cut off is not the checksum, and zstd refuses the rest.
