@@ -174,6 +174,48 @@ def test_quality_is_measured_against_the_exact_teacher(forms: Any, folder: Path)
     assert (found["places"], found["perplexity"]) == (places, pytest.approx(math.exp(total / places), rel=1e-4))
 
 
+def test_rows_are_read_once_for_all_stores(forms: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import remembered
+
+    run_teacher, read = Teacher.run, list[int]()
+
+    def count(self: Teacher, input_ids_BT: Tensor, *given: Any, **asked: Any) -> Any:
+        if not any(value for name, value in asked.items() if name.endswith("_layers")):
+            read.append(len(input_ids_BT))  # the others try what the teacher can do
+        return run_teacher(self, input_ids_BT, *given, **asked)
+
+    def built(name: str, **kept: Any) -> dict[str, bytes]:
+        out, corpus = folder / f"{name}.zarr", (str(folder / "corpus.txt"),)
+        teacher = str(folder / "teacher")
+        build_cache(BuildSettings(teacher=teacher, corpus=corpus, out=str(out), seq_len=16, max_rows=12, **kept))
+        return {
+            str(path.relative_to(out)): path.read_bytes() for path in out.rglob("logits/**/c/**/*") if path.is_file()
+        }
+
+    plain = built("plain")
+    monkeypatch.setattr(Teacher, "run", count)
+    with remembered.remembered_finals(folder / "finals", 16):
+        first, count_of_rows = built("first"), sum(read)
+        again, other = built("again"), built("other", logits="topk", k=5)
+    assert len(plain) > 0 and plain == first == again != other
+    assert count_of_rows == sum(read) == len(list((folder / "finals").iterdir())) == 12
+    assert Teacher.run is count
+    # a row is another one where documents start elsewhere, or where it ends earlier
+    teacher = Teacher.load(str(folder / "teacher"), device="cpu")
+    teacher.start()
+    ids_BT, length_B = torch.arange(32).view(2, 16), torch.tensor([16, 9])
+    starts_BT = torch.zeros(2, 16, dtype=torch.bool)
+    starts_BT[:, 0] = True
+    with remembered.remembered_finals(folder / "others", 16):
+        for starts in (None, starts_BT, starts_BT.roll(3, 1) | starts_BT):
+            for lengths in (length_B, length_B - 1):
+                for _ in range(2):
+                    found = teacher.run(ids_BT, lengths, starts_BT=starts).final_BTD
+                    wanted = run_teacher(teacher, ids_BT, lengths, starts_BT=starts).final_BTD
+                    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert len(list((folder / "others").iterdir())) == 12
+
+
 def test_the_ceiling_learns_the_whole_distribution(forms: Any) -> None:
     import causal_quality
 
