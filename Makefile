@@ -38,7 +38,7 @@ lint-beside:
 # thousands of small files are written and flushed to the disk: in memory, where there is room, nobody waits for it
 tests: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(if $(ROOM),PYTEST_DEBUG_TEMPROOT=$(ROOM)) $(BIN)/python -m pytest -n 2 --dist loadfile \
-		--no-loadscope-reorder -o tmp_path_retention_policy=failed
+		--no-loadscope-reorder -o tmp_path_retention_policy=failed --durations=20 --durations-min=5
 
 # the long fault counts: builds and trainings killed at many moments, many changed bytes, stores and records, a server of
 # object storage away for longer

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OF_NO_MATTER: Mapping[str, Any] = {
     "out": "", "seed": 0, "lr": 1.0, "warmup": 1.0, "weight_decay": 0.0, "clip": 1.0, "weights": None,
-    "relation_weights": "1,1,1", "wandb": None, "resume": "never",
+    "wandb": None, "resume": "never",
 }  # fmt: skip
 """Settings that do not change what a step takes, with a value that they may have."""
 
@@ -74,7 +74,9 @@ def plan_sweep(runs: Sequence[SweepRun], path: Path, flags: SweepFlags, *, launc
     plans: dict[str, TrainPlan] = {}
     estimates: dict[TrainSettings, Estimate] = {}
     for run in left:
-        kind = replace(run.settings, **_OF_NO_MATTER)
+        # of the weights of queries, keys and values it matters which are 0: what they weigh is not computed
+        related = ",".join("1" if weight else "0" for weight in run.settings.relation_weight_values())
+        kind = replace(run.settings, **_OF_NO_MATTER, relation_weights=related)
         if run.settings.steps == 0:
             continue
         if kind not in estimates:

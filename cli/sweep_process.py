@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
@@ -22,7 +25,7 @@ def python() -> list[str]:
 def run_process(command: Sequence[str], received: list[signal.Signals], must_end: Callable[[], bool]) -> int:
     """Run a command to its end, with the first signal of ours handed on once; its exit code.
 
-    It is killed where `must_end` says so.
+    It is killed where `must_end` says so, with all that it has started: a launcher's workers would train on without it.
     """
     process = start(command)
     handed_on = False
@@ -32,7 +35,7 @@ def run_process(command: Sequence[str], received: list[signal.Signals], must_end
                 return process.wait(timeout=_POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 if must_end():
-                    process.kill()
+                    _kill(process)
                 elif received and not handed_on:
                     process.send_signal(received[0])
                     handed_on = True
@@ -61,6 +64,17 @@ def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
         process_group=0,
         preexec_fn=end_with_parent,
     )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its descendants, in whatever sessions they are, at once."""
+    with suppress(psutil.NoSuchProcess):
+        top = psutil.Process(process.pid)
+        top.suspend()  # it would start others in the place of those that end
+        for one in top.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.kill()
 
 
 def failure(code: int) -> str:

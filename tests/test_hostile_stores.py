@@ -4,6 +4,7 @@ deleted, and nothing in them runs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -67,6 +68,17 @@ def rename_teacher_file(store: Path, name: str) -> None:
 
     edit_checked(store / "teacher.json", edit)
     reseal(store)
+
+
+def test_a_sealed_list_of_commits_that_is_none_is_a_message(store: Path) -> None:
+    listed = store / "commits.sha256"
+    listed.write_bytes(listed.read_bytes().replace(b"\n", b" "))
+    digest = {"size": listed.stat().st_size, "sha256": hashlib.sha256(listed.read_bytes()).hexdigest()}
+    edit_checked(store / "seal.json", lambda fields: fields["objects"].update({"commits.sha256": digest}))
+    with pytest.raises(StoreError, match="'commits.sha256' was sealed, but it is no list of the hashes of commits"):
+        open_caches([str(store)]).read_rows(8, 16, TargetRequest(hidden_layers=(2,)))
+    [finding] = verify_store(store).findings
+    assert (finding.key, finding.part) == ("commits.sha256", "seal")
 
 
 def names_leading_out(tmp_path: Path) -> list[str]:

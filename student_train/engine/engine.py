@@ -24,15 +24,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from teacher_cache.device import tf32_products
 from teacher_cache.errors import TrainingError
 
 ADAM_BETAS = (0.9, 0.98)
+_AS_THEY_WERE = WeakTensorKeyDictionary()
+"""Values of parameters that are not trained, before an engine rounded them to half precision."""
 
 DeepSpeedConfig = dict[str, Any]
 
@@ -106,6 +109,10 @@ def start_engine(model: nn.Module, config: DeepSpeedConfig, *, device: str, warm
             optimizer, lambda step: learning_rate_factor(step, warmup=warmup, steps=steps)
         )
 
+    if any(config.get(name, {}).get("enabled") for name in ("bf16", "fp16")):
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                _AS_THEY_WERE[parameter] = parameter.detach().float().cpu().clone()
     try:
         with _single_process_environment(), redirect_stdout(sys.stderr):
             engine, *_ = deepspeed.initialize(
@@ -190,9 +197,9 @@ def skipped_steps(engine: Any) -> int:
 def full_precision_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter of `model`, which an engine trains, in float32 and whole, by each of its names.
 
-    At half precision these are the weights that the optimizer updates. Every process calls it; at ZeRO stage 3 the
-    parts are brought together on each, one parameter after another. Where the engine holds whole float32 weights they
-    are not copied.
+    At half precision these are the weights that the optimizer updates, and those that are not trained as they were.
+    Every process calls it; at ZeRO stage 3 the parts are brought together on each, one parameter after another. Where
+    the engine holds whole float32 weights they are not copied.
     """
     weights: dict[Tensor, Tensor] = {}
     for parameter in model.parameters():
@@ -204,6 +211,8 @@ def _full_precision(parameter: nn.Parameter) -> Tensor:
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if not parameter.requires_grad and (kept := _AS_THEY_WERE.get(parameter)) is not None:
+        return cast("Tensor", kept)
     partitioned = hasattr(parameter, "ds_id")
     if parameter.requires_grad and (partitioned or parameter.dtype != torch.float32):
         weight: Tensor = safe_get_full_fp32_param(parameter)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from student_train.data.first_rows import FirstRows
 from student_train.layer_map import LayerPairs
 from student_train.losses.relations import vectors_loss
 from student_train.losses.sums import LossSum, add_losses
@@ -90,7 +91,13 @@ class VectorTransfer:
 
 
 def make_vector_transfer(
-    source: CacheSource, student: PreTrainedConfig, pairs: LayerPairs, weights: Sequence[float], *, seed: int
+    source: CacheSource,
+    student: PreTrainedConfig,
+    pairs: LayerPairs,
+    weights: Sequence[float],
+    *,
+    seed: int,
+    skip_damaged: bool = False,
 ) -> tuple[VectorTransfer, nn.ModuleDict]:
     """`direct` of these pairs, all of which the cache holds, and its linear maps.
 
@@ -100,9 +107,13 @@ def make_vector_transfer(
         pairs: see `attention_pairs`.
         weights: of queries, keys and values.
         seed: of maps between different widths.
+        skip_damaged: whether rows of damaged blocks are passed over.
+
+    Raises:
+        DamagedStoreError: a row that is read is of a damaged block.
     """
     layers = tuple(sorted({layer for _, layer in pairs}))
-    spreads = measure_spreads(source, layers)
+    spreads = measure_spreads(source, layers, skip_damaged=skip_damaged)
     generator = torch.Generator().manual_seed(seed)
     maps = {
         _map_name(name, *pair): make_map(student_width, spreads[pair[1]].widths[index], generator)
@@ -140,13 +151,19 @@ class VectorSpreads:
     variances: tuple[float, ...]
 
 
-def measure_spreads(source: CacheSource, layers: Sequence[int]) -> dict[int, VectorSpreads]:
+def measure_spreads(
+    source: CacheSource, layers: Sequence[int], *, skip_damaged: bool = False
+) -> dict[int, VectorSpreads]:
     """Widths and variances of the vectors of these layers, over ordinary positions of the first rows of the cache.
 
     A cache holds the variance of hidden states, not of what is computed from them.
     """
-    rows = min(VARIANCE_ROWS, source.manifest.rows)
-    batch = source.read_rows(0, rows, TargetRequest(attention_layers=tuple(layers)))
+    request, count = TargetRequest(attention_layers=tuple(layers)), min(VARIANCE_ROWS, source.manifest.rows)
+    if skip_damaged:
+        rows = (range(source.manifest.rows),)
+        batch = FirstRows(source=source, rows=rows, skip_damaged=True).read(request, count)
+    else:
+        batch = source.read_rows(0, count, request)
     spreads = {}
     for layer in layers:
         targets = batch[spec_of(source.manifest, layer).view]

@@ -196,6 +196,7 @@ def make_objective(
     topk_loss: TopkLoss = "tail",
     trimmed: bool = False,
     seed: int = 0,
+    skip_damaged: bool = False,
 ) -> Objective:
     """The objective of the methods that `weights` names, in its order, for this student on this cache.
 
@@ -213,9 +214,12 @@ def make_objective(
         relation_weights: of queries, keys and values, in `mha` and `direct`.
         topk_loss: what `od` does with the mass outside the kept ids, see `TopkTargets` and `KeptTargets`.
         trimmed: whether `source` gives ids of the student's own, and its number of entries for those that it has not
-        got. seed: of projections between different widths.
+            got.
+        seed: of projections between different widths.
+        skip_damaged: whether `direct` passes over rows of damaged blocks.
 
     Raises:
+        DamagedStoreError: a row that `direct` reads is of a damaged block.
         SettingsError: heads, layers or a vocabulary that do not fit.
         TargetsError: the cache lacks what the methods read.
     """
@@ -255,7 +259,9 @@ def make_objective(
         elif name in plan.made:
             made[name] = plan.made[name], nn.ModuleDict()
         elif name == "direct":
-            made[name] = make_vector_transfer(source, student, plan.attention, relation_weights, seed=seed)
+            made[name] = make_vector_transfer(
+                source, student, plan.attention, relation_weights, seed=seed, skip_damaged=skip_damaged
+            )
         else:
             assert plan.mapping is not None
             made[name] = make_hidden_transfer(

@@ -185,6 +185,7 @@ def prepare_run(settings: TrainSettings, ranks: Ranks | None = None, *, fresh: b
         student=plan.student.config if vocabulary is None else trim_config(plan.student.config, vocabulary.kept),
         seed=settings.seed,
         trimmed=vocabulary is not None,
+        skip_damaged=settings.on_bad_block == "skip",
         **_objective_settings(settings),
     )
     # the student is made with all of the teacher's ids, as its weights are, and cut down afterwards

@@ -117,6 +117,7 @@ def pack_rows(settings: BuildSettings, teacher: Teacher, seq_len: int, progress:
         segments=resolve_segments(settings, teacher),
         causal=teacher.record.causal,
         chat=settings.chat or None,
+        vocab_size=teacher.record.vocab_size,
         progress=progress.tokenised,
         note=progress.note,
     )

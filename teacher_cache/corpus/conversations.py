@@ -32,6 +32,9 @@ _SENDERS = {
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
     "system": "system",
 }
+_CALLED_OTHERWISE = ("text", "value", "message", "body", "response", "answer", "parts")
+"""What tables that are not meant for chat templates call the content of a message."""
+_SHOWN = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +160,17 @@ class _Reader:
         if message["content"] is None:
             del message["content"]
             if not message.get("tool_calls"):
+                self._refuse_content_elsewhere(message)
                 message["content"] = ""
         return message
+
+    def _refuse_content_elsewhere(self, message: Message) -> None:
+        for name in _CALLED_OTHERWISE:
+            if message.get(name):
+                self.refuse(
+                    f"a message has no content, and {name!r} with {str(message[name])[:_SHOWN]!r}: it would be read as "
+                    "empty, and what it says would be neither seen nor learnt; call that content"
+                )
 
     def _content(self, content: Any) -> str | None:
         if content is None or isinstance(content, str):

@@ -35,7 +35,7 @@ from teacher_cache.corpus.next_tokens import next_token_places
 from teacher_cache.corpus.packing import cut_at, cut_isolated
 from teacher_cache.corpus.rows import RowBlock, Rows
 from teacher_cache.corpus.sources import EVERYTHING, Progress, Quota, SpooledSource, spool_sources
-from teacher_cache.corpus.tokens import TokenSpool, tell_unknown
+from teacher_cache.corpus.tokens import TokenSpool, refuse_without_embedding, tell_unknown
 from teacher_cache.errors import CorpusError, SettingsError
 from teacher_cache.random_bits import uniform_bits
 
@@ -60,6 +60,7 @@ def pack_corpus(
     segments: Segments = "joined",
     causal: bool = False,
     chat: bool | None = None,
+    vocab_size: int | None = None,
     progress: Progress | None = None,
     note: Note = no_note,
 ) -> Rows:
@@ -70,7 +71,7 @@ def pack_corpus(
 
     `causal` rows are for a model that guesses the next token. Such a model learns the answers of conversations:
     `chat` says whether they are read where there are some (None), must be there (True), or are not read (False). `note`
-    is told, once each, what the user should know of how the corpus is read.
+    is told, once each, what the user should know of how the corpus is read. Ids from `vocab_size` on are refused.
 
     Raises:
         CorpusError: the text cannot be read, or there is none, or none that the tokenizer knows, or nothing to learn.
@@ -95,7 +96,7 @@ def pack_corpus(
         prefix=frame.prefix if alone else (),
         ending=frame.ending if alone else (),
         limit=None if packed else text_positions,
-        unknown_id=tokenizer.unk_token_id,
+        unknown_id=_unknown_id(tokenizer, frame),
     ) as spool:
         read = spool_sources(sources, tokenizer, frame, spool, quotas=quotas, progress=progress, note=note)
         ids, starts, learnt = spool.ids(), spool.starts(), spool.learnt()
@@ -104,6 +105,8 @@ def pack_corpus(
             f"the corpus {' '.join(specs)!r} is empty, or has blank lines only: there is nothing to learn from; "
             "give a corpus with text"
         )
+    if vocab_size is not None:
+        refuse_without_embedding(spool, tokenizer, vocab_size)
     tell_unknown(spool, tokenizer, note)
     if packed and alone:
         spans = cut_isolated(starts, len(ids), frame=frame, seq_len=seq_len, whole=spool.whole)
@@ -137,6 +140,12 @@ def pack_corpus(
     if learnt is not None:
         _tell_silent(rows, note)
     return rows
+
+
+def _unknown_id(tokenizer: PreTrainedTokenizerBase, frame: RowFrame) -> int | None:
+    """The id that stands for what a tokenizer does not know; None where it ends or begins texts as well (GPT-2)."""
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in (*frame.prefix, *frame.ending, frame.separator) else unknown
 
 
 def _refuse_nothing_to_learn(seq_len: int, *, causal: bool, chat: bool | None) -> None:

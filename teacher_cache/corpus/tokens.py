@@ -62,6 +62,8 @@ class TokenSpool:
         self.whole = bytearray()
         """A 1 for each document of `add_whole`."""
         self.unknown = 0
+        self.largest = -1
+        """The largest id."""
         self._unknown_id = unknown_id
         self._between = np.asarray([] if separator is None else [separator], dtype="<i4")
         self._prefix, self._ending = (np.asarray(around, dtype="<i4") for around in (prefix, ending))
@@ -132,6 +134,8 @@ class TokenSpool:
         self.whole.append(whole)
         self.documents += 1
         self.tokens += len(ids)
+        if len(ids):
+            self.largest = max(self.largest, int(ids.max()))
         if self._unknown_id is not None:
             self.unknown += int(np.count_nonzero(ids == self._unknown_id))
 
@@ -176,6 +180,21 @@ def _encode_long(tokenizer: PreTrainedTokenizerBase, document: str) -> Sequence[
         for piece in encode(tokenizer, some_pieces, special=False):
             ids.extend(piece)
     return ids
+
+
+def refuse_without_embedding(spool: TokenSpool, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Refuse text in which a token occurs that has no row in the teacher's embeddings.
+
+    Raises:
+        CorpusError: there is such a token.
+    """
+    if spool.largest >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(spool.largest)
+        raise CorpusError(
+            f"the corpus holds the token {token!r} (id {spool.largest}), which was added to the tokenizer, and the "
+            f"embeddings of the teacher end at {vocab_size - 1}: it cannot be read; leave out the records that hold "
+            f"the text {token!r}"
+        )
 
 
 def tell_unknown(spool: TokenSpool, tokenizer: PreTrainedTokenizerBase, note: Callable[[str], None]) -> None:

@@ -136,6 +136,8 @@ class _Job:
         if not writers:
             self.progress.note(f"{path} is complete already: {manifest.rows} rows; nothing to do")
         for writer in writers:
+            if writer.group.seal is not None:
+                writer = writer.unseal()
             writer = self._write_constants(writer, found)
             if (lost := writer.compare_lost_seal()) is not None:
                 self.progress.note(lost)

@@ -50,7 +50,8 @@ def cut_topk(topk: TopkEntries, entries: int) -> TopkEntries:
     return TopkEntries(
         ids_PK=topk.ids_PK[:, :entries],
         log_probs_PK=topk.log_probs_PK[:, :entries],
-        log_tail_P=torch.logsumexp(dropped_PK.double(), dim=1).float(),
+        # what was rounded may add up to a little more than there is, which a reader would take for damage
+        log_tail_P=torch.logsumexp(dropped_PK.double(), dim=1).float().clamp_max(0),
     )
 
 

@@ -174,8 +174,15 @@ def commit_hashes_size(blocks: int) -> int:
 
 
 def read_commit_hashes(data: bytes) -> list[str]:
-    """The hashes of commits by block, of a list that is what was written."""
-    return [line[:_HASH_DIGITS] for line in data.decode().splitlines()]
+    """The hashes of commits by block.
+
+    Raises:
+        ValueError: it is no list of them, although it may be what was sealed.
+    """
+    hashes = [line[:_HASH_DIGITS] for line in data.decode().splitlines()]
+    if list_commit_hashes(hashes) != data:
+        raise ValueError("it is no list of the hashes of commits")
+    return hashes
 
 
 def write_checked(fields: Mapping[str, Any]) -> bytes:

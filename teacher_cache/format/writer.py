@@ -27,6 +27,7 @@ from zarr.storage import MemoryStore
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.errors import StoreError
 from teacher_cache.format.arrays import ArraySpec
+from teacher_cache.format.given_up import GIVEN_UP, number_of
 from teacher_cache.format.groups import (
     Group,
     has_lost_seal,
@@ -220,6 +221,10 @@ class GroupWriter:
 
     def unseal(self) -> GroupWriter:
         """Declare the group unfinished, to write a block again; returns its writer from now on."""
+        # a command that was to give up targets may have ended before its seal: without a seal its word would count
+        for key in self.storage.list(f"{self.group.prefix}{GIVEN_UP}/"):
+            if number_of(key, self.group.prefix) and key != self.group.given_up.key:
+                self.storage.delete(key)
         self.storage.delete(self.group.prefix + SEAL)
         # a list without a seal would say that a seal was lost
         self.storage.delete(self.group.prefix + COMMIT_HASHES)

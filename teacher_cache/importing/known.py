@@ -74,7 +74,8 @@ class KnownTeacher:
     @cached_property
     def tokens(self) -> int:
         """One more than the largest id of the tokenizer; the vocabulary may be padded beyond."""
-        return 1 + max(int(number) for number in self.tokenizer.get_vocab().values())
+        largest = max(int(number) for number in self.tokenizer.get_vocab().values())
+        return min(1 + largest, int(self.config.vocab_size))
 
     def record(self, seq_len: int) -> TeacherRecord:
         """What a store records of it; it has read rows of `seq_len` tokens."""

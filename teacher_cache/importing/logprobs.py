@@ -197,7 +197,9 @@ def _count_top(ranks: Sequence[Any]) -> int:
 
 
 def _read_columns(record: Record, tokens: int, entries_are: EntriesAre | None, where: str) -> Distributions:
-    ids_of, log_probs_of = record["top_ids"], record["top_logprobs"]
+    # columns of bytes come as arrays
+    columns = (record["top_ids"], record["top_logprobs"])
+    ids_of, log_probs_of = (each.tolist() if isinstance(each, np.ndarray) else each for each in columns)
     for name, listed in (("top_ids", ids_of), ("top_logprobs", log_probs_of)):
         if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) not in (tokens, tokens - 1):
             count = len(listed) if isinstance(listed, Sequence) else type(listed).__name__

@@ -146,7 +146,10 @@ class LocalStorage:
                     continue
                 file = Path(folder) / name
                 key = file.relative_to(self._root).as_posix()
-                status = file.lstat()
+                try:
+                    status = file.lstat()
+                except FileNotFoundError:
+                    continue  # another process has deleted it meanwhile
                 if stat.S_ISLNK(status.st_mode):
                     raise _leads_elsewhere(file)
                 if key.startswith(prefix) and stat.S_ISREG(status.st_mode):

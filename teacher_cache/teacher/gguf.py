@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from teacher_cache.errors import TeacherError
 from teacher_cache.hub import why_unreadable
 
 _SUFFIX = ".gguf"
+_ROTARY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _PACKAGES = ("gguf", "accelerate")
 
 
@@ -78,6 +80,43 @@ def refuse_to_leave_packed(name: str) -> None:
             "cannot be left on the disk, nor read in parts; leave --device-map or --tensor-parallel out, or give the "
             "folder of the model that the file was made of"
         )
+
+
+def refuse_unread_scaling(name: str, config: PreTrainedConfig, revision: str | None) -> None:
+    """Refuse a GGUF file that scales rotary positions where Transformers made a configuration without a scaling of it.
+
+    What it reads of it depends on its version and the architecture. Without it the model is another one, and nothing
+    would tell: Llama 3.1's comes as a tensor of factors, others as metadata.
+
+    Raises:
+        TeacherError: it is such a file.
+    """
+    if _scales_positions(getattr(config, "rope_parameters", None)):
+        return
+    from gguf import GGUFReader
+
+    folder, located = locate(name)
+    file = cached_file(folder, located["gguf_file"], revision=revision)
+    assert file is not None, "the configuration was read from it"
+    reader = GGUFReader(file)
+    said = [tensor.name for tensor in reader.tensors if tensor.name in _ROTARY_FACTORS]
+    for key, field in reader.fields.items():
+        if key.endswith((".rope.scaling.type", ".rope.scale_linear")):
+            value = field.contents()
+            said += [f"{key} = {value}"] if value not in ("none", 1.0) else []
+    if said:
+        raise TeacherError(
+            f"teacher {name!r} scales its rotary positions ({', '.join(said)}), and Transformers "
+            f"{transformers.__version__} does not read that from GGUF: the teacher would be another model; give the "
+            "folder of the original (config.json, model.safetensors, tokenizer)"
+        )
+
+
+def _scales_positions(parameters: Any) -> bool:
+    """Whether the rotary parameters of a configuration, or those of some kind of its layers, name a scaling."""
+    if not isinstance(parameters, dict):
+        return False
+    return parameters.get("rope_type", "default") != "default" or any(map(_scales_positions, parameters.values()))
 
 
 def cannot_unpack(name: str, error: Exception) -> TeacherError:

@@ -67,6 +67,13 @@ class SeenMap:
     module: nn.Linear
     given_BTD: torch.Tensor
     made_BTD: torch.Tensor
+    version: int | None
+    """Of `made_BTD` when it was given; None where tensors keep no count of their changes, in inference mode."""
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing has changed what it gave in place since, as OLMo's `clip_qkv` does."""
+        return self.version is None or self.made_BTD._version == self.version
 
 
 @contextmanager
@@ -77,7 +84,13 @@ def watch_maps(model: nn.Module) -> Iterator[list[SeenMap]]:
     def watch(name: str, module: nn.Linear) -> Any:
         return module.register_forward_hook(
             lambda _module, given, made: seen.append(
-                SeenMap(name=name, module=module, given_BTD=given[0] if given else made, made_BTD=made)
+                SeenMap(
+                    name=name,
+                    module=module,
+                    given_BTD=given[0] if given else made,
+                    made_BTD=made,
+                    version=None if made.is_inference() else made._version,
+                )
             )
         )
 
@@ -167,8 +180,10 @@ def _watch(model: PreTrainedModel, layer: int, tokens: int) -> tuple[list[SeenMa
     with ExitStack() as hooks, watch_maps(model) as maps, record_attention(model, (layer,)) as recorded:
         for name, module in model.named_modules():
             hooks.enter_context(see(name, module))
-        _pass(model, torch.arange(2 * tokens).view(2, tokens) % model.config.vocab_size)
-    return maps, tables, recorded.vectors[layer]
+        # a clamp that changes nothing on these tokens would on others: in-place operations are told by their count
+        with torch.inference_mode(mode=False), torch.no_grad():
+            _pass(model, torch.arange(2 * tokens).view(2, tokens) % model.config.vocab_size)
+    return [one for one in maps if one.unchanged], tables, recorded.vectors[layer]
 
 
 def _watch_table(model: PreTrainedModel, name: str, seq_len: int) -> Table | None:

@@ -238,6 +238,10 @@ class Survey:
     def _read_commits(self) -> dict[int, Commit]:
         """The commits that are what they should be, by block; the others are findings."""
         there = committed_blocks(self.sizes, self.prefix, self.blocks)
+        if self.seal is not None and len(there) < self.blocks:
+            # a build may have ended since the objects were listed
+            self.sizes = self.storage.list()
+            there = committed_blocks(self.sizes, self.prefix, self.blocks)
         self.accounted |= {self.prefix + commit_key(block) for block in there}
         self.missing = sorted(set(range(self.blocks)).difference(there))
         if self.seal is not None:
@@ -260,7 +264,13 @@ class Survey:
             data = None if digest is None else self.storage.read(key, digest.size)
         except (OSError, ValueError):
             return None  # the list is a finding of its own
-        return read_commit_hashes(data) if data is not None and ObjectDigest.of(data) == digest else None
+        if data is None or ObjectDigest.of(data) != digest:
+            return None
+        try:
+            return read_commit_hashes(data)
+        except ValueError as error:
+            self._find(key, "seal", f"was sealed, but {error}")
+            return None
 
     def _read_commit(self, sealed: list[str] | None, block: int) -> Commit | str:
         """A commit, or what is wrong with it."""

@@ -56,6 +56,10 @@ def test_a_dry_run_lists_every_run_with_all_its_flags(store: Path, tmp_path: Pat
     assert [line.split(":")[0] for line in lines] == [*names, "", *names, "all 4, one after the other"]
     # learning rates do not change what a step takes
     assert captured.err.count("measuring ") == 2
+    path.write_text(path.read_text().replace("lr: [1e-3, 2e-3]", "relation_weights: ['1,2,3', '3,2,1', '0,0,1']"))
+    assert main(["--config", str(path), "--dry-run", "--steps", "7"]) == 0
+    # what is weighed with 0 is not computed; `hs` has nothing of it, and is measured as often all the same
+    assert capsys.readouterr().err.count("measuring ") == 4
     flags = shlex.split(lines[3])
     for part in ("--mapping=1:2", "--lr=2e-3", "--student=2x32", "--seed=3", str(tmp_path / "students" / names[3])):
         assert part in flags

@@ -166,7 +166,9 @@ class Speaker:
         return ids
 
     def begins(self, text: str) -> list[int]:
-        """Where in the text each of its tokens begins.
+        """Where in the text each of its tokens begins; white space that no token is said to spell is the next one's.
+
+        Tokenizers that trim their offsets leave out the space in front of a word.
 
         Raises:
             StudentError: the tokenizer cannot tell.
@@ -179,7 +181,9 @@ class Speaker:
                 "a text its tokens lie: which bytes a part of them spells cannot be counted; leave --max-tokens "
                 "out, or save a fast tokenizer (tokenizer.json)"
             ) from error
-        return [begin for begin, _ in found.offset_mapping]
+        spans = found.offset_mapping
+        # a token that shares a character with the one before it begins before that ends
+        return [min(begin, end) for (begin, _), (_, end) in zip(spans, [(0, 0), *spans[:-1]], strict=True)]
 
 
 def _score(counted: _Counted, texts: Iterable[str], batch_size: int, show: Show) -> TextScore:

@@ -71,8 +71,9 @@ def test_nothing_left_to_read_is_said(damaged: Callable[..., Path]) -> None:
     [
         {"method": "hs", "init": "random"},
         {"method": "mha", "student": "2x16:4"},
+        {"method": "direct"},
     ],
-    ids=["maps that are fitted", "a student that is sliced"],
+    ids=["maps that are fitted", "a student that is sliced", "vectors whose variance is measured"],
 )
 def test_a_training_is_prepared_past_a_damaged_first_block(
     damaged: Callable[..., Path], tmp_path: Path, settings: dict[str, Any]

@@ -120,6 +120,26 @@ def test_bfloat16_follows_float32_and_counts_every_step_once(plain, stage, fused
     assert not torch.equal(weights["0.weight"], weights["0.weight"].bfloat16().float())
 
 
+@pytest.mark.parametrize("stage", [None, 1, 3])
+def test_what_is_not_trained_stays_as_it_was_in_half_precision(monkeypatch, stage):
+    monkeypatch.setenv("LOCAL_RANK", "0")  # stage 3 asks for it
+    model = toy_model()
+    frozen = {name: value.clone() for name, value in model[0].named_parameters(prefix="0")}
+    model[0].requires_grad_(False)
+    config = make_config(SETTINGS, dtype=torch.bfloat16, micro_batch=BATCH)
+    if stage is not None:
+        config["zero_optimization"]["stage"] = stage
+    linear = torch.nn.functional.linear
+    engine = start_engine(model, config, device="cpu", warmup=1, steps=2)
+    weights = full_precision_weights(engine.module)
+    torch.nn.functional.linear = linear
+    assert engine.module[0].weight.dtype == torch.bfloat16
+    for name, value in frozen.items():
+        assert torch.equal(weights[name], value), name
+        assert not torch.equal(value, value.bfloat16().float())
+    engine.destroy()
+
+
 @pytest.mark.parametrize("stage, total", [(1, 256), (2, 400), (3, 400)])
 def test_many_passes_add_up_beyond_what_bfloat16_counts(tmp_path, monkeypatch, stage, total):
     """400 gradients of 1, which stand still at 256 where they are added up in bfloat16."""

@@ -85,6 +85,18 @@ def test_answers_and_the_ends_of_their_turns_are_learnt(template: str, causal_to
     assert sum(said for chat in found for _, said in chat) > 500
 
 
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["plain", "marked"])
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template: str, causal_tokenizer) -> None:
+    tokenizer = causal_tokenizer()
+    tokenizer.chat_template = (
+        "{%- macro today(form) %}{{ strftime_now(form) }}{% endmacro -%}"
+        "{%- if strftime_now is defined %}{{ today('%A, %-d %B %y') + strftime_now(', %d %b %Y') + '\n' }}{% endif -%}"
+    ) + template
+    chat = talk("the cat", "sat")
+    date = [("Friday, 26 July 24, 26 Jul 2024\n", False)]
+    assert encode(tokenizer, chat) == [by_pieces(tokenizer, [*date, *pieces_of(chat)])]
+
+
 def test_marks_are_those_that_transformers_reads(causal_tokenizer) -> None:
     tokenizer = causal_tokenizer()
     tokenizer.chat_template = MARKED.replace("{{ '\n' }}", "").replace("+ '<eos>' }}", "+ '<eos>\n' }}")

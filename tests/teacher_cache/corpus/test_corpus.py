@@ -243,6 +243,25 @@ def test_what_the_tokenizer_does_not_know_is_said(tiny_tokenizer, tmp_path: Path
         notes_of("zz zz\nzz\n")
 
 
+def test_a_token_without_an_embedding_is_refused_where_it_occurs(causal_tokenizer, tmp_path: Path) -> None:
+    tokenizer, text = causal_tokenizer("<bos> $A"), tmp_path / "text.txt"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    sizes = {"seq_len": 8, "row_mode": "packed", "seed": 0, "causal": True, "vocab_size": 1024}
+    text.write_text("the cat\nsat\n")
+    assert len(pack_corpus([str(text)], tokenizer, **sizes)) > 0
+    text.write_text("the cat\nsat <image>\n")
+    with pytest.raises(CorpusError, match=r"the token '<image>' \(id 1024\).*end at 1023"):
+        pack_corpus([str(text)], tokenizer, **sizes)
+
+
+def test_the_end_of_a_text_is_not_unknown(causal_tokenizer, tmp_path: Path) -> None:
+    tokenizer, text, notes = causal_tokenizer(), tmp_path / "pairs.jsonl", list[str]()
+    tokenizer.unk_token = "<eos>"
+    text.write_text('{"prompt": "the cat", "completion": " sat"}\n' * 20)
+    pack_corpus([str(text)], tokenizer, seq_len=8, row_mode="packed", seed=0, causal=True, note=notes.append)
+    assert notes and not any("unknown" in note for note in notes)
+
+
 @pytest.mark.parametrize("mix_alpha", [None, 0.5])
 def test_what_is_left_out_is_said(mix_alpha: float | None, tiny_tokenizer, tmp_path: Path) -> None:
     notes: list[str] = []

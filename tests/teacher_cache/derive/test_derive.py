@@ -254,6 +254,26 @@ def test_a_finished_store_is_left_alone_or_mended(small_store: Path, tmp_path: P
     assert all_but_provenance(out) == before
 
 
+def test_a_store_that_is_being_mended_is_not_sealed(small_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    settings = DeriveSettings(src=str(small_store), dst=str(out), targets="hidden")
+    derive_store(settings, Notes())
+    before = all_but_provenance(out)
+    (out / "hidden/2/codes/c/1/0/0").unlink()
+
+    class Ends(Notes):
+        def committed(self, rows: int, total: int, written_bytes: int) -> None:
+            if written_bytes:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        derive_store(settings, Ends())
+    with pytest.raises(StoreError, match="is unfinished"):
+        CacheReader.open(out)
+    assert derive_store(settings, Notes()).written_rows == 0
+    assert all_but_provenance(out) == before
+
+
 def test_a_derived_store_with_added_targets_is_mended(
     small_settings: Settings, small_store: Path, tmp_path: Path
 ) -> None:

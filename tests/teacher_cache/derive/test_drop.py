@@ -17,6 +17,7 @@ from teacher_cache.derive.drop import DropReport, drop_targets
 from teacher_cache.derive.drop_settings import DropSettings
 from teacher_cache.errors import SettingsError, StoreError, TargetsError
 from teacher_cache.format.groups import read_groups
+from teacher_cache.format.writer import GroupWriter
 from teacher_cache.read.info import describe_store
 from teacher_cache.read.reader import CacheReader
 from teacher_cache.storage.base import Storage, open_storage
@@ -281,6 +282,20 @@ def test_killed_at_any_moment_it_is_the_old_store_or_the_new_one_and_the_same_co
         assert files_of(store) == want, number
         shutil.rmtree(store)
     assert seen == ({True, False} if asked == ("logits",) else {False})
+
+
+def test_what_was_never_given_up_is_mended_with_the_rest(grown: Path, tmp_path: Path) -> None:
+    """A command that ended before its word counted says nothing to a build later on."""
+    store = Path(shutil.copytree(grown, tmp_path / "store.zarr"))
+    want, built = files_of(store), CacheReader.open(store).manifest.targets
+    with pytest.raises(KilledError):
+        drop(Ending(LocalStorage(store), 1), "logits")  # type: ignore[arg-type]
+    assert (store / "given-up/1.json").exists()
+    group = read_groups(LocalStorage(store))[0]
+    writer = GroupWriter(LocalStorage(store), group).unseal()
+    assert read_groups(LocalStorage(store))[0].manifest.targets == group.manifest.targets
+    writer.seal()
+    assert files_of(store) == want and CacheReader.open(store).manifest.targets == built
 
 
 def test_a_bucket_gives_up_what_a_folder_does(grown: Path, s3: S3Server) -> None:

@@ -115,11 +115,21 @@ def topk(log_probs: list[list[float]], tail: list[float]) -> TopkEntries:
 )
 def test_no_mass_is_lost_where_ids_are(masses: list[float], data: st.DataObject) -> None:
     """Beside plain float64; the last mass is the tail."""
+    masses = [mass / sum(masses) for mass in masses]
     entries = data.draw(st.integers(1, len(masses) - 1))
     found = cut_topk(topk([[math.log(mass) for mass in masses[:-1]]], [math.log(masses[-1])]), entries)
     assert found.ids_PK.tolist() == [list(range(entries))]
     assert found.log_probs_PK.exp()[0].tolist() == pytest.approx(masses[:entries], rel=1e-4)
     assert float(found.log_tail_P.exp()) == pytest.approx(sum(masses[entries:]), rel=1e-4)
+
+
+def test_rounded_masses_that_add_up_to_more_than_one_leave_a_tail_of_one() -> None:
+    topk = TopkEntries(
+        ids_PK=torch.arange(52, dtype=torch.int32)[None],
+        log_probs_PK=torch.full((1, 52), 1.03 / 52).log(),
+        log_tail_P=torch.tensor([-90.0]),
+    )
+    assert float(cut_topk(topk, 1).log_tail_P) == 0.0
 
 
 def test_a_tail_without_mass_stays_without() -> None:

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+import torch
 
+from teacher_cache.contract.batch import TargetRequest, TopkLogits
 from teacher_cache.errors import SourceError
 from teacher_cache.importing.importing import import_store
 from teacher_cache.importing.settings import ImportSettings
-from tests.teacher_cache.importing.samples import Sample, column_records, vllm_records, write_jsonl, write_parquet
+from teacher_cache.read.reader import CacheReader
+from tests.teacher_cache.importing.samples import K, Sample, column_records, vllm_records, write_jsonl, write_parquet
 
 Asked = Callable[..., ImportSettings]
 Records = list[dict[str, Any]]
@@ -145,6 +149,24 @@ def test_what_columns_cannot_be(sample: Sample, asked: Asked, tmp_path: Path, na
     with pytest.raises(SourceError, match=told):
         import_store(settings)
     assert not Path(settings.out).exists()
+
+
+def test_columns_of_bytes_are_ids_like_others(sample: Sample, asked: Asked, tmp_path: Path) -> None:
+    """Of a vocabulary so small that a writer takes the smallest type."""
+    records = column_records(sample)
+    for one in records:
+        one["top_ids"] = [[(entry[0] + place) % 256 for place in range(K)] for entry in one["top_ids"]]
+    found = []
+    for kind in (pyarrow.uint8(), pyarrow.int32()):
+        of_entries = pyarrow.list_(pyarrow.list_(kind)), pyarrow.list_(pyarrow.list_(pyarrow.float64()))
+        types = {"input_ids": pyarrow.list_(pyarrow.int64()), "top_ids": of_entries[0], "top_logprobs": of_entries[1]}
+        path = write_parquet(tmp_path / f"{kind}.parquet", records, schema=pyarrow.schema(list(types.items())))
+        settings = asked(path, out=str(tmp_path / f"{kind}.zarr"))
+        import_store(settings)
+        rows = CacheReader.open(settings.out).read_rows(0, 4, TargetRequest(logits=True))["plain"]
+        assert isinstance(rows.logits, TopkLogits)
+        found.append(rows.logits.ids_BMK)
+    assert torch.equal(*found)
 
 
 def test_columns_of_one_value_a_token_are_no_lists(sample: Sample, asked: Asked, tmp_path: Path) -> None:

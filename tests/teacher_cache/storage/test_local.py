@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,22 @@ def test_names_of_new_folders_reach_the_disk_too(tmp_path: Path, monkeypatch: py
     flushed.clear()
     storage.write("hidden/2/other", b"2")
     assert flushed == [hidden / "2"]
+
+
+def test_a_file_that_is_deleted_while_files_are_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"1")
+    walk = os.walk
+
+    def delete_meanwhile(top: Path) -> Iterator[Any]:
+        for found in walk(top):
+            (tmp_path / "a").unlink()
+            yield found
+
+    monkeypatch.setattr("teacher_cache.storage.local.os.walk", delete_meanwhile)
+    assert LocalStorage(tmp_path).list() == {"b": 1}
 
 
 def test_what_cannot_be_read_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,10 +51,17 @@ def llama() -> PreTrainedModel:
     return make_model("llama", vocab_size=len(TOKENS))
 
 
-def write_gguf(path: Path, model: PreTrainedModel, kind: str = "F32", architecture: str = "llama") -> Path:
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    kind: str = "F32",
+    architecture: str = "llama",
+    add: Callable[[gguf.GGUFWriter], None] = lambda _: None,
+) -> Path:
     """A model as llama.cpp keeps it; matrices in a number type of its own."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
+    add(writer)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -191,6 +198,35 @@ def test_what_cannot_be_unpacked_is_refused_by_name(file: Path, tmp_path: Path) 
     for name in (f"{tmp_path}/none.gguf", "owner/name/none.gguf"):
         with pytest.raises(TeacherError, match=r"none.gguf' cannot be unpacked from GGUF \(no such file"):
             Teacher.load(name)
+
+
+def linear_scaling(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+
+
+SCALINGS: dict[str, tuple[Callable[[gguf.GGUFWriter], None], str]] = {
+    "as Llama 3.1": (
+        lambda writer: writer.add_tensor("rope_freqs.weight", np.full(4, 2.0, dtype=np.float32)),
+        r"\(rope_freqs.weight\)",
+    ),
+    "linear": (linear_scaling, r"\(llama.rope.scaling.type = linear\)"),
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_positions_that_transformers_does_not_read_are_refused(name: str, tmp_path: Path) -> None:
+    add, said = SCALINGS[name]
+    file = write_gguf(tmp_path / "model.gguf", llama(), add=add)
+    with pytest.raises(TeacherError, match=f"scales its rotary positions {said}.* would be another model"):
+        Teacher.load(str(file))
+
+
+def test_positions_that_are_said_not_to_be_scaled_are_fine(tmp_path: Path) -> None:
+    file = write_gguf(
+        tmp_path / "model.gguf", llama(), add=lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    )
+    assert Teacher.load(str(file)).record.model_type == "llama"
 
 
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])

@@ -120,6 +120,21 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_tokenizer: Callable[..., A
     check_tokenizer("teacher", tokenizer, AutoConfig.for_model("llama", vocab_size=200), "causal-lm")
 
 
+def test_an_added_token_of_a_decoder_may_lack_an_embedding_unless_rows_need_it(
+    tiny_tokenizer: Callable[..., Any],
+) -> None:
+    config, tokenizer = AutoConfig.for_model("llama", vocab_size=200), tiny_tokenizer("bert")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    check_tokenizer("teacher", tokenizer, config, "causal-lm")
+    with pytest.raises(TeacherError, match="has ids up to 200, its embeddings end at 199"):
+        check_tokenizer("teacher", tokenizer, config, "masked-lm")
+    with pytest.raises(TeacherError, match="has ids up to 199, its embeddings end at 198"):
+        check_tokenizer("teacher", tokenizer, AutoConfig.for_model("llama", vocab_size=199), "causal-lm")
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(TeacherError, match="has ids up to 201, its embeddings end at 199"):
+        check_tokenizer("teacher", tokenizer, config, "causal-lm")
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"model_type": "no-such-family"}', b"\xff\xfe"])
 def test_a_configuration_that_cannot_be_read_is_a_message(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "config.json").write_bytes(text)

@@ -52,6 +52,12 @@ def test_other_ways_are_not_taken_for_this_one(family: str, tmp_path: Path) -> N
     assert Teacher.load(str(save_teacher(tmp_path, family, vocab_size=112))).probe_replay(LAYER, SEQ_LEN) is None
 
 
+@pytest.mark.parametrize("clip", [None, 0.5, 1e3])
+def test_a_clamp_in_place_is_seen_whether_or_not_it_changes_what_is_tried(clip: float | None, tmp_path: Path) -> None:
+    found = Teacher.load(str(save_teacher(tmp_path, "olmo", clip_qkv=clip))).probe_replay(LAYER, SEQ_LEN)
+    assert (found is None) == (clip is not None)
+
+
 def test_layers_without_positions_and_tables_that_depend_on_the_row_are_left_alone(tmp_path: Path) -> None:
     # every fourth layer of SmolLM3 turns nothing
     assert Teacher.load(str(save_teacher(tmp_path / "a", "smollm3"))).probe_replay(4, SEQ_LEN) is None

@@ -110,6 +110,25 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
         check(tmp_path)
 
 
+def test_a_build_may_end_while_it_is_looked_at(store: Path) -> None:
+    class BeforeTheEnd(LocalStorage):
+        """The first look at what is there comes before the last block and the seal."""
+
+        looked = False
+
+        def list(self, prefix: str = "") -> dict[str, int]:
+            found = super().list(prefix)
+            if not self.looked:
+                found = {key: size for key, size in found.items() if key not in ("commits/00000002.json", "seal.json")}
+            self.looked = True
+            return found
+
+    report = verify_store(BeforeTheEnd(store))
+    assert report.whole and not report.findings
+    (store / "commits/00000002.json").unlink()
+    assert [finding.key for finding in verify_store(BeforeTheEnd(store)).findings] == ["commits/00000002.json"]
+
+
 def test_another_format_version_is_refused_not_called_damage(store: Path) -> None:
     edit(store / "zarr.json", '"format_version": 1', '"format_version": 2')
     (store / "seal.json").unlink()

@@ -6,11 +6,13 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_train.evaluate.perplexity.perplexity import measure_perplexity
@@ -115,6 +117,22 @@ def test_without_any_mark_the_first_token_and_its_bytes_do_not_count(tmp_path: P
     rests = [tokenizer.decode(each[1:]) for each in ids]
     assert report.student_score.bytes == sum(len(rest.encode()) for rest in rests)
     assert report.student_score.start is None and "neither a beginning nor an end" in report.notes[0]
+
+
+@pytest.mark.parametrize("family, marks", [("llama", True), ("stablelm", False)])
+def test_offsets_without_the_space_before_a_word_count_alike(family: str, marks: bool, tmp_path: Path) -> None:
+    """Tokenizers say so or not; what their tokens are is the same."""
+    found = []
+    for trimmed in (False, True):
+        folder = make_causal(tmp_path / str(trimmed), family, marks=marks)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=trimmed)
+        tokenizer.save_pretrained(folder)
+        offsets = tokenizer(TEXTS[0], add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        assert trimmed == any(begin > end for (_, end), (begin, _) in pairwise(offsets))
+        scores = [measure(folder, max_tokens=most).student_score for most in range(2, 24)]
+        found.append([(score.tokens, score.bytes, score.nats) for score in scores])
+    assert found[0] == found[1]
 
 
 def test_unknown_tokens_are_told(tmp_path: Path) -> None:
