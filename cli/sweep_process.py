@@ -71,9 +71,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(psutil.NoSuchProcess):
         top = psutil.Process(process.pid)
         top.suspend()  # it would start others in the place of those that end
-        for one in top.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+        killed = set[psutil.Process]()
+        while left := set(top.children(recursive=True)) - killed:
+            for one in left:  # they may have started others since they were listed
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            killed |= left
     process.kill()
 
 

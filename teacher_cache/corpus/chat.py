@@ -45,13 +45,15 @@ _DAY = datetime(2024, 7, 26)
 another one tomorrow, nor at another place."""
 _CLOCK = "strftime_now"
 """What Transformers gives to templates. A macro of that name takes its place; variables can be of plain types only."""
+_DIRECTIVES = (*(f"-{one}" for one in "dmHIMSjy"), *"aAbBcCdDeFfGhHIjklmMpPrRSTuUVwWxXyYzZ")
 _STOPPED_CLOCK = "".join(
     (
-        f"{{%- macro {_CLOCK}(format) -%}}{{{{ format",
-        *(f"|replace('%{one}', '{_DAY.strftime('%' + one)}')" for one in ("-d", "-m", *"aAbBcdefHIjmMpSuUVwWxXyYGzZ")),
-        " }}{%- endmacro -%}",
+        f"{{%- macro {_CLOCK}(format) -%}}{{{{ format|replace('%%', '\ue000')",
+        *(f"|replace('%{one}', '{_DAY.strftime(f'%{one}')}')" for one in _DIRECTIVES),
+        "|replace('\ue000', '%') }}{%- endmacro %}\n",
     )
 )
+"""Put before a template; its line break is eaten, as is that after every tag, and nothing of the template is."""
 
 
 class ChatEncoder:

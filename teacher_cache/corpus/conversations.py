@@ -168,8 +168,8 @@ class _Reader:
         for name in _CALLED_OTHERWISE:
             if message.get(name):
                 self.refuse(
-                    f"a message has no content, and {name!r} with {str(message[name])[:_SHOWN]!r}: it would be read as "
-                    "empty, and what it says would be neither seen nor learnt; call that content"
+                    f"a message has no content, and {name!r} with {str(message[name])[:_SHOWN]!r}: chat templates read "
+                    "content, and to them it is empty: what it says would be neither seen nor learnt; call that content"
                 )
 
     def _content(self, content: Any) -> str | None:

@@ -100,10 +100,13 @@ def refuse_unread_scaling(name: str, config: PreTrainedConfig, revision: str | N
     assert file is not None, "the configuration was read from it"
     reader = GGUFReader(file)
     said = [tensor.name for tensor in reader.tensors if tensor.name in _ROTARY_FACTORS]
-    for key, field in reader.fields.items():
-        if key.endswith((".rope.scaling.type", ".rope.scale_linear")):
-            value = field.contents()
-            said += [f"{key} = {value}"] if value not in ("none", 1.0) else []
+    scaling = {key: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
+    kinds = [value for key, value in scaling.items() if key.endswith(".type")]
+    for key, value in scaling.items():
+        # a factor alone scales linearly, and one of 1 nothing
+        factor = key.endswith((".factor", ".scale_linear")) and kinds in ([], ["linear"]) and value not in (0, 1)
+        if factor or (key.endswith(".type") and value not in ("none", "linear")):
+            said.append(f"{key} = {value}")
     if said:
         raise TeacherError(
             f"teacher {name!r} scales its rotary positions ({', '.join(said)}), and Transformers "

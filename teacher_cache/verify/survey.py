@@ -189,8 +189,8 @@ class Survey:
             return
         if not self.prefix:
             self._expect_teacher()
-        # one that is there and cannot be read is a finding already
-        self.seal_lost = self.prefix + SEAL not in self.sizes and has_lost_seal(self.storage, self.group)
+        # one that is there and cannot be read is a finding already; or a build has ended since
+        self.seal_lost = has_lost_seal(self.storage, self.group) and self.storage.size(self.prefix + SEAL) is None
         if self.seal_lost and not self.findings:
             self._compare_list()
         found, known = check_unsealed(self.storage, self.group, self.sizes, vouched)
@@ -267,7 +267,10 @@ class Survey:
         if data is None or ObjectDigest.of(data) != digest:
             return None
         try:
-            return read_commit_hashes(data)
+            hashes = read_commit_hashes(data)
+            if len(hashes) == self.blocks:
+                return hashes
+            raise ValueError(f"it lists {len(hashes)} commits of {self.blocks}")
         except ValueError as error:
             self._find(key, "seal", f"was sealed, but {error}")
             return None

@@ -82,7 +82,10 @@ def load_tokenizer(folder: Path, task: Task) -> PreTrainedTokenizerBase:
         raise _no_tokenizer(folder, "it has no padding token, so that examples cannot be joined to batches")
     if task.kind == "tokens" and not tokenizer.is_fast:
         raise _no_tokenizer(folder, "it is written in Python and does not say which token belongs to which word")
-    entries, largest = load_config(folder).vocab_size, max(tokenizer.get_vocab().values())
+    config, ids = load_config(folder), set(tokenizer.get_vocab().values())
+    if causal(config):  # whose added tokens may lack an embedding, as Gemma 3's placeholder of images does
+        ids = ids - set(tokenizer.added_tokens_decoder) | {tokenizer.pad_token_id}
+    entries, largest = config.vocab_size, max(ids)
     if largest >= entries:
         raise _no_tokenizer(folder, f"its ids go up to {largest}, the model has {entries} vocabulary entries")
     return tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -83,6 +84,19 @@ def test_answers_and_the_ends_of_their_turns_are_learnt(template: str, causal_to
     assert notes == []
     assert found == [one for chat in chats for one in encode(tokenizer, chat)]
     assert sum(said for chat in found for _, said in chat) > 500
+
+
+@pytest.mark.parametrize("beginning", ["", "\n", "  ", "  {% if true %}yes\n  {% endif %}", "{# what #}\n"])
+def test_a_template_with_a_date_writes_all_else_as_before(beginning: str, causal_tokenizer) -> None:
+    tokenizer = causal_tokenizer()
+    form = "%F %T %D %R %h %-I %-H %k %l %r %C %d. %B %Y %% %%d"
+    written = []
+    for date in (repr(datetime(2024, 7, 26).strftime(form)), f"strftime_now({form!r})"):
+        tokenizer.chat_template = beginning + "{{ " + date + " + '\n' }}" + PLAIN
+        encoder = ChatEncoder(tokenizer, RowFrame.of(tokenizer, causal=True))
+        chat = talk("the cat", "sat")
+        written.append(encoder._render(Conversation(messages=chat, origin="here"), chat))
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["plain", "marked"])

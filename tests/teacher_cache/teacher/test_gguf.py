@@ -210,8 +210,18 @@ SCALINGS: dict[str, tuple[Callable[[gguf.GGUFWriter], None], str]] = {
         lambda writer: writer.add_tensor("rope_freqs.weight", np.full(4, 2.0, dtype=np.float32)),
         r"\(rope_freqs.weight\)",
     ),
-    "linear": (linear_scaling, r"\(llama.rope.scaling.type = linear\)"),
+    "linear": (linear_scaling, r"\(llama.rope.scaling.factor = 4.0\)"),
+    "a factor alone": (lambda writer: writer.add_rope_scaling_factor(4.0), r"\(llama.rope.scaling.factor = 4.0\)"),
+    "another": (
+        lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+        r"\(llama.rope.scaling.type = yarn\)",
+    ),
 }
+
+
+def scaling_by_one(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(1.0)
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -222,10 +232,13 @@ def test_scaled_positions_that_transformers_does_not_read_are_refused(name: str,
         Teacher.load(str(file))
 
 
-def test_positions_that_are_said_not_to_be_scaled_are_fine(tmp_path: Path) -> None:
-    file = write_gguf(
-        tmp_path / "model.gguf", llama(), add=lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-    )
+@pytest.mark.parametrize(
+    "add", [lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), scaling_by_one]
+)
+def test_positions_that_are_said_not_to_be_scaled_are_fine(
+    add: Callable[[gguf.GGUFWriter], None], tmp_path: Path
+) -> None:
+    file = write_gguf(tmp_path / "model.gguf", llama(), add=add)
     assert Teacher.load(str(file)).record.model_type == "llama"
 
 
