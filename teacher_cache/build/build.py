@@ -173,7 +173,7 @@ class _Job:
             self.progress.note(f"{self.settings.out} is complete already: {manifest.rows} rows; nothing to do")
             return {}
         self.projections |= reach_attention(self.teacher, [writer.group for writer in writers], self.projections)
-        writers = [writer if writer.group.seal is None else writer.unseal() for writer in writers]
+        writers = [writer.unseal() for writer in writers]
         if not self.settings.force:
             refuse_without_room(self.storage, teacher_files(self.teacher, self.storage)[0])
         self.of_teacher = write_teacher(self.storage, self.teacher)

@@ -136,9 +136,7 @@ class _Job:
         if not writers:
             self.progress.note(f"{path} is complete already: {manifest.rows} rows; nothing to do")
         for writer in writers:
-            if writer.group.seal is not None:
-                writer = writer.unseal()
-            writer = self._write_constants(writer, found)
+            writer = self._write_constants(writer.unseal(), found)
             if (lost := writer.compare_lost_seal()) is not None:
                 self.progress.note(lost)
             missing = sorted(set(range(manifest.blocks)) - writer.committed())

@@ -134,10 +134,11 @@ class VerifiedObjects:
         if key not in self._hashes:
             try:
                 self._hashes[key] = read_commit_hashes(self._read_object(key, seal.objects[key]))
-            except (DamagedStoreError, ValueError) as error:
-                # of no block more than of any other: there is nothing to skip
-                seen = isinstance(error, DamagedStoreError)
-                raise StoreError(str(error if seen else self.damaged(key, f"was sealed, but {error}"))) from error
+            # of no block more than of any other: there is nothing to skip
+            except DamagedStoreError as error:
+                raise StoreError(str(error)) from error
+            except ValueError as error:
+                raise StoreError(str(self.damaged(key, f"was sealed, but {error}"))) from error
         return self._hashes[key]
 
     def _read_commit(self, prefix: str, block: int) -> Commit:

@@ -220,7 +220,9 @@ class GroupWriter:
         return f"{self.group.name} lacks its seal alone; its commits are as they were listed, and it is sealed anew"
 
     def unseal(self) -> GroupWriter:
-        """Declare the group unfinished, to write a block again; returns its writer from now on."""
+        """Declare the group unfinished, if it is not, to write a block again; returns its writer from now on."""
+        if self.group.seal is None:
+            return self
         # a command that was to give up targets may have ended before its seal: without a seal its word would count
         for key in self.storage.list(f"{self.group.prefix}{GIVEN_UP}/"):
             if number_of(key, self.group.prefix) and key != self.group.given_up.key:

@@ -191,7 +191,7 @@ def _write_group(
     workers: Workers,
     progress: BuildProgress,
 ) -> None:
-    writer = writer if writer.group.seal is None else writer.unseal()
+    writer = writer.unseal()
     write_teacher(storage, rows.teacher)
     manifest = writer.manifest
     progress.note(f"{manifest.rows} rows x {manifest.seq_len} tokens, {manifest.blocks} blocks")

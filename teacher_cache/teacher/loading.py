@@ -18,7 +18,7 @@ from teacher_cache.contract.manifest import ModelKind
 from teacher_cache.errors import TeacherError
 from teacher_cache.hub import why_unreadable
 from teacher_cache.models.families import kind_of, read_config, with_head
-from teacher_cache.models.tokenizers import read_tokenizer
+from teacher_cache.models.tokenizers import largest_needed_id, read_tokenizer
 from teacher_cache.teacher.gguf import (
     cannot_unpack,
     files_in,
@@ -148,10 +148,9 @@ def check_loaded(name: str, model: PreTrainedModel, missing: Iterable[str]) -> b
 
 
 def check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig, kind: ModelKind) -> None:
-    """Check that every token of the tokenizer has a row of the embeddings, and that rows can be padded.
+    """Check that every needed token of the tokenizer has a row of the embeddings, and that rows can be padded.
 
-    Rows of a causal teacher need no padding token: nothing before it looks at what follows the last token. Tokens that
-    were added to its tokenizer may lack a row, as Gemma 3's placeholder of images does, unless rows need them.
+    Rows of a causal teacher need no padding token: nothing before it looks at what follows the last token.
 
     Raises:
         TeacherError: one has none, or they cannot.
@@ -163,13 +162,10 @@ def check_tokenizer(name: str, tokenizer: Any, config: PreTrainedConfig, kind: M
             "every word would be read as unknown; add the tokenizer's files (tokenizer.json, tokenizer_config.json) "
             "to it"
         )
-    needed = ids
-    if kind == "causal-lm":
-        of_rows = {getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "unk", "sep", "pad")} - {None}
-        needed = ids - set(tokenizer.added_tokens_decoder) | of_rows
-    if max(needed) >= config.vocab_size:
+    largest = largest_needed_id(tokenizer, causal=kind == "causal-lm")
+    if largest >= config.vocab_size:
         raise TeacherError(
-            f"the tokenizer of teacher {name!r} has ids up to {max(needed)}, its embeddings end at "
+            f"the tokenizer of teacher {name!r} has ids up to {largest}, its embeddings end at "
             f"{config.vocab_size - 1}: "
             "some tokens could not be read; the folder mixes files of different models"
         )

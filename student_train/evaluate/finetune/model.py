@@ -27,7 +27,7 @@ from student_train.evaluate.finetune.tasks import Task
 from student_train.students.pretrained import causal, check_family, load_config
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers, read_config
-from teacher_cache.models.tokenizers import read_tokenizer
+from teacher_cache.models.tokenizers import largest_needed_id, read_tokenizer
 
 _HEADS = {
     "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
@@ -82,10 +82,8 @@ def load_tokenizer(folder: Path, task: Task) -> PreTrainedTokenizerBase:
         raise _no_tokenizer(folder, "it has no padding token, so that examples cannot be joined to batches")
     if task.kind == "tokens" and not tokenizer.is_fast:
         raise _no_tokenizer(folder, "it is written in Python and does not say which token belongs to which word")
-    config, ids = load_config(folder), set(tokenizer.get_vocab().values())
-    if causal(config):  # whose added tokens may lack an embedding, as Gemma 3's placeholder of images does
-        ids = ids - set(tokenizer.added_tokens_decoder) | {tokenizer.pad_token_id}
-    entries, largest = config.vocab_size, max(ids)
+    config = load_config(folder)
+    entries, largest = config.vocab_size, largest_needed_id(tokenizer, causal=causal(config))
     if largest >= entries:
         raise _no_tokenizer(folder, f"its ids go up to {largest}, the model has {entries} vocabulary entries")
     return tokenizer
