@@ -88,8 +88,8 @@ class Configuration:
 CONFIGURATIONS = {
     "untrained": Configuration(store="draws-24", flags={"method": "od", "steps": 0}),
     "draws-24": Configuration(store="draws-24", flags={"method": "od"}, matters=True),
-    "online": Configuration(store="draws-24", flags={"method": "od"}, online=True, matters=True),
-    # next tokens are in every store; this one is read by two more
+    # rows and next tokens are in every store; this one is read by two more
+    "online": Configuration(store="top-64", flags={"method": "od"}, online=True, matters=True),
     "lm": Configuration(store="top-64", flags={"method": "lm"}),
     "top-64-tail": Configuration(store="top-64", flags={"method": "od"}, matters=True),
     "draws-8": Configuration(store="draws-8", flags={"method": "od"}),
