@@ -14,10 +14,11 @@ have a next token; and its perplexity there, beside the teacher's.
 
     python benchmarks/causal_quality.py --teacher DIR --corpus FILE --student 15x576 --out quality
 
-A configuration whose result is in --out is not computed again, so that the script may be stopped at any time; the line
-that it ends in has all that are there. `--only draws-24,online` computes some, also beside a process that computes
-others, once the store that both read is built. The teacher's final states of every row are kept in --out (0.6 MB a row
-of 256 tokens at a width of 576), for all stores and `online`. `--steps 20 --tokens 512` is a small check.
+A configuration whose result is in --out is not computed again, and what is trained from a cache goes on from the
+checkpoint that SIGTERM or Ctrl-C leaves, so that the script may be stopped at any time; the line that it ends in has
+all results that are there. `--only draws-24,online` computes some, also beside a process that computes others, once the
+store that both read is built. The teacher's final states of every row are kept in --out (0.6 MB a row of 256 tokens at
+a width of 576), for all stores and `online`. `--steps 20 --tokens 512` is a small check.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ CONFIGURATIONS = {
     # rows and next tokens are in every store; this one is read by two more
     "online": Configuration(store="top-64", flags={"method": "od"}, online=True, matters=True),
     "lm": Configuration(store="top-64", flags={"method": "lm"}),
-    "top-64-tail": Configuration(store="top-64", flags={"method": "od"}, matters=True),
+    "top-64-tail": Configuration(store="top-64", flags={"method": "od"}),
     "draws-8": Configuration(store="draws-8", flags={"method": "od"}),
-    "draws-50": Configuration(store="draws-50", flags={"method": "od"}, matters=True),
+    "draws-50": Configuration(store="draws-50", flags={"method": "od"}),
     "top-64-renormalised": Configuration(store="top-64", flags={"method": "od", "topk_loss": "renormalise"}),
 }
 """In the order in which they are computed, so that the first ones say most; those that matter in all seeds."""
@@ -194,13 +195,13 @@ def build_rows(name: str, options: argparse.Namespace, **kept: Any) -> Path:
 def train_and_measure(
     one: Configuration, options: argparse.Namespace, seed: int, teacher: Teacher, folder: Path
 ) -> dict[str, Any]:
-    """The student is deleted once it is measured."""
-    store, student = build_store(one.store, options), folder / "student"
-    settings = TrainSettings(**flags_of(one, options, seed), out=str(student))
+    """The student is deleted once it is measured; a training that a signal stopped goes on from its checkpoint."""
+    store, student = build_store(one.store, options), Path(options.out) / "students" / folder.name
+    settings = TrainSettings(**flags_of(one, options, seed), out=str(student), resume="auto")
     if one.online:
         train_online(settings, teacher)
-    else:
-        train(settings)
+    elif stopped_by := train(settings).stopped_by:
+        raise SystemExit(128 + stopped_by)
     found = measure(student, CacheReader.open(store), options.held_out, teacher, options.device)
     shutil.rmtree(student)
     return found

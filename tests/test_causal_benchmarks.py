@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from student_train.losses.distributions import KeptTargets, SampledTargets, Targets, TopkTargets, logits_loss
+from student_train.train.loop import Trainer
 from teacher_cache.build.build import build_cache
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.read.reader import CacheReader
@@ -226,6 +230,39 @@ def test_the_ceiling_learns_the_whole_distribution(forms: Any) -> None:
     (3 * plain).backward()
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours_PV.grad, plain_PV.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_form_whose_training_was_stopped_goes_on(
+    forms: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import causal_quality
+    import trials
+
+    teacher = Teacher.load(str(folder / "teacher"), device="cpu")
+    teacher.start()
+    one, steps, backward = causal_quality.CONFIGURATIONS["draws-8"], list[int](), Trainer.backward
+
+    def stopped_in_the_third(self: Trainer, *given: Any) -> Any:
+        steps.append(self.state.step)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(self, *given)
+
+    def measured(out: Path) -> dict[str, Any]:
+        options = argparse.Namespace(
+            teacher=str(folder / "teacher"), corpus=[str(folder / "corpus.txt")], out=str(out), student="2x32",
+            steps=4, tokens=32, seq_len=16, held_out=3, lr=1e-2, device="cpu",
+        )  # fmt: skip
+        compute = partial(causal_quality.train_and_measure, one, options, 0, teacher)
+        return trials.kept(out / "runs" / "draws-8-seed0", {}, compute, finished="")
+
+    whole = measured(tmp_path / "whole")
+    monkeypatch.setattr(Trainer, "backward", stopped_in_the_third)
+    with pytest.raises(SystemExit) as stopped:
+        measured(tmp_path / "stopped")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert measured(tmp_path / "stopped") == whole
+    assert steps == [0, 1, 2, 3]
 
 
 def test_starts_and_methods_of_smaller_decoders_are_compared(forms: Any, folder: Path, tmp_path: Path) -> None:
