@@ -1,18 +1,29 @@
 """The flags of `kdtrain`: what they mean together, and what is refused before anything is opened."""
 
+import functools
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from student_train import registry
 from student_train.attention_layers import read_attention_layers
 from student_train.init_plan import read_init
 from student_train.layer_map import MAPPINGS, parse_mapping
 from student_train.settings import TrainSettings
 from student_train.student_shape import read_student
 from teacher_cache.errors import SettingsError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed_packages_are_read_once() -> Iterator[None]:
+    """In place of once for each of a thousand names that nobody knows: nothing is installed while these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        yield
 
 
 def test_weights_follow_the_methods():

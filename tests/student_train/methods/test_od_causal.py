@@ -30,7 +30,7 @@ from tests.causal_models import VOCABULARY, save_teacher, write_corpus
 
 TOKENS = len(VOCABULARY)
 TEACHER = TOKENS + 7
-ROWS = 12
+ROWS, READ = 12, 4
 
 
 @pytest.fixture(scope="module", params=["sample", "topk"])
@@ -112,7 +112,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_answers(
     source = open_caches((str(store),))
     student = make_student(source, tmp_path / "student", family, entries).double()
     objective = make_objective({"od": 1.0, "lm": 0.5}, source=source, student=student.config)
-    batch = source.read_rows(0, ROWS, objective.request)
+    batch = source.read_rows(0, READ, objective.request)
     logits = batch["plain"].logits
     assert logits is not None and int(logits.ids_BMK.max()) >= TEACHER - 3, "ids that smaller students lack"
     parameters = [each for each in student.parameters() if each.requires_grad]
@@ -121,7 +121,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_answers(
     # the model's own head caps and scales; the tap is not on, nothing reads attention
     found = model(batch)
     # all places, as the host counts them for the global batch: also those whose ids the student lacks altogether
-    kept = source.load_block(0, objective.request, "plain").count_places(0, ROWS)
+    kept = source.load_block(0, objective.request, "plain").count_places(0, READ)
     assert all(int(loss.count) == kept >= expected[name][1] for name, loss in found.items())
     for name, (total, _) in expected.items():
         torch.testing.assert_close(found[name].total, total, rtol=1e-7, atol=1e-9)

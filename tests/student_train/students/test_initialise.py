@@ -62,8 +62,13 @@ def test_a_student_of_all_teacher_layers_computes_what_the_teacher_computes(fami
     assert not torch.equal(logits(build("4x32", tiny_teacher(family), "random").model), logits(teacher))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("init", "layers"), [("auto", (2, 4)), ("teacher:1,3", (1, 3)), ("teacher:4,1", (4, 1))])
+@pytest.mark.parametrize(
+    ("family", "init", "layers"),
+    [
+        *((family, "teacher:4,1", (4, 1)) for family in FAMILIES),
+        ("bert", "auto", (2, 4)), ("modernbert", "auto", (2, 4)), ("bert", "teacher:1,3", (1, 3)),
+    ],
+)  # fmt: skip
 def test_layers_go_where_the_plan_says(family: str, init: str, layers: tuple[int, ...], tiny_teacher: Any) -> None:
     teacher = AutoModelForMaskedLM.from_pretrained(tiny_teacher(family))
     built = build("2x32", tiny_teacher(family), init)
@@ -97,8 +102,13 @@ def test_equal_sizes_are_copied_bit_for_bit_whatever_rows_there_are(family: str,
     assert copied.description == again.description and "copied from the teacher" in copied.description
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "modernbert"])
-@pytest.mark.parametrize(("init", "layers"), [("auto", (2, 4)), ("teacher:last", (3, 4)), ("teacher:4,1", (4, 1))])
+@pytest.mark.parametrize(
+    ("family", "init", "layers"),
+    [
+        *((family, "auto", (2, 4)) for family in FAMILIES if family != "modernbert"),
+        ("bert", "teacher:last", (3, 4)), ("electra", "teacher:4,1", (4, 1)),
+    ],
+)  # fmt: skip
 def test_another_width_is_sliced_and_says_so(
     family: str, init: str, layers: tuple[int, ...], tiny_teacher: Any
 ) -> None:
@@ -285,8 +295,13 @@ def build_on_rows(spec: str, folder: Path, init: str = "auto") -> BuiltStudent:
     return build_student(plan, seed=0, read_sample=lambda: sample)
 
 
-@pytest.mark.parametrize("spec", ["2x24:3:48:3", "2x16:2", "2x32:4:64:1", "2x32:4:40:2", "2x16:4"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "spec"),
+    [
+        *(("llama", spec) for spec in ("2x24:3:48:3", "2x16:2", "2x32:4:64:1", "2x32:4:40:2", "2x16:4")),
+        *((family, spec) for family in ("mistral", "qwen2", "qwen3") for spec in ("2x24:3:48:3", "2x32:4:64:1")),
+    ],
+)
 def test_a_decoder_of_other_sizes_is_sliced_and_says_so(family: str, spec: str, tmp_path: Path) -> None:
     built = build_on_rows(spec, save_teacher(tmp_path, family))
     assert "embeddings, language-modelling head, layers 2, 4 sliced from the teacher: fitted on" in built.description

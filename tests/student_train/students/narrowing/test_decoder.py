@@ -214,9 +214,9 @@ def test_the_real_teacher_is_far_closer_than_noise(shared_data: Path, shared_cor
     folder = shared_data / "causal-tiny"
     teacher = AutoModelForCausalLM.from_pretrained(folder).eval()
     with gzip.open(shared_corpus, "rt", encoding="utf-8") as lines:
-        text = "".join(next(lines) for _ in range(30))
-    ids_BT = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: 128 * 72]).view(-1, 128)
-    fitted_on, held_out = ids_BT[:64], ids_BT[64:]
+        text = "".join(next(lines) for _ in range(20))
+    ids_BT = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: 128 * 36]).view(-1, 128)
+    fitted_on, held_out = ids_BT[:32], ids_BT[32:]
     shape = read_shape("4x64:2:170:1").completed()
     student = AutoModelForCausalLM.from_config(derive_config(teacher.config, shape, (1, 2, 3, 4))).eval()
     noise_kl = divergence(teacher, student, held_out)

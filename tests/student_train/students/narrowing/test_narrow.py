@@ -114,8 +114,8 @@ def test_padding_counts_for_nothing(tiny_teacher: Any) -> None:
 
 def test_the_real_teacher_is_closer_than_its_first_components(shared_teacher: Path, shared_corpus: Path) -> None:
     layers = (2, 4, 6)
-    ids_BT = real_rows(shared_teacher, shared_corpus, rows=32)
-    fitted_on, held_out = ids_BT[:26], ids_BT[26:]
+    ids_BT = real_rows(shared_teacher, shared_corpus, rows=20)
+    fitted_on, held_out = ids_BT[:16], ids_BT[16:]
     sliced, teacher = models(shared_teacher, "3x192:6:768", layers)
     cut, _ = models(shared_teacher, "3x192:6:768", layers)
     noise_kl = divergence(teacher, cut, held_out)
