@@ -25,6 +25,9 @@ from teacher_cache.contract.batch import AttentionVectors
 from teacher_cache.errors import TeacherError, first_line
 
 TAP = "kdcache_tap"
+_UNHEARD = ("s_aux", "indices")
+"""What some families give their attention function and SDPA passes over in silence: logits of sinks, as in gpt-oss, and
+the positions that sparse attention chose, as in DeepSeek-V3.2."""
 
 
 class AttentionRecord:
@@ -59,6 +62,8 @@ def _tapped_attention(
 ) -> Any:
     record = _recording.get()
     if record is not None:
+        if unheard := [name for name in _UNHEARD if kwargs.get(name) is not None]:
+            raise ValueError(f"SDPA would leave out what its attention is given as {unheard[0]!r}")
         record.add(query, key, value)
     return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
 

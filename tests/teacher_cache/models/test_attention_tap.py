@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM
+from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, MPNetConfig, MPNetForMaskedLM
 
 from teacher_cache.errors import TeacherError
 from teacher_cache.models.attention_tap import enable_tap, record_attention
@@ -71,9 +71,13 @@ def test_a_model_that_bypasses_the_tap_is_noticed(tiny_teacher: Callable[..., Pa
         model(torch.tensor([[5, 6]]))
 
 
-def test_what_sdpa_cannot_do_is_refused_by_name() -> None:
-    """Gemma 2 caps its attention scores, which SDPA does not."""
-    model = make_model("gemma2")
+@pytest.mark.parametrize(("family", "what"), [("gemma2", "softcap"), ("gpt_oss", "s_aux"), ("granite_swa", "s_aux")])
+def test_what_sdpa_cannot_do_is_refused_by_name(family: str, what: str) -> None:
+    """Gemma 2 caps its attention scores, which SDPA does not; gpt-oss has sinks, which SDPA does not know."""
+    if family not in CONFIG_MAPPING:
+        pytest.skip(f"this version of Transformers has no {family}")
+    model = make_model(family)
     enable_tap(model)
-    with pytest.raises(TeacherError, match="'gemma2'.*softcap.*--targets logits,hidden"), record_attention(model, [1]):
+    refusal = pytest.raises(TeacherError, match=f"'{family}'.*{what}.*--targets logits,hidden")
+    with refusal, record_attention(model, [1]):
         model.base_model(torch.tensor([[5, 6]]), use_cache=False)
