@@ -6,6 +6,7 @@ teacher is known, or a path. `students/shape.py` goes on from there with the tea
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +52,19 @@ class AskedShape:
         teacher_heads: int | None = None,
         feed_forward_ratio: float = 4.0,
         teacher_key_value_heads: int | None = None,
+        teacher_head_width: int | None = None,
     ) -> StudentShape:
         """The whole shape.
 
-        Heads left out are the teacher's if they divide the width, else `default_heads`; a feed-forward width left out
-        is `feed_forward_ratio` times the width. Heads share keys and values in the teacher's proportion where that can
-        be, and all of them where all of the teacher's do.
+        Heads left out are as wide as the teacher's where `teacher_head_width` is given, or half as wide, where that
+        divides the width; else they are the teacher's if they divide the width, else `default_heads`. A feed-forward
+        width left out is `feed_forward_ratio` times the width. Heads share keys and values in the teacher's proportion,
+        or as nearly as their number lets them, and all of them where all of the teacher's do.
         """
         width, heads, units = self.hidden_size, self.heads, self.intermediate_size
+        if heads is None and teacher_head_width:
+            alike = [each for each in (teacher_head_width, teacher_head_width // 2) if each and width % each == 0]
+            heads = width // alike[0] if alike else None
         if heads is None:
             heads = teacher_heads if teacher_heads and width % teacher_heads == 0 else default_heads(width)
         if units is None:
@@ -66,7 +72,7 @@ class AskedShape:
         key_heads = self.key_value_heads
         if key_heads is None and teacher_heads and teacher_key_value_heads:
             sharing = heads if teacher_key_value_heads == 1 else teacher_heads // teacher_key_value_heads
-            key_heads = heads // sharing if heads % sharing == 0 else heads
+            key_heads = heads // math.gcd(heads, sharing)
         return StudentShape(
             layers=self.layers,
             hidden_size=width,

@@ -98,14 +98,19 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Set every dropout rate of the model's modules; configurations stay as they are.
 
-    Families keep rates as dropout modules or as numbers handed to the attention function.
+    Families keep rates as dropout modules or as numbers handed to the attention function. Layers are left out by chance
+    in none, nor are the inputs of experts shaken: the teacher's targets are those of a model that does neither.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if "dropout" in name:
                 setattr(module, name, probability)
+            elif "layerdrop" in name or "jitter" in name:
+                setattr(module, name, 0.0)
 
 
 def freeze_unused(model: DistillationModel, batch: Batch) -> tuple[str, ...]:

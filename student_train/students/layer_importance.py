@@ -140,7 +140,7 @@ class _Prunable:
         self._kept: Collection[int] = ()
         self._given: tuple[int, Tensor] | None = None
         self._entered: dict[int, Tensor] = {}
-        self._in_tuples: set[int] = set()
+        self._beside: dict[int, tuple[Any, ...]] = {}
 
     @classmethod
     @contextmanager
@@ -184,11 +184,11 @@ class _Prunable:
         if number < start or number not in self._kept:
             hidden_BTD = _states_of(args, kwargs)
             # some families hand on more than states, which the full pass before has shown
-            return (hidden_BTD,) if number in self._in_tuples else hidden_BTD
+            return (hidden_BTD, *self._beside[number]) if number in self._beside else hidden_BTD
         self._entered[number] = _states_of(args, kwargs)
         output = forward(*args, **kwargs)
         if isinstance(output, tuple):
-            self._in_tuples.add(number)
+            self._beside[number] = output[1:]
         return output
 
 

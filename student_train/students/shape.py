@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from student_train.student_shape import AskedShape, StudentShape, read_shape
 from teacher_cache.contract.layers import default_student_layers
 from teacher_cache.errors import SettingsError, StudentError
+from teacher_cache.models.families import kind_of
 
 _KEPT_PER_LAYER = ("attention_window",)
 """Settings kept per layer whose names do not say so."""
@@ -41,8 +42,14 @@ def student_shape(asked: AskedShape | None, teacher_config: PreTrainedConfig) ->
             f"defined for a deeper student; choose at most {teacher.layers} layers"
         )
     ratio = teacher.intermediate_size / teacher.hidden_size
+    # components that positions turn can be taken over by heads of the same width, or half of it
+    turned = kind_of(teacher_config) == "causal-lm" and getattr(teacher_config, "rope_parameters", None)
+    keeps_width = asked.hidden_size == teacher.hidden_size
     shape = asked.completed(
-        teacher_heads=teacher.heads, feed_forward_ratio=ratio, teacher_key_value_heads=teacher.key_value_heads
+        teacher_heads=teacher.heads,
+        feed_forward_ratio=ratio,
+        teacher_key_value_heads=teacher.key_value_heads,
+        teacher_head_width=head_width(teacher_config) if turned and not keeps_width else None,
     )
     _key_head_settings(teacher_config, shape)
     return shape

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from student_train.init_plan import InitPlan, read_init
-from student_train.student_shape import read_student
+from student_train.student_shape import StudentShape, read_student
 from student_train.students.initialise import (
     ReadSample,
     TakenOver,
@@ -133,7 +133,7 @@ def plan_student(
             plan = plan.of_decoder(shape.layers, teacher_config.num_hidden_layers)
         layers = plan.layers_for(shape.layers, teacher_config.num_hidden_layers)
         with explain_misfits(teacher_config, str(shape)):
-            config = derive_config(teacher_config, shape, layers)
+            config = _own_config(plan.folder, shape, teacher_config) or derive_config(teacher_config, shape, layers)
     for place in {place for place in (folder, plan.folder) if place is not None}:
         _check_kind(place, check_family(place), kind_of(teacher_config))
         _check_vocabulary(place, teacher_folder)
@@ -203,6 +203,13 @@ def build_student(
         copied=taken.parts,
         whole_layers=taken.whole_layers,
     )
+
+
+def _own_config(folder: Path | None, shape: StudentShape, teacher: PreTrainedConfig) -> PreTrainedConfig | None:
+    """That of the model whose weights the student gets, if it has the shape: under another they mean something else."""
+    config = None if folder is None else load_config(folder)
+    fits = config is not None and config.model_type == teacher.model_type and shape_of(config) == shape
+    return config if fits else None
 
 
 def _choose_layers(plan: StudentPlan, rows: RowsWithTargets) -> tuple[StudentPlan, LayerChoice | None]:

@@ -16,6 +16,7 @@ from student_train.methods.model import DistillationModel, freeze_unused, set_dr
 from student_train.methods.objective import make_objective
 from student_train.students.student import build_student, plan_student
 from teacher_cache.contract.batch import Batch, TargetBatch, TargetRequest
+from tests.causal_models import make_model
 
 FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "electra"]
 LENGTHS = (12, 5, 9)
@@ -208,6 +209,17 @@ def test_dropout_is_off_everywhere_and_the_configuration_untouched(family: str, 
     assert model.config.to_dict() == configured
     set_dropout(model, 0.5)
     assert not torch.equal(encode(model.train()), encode(model))
+
+
+@pytest.mark.parametrize(("family", "rate"), [("opt", "layerdrop"), ("mixtral", "router_jitter_noise")])
+def test_neither_layers_nor_inputs_of_experts_are_left_to_chance(family: str, rate: str) -> None:
+    model, ids_BT = make_model(family, **{rate: 0.6}), torch.arange(1, 25)[None]
+    expected = model.base_model(ids_BT, use_cache=False).last_hidden_state
+    model.train()
+    assert not torch.allclose(model.base_model(ids_BT, use_cache=False).last_hidden_state, expected, atol=1e-3)
+    set_dropout(model, 0.0)
+    found = model.base_model(ids_BT, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_training_student_repeats_its_losses(tiny_teacher: Any, live_cache: Any) -> None:

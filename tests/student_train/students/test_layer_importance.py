@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedModel
 
 from student_train.losses.distributions import SampledTargets
 from student_train.settings import TrainSettings
@@ -53,6 +53,11 @@ def drawn_rows(teacher: PreTrainedModel, *, seed: int = 0, isolated: bool = Fals
         targets=SampledTargets(drawn_PK, torch.ones_like(drawn_PK), real_P),
         temperature=1.0,
     )
+
+
+def drawn_batch(ids_BT: Tensor, length_B: Tensor) -> TargetBatch:
+    """Rows alone."""
+    return TargetBatch(input_ids_BT=ids_BT, length_B=length_B, row_id_B=torch.arange(len(ids_BT)))
 
 
 def without(folder: Path, layers: tuple[int, ...]) -> PreTrainedModel:
@@ -124,6 +129,23 @@ def test_the_choice_is_that_of_brute_force(family: str, seed: int, tmp_path: Pat
         choice = choose_layers(teacher, count, rows)
         assert choice.layers == kept
         assert set(choice.layers) | set(choice.removed) == {1, 2, 3, 4} and len(choice.losses) == 5 - count
+
+
+def test_layers_that_hand_on_more_than_states_are_left_out() -> None:
+    """DeBERTa's give their attention too, and its encoder takes the two apart."""
+    torch.manual_seed(0)
+    config = DebertaV2Config(
+        vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64
+    )
+    teacher = DebertaV2ForMaskedLM(config).eval()
+    batch = drawn_batch(torch.randint(1, 50, (2, LENGTH)), torch.tensor([LENGTH, 9]))
+    with torch.no_grad(), _Prunable.of(teacher) as prunable:
+        entering, _ = prunable.trace((1, 2, 3, 4), batch)
+        found = prunable.run_from(3, entering[3], (1, 2, 4), batch)
+    with torch.no_grad():
+        real_BT = batch.real_BT().long()
+        expected = cut(teacher, (1, 2, 4)).base_model(batch.input_ids_BT, attention_mask=real_BT).last_hidden_state
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from student_train.student_shape import StudentShape, read_shape
+from student_train.students.narrowing.slicing import find_obstacle
 from student_train.students.shape import default_spec, derive_config, head_width, shape_of, student_shape
 from teacher_cache.errors import SettingsError, StudentError
 
@@ -110,6 +112,31 @@ def test_the_default_student_keeps_the_teachers_proportions(tiny_teacher: Any) -
     teacher = AutoConfig.from_pretrained(tiny_teacher("modernbert"))
     assert student_shape(None, teacher) == shape(2, 32, 4, 64)
     assert student_shape(read_shape("1x16"), teacher) == shape(1, 16, 4, 32)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "found"),
+    [
+        # Llama 3.2 1B, TinyLlama, Qwen3 0.6B, Qwen2.5 0.5B and Mistral 7B
+        ("llama", (2048, 16, 32, 8, 8192, None), "6x768:12:3072:3"),
+        ("llama", (2048, 22, 32, 4, 5632, None), "6x768:12:2112:3"),
+        ("qwen3", (1024, 28, 16, 8, 3072, 128), "6x768:6:2304:3"),
+        ("qwen2", (896, 24, 14, 2, 4864, None), "6x768:12:4169"),
+        ("mistral", (4096, 32, 32, 8, 14336, None), "6x768:6:2688:3"),
+    ],
+)
+def test_the_default_student_of_a_decoder_can_be_sliced_from_it(
+    family: str, sizes: tuple[int | None, ...], found: str
+) -> None:
+    """Its heads are as wide as the teacher's, whose positions turn them."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    given = dict(zip((*names, "head_dim"), sizes, strict=True))
+    teacher = AutoConfig.for_model(family, vocab_size=100, **{name: size for name, size in given.items() if size})
+    wanted = student_shape(None, teacher)
+    assert str(wanted) == found
+    with torch.device("meta"):
+        student = AutoModelForCausalLM.from_config(derive_config(teacher, wanted, (1, 4, 7, 10, 13, 16)))
+        assert find_obstacle(student, AutoModelForCausalLM.from_config(teacher)) is None
 
 
 def test_a_deeper_student_is_refused(tiny_teacher: Any) -> None:

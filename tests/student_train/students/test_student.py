@@ -222,6 +222,18 @@ def test_a_folder_of_another_family_and_padding(causal_teacher: Path, tmp_path: 
         assert all(torch.equal(value, expected[name]) for name, value in built.model.state_dict().items())
 
 
+@pytest.mark.parametrize("setting", [{"rms_norm_eps": 0.1}, {"hidden_act": "gelu"}, {}])
+def test_weights_of_a_folder_come_with_its_settings(
+    setting: dict[str, Any], causal_teacher: Path, tmp_path: Path
+) -> None:
+    """In those of the teacher, whose sizes are the same, they would be another model."""
+    other = save_teacher(tmp_path / "other", seed=3, tie_word_embeddings=False, **setting)
+    built = build("4x32:4:64:2", causal_teacher, init=str(other), with_mlm_head=True, seq_len=24)
+    ids = torch.arange(24)[None]
+    expected = make_model("llama", seed=3, tie_word_embeddings=False, **setting)(ids, use_cache=False).logits
+    assert torch.equal(built.model.eval()(ids, use_cache=False).logits, expected)
+
+
 def test_a_folder_without_the_head_of_a_decoder_gets_a_random_one(causal_teacher: Path, tmp_path: Path) -> None:
     bare = save_teacher(tmp_path / "bare", tie_word_embeddings=False)
     encoder_of(make_model("llama", tie_word_embeddings=False)).save_pretrained(bare)
