@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from student_train.evaluate.compare.rows import Row, other_differences
+from student_train.evaluate.compare.rows import Row, other_differences, vocabulary_in_words
 from student_train.evaluate.latency.generation_records import GenerationSetup
 from student_train.evaluate.run_records import RunRecords, TimingSetup
 from teacher_cache.wording import some
@@ -178,7 +178,12 @@ def _questions(run: RunRecords) -> str | None:
     return "; ".join(asked) or None
 
 
+def _ids(run: RunRecords) -> str | None:
+    return vocabulary_in_words(run) if run.provenance else None
+
+
 _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
+    "students have different ids of their teacher's": _ids,
     "fidelity was measured on different rows": _measured_rows,
     "relation KL is of different teacher layers or heads": _relations,
     "hidden NMSE is a mean over different teacher layers": _hidden_layers,

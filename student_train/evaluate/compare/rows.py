@@ -2,8 +2,9 @@
 
 In: the records of runs. Out: `Row`s in the order given, each with its scores by training and fine-tuning seed. Two runs
 are trainings of the same thing where every setting that decides the result is the same (those that a resumed run must
-share, but for the seed), and so are the contents of the cache, the number of steps and the engine's settings. The same
-training given twice is never averaged: its second run starts a row of its own.
+share, but for the seed), and so are the contents of the cache, the number of steps, the engine's settings, the ids that
+it has (`kdeval trim` takes some of a finished student) and what other packages added. The same training given twice is
+never averaged: its second run starts a row of its own.
 """
 
 from __future__ import annotations
@@ -153,8 +154,18 @@ def _identity(run: RunRecords) -> str | None:
         "cache": provenance["cache"].get("identity_sha256"),
         "steps": provenance.get("steps"),
         "engine": {name: value for name, value in engine.items() if name not in _PASSES},
+        "vocabulary": vocabulary_in_words(run),
+        "additions": provenance.get("additions"),
     }
     return json.dumps(shared, sort_keys=True)
+
+
+def vocabulary_in_words(run: RunRecords) -> str:
+    """Which of its teacher's ids a student of kdtrain has: chosen in training, or by `kdeval trim` afterwards."""
+    found = run.provenance.get("vocabulary")
+    if not isinstance(found, Mapping):
+        return "all"
+    return f"{found.get('kept')} of {found.get('of')} ({found.get('choice')}), {str(found.get('sha256'))[:12]}"
 
 
 def _settings(run: RunRecords) -> dict[str, Any]:

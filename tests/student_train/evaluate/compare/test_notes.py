@@ -66,6 +66,17 @@ def test_differences_between_trainings(make_run: Any) -> None:
     assert caches.endswith(" d") and " c; " in caches
 
 
+def test_a_student_that_was_trimmed(make_run: Any) -> None:
+    whole, trimmed = make_run("whole"), make_run("trimmed", seed=1)
+    record = json.loads((trimmed / "provenance.json").read_text())
+    vocabulary = {"choice": "kdeval trim --coverage 0.99", "kept": 100, "of": 200, "sha256": "x" * 64}
+    write(trimmed / "provenance.json", {**record, "vocabulary": vocabulary})
+    assert (
+        f"students have different ids of their teacher's: {whole}: all; {trimmed}: 100 of 200 (kdeval trim --coverage "
+        f"0.99), {'x' * 12}" in notes_on(whole, trimmed)
+    )
+
+
 def test_the_same_weights_twice(tiny_teacher_copy: Any, tmp_path: Path) -> None:
     one = tiny_teacher_copy("bert")
     other = Path(shutil.copytree(one, tmp_path / "other"))

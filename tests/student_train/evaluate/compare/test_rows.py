@@ -45,6 +45,23 @@ def test_other_steps_or_engines_are_other_rows(make_run: Any, changes: dict[str,
     assert len(rows_of(one, other)) == 1
 
 
+TRIMMED = {"choice": "kdeval trim --coverage 0.99", "kept": 100, "of": 200, "sha256": "x" * 64}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vocabulary": TRIMMED}, {"additions": {"method mha": {"package": "other", "version": "2"}}}]
+)
+def test_a_student_with_fewer_ids_or_of_another_package_is_another_row(make_run: Any, changes: dict[str, Any]) -> None:
+    """In whatever order they are given: `kdeval trim` hands the settings of the training on."""
+    whole = [make_run("a"), make_run("b", seed=1)]
+    others = [make_run("c", seed=2), make_run("d", seed=3)]
+    for run in others:
+        path = run / "provenance.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for order in ([*whole, *others], [others[0], *whole, others[1]]):
+        assert {frozenset(row.seeds) for row in rows_of(*order)} == {frozenset({0, 1}), frozenset({2, 3})}
+
+
 def test_how_a_batch_is_cut_into_passes_does_not_matter(make_run: Any) -> None:
     runs = [make_run("one"), make_run("other", seed=1)]
     for run, size in zip(runs, (4, 8), strict=True):
