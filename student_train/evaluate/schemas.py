@@ -70,6 +70,9 @@ class DistributionSchema(OpenFields):
     top1_agreement: Share
     positions: Count
     temperature: Annotated[float, Field(gt=0, le=1e6)]
+    kind: Literal["exact", "topk", "sample"] | None = None
+    entries: Count | None = None
+    kept_ids: Count | None = None
 
 
 class FidelitySchema(OpenFields):

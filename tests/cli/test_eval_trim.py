@@ -89,6 +89,7 @@ def test_trimmed_twice(twice: tuple[Path, Path], tiny_teacher: Any, tmp_path: Pa
     assert main(["fidelity", "--student", str(student), "--cache", str(twice[1]), "--device", "cpu"]) == 0
     found = json.loads((student / "fidelity.json").read_text())
     assert any("45 of its teacher's 200 ids" in note for note in found["notes"])
+    assert (found["distribution"]["kind"], found["distribution"]["kept_ids"]) == ("topk", 45)
 
 
 def test_files_of_a_trimmed_student_are_measured_in_its_own_ids(

@@ -148,7 +148,7 @@ def compare_runs(paths: Sequence[str], *, baseline: str | None = None) -> Compar
     measured = tuple(
         ComparedRow(
             row=row,
-            relation_kl=row.mean(_relation_kl),
+            relation_kl=row.mean(lambda run: None if run.fidelity is None else run.fidelity.relation_mean),
             hidden_nmse=row.mean(lambda run: None if run.fidelity is None else run.fidelity.hidden_mean),
             output_kl=row.mean(_output_kl),
             scores={task: summarise(each) for task, each in scores[row.name].items()},
@@ -248,12 +248,6 @@ def _differences(
             if difference is not None:
                 found[name][task] = difference
     return found
-
-
-def _relation_kl(run: RunRecords) -> float | None:
-    """Mean over the pairs of layers."""
-    relations = run.fidelity.relations if run.fidelity is not None else ()
-    return sum(relation.total for relation in relations) / len(relations) if relations else None
 
 
 def _output_kl(run: RunRecords) -> float | None:

@@ -143,6 +143,11 @@ def _relations(run: RunRecords) -> str | None:
     return ", ".join(f"layer {pair.teacher_layer} in {pair.how}" for pair in relations) or None
 
 
+def _output_kl(run: RunRecords) -> str | None:
+    distribution = run.fidelity.distribution if run.fidelity is not None else None
+    return None if distribution is None else distribution.to_what
+
+
 def _hardware(run: RunRecords) -> str | None:
     hardware = run.latency.record.get("hardware") if run.latency is not None else None
     return ", ".join(map(str, hardware.values())) if isinstance(hardware, Mapping) else None
@@ -187,6 +192,7 @@ _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
     "fidelity was measured on different rows": _measured_rows,
     "relation KL is of different teacher layers or heads": _relations,
     "hidden NMSE is a mean over different teacher layers": _hidden_layers,
+    "output KL is to different parts of the teacher's distribution": _output_kl,
     "latency was measured on different hardware": _hardware,
     "speed-ups are over different teachers": _timed_teacher,
     "perplexity was measured on different text": _text,

@@ -26,7 +26,7 @@ import torch
 
 from student_train.data.split import block_pieces, count_rows
 from student_train.evaluate.fidelity.plan import FidelityPlan, plan_fidelity
-from student_train.evaluate.fidelity.records import FidelityReport
+from student_train.evaluate.fidelity.records import DistributionFidelity, FidelityReport
 from student_train.evaluate.fidelity.sums import DistributionSum, HiddenSum, RelationSum
 from student_train.evaluate.load import LoadedStudent, check_fit, load_student, weights_fingerprint
 from student_train.methods.base import StudentOutputs
@@ -233,6 +233,16 @@ class FidelitySums:
             f"one there{compared}"
         )
 
+    def _distribution(self) -> DistributionFidelity | None:
+        """With what it is to, as divergences to other things do not compare."""
+        found, kept = self.distribution.result(), self.plan.logits
+        ids = None if self.student.ids is None else len(self.student.ids.kept)
+        if found is not None and self.plan.exact:
+            return replace(found, kind="exact", kept_ids=ids)
+        if found is not None and kept is not None:
+            return replace(found, kind=kept.form, entries=kept.entries, kept_ids=ids)
+        return found
+
     def report(self, student: str, cache: str) -> FidelityReport:
         """The measures of everything added so far.
 
@@ -243,7 +253,7 @@ class FidelitySums:
         if self.student.ids is not None:
             notes = (*notes, self._kept_note(self.student.ids.kept))
         if self.plan.logits_view is not None:
-            distribution = self.distribution.result()
+            distribution = self._distribution()
             if distribution is None:
                 notes = (*notes, _NO_PLACE[self.plan.logits_view])
                 if not self.relations and not self.hidden:

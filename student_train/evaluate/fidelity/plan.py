@@ -22,7 +22,7 @@ from student_train.layer_map import LayerPairs, parse_mapping
 from student_train.methods.relation_heads import Widths, default_heads, taught_widths
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
-from teacher_cache.contract.targets import View
+from teacher_cache.contract.targets import LogitsSpec, View
 
 DEFAULT_MAPPING = "uniform+last"
 
@@ -57,6 +57,7 @@ class FidelityPlan:
     """Everything that one measurement compares. `notes` say what was left out and why, for the reader of the report.
 
     `exact`: the output distribution is compared with that of the teacher itself, which runs beside the student.
+    Otherwise `logits` says what the cache keeps of it.
     """
 
     rows: RowRanges
@@ -66,6 +67,7 @@ class FidelityPlan:
     logits_view: View | None
     notes: tuple[str, ...]
     exact: bool = False
+    logits: LogitsSpec | None = None
 
     @property
     def request(self) -> TargetRequest:
@@ -124,6 +126,7 @@ def plan_fidelity(
         hidden=_hidden(manifest, objective.get("hs"), student_layers, count_rows(measured_rows), notes),
         logits_view=_exact_view(manifest, has_head, notes) if exact else _logits_view(manifest, has_head, notes),
         exact=exact,
+        logits=manifest.targets.logits,
         notes=tuple(notes),
     )
 

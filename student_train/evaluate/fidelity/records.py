@@ -68,12 +68,32 @@ class HiddenFidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionFidelity:
-    """KL(teacher || student) at masked positions in nats, and how often both name the same most probable token."""
+    """KL(teacher || student) at masked positions in nats, and how often both name the same most probable token.
+
+    `kind` is what stands for the teacher's distribution: `exact` all of it, `topk` and `sample` the `entries` ids that
+    the cache keeps of it. `kept_ids`: over so many ids, where the student has not all of its teacher's. Records of
+    earlier versions say none of this.
+    """
 
     kl: float
     top1_agreement: float
     positions: int
     temperature: float
+    kind: str | None = None
+    entries: int | None = None
+    kept_ids: int | None = None
+
+    @property
+    def to_what(self) -> str | None:
+        """What the divergence is to, in words; None where the record does not say."""
+        if self.kind is None:
+            return None
+        kept = {
+            "topk": f"the {self.entries} most probable ids and the rest",
+            "sample": f"{self.entries} drawn ids",
+        }
+        over = "" if self.kept_ids is None else f", over the {self.kept_ids} ids of the student"
+        return f"{kept.get(self.kind, 'all ids')}{over}, temperature {self.temperature:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +122,11 @@ class FidelityReport:
     def hidden_mean(self) -> float | None:
         """Mean of the hidden-state errors over the layer pairs."""
         return sum(pair.nmse for pair in self.hidden) / len(self.hidden) if self.hidden else None
+
+    @property
+    def relation_mean(self) -> float | None:
+        """Mean over the layer pairs of the relations' sums."""
+        return sum(pair.total for pair in self.relations) / len(self.relations) if self.relations else None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back, with the sums and means spelled out for other readers."""

@@ -88,9 +88,10 @@ def _likeness(records: RunRecords) -> Iterator[str]:
     if (error := report.hidden_mean) is not None:
         kept = f"{1 - error:.0%}" if error < 1 else "nothing"
         yield f"Its layers hold {kept} of the variance of the teacher's hidden states, as far as a linear map finds it."
-    if report.relations:
-        total = sum(relation.total for relation in report.relations)
-        yield f"Its attention relations are {total:.3g} nats from the teacher's (queries, keys and values together)."
+    if (mean := report.relation_mean) is not None:
+        pairs = "" if len(report.relations) == 1 else f", mean over {len(report.relations)} pairs of layers"
+        what = f"queries, keys and values together{pairs}"
+        yield f"Its attention relations are {mean:.3g} nats from the teacher's ({what})."
 
 
 def _quality(records: RunRecords) -> Iterator[str]:

@@ -104,6 +104,27 @@ def test_measurements_that_are_not_alike(make_run: Any) -> None:
     assert "relation KL" not in notes
 
 
+def test_divergences_to_different_things(make_run: Any) -> None:
+    """What records of earlier versions do not say is compared with nothing."""
+    runs = [make_run(name, method=name) for name in ("mha", "hs", "od", "mlm")]
+    kinds: list[dict[str, Any]] = [
+        {"kind": "exact"}, {"kind": "sample", "entries": 24}, {"kind": "topk", "entries": 8, "kept_ids": 100}, {},
+    ]  # fmt: skip
+    distribution = make_report().distribution
+    assert distribution is not None
+    for run, kind in zip(runs, kinds, strict=True):
+        measured(run, distribution=replace(distribution, **kind))
+    for name in ("kind", "entries", "kept_ids"):
+        record = json.loads((runs[3] / "fidelity.json").read_text())
+        del record["distribution"][name]
+        write(runs[3] / "fidelity.json", record)
+    assert (
+        f"output KL is to different parts of the teacher's distribution: {runs[0]}: all ids, temperature 1; {runs[1]}: "
+        f"24 drawn ids, temperature 1; {runs[2]}: the 8 most probable ids and the rest, over the 100 ids of the "
+        "student, temperature 1" in notes_on(*runs)
+    )
+
+
 def test_fingerprints_of_the_data_count_and_those_of_the_student_do_not(make_run: Any) -> None:
     one, other = make_run("one"), make_run("other", method="hs")
     finetuned(one, "sst2", [0.5], fingerprints={"weights": "a", "config": "a", "dev": "a" * 64})

@@ -41,6 +41,7 @@ def test_the_teacher_is_its_own_best_student(store: Path, causal_teacher: Path) 
     report = measure_fidelity(causal_teacher, [str(store)], exact=True)
     assert report.distribution is not None
     assert report.distribution.kl == pytest.approx(0, abs=1e-6) and report.distribution.top1_agreement == 1
+    assert report.distribution.to_what == "all ids, temperature 1"
     assert any("to the teacher itself" in note for note in report.notes)
     with pytest.raises(StudentError, match="the cache holds no output distributions"):
         measure_fidelity(causal_teacher, [str(store)])
@@ -86,7 +87,8 @@ def test_masked_students_too(tiny_teacher: Any, tiny_corpus: Path, tmp_path: Pat
             targets="logits", logits="sample", k=8, device="cpu",
         )
     )  # fmt: skip
-    report = measure_fidelity(student, [str(out)], exact=True)
+    report, drawn = (measure_fidelity(student, [str(out)], exact=exact) for exact in (True, False))
+    assert drawn.distribution is not None and drawn.distribution.to_what == "8 drawn ids, temperature 1"
     assert measure_fidelity(student, [str(out)], exact=True, placement=LITTLE) == report
     models = [AutoModelForMaskedLM.from_pretrained(folder).double().eval() for folder in (teacher, student)]
     rows = range(report.first_row, report.last_row + 1)

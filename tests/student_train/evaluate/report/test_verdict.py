@@ -77,6 +77,14 @@ def test_an_encoder_with_everything(make_run: Any) -> None:
     assert "rows that may be among those it was trained on" in said["What it keeps"]
 
 
+def test_relations_of_several_pairs_are_a_mean(make_run: Any) -> None:
+    run, report = make_run("run"), make_report()
+    report = replace(report, relations=3 * report.relations)
+    write(run / "fidelity.json", {"evaluation": "fidelity", **report.to_json()})
+    said = dict(verdict(read_run(str(run)), []))["What it keeps"]
+    assert "relations are 2 nats from the teacher's (queries, keys and values together, mean over 3 pairs" in said
+
+
 def test_a_causal_student(make_run: Any) -> None:
     run = make_run("run")
     assert "how well it predicts text" in dict(verdict(replace(read_run(str(run)), causal=True), []))["Not known"]
