@@ -6,6 +6,7 @@ teacher has what their records tell of it. Nothing is measured.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +30,9 @@ class CausalMeasures:
     speedup: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object."""
+        """The JSON object; a perplexity beyond all numbers is null."""
         return {
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if self.perplexity is not None and math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
             "lm_eval": dict(self.lm_eval),
             "generation": {

@@ -38,6 +38,28 @@ def int8_measures(row: Row) -> Int8Measures:
     )
 
 
+def int8_output(run: RunRecords) -> str | None:
+    """What a run's int8 files give; None where it has none."""
+    return None if run.onnx is None or run.onnx.int8 is None else run.onnx.output
+
+
+def int8_timing(run: RunRecords) -> str | None:
+    """How a run's int8 file was timed on one row of text, and where."""
+    file = None if run.onnx is None else run.onnx.int8
+    timing = None if file is None else next((each for each in file.timings if each.batch_size == 1), None)
+    if run.onnx is None or timing is None:
+        return None
+    return f"{timing.seq_len} tokens, {timing.threads} CPU threads, {run.onnx.hardware}"
+
+
+def int8_rows(run: RunRecords) -> str | None:
+    """On which text a run's int8 files were compared with the model."""
+    report = run.onnx
+    if report is None or report.int8 is None or report.int8.cosine is None:
+        return None
+    return f"{report.rows} rows of {report.fingerprints.get('cache', '–')[:12]}"
+
+
 def _mean(row: Row, measure: Callable[[OnnxFile], float | None]) -> float | None:
     def of_run(run: RunRecords) -> float | None:
         file = None if run.onnx is None else run.onnx.int8

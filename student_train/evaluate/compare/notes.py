@@ -10,12 +10,15 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from student_train.evaluate.compare.int8 import int8_output, int8_rows, int8_timing
 from student_train.evaluate.compare.rows import Row, other_differences, vocabulary_in_words
 from student_train.evaluate.latency.generation_records import GenerationSetup
 from student_train.evaluate.run_records import RunRecords, TimingSetup
 from teacher_cache.wording import some
 
 _OF_THE_STUDENT = ("student", "weights", "config", "tokenizer")
+_SHOWN = 40
+"""So many letters of a value of a recipe."""
 
 
 def comparison_notes(
@@ -43,6 +46,7 @@ def comparison_notes(
             yield from _unlike_values(
                 f"{task} was fine-tuned with different {name}",
                 {path: recipe.get(name, "–") for path, recipe in recipes.items()},
+                longest=_SHOWN,
             )
 
 
@@ -117,12 +121,15 @@ def _unlike(what: str, runs: Iterable[RunRecords], answer: Callable[[RunRecords]
     yield from _unlike_values(what, {path: value for path, value in values.items() if value is not None})
 
 
-def _unlike_values(what: str, values: Mapping[str, str]) -> Iterator[str]:
+def _unlike_values(what: str, values: Mapping[str, str], longest: int | None = None) -> Iterator[str]:
+    """Values are compared whole; so many letters of each are shown, or all where the first do not tell them apart."""
     owners: dict[str, list[str]] = defaultdict(list)
     for path, value in values.items():
         owners[value].append(path)
+    if len({value[:longest] for value in owners}) < len(owners):
+        longest = None
     if len(owners) > 1:
-        yield f"{what}: " + "; ".join(f"{some(names)}: {value}" for value, names in owners.items())
+        yield f"{what}: " + "; ".join(f"{some(names)}: {value[:longest]}" for value, names in owners.items())
 
 
 def _measured_rows(run: RunRecords) -> str | None:
@@ -183,6 +190,10 @@ def _questions(run: RunRecords) -> str | None:
     return "; ".join(asked) or None
 
 
+def _harness(run: RunRecords) -> str | None:
+    return None if run.lm_eval is None else f"{run.lm_eval.harness} in {run.lm_eval.dtype}"
+
+
 def _ids(run: RunRecords) -> str | None:
     return vocabulary_in_words(run) if run.provenance else None
 
@@ -199,6 +210,10 @@ _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
     "perplexity was measured in different windows": _windows,
     "perplexities are of different tokenizers, bits per byte compare": _vocabulary,
     "lm-evaluation-harness asked different questions": _questions,
+    "lm-evaluation-harness is of different versions or ran in different numbers": _harness,
+    "int8 files give different outputs": int8_output,
+    "int8 files were timed in different ways": int8_timing,
+    "int8 files were compared with their models on different rows": int8_rows,
 }
 
 
@@ -207,7 +222,7 @@ def _recipe(run: RunRecords, task: str) -> dict[str, str]:
     record = run.tasks[task].record
     parts = {"": record.get("settings"), " examples": record.get("examples"), " data": record.get("fingerprints")}
     return {
-        f"{name}{kind}": json.dumps(value).strip('"')[:40]
+        f"{name}{kind}": json.dumps(value).strip('"')
         for kind, part in parts.items()
         if isinstance(part, Mapping)
         for name, value in part.items()

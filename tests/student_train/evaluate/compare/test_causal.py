@@ -48,6 +48,15 @@ def test_measures_of_each_row(make_run: Any) -> None:
     assert "32 tokens after a prompt of 128" in markdown(found)
 
 
+def test_a_perplexity_beyond_all_numbers(make_run: Any) -> None:
+    run = make_run("a", method="od")
+    read_text(run, 600.0)
+    found = compare(run)
+    (row,) = json.loads(json.dumps(found.to_json(), allow_nan=False))["rows"]
+    assert row["perplexity"] is None and row["bits_per_byte"] == pytest.approx(600)
+    assert "| inf |" in markdown(found)
+
+
 def test_a_teacher_has_what_was_measured_beside_its_students(make_run: Any, tmp_path: Path) -> None:
     teacher = make_causal(tmp_path / "teacher", "llama")
     weights = weights_fingerprint(teacher)
@@ -66,7 +75,7 @@ def test_what_is_missing_and_what_is_not_alike(make_run: Any, tmp_path: Path) ->
     runs = [make_run("a"), make_run("b", method="od")]
     read_text(runs[0], 2.0)
     read_text(runs[1], 2.0, seq_len=128, fingerprints={"teacher": "t", "text": "other text", "vocabulary": "w"})
-    harnessed(runs[0], {"animals": 0.5})
+    harnessed(runs[0], {"animals": 0.5}, dtype="bfloat16", harness="0.3.0")
     harnessed(runs[1], {"animals": 0.5}, results=harnessed(runs[1], {"animals": 0.5, "plants": 0.1}).results)
     notes = "\n".join(compare(*runs, bare).notes)
     assert f"no perplexity of {bare}: run `kdeval perplexity --student RUN --text FILE`" in notes
@@ -76,6 +85,7 @@ def test_what_is_missing_and_what_is_not_alike(make_run: Any, tmp_path: Path) ->
     assert "perplexity was measured in different windows" in notes
     assert "perplexities are of different tokenizers, bits per byte compare" in notes
     assert "lm-evaluation-harness asked different questions" in notes
+    assert f"or ran in different numbers: {runs[0]}: 0.3.0 in bfloat16; {runs[1]}: 0.4.13 in float32" in notes
     assert "kdeval finetune" not in notes and "no latency" in notes
 
 

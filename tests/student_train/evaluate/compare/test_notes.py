@@ -132,3 +132,12 @@ def test_fingerprints_of_the_data_count_and_those_of_the_student_do_not(make_run
     text = "\n".join(notes_on(one, other))
     assert "sst2 was fine-tuned with different dev data" in text
     assert "weights data" not in text and "config data" not in text and json.dumps("a" * 41) not in text
+
+
+def test_long_values_are_compared_whole(make_run: Any) -> None:
+    runs = [make_run("one"), make_run("other", method="hs")]
+    for run, rate in zip(runs, (1e-5, 3e-5), strict=True):
+        rates = [1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, rate]
+        finetuned(run, "sst2", [0.5], settings={"learning_rates": rates})
+    (said,) = [note for note in notes_on(*runs) if "different learning_rates" in note]
+    assert said.endswith("0.0006, 3e-05]")
