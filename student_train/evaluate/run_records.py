@@ -27,6 +27,7 @@ from student_train.evaluate.latency.generation_records import (
 from student_train.evaluate.lm_eval.records import LmEvalReport
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.onnx.records import OnnxReport
+from student_train.evaluate.origins import SavedModel, read_provenance, read_saved
 from student_train.evaluate.perplexity.records import PerplexityReport
 from student_train.evaluate.schemas import (
     EvaluationSchema,
@@ -36,12 +37,9 @@ from student_train.evaluate.schemas import (
     foreign,
     read_object,
 )
-from student_train.recorded_settings import as_today, check_recorded
 from student_train.run_files import PROVENANCE
-from student_train.run_schemas import ProvenanceSchema
 from student_train.students.pretrained import load_config
 from teacher_cache.errors import StudentError
-from teacher_cache.fields import check_fields
 from teacher_cache.models.families import pooler_option
 
 _WEIGHTS_KEYS = ("student", "weights")
@@ -52,12 +50,13 @@ _SINGLE = ("fidelity", "perplexity", "lm-eval", "latency", "onnx")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """A finetune-TASK.json: one score per fine-tuning seed, and the whole record."""
+    """A finetune-TASK.json: one score per fine-tuning seed, what is to be known of them, and the whole record."""
 
     task: str
     metric: str
     scores: Mapping[int, float]
     record: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -117,7 +116,8 @@ class ModelShape:
 class RunRecords:
     """One directory. `path` is how the user called it; `stale` names records of other weights, which do not count.
 
-    `commands` are those that trained and measured it, as they were typed. `causal` says that it predicts next tokens.
+    `commands` are those that trained and measured it, as they were typed. `causal` says that it predicts next tokens,
+    `saved` what it was fine-tuned for, where `kdeval finetune --save` made it.
     """
 
     path: str
@@ -134,6 +134,18 @@ class RunRecords:
     lm_eval: LmEvalReport | None = None
     onnx: OnnxReport | None = None
     causal: bool = False
+    saved: SavedModel | None = None
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """The provenance of the model, or of the student that was fine-tuned; empty where kdtrain trained neither."""
+        return self.provenance or ({} if self.saved is None else self.saved.base)
+
+    @property
+    def origin_settings(self) -> Mapping[str, Any]:
+        """The flags of `kdtrain` that made the model, or the student that was fine-tuned."""
+        settings: Mapping[str, Any] = self.origin.get("settings", {})
+        return settings
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -166,7 +178,8 @@ def read_run(path: str) -> RunRecords:
                 stale.append(file.name)
                 del found[file.name]
     tasks = _read_tasks(folder, {name: record for name, record in found.items() if name.startswith(_FINETUNE)})
-    provenance = _read_provenance(folder / PROVENANCE)
+    provenance, saved = read_provenance(folder / PROVENANCE), read_saved(folder)
+    commands = [each.get("command") for each in (provenance, *found.values())]
     with_config = (folder / "config.json").exists()
     perplexity = _read_report(PerplexityReport, folder / "perplexity.json", found)
     lm_eval = _read_report(LmEvalReport, folder / "lm-eval.json", found)
@@ -180,15 +193,14 @@ def read_run(path: str) -> RunRecords:
         tasks=tasks,
         latency=_read_latency(folder / "latency.json", found.get("latency.json")),
         stale=tuple(stale),
-        commands=tuple(
-            each["command"] for each in (provenance, *found.values()) if isinstance(each.get("command"), str)
-        ),
+        commands=(*(saved.commands if saved else ()), *(each for each in commands if isinstance(each, str))),
         perplexity=perplexity,
         lm_eval=lm_eval,
         onnx=_read_report(OnnxReport, folder / "onnx.json", found),
         causal=is_causal(folder) if with_config else perplexity is not None or lm_eval is not None,
+        saved=saved,
     )
-    if not found and not stale and run.shape is None and not run.provenance:
+    if not found and not stale and run.shape is None and not run.provenance and saved is None:
         raise StudentError(
             f"{path!r} holds neither a model nor a record of one: nothing can be read; give a directory that kdtrain "
             "wrote (its --out) or a model that kdeval measured"
@@ -236,7 +248,9 @@ def _read_tasks(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[
         if (other := files.setdefault(fields.task, name)) != name:
             raise foreign(folder / name, f"'task' is {fields.task!r}, which {other!r} is already about")
         scores = dict(zip(fields.seeds, fields.scores, strict=True))
-        found[fields.task] = TaskScores(task=fields.task, metric=fields.metric, scores=scores, record=record)
+        found[fields.task] = TaskScores(
+            task=fields.task, metric=fields.metric, scores=scores, record=record, notes=tuple(fields.notes)
+        )
     return found
 
 
@@ -263,23 +277,6 @@ def _read_latency(path: Path, record: Mapping[str, Any] | None) -> LatencyRecord
         record=record,
         generation=generation,
     )
-
-
-def _read_provenance(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
-        return {}
-    record = read_object(path)
-    if isinstance(record.get("settings"), dict):
-        record = {**record, "settings": as_today(record["settings"])}
-    try:
-        check_fields(ProvenanceSchema, record)
-        check_recorded(record)
-    except ValueError as error:
-        raise StudentError(
-            f"{str(path)!r} is no record of kdtrain: {error}; restore the file, or delete it to take the model as one "
-            "from elsewhere"
-        ) from error
-    return record
 
 
 def _read_shape(folder: Path) -> ModelShape:

@@ -115,6 +115,7 @@ class FinetuneSchema(EvaluationSchema):
     task: Text
     metric: Text
     settings: dict[Text, Any] = Field(default_factory=dict)
+    notes: list[Text] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_seeds(self) -> Self:
@@ -146,6 +147,7 @@ class SavedSchema(OpenFields):
     settings: dict[Text, Any]
     fingerprints: Fingerprints
     command: Text | None = None
+    notes: list[Text] = Field(default_factory=list)
 
 
 class ResultSchema(OpenFields):

@@ -77,6 +77,7 @@ class ComparedRow:
                 "hidden_nmse": self.hidden_nmse,
                 "output_kl": self.output_kl,
             },
+            "fine_tuned": None if row.saved is None else row.saved.to_json(),
             "scores": {task: asdict(each) for task, each in self.scores.items()},
             "scores_by_run": {task: by_run for task in self.scores if (by_run := self._by_run(task))},
             "differences": {task: found.to_json() for task, found in self.differences.items()},

@@ -37,6 +37,8 @@ def comparison_notes(
     runs = [run for row in rows for run in row.runs]
     yield from _missing(rows, tasks, setup, timed)
     yield from _missing_of_causal(rows, read)
+    yield from _fine_tuned(runs)
+    yield from _caveats(runs)
     yield from _training(rows)
     for what, answer in _LIKENESSES.items():
         yield from _unlike(what, runs, answer)
@@ -61,16 +63,16 @@ def _missing(
     for name in sorted(stale):
         owners = [run.path for run in runs if name in run.stale]
         yield f"{name} of {some(owners)} is of other weights than those that lie there now and was left out"
-    unknown = [run.path for run in runs if not run.provenance]
+    unknown = [run.path for run in runs if not run.provenance and run.saved is None]
     if unknown:
         yield f"no provenance.json in {some(unknown)}: not trained by kdtrain, so method, mapping and init are unknown"
     without = [run.path for run in runs if run.fidelity is None and run.provenance]
     if without:
         yield f"no fidelity of {some(without)}: run `kdeval fidelity --student RUN --cache CACHE`"
-    if not tasks and not all(run.causal for run in runs):
+    if not tasks and not all(run.causal or run.saved is not None for run in runs):
         yield "no scores of any run: run `kdeval finetune --student RUN --task TASK`"
     for task in tasks:
-        without = [run.path for run in runs if task not in run.tasks]
+        without = [run.path for run in runs if task not in run.tasks and run.saved is None]
         if without:
             yield f"no {task} of {some(without)}: run `kdeval finetune --student RUN --task {task}`"
     without = [run.path for row in rows for run in row.runs if row.name not in timed]
@@ -89,6 +91,37 @@ def _missing_of_causal(rows: Sequence[Row], read: Sequence[str]) -> Iterator[str
         without = [run.path for run in runs if run.causal and name not in _lm_eval_tasks(run)]
         if without:
             yield f"no {name} of {some(without)}: run `kdeval lm-eval --student RUN --tasks {','.join(names)}`"
+
+
+def _fine_tuned(runs: Sequence[RunRecords]) -> Iterator[str]:
+    for run in runs:
+        if run.saved is not None:
+            yield f"{run.path} was itself fine-tuned on {run.saved}, which is no mean over seeds"
+
+
+def _caveats(runs: Sequence[RunRecords]) -> Iterator[str]:
+    """What records say of their own figures, once for all that say the same."""
+    owners: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for run in runs:
+        for said in _notes_of(run):
+            owners[said].append(run.path)
+    for (what, note), names in owners.items():
+        yield f"{what} of {some(names)}: {note}"
+
+
+def _notes_of(run: RunRecords) -> Iterator[tuple[str, str]]:
+    """What each is about, and the note."""
+    reports = {
+        "fidelity": run.fidelity,
+        "perplexity": run.perplexity,
+        "lm-evaluation-harness": run.lm_eval,
+        "ONNX files": run.onnx,
+        "fine-tuning": run.saved,
+        **run.tasks,
+    }
+    for what, report in reports.items():
+        if report is not None:
+            yield from ((what, note) for note in report.notes)
 
 
 def _lm_eval_tasks(run: RunRecords) -> list[str]:
@@ -208,7 +241,7 @@ _LIKENESSES: Mapping[str, Callable[[RunRecords], str | None]] = {
     "speed-ups are over different teachers": _timed_teacher,
     "perplexity was measured on different text": _text,
     "perplexity was measured in different windows": _windows,
-    "perplexities are of different tokenizers, bits per byte compare": _vocabulary,
+    "perplexities are of different tokenizers, bits per byte compare where no note says otherwise": _vocabulary,
     "lm-evaluation-harness asked different questions": _questions,
     "lm-evaluation-harness is of different versions or ran in different numbers": _harness,
     "int8 files give different outputs": int8_output,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from student_train.evaluate.compare.significance import Scores
+from student_train.evaluate.origins import SavedModel
 from student_train.evaluate.run_records import ModelShape, RunRecords, Timing, TimingSetup
 from student_train.recorded_settings import FLAGS, recorded_identity
 from teacher_cache.errors import SettingsError, StudentError
@@ -55,8 +56,8 @@ class Row:
 
     @property
     def method(self) -> str | None:
-        """`mha+hs (1,0.1)`; None for what kdtrain did not train."""
-        settings = self.runs[0].settings
+        """`mha+hs (1,0.1)`, also of the student that was fine-tuned; None for what kdtrain did not train."""
+        settings = self.runs[0].origin_settings
         if "method" not in settings:
             return None
         return f"{settings['method']} ({settings['weights']})" if settings.get("weights") else str(settings["method"])
@@ -64,12 +65,21 @@ class Row:
     @property
     def mapping(self) -> str | None:
         """Of the hidden states, where the method has them."""
-        return self.runs[0].settings.get("mapping") if "hs" in (self.method or "").split(" ")[0].split("+") else None
+        return (
+            self.runs[0].origin_settings.get("mapping")
+            if "hs" in (self.method or "").split(" ")[0].split("+")
+            else None
+        )
+
+    @property
+    def saved(self) -> SavedModel | None:
+        """What the model itself was fine-tuned for."""
+        return self.runs[0].saved
 
     @property
     def init(self) -> str | None:
         """Where the first weights came from."""
-        return self.runs[0].settings.get("init")
+        return self.runs[0].origin_settings.get("init")
 
     def scores(self, task: str) -> Scores:
         """Of the runs that have them."""

@@ -74,7 +74,7 @@ def _overview(comparison: Comparison) -> Grid:
     words = ("method", "mapping", "init")
     columns = ["run", *words, "shape", "params", "relation KL", "hidden NMSE", "output KL"]
     harness = _harness_columns(comparison)
-    columns += ["bits/byte", "perplexity", *harness, *comparison.columns, "ms", "speed-up"]
+    columns += ["bits/byte", "perplexity", *harness, *comparison.columns, "fine-tuned", "ms", "speed-up"]
     columns += ["first ms", "tokens/s", "speed-up", "int8 MB", "int8 ms", "int8 cosine"]
     lines = [_overview_line(row, comparison) for row in comparison.rows]
     kept = [place for place in range(len(columns)) if place == 0 or any(line[place] != LACKING for line in lines)]
@@ -101,6 +101,7 @@ def _overview_line(row: ComparedRow, comparison: Comparison) -> list[str]:
         LACKING if row.causal.perplexity is None else format_perplexity(row.causal.perplexity),
         *(_number(row.causal.lm_eval.get(name)) for name in _harness_columns(comparison)),
         *(_score(row.scores.get(task)) for task in comparison.columns),
+        _saved_score(row),
         LACKING if row.latency_ms is None else f"{row.latency_ms:.3g}{'' if row.timed_as is None else ' ‡'}",
         LACKING if row.speedup is None else f"{row.speedup:.2f}×",
         LACKING if row.causal.first_token_ms is None else f"{row.causal.first_token_ms:.3g}",
@@ -120,6 +121,11 @@ def _number(value: float | None) -> str:
     return LACKING if value is None else f"{value:.3f}"
 
 
+def _saved_score(row: ComparedRow) -> str:
+    saved = row.row.saved
+    return LACKING if saved is None or saved.score is None else f"{saved.task} {100 * saved.score:.2f}"
+
+
 def _score(summary: Summary | None) -> str:
     if summary is None:
         return LACKING
@@ -135,6 +141,8 @@ def _overview_caption(comparison: Comparison) -> str:
             f"Scores × 100 ({metrics}): mean ± standard deviation over the trainings of a row, or where there is one, "
             "over its fine-tuning seeds."
         )
+    if any(row.row.saved is not None for row in comparison.rows):
+        parts.append("Fine-tuned: score × 100 of these very weights on the task that they were fine-tuned for.")
     if comparison.setup is not None:
         parts.append(f"Milliseconds: median of {comparison.setup}.")
     if any(row.timed_as is not None for row in comparison.rows):

@@ -14,6 +14,7 @@ from typing import Any
 
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import facts, heading_one, page, paragraph, said, section
+from student_train.evaluate.report.provenance import provenance
 from student_train.evaluate.report.reproduce import reproduce
 from student_train.evaluate.report.verdict import verdict
 from student_train.evaluate.run_records import RunRecords, read_run
@@ -42,11 +43,15 @@ def make_report(run: str, caches: Sequence[str] = ()) -> str:
         "relations": ("Attention relations of a sentence", sections.relations(records, caches)),
         **({"perplexity": ("Text", sections.perplexity(records))} if _causal(records) else {}),
         **({"harness": ("lm-evaluation-harness", sections.lm_eval(records))} if _causal(records) else {}),
-        **({"tasks": ("Tasks", sections.tasks(records))} if records.tasks or not _causal(records) else {}),
+        **(
+            {"tasks": ("Tasks", sections.tasks(records))}
+            if records.tasks or records.saved or not _causal(records)
+            else {}
+        ),
         "latency": ("Latency", sections.latency(records)),
         # where none was ever made, nobody misses it
         **({"onnx": ("ONNX files", sections.onnx(records))} if records.onnx or "onnx.json" in records.stale else {}),
-        "provenance": ("Where it comes from", sections.provenance(records)),
+        "provenance": ("Where it comes from", provenance(records)),
         "reproduce": ("Make it again", reproduce(records)),
     }
     name = records.folder.resolve().name
@@ -66,16 +71,17 @@ def _causal(records: RunRecords) -> bool:
 
 
 def _subtitle(records: RunRecords) -> str:
-    teacher = records.provenance.get("cache", {}).get("teacher", {}).get("name")
-    description = records.provenance.get("student", {}).get("description")
+    teacher = records.origin.get("cache", {}).get("teacher", {}).get("name")
+    description = records.origin.get("student", {}).get("description")
     family = "" if records.shape is None else records.shape.family
     taught = f"Student of {teacher}. " if teacher else ""
-    return f"{taught}{description or family}".strip() or records.path
+    tuned = "" if records.saved is None else f", fine-tuned on {records.saved.task}"
+    return f"{taught}{description or family}{tuned}".strip() or records.path
 
 
 def _settings(records: RunRecords, metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The tiles: what was asked for, as far as it is known."""
-    settings, found = records.settings, list[tuple[str, str]]()
+    settings, found = records.origin_settings, list[tuple[str, str]]()
     if records.shape is not None:
         found += [("shape", str(records.shape)), ("parameters", f"{records.shape.parameters / 1e6:.2f}M")]
     for name in ("method", "weights", "mapping", "init", "lr", "batch_size"):
@@ -87,7 +93,7 @@ def _settings(records: RunRecords, metrics: Sequence[Mapping[str, Any]]) -> list
         found += [("steps", f"{steps[-1]['step']:,}"), ("tokens", _count(steps[-1]["tokens"]))]
         if "memory" in steps[-1]:
             found.append(("memory, most", format_bytes(steps[-1]["memory"])))
-    if rows := records.provenance.get("cache", {}).get("rows"):
+    if rows := records.origin.get("cache", {}).get("rows"):
         found.append(("rows cached", f"{rows:,}"))
     return found
 

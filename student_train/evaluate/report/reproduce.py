@@ -18,17 +18,17 @@ def reproduce(records: RunRecords) -> list[Html]:
     """The commands that made the run."""
     if not records.commands:
         return [paragraph("No record names a command.", "note")]
-    cache = records.provenance.get("cache", {})
+    cache = records.origin.get("cache", {})
     stores = [each["command"] for each in cache.get("stores") or [cache] if each.get("command")]
     commands = [part for command in stores for part in _of_store(command)] + list(records.commands)
-    revision = records.provenance.get("git_revision")
+    revision = records.origin.get("git_revision")
     where = f"At revision {revision}, in" if revision else "In"
     parts = [
         paragraph(f"{where} the directory that the commands were typed in:"),
         code_block("\n".join(map(_quoted, dict.fromkeys(commands)))),
     ]
     if cache and not stores:
-        shown = shlex.join(["kdcache", "info", *records.settings.get("cache", ())])
+        shown = shlex.join(["kdcache", "info", *records.origin_settings.get("cache", ())])
         parts.append(paragraph(f"The command that built the store is in what `{shown}` prints.", "note"))
     return parts
 

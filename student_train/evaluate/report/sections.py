@@ -16,6 +16,7 @@ from student_train.evaluate.latency.generation_records import name_place
 from student_train.evaluate.lm_eval.records import COLUMNS as HARNESS_COLUMNS
 from student_train.evaluate.lm_eval.records import result_lines
 from student_train.evaluate.onnx.records import onnx_caption, onnx_columns
+from student_train.evaluate.origins import SavedModel
 from student_train.evaluate.perplexity.records import COLUMNS as PERPLEXITY_COLUMNS
 from student_train.evaluate.perplexity.records import text_cells
 from student_train.evaluate.report.html import Html, heading, missing, paragraph, picture, table
@@ -24,7 +25,6 @@ from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskSc
 from teacher_cache.errors import StudentError, TargetsError, TeacherError
 
 LACKING = "–"
-_NOT_SETTINGS = ("json", "dry_run")
 
 
 def training(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
@@ -57,8 +57,8 @@ def fidelity(records: RunRecords) -> list[Html]:
     report = records.fidelity
     if report is None:
         reason = _reason(records, "fidelity.json", "How close the student comes to its teacher was not measured.")
-        cache = records.settings.get("cache") or ["CACHE"]
-        return [missing(reason, shlex.join(["kdeval", "fidelity", "--student", records.path, "--cache", *cache]))]
+        command = ["kdeval", "fidelity", "--student", records.path, "--cache", *_stores(records)]
+        return [missing(reason, shlex.join(command))]
     rows = report.rows if report.rows is not None else report.last_row - report.first_row + 1
     kind = "held-out rows" if report.held_out else "rows, not known to be held out,"
     parts = [paragraph(f"On {rows:,} {kind} of {report.cache}, {report.tokens:,} tokens. Layers: student → teacher.")]
@@ -75,9 +75,11 @@ def relations(records: RunRecords, caches: Sequence[str]) -> list[Html]:
 
     wanted = ["kdeval", "report", records.path, "--cache"]
     if not caches:
-        cache = records.settings.get("cache") or ["CACHE"]
         return [
-            missing("The teacher's relations are in its cache, which was not given.", shlex.join([*wanted, *cache]))
+            missing(
+                "The teacher's relations are in its cache, which was not given.",
+                shlex.join([*wanted, *_stores(records)]),
+            )
         ]
     try:
         maps = relation_maps(records.folder, caches)
@@ -99,14 +101,28 @@ def relations(records: RunRecords, caches: Sequence[str]) -> list[Html]:
 
 
 def tasks(records: RunRecords) -> list[Html]:
-    """One table per task: sets of examples by seed."""
+    """One table per task: sets of examples by seed. First the task that the model itself was fine-tuned for."""
     command = shlex.join(["kdeval", "finetune", "--student", records.path, "--task", "sst2"])
-    parts = [part for scores in records.tasks.values() for part in _task(scores)]
+    parts = [] if records.saved is None else _saved(records.saved)
+    parts += [part for scores in records.tasks.values() for part in _task(scores)]
     old = [name for name in records.stale if name.startswith("finetune-")]
     if old or not parts:
         reason = _reason(records, ", ".join(old) or "?", "The student was fine-tuned on no task.")
         parts.append(missing(reason, command))
     return parts
+
+
+def _saved(found: SavedModel) -> list[Html]:
+    lines = [
+        [name, f"{found.examples[name]:,}" if name in found.examples else LACKING, f"{100 * score:.2f}"]
+        for name, score in found.scores.items()
+    ]
+    return [
+        heading(f"{found.task}, of these very weights"),
+        table([f"{found.metric} × 100", "examples", "score"], lines),
+        paragraph(f"Fine-tuned with seed {found.seed}, learning rate {found.learning_rate:g}.", "note"),
+        *(paragraph(note, "note") for note in found.notes),
+    ]
 
 
 def _task(found: TaskScores) -> list[Html]:
@@ -120,7 +136,8 @@ def _task(found: TaskScores) -> list[Html]:
     how = ". ".join(
         part for part in (sizes and f"Examples: {sizes}", rates and f"Learning rate by seed: {rates}") if part
     )
-    return [heading(found.task), table(columns, lines), *([paragraph(f"{how}.", "note")] if how else [])]
+    notes = [*([f"{how}."] if how else []), *found.notes]
+    return [heading(found.task), table(columns, lines), *(paragraph(note, "note") for note in notes)]
 
 
 def perplexity(records: RunRecords) -> list[Html]:
@@ -154,8 +171,12 @@ def lm_eval(records: RunRecords) -> list[Html]:
     ]
 
 
+def _stores(records: RunRecords) -> list[str]:
+    return records.origin_settings.get("cache") or ["CACHE"]
+
+
 def _teacher_name(records: RunRecords) -> str:
-    return records.provenance.get("cache", {}).get("teacher", {}).get("name") or "TEACHER"
+    return records.origin.get("cache", {}).get("teacher", {}).get("name") or "TEACHER"
 
 
 def latency(records: RunRecords) -> list[Html]:
@@ -184,9 +205,8 @@ def onnx(records: RunRecords) -> list[Html]:
     """Every ONNX file that was exported, beside the model itself."""
     if records.onnx is None:
         reason = _reason(records, "onnx.json", "No ONNX files of the student were made.")
-        cache = records.settings.get("cache") or ["CACHE"]
-        command = ["kdeval", "export", "--student", records.path, "--out", "FOLDER", "--onnx", "--int8", "both"]
-        return [missing(reason, shlex.join([*command, "--cache", *cache]))]
+        command = ["kdeval", "export", records.path, "--out", "FOLDER", "--onnx", "--int8", "both"]
+        return [missing(reason, shlex.join([*command, "--cache", *_stores(records)]))]
     columns = onnx_columns(records.onnx)
     return [
         table([*columns], [*map(list, zip(*columns.values(), strict=True))]),
@@ -239,37 +259,6 @@ def _times(ratio: float | None) -> str:
     return LACKING if ratio is None else f"{ratio:.2f}×"
 
 
-def provenance(records: RunRecords) -> list[Html]:
-    """The cache, the versions and every setting."""
-    found = records.provenance
-    if not found:
-        return [missing("There is no provenance.json: this model was not trained by kdtrain.", "kdtrain --help")]
-    cache, held_out = found["cache"], found.get("held_out_rows", {})
-    teacher = cache.get("teacher", {})
-    lines = [
-        ("trained", found.get("created")),
-        ("teacher", teacher.get("name")),
-        # an import knows none, and has another hash in their place
-        ("its weights", None if "imported" in cache else teacher.get("weights_sha256")),
-        ("cache", cache.get("path")),
-        ("its contents", cache.get("identity_sha256")),
-        ("rows", f"{cache.get('rows', 0):,}, of which {held_out.get('count', 0):,} were held out"),
-        ("student", found.get("student", {}).get("description")),
-        ("its weights", records.weights),
-        ("code", found.get("git_revision")),
-        ("software", ", ".join(f"{name} {version}" for name, version in found.get("software", {}).items())),
-    ]
-    settings = [(_flag(name), _setting(value)) for name, value in records.settings.items() if name not in _NOT_SETTINGS]
-    objective = [(name, _method_in_words(entry)) for name, entry in found.get("objective", {}).items()]
-    return [
-        table(["", ""], [[name, str(value)] for name, value in lines if value], words=2),
-        heading("Objective"),
-        table(["method", "what it compares"], objective, words=2),
-        heading("Settings"),
-        table(["flag", "value"], settings, words=2),
-    ]
-
-
 def _reason(records: RunRecords, name: str, otherwise: str) -> str:
     """Why a record is missing: it is of other weights, or there is none."""
     if any(each in records.stale for each in name.split(", ")):
@@ -287,25 +276,3 @@ def _milliseconds(value: Any) -> str:
 
 def _label(name: str) -> str:
     return name.removeprefix("valid_").replace("_", " ")
-
-
-def _method_in_words(description: object) -> str:
-    """What a method compares: `relation heads 24, pairs 3 → 5, view plain`."""
-    if isinstance(description, Mapping):
-        return "; ".join(
-            f"{str(name).replace('_', ' ')}: {_method_in_words(value)}" for name, value in description.items()
-        )
-    if isinstance(description, list):
-        pairs = all(isinstance(entry, list) for entry in description)
-        return ", ".join(" → ".join(map(str, entry)) if pairs else str(entry) for entry in description)
-    return str(description)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return LACKING
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

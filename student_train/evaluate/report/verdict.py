@@ -107,6 +107,9 @@ def _quality(records: RunRecords) -> Iterator[str]:
                 f"It takes {own:.3f} bits to predict a byte of text, the teacher {theirs:.3f}: "
                 f"{abs(more):.1%} {'more' if more >= 0 else 'less'}."
             )
+    if (saved := records.saved) is not None and saved.score is not None:
+        figures = [f"{100 * score:.1f} on {name}" for name, score in saved.scores.items()]
+        yield f"These very weights, fine-tuned on {saved.task}, score {_listed(figures)} ({saved.metric} × 100)."
     scores = [
         f"{100 * sum(found.scores.values()) / len(found.scores):.1f} on {task} ({found.metric} × 100)"
         for task, found in records.tasks.items()
@@ -142,7 +145,7 @@ def _unknown(records: RunRecords, metrics: Sequence[Mapping[str, Any]]) -> list[
         lacking.append("how close it comes to its teacher")
     if records.causal and records.perplexity is None:
         lacking.append("how well it predicts text")
-    if not records.tasks and records.lm_eval is None:
+    if not records.tasks and records.lm_eval is None and records.saved is None:
         lacking.append("how it does on a task")
     if records.latency is None:
         lacking.append("how fast it is")

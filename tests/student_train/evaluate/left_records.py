@@ -24,6 +24,18 @@ def finetuned(run: Path, task: str, scores: list[float], **changes: Any) -> None
     write(run / f"finetune-{task}.json", {**record, **changes})
 
 
+def saved(run: Path, score: float, **changes: Any) -> None:
+    """A finetuned.json: sst2 with seed 3, scored on a dev set."""
+    record = {
+        "student": "student", "task": "sst2", "kind": "classification", "metric": "accuracy", "columns": [["sentence"]],
+        "label_column": ["label"], "labels": ["0", "1"], "own": False, "seed": 3, "learning_rate": 3e-5,
+        "measures": {"dev": {"accuracy": score}}, "examples": {"train": 1000, "dev": 50}, "sources": {},
+        "settings": {"epochs": 3}, "fingerprints": {"weights": "w"}, "base": None,
+        "command": "kdeval finetune --save it",
+    }  # fmt: skip
+    write(run / "finetuned.json", {**record, **changes})
+
+
 def timed(run: Path, milliseconds: float, **changes: Any) -> None:
     setup = {"backend": "pytorch", "device": "cpu", "dtype": "float32", "threads": 1, "seq_len": 128}
     times = {

@@ -11,7 +11,7 @@ from typing import Any
 from student_train.evaluate.compare.notes import comparison_notes
 from student_train.evaluate.compare.rows import make_rows
 from student_train.evaluate.run_records import TimingSetup, read_run
-from tests.student_train.evaluate.left_records import finetuned, timed, write
+from tests.student_train.evaluate.left_records import finetuned, harnessed, read_text, saved, timed, write
 from tests.student_train.evaluate.reports import make_report
 
 SETUP = TimingSetup(backend="pytorch", device="cpu", dtype="float32", threads=1, batch_size=1, seq_len=128)
@@ -75,6 +75,36 @@ def test_a_student_that_was_trimmed(make_run: Any) -> None:
         f"students have different ids of their teacher's: {whole}: all; {trimmed}: 100 of 200 (kdeval trim --coverage "
         f"0.99), {'x' * 12}" in notes_on(whole, trimmed)
     )
+
+
+def test_what_records_say_of_their_own_figures(make_run: Any) -> None:
+    """Once for all that say the same."""
+    one, other = make_run("one"), make_run("other", method="hs")
+    for run in (one, other):
+        measured(run, notes=("no hidden NMSE",))
+    read_text(one, 2.0, notes=("31% of the tokens are unknown: bits a byte are too low",))
+    harnessed(other, {}, notes=("on the first 2 questions",))
+    finetuned(other, "sst2", [0.5], notes=["nothing was learned"])
+    notes = notes_on(one, other)
+    for said in (
+        f"fidelity of {one}, {other}: no hidden NMSE",
+        f"perplexity of {one}: 31% of the tokens are unknown: bits a byte are too low",
+        f"lm-evaluation-harness of {other}: on the first 2 questions",
+        f"sst2 of {other}: nothing was learned",
+    ):
+        assert said in notes
+
+
+def test_a_fine_tuned_model_has_its_own_score(make_run: Any, tmp_path: Path) -> None:
+    student, model = make_run("student", scores=[0.5]), tmp_path / "model"
+    model.mkdir()
+    saved(model, 0.9, base=json.loads((student / "provenance.json").read_text()), notes=["a note"])
+    notes = notes_on(student, model)
+    assert f"{model} was itself fine-tuned on sst2, seed 3" in "\n".join(notes)
+    assert f"fine-tuning of {model}: a note" in notes
+    assert not any(note.startswith(("no sst2", "no provenance", "no scores")) for note in notes)
+    rows = make_rows([read_run(str(run)) for run in (student, model)])
+    assert [(row.method, row.init) for row in rows] == [("mha", "auto"), ("mha", "auto")]
 
 
 def test_the_same_weights_twice(tiny_teacher_copy: Any, tmp_path: Path) -> None:

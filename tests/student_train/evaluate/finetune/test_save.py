@@ -16,6 +16,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cli.kdeval import main
+from student_train.evaluate.compare.compare import compare_runs
+from student_train.evaluate.compare.table import markdown
+from student_train.evaluate.origins import read_saved
+from student_train.evaluate.report.report import make_report
+from tests.student_train.evaluate.report.pages import Page
 
 TRAINED = "--seeds 2 --lr 1e-3 --epochs 1 --batch-size 8 --max-length 16 --device cpu".split()
 OWN = ["--columns", "one,other", "--label-column", "alike", "--metric", "f1"]
@@ -74,6 +79,26 @@ def test_what_is_kept_is_what_was_measured(saved: Saved) -> None:
         predicted = model(**inputs).logits.argmax(1).tolist()
     right = sum(model.config.id2label[number] == row[2] for number, row in zip(predicted, rows, strict=True))
     assert right / len(rows) == pytest.approx(saved.record["measures"]["dev"]["accuracy"])
+
+
+def test_its_record_says_how_it_was_chosen_and_what_to_know_of_its_scores(saved: Saved) -> None:
+    assert "it is the best on dev of 2 seeds: its score there is a little high" in saved.record["notes"]
+    assert saved.record["notes"] == list(read_saved(saved.folder).notes)
+
+
+def test_report_and_comparison_know_it(saved: Saved) -> None:
+    score = f"{100 * saved.record['measures']['dev']['f1']:.2f}"
+    page = Page(make_report(str(saved.folder))).text
+    assert "fine-tuned on no task" not in page["tasks"] and f"dev24{score}" in page["tasks"]
+    assert "the best on dev of 2 seeds" in page["tasks"]
+    assert "These very weights, fine-tuned on pairs, score" in page[""] and "how it does on a task" not in page[""]
+    assert "kdtrain did not train it" in page["provenance"] and "kdeval finetune" in page["reproduce"]
+    found = compare_runs([str(saved.folder)])
+    assert found.to_json()["rows"][0]["fine_tuned"]["scores"] == {"dev": saved.record["measures"]["dev"]["f1"]}
+    assert f"| pairs {score} |" in markdown(found)
+    notes = "\n".join(found.notes)
+    assert "was itself fine-tuned on pairs" in notes and "the best on dev of 2 seeds" in notes
+    assert "no scores of any run" not in notes and "not trained by kdtrain" not in notes
 
 
 def test_a_result_from_before_is_trained_again(saved: Saved, tmp_path: Path) -> None:

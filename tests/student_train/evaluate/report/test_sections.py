@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import html
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 import pytest
 
+from cli.kdeval import COMMANDS
 from cli.options import parse
-from student_train.evaluate.export.settings import ExportSettings
 from student_train.evaluate.onnx.records import OnnxFile, OnnxReport, OnnxTiming
 from student_train.evaluate.report import sections
 from student_train.evaluate.report.html import Html, page, section
 from student_train.evaluate.report.report import make_report as make_page
 from student_train.evaluate.report.reproduce import reproduce
 from student_train.evaluate.run_records import RunRecords, read_run
+from tests.student_train.evaluate.causal_models import make_causal
 from tests.student_train.evaluate.left_records import answered, finetuned, harnessed, read_text, timed, write
 from tests.student_train.evaluate.report.pages import Page
 from tests.student_train.evaluate.reports import make_report
@@ -67,11 +69,11 @@ def test_tasks(make_run: Any) -> None:
     assert "fine-tuned on no task" in read(sections.tasks(read_run(str(run))))
     by_test = {"de": {"scores": [0.5, 0.6]}, "sw": {"scores": [0.3, 0.4]}}
     finetuned(run, "xnli", [0.4, 0.5], by_test=by_test, learning_rates=[1e-4, 3e-5])
-    finetuned(run, "sst2", [0.75], settings={}, examples=None)
+    finetuned(run, "sst2", [0.75], settings={}, examples=None, notes=["40 examples were cut"])
     text = read(sections.tasks(read_run(str(run))))
     assert "de50.0060.0055.00 ± 7.07" in text and "mean of the sets40.0050.0045.00 ± 7.07" in text
     assert "Examples: 10 train, 5 dev. Learning rate by seed: 0.0001, 3e-05." in text
-    assert "score75.0075.00" in text and "kdeval finetune" not in text
+    assert "score75.0075.00" in text and "kdeval finetune" not in text and "40 examples were cut" in text
 
 
 def test_onnx_files(make_run: Any) -> None:
@@ -96,8 +98,28 @@ def test_onnx_files_of_other_weights_are_said(records: RunRecords) -> None:
     text = read(sections.onnx(replace(records, stale=("onnx.json",))))
     assert "onnx.json is of other weights" in text
     words = shlex.split(text[text.index("kdeval export") :])
-    asked = parse(ExportSettings, words[2:], "kdeval export")
+    asked = parse(COMMANDS["export"].settings, words[2:], "kdeval export")
     assert (asked.student, asked.int8, asked.onnx) == (records.path, "both", True)
+
+
+def test_every_command_that_is_named_can_be_typed(
+    make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the program takes it, of runs that lack everything and of one whose records are of other weights."""
+    (tmp_path / "FOLDER").mkdir()
+    monkeypatch.chdir(tmp_path)
+    bare, causal = read_run(str(make_run("bare"))), read_run(str(make_causal(tmp_path / "causal", "llama")))
+    stale = ("fidelity.json", "perplexity.json", "lm-eval.json", "latency.json", "onnx.json", "finetune-rte.json")
+    named = set()
+    for known in (bare, causal, replace(bare, path="a run", stale=stale)):
+        parts = (sections.fidelity, sections.tasks, sections.perplexity, sections.lm_eval, sections.latency)
+        pages = [*(part(known) for part in (*parts, sections.onnx)), sections.relations(known, [])]
+        for line in re.findall("<pre>(.*?)</pre>", "".join(str(part) for parts in pages for part in parts), re.DOTALL):
+            program, name, *flags = shlex.split(html.unescape(line))
+            asked = parse(COMMANDS[name].settings, flags, f"{program} {name}")
+            assert known.path in (getattr(asked, "student", None), getattr(asked, "run", None))
+            named.add(name)
+    assert named == {"fidelity", "finetune", "perplexity", "lm-eval", "latency", "export", "report"}
 
 
 def test_tasks_of_other_weights_are_said(records: RunRecords) -> None:
@@ -113,36 +135,6 @@ def test_latency(make_run: Any) -> None:
     assert "pytorchCPU (1 thread)float3211283.009.009.0024.008.00×" in text
     assert "student 7.00M parameters, teacher 22.00M. Measured on one, other." in text
     assert "differs from PyTorch by at most 1.5e-06." in text
-
-
-def test_provenance(make_run: Any) -> None:
-    run = make_run("run", mapping="last", weights=None, json=True)
-    path = run / "provenance.json"
-    record = json.loads(path.read_text())
-    record["cache"] |= {"rows": 1000, "teacher": {"name": "the teacher", "weights_sha256": "t"}}
-    record |= {
-        "objective": {"hs": {"pairs": [[1, 2], [2, 4]], "relation_heads": 8}},
-        "held_out_rows": {"count": 20},
-        "software": {"torch": "2.13"},
-    }
-    write(path, record)
-    text = read(sections.provenance(read_run(str(run))))
-    for said in ("the teacher", "1,000, of which 20 were held out", "torch 2.13", "its contentsc"):
-        assert said in text
-    assert "hspairs: 1 → 2, 2 → 4; relation heads: 8" in text
-    assert "--mappinglast" in text and "--weights–" in text and "--cachecache.zarr" in text
-    assert "its weightst" in text
-    write(path, record | {"cache": record["cache"] | {"imported": "vllm"}})
-    known = read(sections.provenance(replace(read_run(str(run)), weights=None)))
-    assert "its weights" not in known, "an import knows no weights"
-    # how it printed is no setting of a training
-    assert "--json" not in text
-
-
-def test_a_model_from_elsewhere_has_none(tiny_teacher: Any) -> None:
-    records = read_run(str(tiny_teacher("bert")))
-    assert "was not trained by kdtrain" in read(sections.provenance(records))
-    assert "No record names a command." in read(reproduce(records))
 
 
 @pytest.mark.parametrize(
@@ -176,11 +168,6 @@ def test_the_store_is_made_first(records: RunRecords) -> None:
     assert "kdcache build --part 1/2\nkdcache build --part 2/2\nkdtrain --out x" in read(reproduce(known))
     old = read(reproduce(replace(known, provenance=records.provenance)))
     assert "kdcache info cache.zarr" in old, "records of before do not name it"
-
-
-def test_words_for_what_a_method_compares() -> None:
-    assert sections._method_in_words({"a_b": [1, 2], "pairs": [[1, 2]]}) == "a b: 1, 2; pairs: 1 → 2"
-    assert sections._method_in_words([]) == "" and sections._method_in_words(0.5) == "0.5"
 
 
 def test_a_path_is_quoted_where_it_has_to_be(records: RunRecords, tmp_path: Path) -> None:
