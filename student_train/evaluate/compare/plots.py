@@ -8,6 +8,7 @@ it costs. Drawing takes about a second and no display.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from student_train.evaluate.drawing import GREY, INK, LIGHT, PALETTE, as_it_is, 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LATENCY_PLOT, PARAMETERS_PLOT = "quality-latency.png", "quality-parameters.png"
 GENERATION_PLOT = "quality-generation.png"
@@ -155,4 +157,14 @@ def _plot(
     axes.grid(color=LIGHT, linewidth=0.6)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     spread_labels(axes, marked)
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Whole or not at all: what was there stays until the new picture is complete."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(unfinished, format="png")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel
 from student_train.evaluate.onnx.session import open_session, run_session
 from student_train.evaluate.random_ids import random_ids
 from student_train.students.pretrained import causal
+from teacher_cache.disk import flush_to_disk
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.models.families import position_limit
 
@@ -114,7 +116,7 @@ class _PairInputs(_Inputs):
 
 
 def export_onnx(source: OnnxSource, file: Path) -> float:
-    """Write the model to `file`.
+    """Write the model to `file`, checked and whole: until then, what is there stays.
 
     Returns:
         The largest absolute difference between its outputs in ONNX Runtime and in PyTorch at real positions, on random
@@ -123,6 +125,25 @@ def export_onnx(source: OnnxSource, file: Path) -> float:
     Raises:
         StudentError: the family cannot be exported, the file cannot be written, or its outputs are not PyTorch's.
     """
+    try:
+        # under its own name, by which it knows the weights beside it
+        with TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+            unfinished = Path(folder) / file.name
+            _write(source, unfinished)
+            error = check_export(source, unfinished)
+            # the file last: it counts once its weights are there
+            for made in sorted(Path(folder).iterdir(), key=lambda made: made == unfinished):
+                flush_to_disk(made)
+                made.replace(file.with_name(made.name))
+    except OSError as refusal:
+        raise StudentError(
+            f"the ONNX export of {source.called} cannot be written to {str(file)!r} ({refusal.strerror}): "
+            f"{source.instead}, or give a place that can be written to"
+        ) from refusal
+    return error
+
+
+def _write(source: OnnxSource, file: Path) -> None:
     try:
         with _quiet():
             torch.onnx.export(
@@ -137,11 +158,8 @@ def export_onnx(source: OnnxSource, file: Path) -> float:
                 external_data=source.model.get_memory_footprint() > _LARGEST_SINGLE_FILE,
             )
         _forget_where_it_was_made(file)
-    except OSError as error:
-        raise StudentError(
-            f"the ONNX export of {source.called} cannot be written to {str(file)!r} ({error.strerror}): "
-            f"{source.instead}, or give a place that can be written to"
-        ) from error
+    except OSError:
+        raise
     except Exception as error:
         # the exporter hands on whatever tracing the model raised
         reason = first_line(error.__cause__ or error)
@@ -149,7 +167,6 @@ def export_onnx(source: OnnxSource, file: Path) -> float:
             f"{source.called} of family {source.model.config.model_type!r} cannot be exported to ONNX ({reason}): "
             f"{source.instead}"
         ) from error
-    return check_export(source, file)
 
 
 def _forget_where_it_was_made(file: Path) -> None:

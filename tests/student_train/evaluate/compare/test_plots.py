@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from student_train.evaluate.compare import plots
@@ -43,6 +45,24 @@ def test_two_plots_with_a_colour_for_each_method(make_run: Any, tmp_path: Path) 
         pixels = drawn(path)
         for color in (BLUE, ORANGE):
             assert (np.abs(pixels - color).max(axis=2) < 8).any(), color
+
+
+def test_a_plot_is_replaced_whole(make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("a", scores=[0.5])
+    timed(run, 3.0)
+    found, out = compare_runs([str(run)]), tmp_path / "out"
+    out.mkdir()
+    paths = plot_comparison(found, out)
+    before = {path: path.read_bytes() for path in paths}
+
+    def full(_figure: Figure, file: Path, **_options: Any) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        plot_comparison(found, out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_names_that_look_like_formulas_are_drawn(make_run: Any, tmp_path: Path) -> None:

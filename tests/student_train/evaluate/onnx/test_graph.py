@@ -58,6 +58,30 @@ def test_a_decoder_reads_a_row_in_one_pass(tmp_path: Path) -> None:
     assert axes_of(file)["logits"] == ["batch", "sequence", model.config.vocab_size]
 
 
+def test_a_file_is_replaced_once_it_is_whole_and_checked(tiny_teacher, tmp_path: Path) -> None:
+    """Of a model that computes something else each time nothing is written; what was there stays."""
+    model = AutoModel.from_pretrained(tiny_teacher("bert", num_hidden_layers=1)).eval()
+    source, file = OnnxSource(called="student 'it'", model=model, instead="do without"), tmp_path / "model.onnx"
+    file.write_bytes(b"another")
+    dropped = model.register_forward_hook(lambda _model, _inputs, outputs: (torch.rand_like(outputs[0]),))
+    with pytest.raises(StudentError, match="computes something else in ONNX Runtime"):
+        export_onnx(source, file)
+    assert file.read_bytes() == b"another" and [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+    dropped.remove()
+    export_onnx(source, file)
+    assert axes_of(file)["input_ids"] == ["batch", "sequence"]
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_weights_beside_the_file(tiny_teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student_train.evaluate.onnx.graph._LARGEST_SINGLE_FILE", 0)
+    model = AutoModel.from_pretrained(tiny_teacher("bert", num_hidden_layers=1)).eval()
+    source, file = OnnxSource(called="student 'it'", model=model, instead=""), tmp_path / "model.onnx"
+    export_onnx(source, file)
+    assert {each.name for each in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
+    assert check_export(source, file) < 1e-4
+
+
 def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing_packages() == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
