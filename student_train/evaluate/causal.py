@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from student_train.evaluate.load import WEIGHTS, weight_files, weights_fingerprint
-from student_train.students.pretrained import check_family, load_config, load_model
+from student_train.students.pretrained import causal, check_family, has_task_head, load_config, load_model
 from teacher_cache.errors import StudentError, first_line
 from teacher_cache.hub import HUB_ERRORS
-from teacher_cache.models.families import kind_of, position_limit, quiet_transformers
+from teacher_cache.models.families import position_limit, quiet_transformers
 from teacher_cache.models.tokenizers import read_tokenizer
 
 _TOKENIZERS = (
@@ -85,32 +85,37 @@ def model_folder(name: str, role: str, *, tokenizer: bool = False) -> Path:
 
 
 def is_causal(folder: Path) -> bool:
-    """Whether the model in `folder` predicts next tokens. What is neither kind of language model does not.
+    """Whether the model in `folder` predicts next tokens. What was fine-tuned for a task does not, whatever its family.
 
     Raises:
         StudentError: there is no configuration that can be read.
     """
-    try:
-        return kind_of(load_config(folder)) == "causal-lm"
-    except ValueError:
-        return False
+    config = load_config(folder)
+    return causal(config) and not has_task_head(config)
 
 
 def load_causal(name: str, role: str, *, instead: str, tokenizer: bool = False) -> CausalModel:
     """The causal LM in the folder `name`; a teacher may also be a name on the hub.
 
     Args:
-        instead: what to do with a masked language model, for the error.
+        instead: what to do with a model of another kind, for the error.
         tokenizer: whether the tokenizer is fetched too.
 
     Raises:
         StudentError: there is no such folder or name, the model is no causal LM, or it cannot be loaded whole.
     """
     folder = model_folder(name, role, tokenizer=tokenizer)
-    if check_family(folder) != "causal-lm":
+    kind, config = check_family(folder), load_config(folder)
+    if kind != "causal-lm":
         raise StudentError(
-            f"{role} {name!r} of family {load_config(folder).model_type!r} is a masked language model, which has no "
-            f"probability of a next token: {instead}"
+            f"{role} {name!r} of family {config.model_type!r} is a masked language model, which has no probability of "
+            f"a next token: {instead}"
+        )
+    if has_task_head(config):
+        # where embeddings are tied, the head over the vocabulary would be made of them without a word
+        raise StudentError(
+            f"{role} {name!r} is a {(config.architectures or [''])[0]}, fine-tuned for a task, and predicts no next "
+            f"tokens any more: {instead}"
         )
     loaded = load_model(folder, with_mlm_head=True)
     if loaded.missing:

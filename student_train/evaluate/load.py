@@ -18,7 +18,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from student_train.run_files import PROVENANCE
-from student_train.students.pretrained import check_family, load_config, load_model, vocabulary_difference
+from student_train.students.pretrained import (
+    check_family,
+    has_task_head,
+    load_config,
+    load_model,
+    vocabulary_difference,
+)
 from student_train.students.vocabulary.kept_ids import read_kept_ids
 from student_train.students.vocabulary.mapping import IdMapping
 from teacher_cache.contract.batch import TargetBatch
@@ -72,9 +78,10 @@ def load_student(folder: str | Path, device: str = "cpu", placement: Placement |
             f"there is no student directory {str(folder)!r}: nothing can be measured; give --student the directory "
             "that kdtrain wrote (its --out) or any Hugging Face encoder directory"
         )
-    kind, architectures = check_family(folder), load_config(folder).architectures or []
-    # families name the class of a causal LM in several ways, and none is of use without its head
-    with_head = kind == "causal-lm" or any(name.endswith("ForMaskedLM") for name in architectures)
+    kind, config = check_family(folder), load_config(folder)
+    # families name the class of a causal LM in several ways, and none but a fine-tuned one is of use without its head
+    with_head = kind == "causal-lm" and not has_task_head(config)
+    with_head |= any(name.endswith("ForMaskedLM") for name in config.architectures or [])
     loaded = load_model(folder, with_mlm_head=with_head, placement=placement)
     kept = read_kept_ids(folder)
     model = loaded.model

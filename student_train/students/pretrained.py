@@ -142,6 +142,11 @@ def causal(config: PreTrainedConfig) -> bool:
         return False
 
 
+def has_task_head(config: PreTrainedConfig) -> bool:
+    """Whether the model ends in a head of a task, as fine-tuned ones do, and in none over the vocabulary."""
+    return any(name.endswith(("Classification", "Choice", "Answering")) for name in config.architectures or ())
+
+
 def head_name(config: PreTrainedConfig) -> str:
     """What the head over the vocabulary is called, of a model of this configuration."""
     return "language-modelling head" if causal(config) else "masked-LM head"

@@ -20,7 +20,9 @@ _MOST_TEXTS = 20
 def introduction(facts: Facts) -> str:
     """What it is, in a sentence or two."""
     config, shape = facts.source.model.config, facts.run.shape
-    what = "causal language model" if facts.source.causal else "encoder"
+    what = "encoder"
+    if facts.source.causal:
+        what = "decoder" if facts.source.fine_tuned else "causal language model"
     if facts.embeds:
         what = "sentence encoder"
     size = "" if shape is None else f" of {shape.layers} layers, {shape.width} wide"

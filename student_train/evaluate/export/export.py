@@ -119,6 +119,16 @@ def export_student_folder(settings: ExportSettings, *, show: Show) -> ExportRepo
 def _gather(source: Source, settings: ExportSettings) -> tuple[Facts, Path | None, CacheSource | None]:
     """What is known, the folder of a teacher that embeds sentences, and the store."""
     run = read_run(settings.student)
+    notes = [f"{name} is a record of other weights and was left out" for name in run.stale]
+    if source.fine_tuned:
+        # earlier versions measured such decoders as if they still predicted next tokens
+        found = {"perplexity": run.perplexity, "lm-eval": run.lm_eval}
+        notes += [
+            f"{name}.json was left out: the model was fine-tuned for a task and predicts no next tokens"
+            for name, record in found.items()
+            if record is not None
+        ]
+        run = replace(run, perplexity=None, lm_eval=None)
     saved, base, command = read_saved(source)
     provenance = run.provenance or base
     reader = open_caches(settings.cache) if settings.cache else None
@@ -131,7 +141,7 @@ def _gather(source: Source, settings: ExportSettings) -> tuple[Facts, Path | Non
         cache=cache_facts(provenance, manifest, identity),
         saved=saved,
         saved_command=command,
-        notes=tuple(f"{name} is a record of other weights and was left out" for name in run.stale),
+        notes=tuple(notes),
     )
     recorded = facts.teacher if source.kind.pipeline == "feature-extraction" else None
     teacher = embedding_folder(settings.teacher, recorded)

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from student_train.evaluate.finetune.tasks import Task
-from student_train.students.pretrained import causal, check_family, load_config
+from student_train.students.pretrained import causal, check_family, has_task_head, load_config
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import encoder_of, position_limit, quiet_transformers, read_config
 from teacher_cache.models.tokenizers import largest_needed_id, read_tokenizer
@@ -130,7 +130,7 @@ def load_for_task(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-            if _has_task_head(config.architectures):
+            if has_task_head(config):
                 _copy_head(loader.from_config(config), model)
     except Exception as error:
         # the files are anybody's: what is wrong with them shows in many ways
@@ -142,10 +142,6 @@ def load_for_task(
     if pad_id is not None and causal(model.config):
         model.config.pad_token_id = pad_id
     return model
-
-
-def _has_task_head(architectures: Sequence[str] | None) -> bool:
-    return any(name.endswith(("Classification", "Choice", "Answering")) for name in architectures or ())
 
 
 def _copy_head(source: PreTrainedModel, target: PreTrainedModel) -> None:

@@ -1,4 +1,6 @@
-"""The encoders whose latency is measured: found, loaded in float32 without heads, and sized.
+"""The models of which one forward pass is timed: found, loaded in float32 without heads, and sized.
+
+They are encoders, and decoders that were fine-tuned for a task: these answer with one pass, too.
 
 In: a folder, or for the teacher a name on the hub, of which only configuration and weights are fetched. Out: the model
 on the CPU in evaluation mode. Tokenizers are not needed: inputs are random ids.
@@ -11,20 +13,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from student_train.evaluate.causal import model_folder
 from student_train.evaluate.latency.records import ModelSize
 from student_train.evaluate.load import weight_files, weights_fingerprint
 from student_train.evaluate.random_ids import random_ids
-from student_train.students.pretrained import load_config, load_model
+from student_train.students.pretrained import causal, has_task_head, load_config, load_model
 from teacher_cache.errors import StudentError
 from teacher_cache.models.families import position_limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedModel:
-    """An encoder to time. `name` is how the user called it, `role` is student or teacher."""
+    """A model to time. `name` is how the user called it, `role` is student or teacher."""
 
     role: str
     name: str
@@ -63,18 +65,18 @@ def size_of(model: PreTrainedModel, folder: Path) -> ModelSize:
 
 
 def load_timed(name: str, role: str) -> TimedModel:
-    """The encoder in the folder `name`; a teacher may also be a name on the hub.
+    """The encoder in the folder `name`, or the decoder of a fine-tuned model; a teacher may be a name on the hub.
 
     Raises:
-        StudentError: there is no such folder or name, the model is no encoder, or it cannot be loaded whole and run.
+        StudentError: there is no such folder or name, the model is neither, or it cannot be loaded whole and run.
     """
     folder = model_folder(name, role)
     config = load_config(folder)
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+    if not (_is_encoder(config) or (causal(config) and has_task_head(config))):
         raise StudentError(
             f"{role} {name!r} is of family {config.model_type!r}, which is no encoder with a masked language model: "
             "one forward pass is not what its users wait for; choose a family such as BERT, RoBERTa, XLM-R, "
-            "DistilBERT, ELECTRA or ModernBERT"
+            "DistilBERT, ELECTRA or ModernBERT, or a decoder that was fine-tuned for a task"
         )
     encoder = load_model(folder, with_mlm_head=False).model
     nn.Module.requires_grad_(encoder, False)
@@ -82,6 +84,10 @@ def load_timed(name: str, role: str) -> TimedModel:
     model = TimedModel(role=role, name=name, folder=folder, encoder=encoder)
     _try_out(model)
     return model
+
+
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
 
 
 def _try_out(model: TimedModel) -> None:

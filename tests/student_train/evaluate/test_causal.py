@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cli.kdeval import main
 from student_train.evaluate.causal import is_causal, load_causal, model_folder
+from student_train.evaluate.load import load_student
 from teacher_cache.errors import StudentError
 from tests.student_train.evaluate.causal_models import make_causal
+from tests.student_train.evaluate.left_records import read_text
 
 
 @pytest.fixture
@@ -60,3 +63,33 @@ def test_a_head_that_would_be_random_and_a_tokenizer_that_cannot_be_read(folder:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     assert load_causal(str(folder), "student", instead="").config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_that_was_fine_tuned_is_no_language_model(
+    tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its head over the vocabulary would be its embeddings, or random; what it does is one pass, and that is timed."""
+    student = make_causal(tmp_path / "student", "llama", tie_word_embeddings=tied)
+    saved, text = tmp_path / "saved", tmp_path / "text.tsv"
+    rows = [f"the {'cat' if number % 2 else 'dog'} sees {number}\t{number % 2}" for number in range(12)]
+    text.write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    files = ["--train-file", str(text), "--dev-file", str(text)]
+    flags = "--task sst2 --seeds 1 --epochs 1 --max-length 16 --device cpu".split()
+    assert main(["finetune", "--student", str(student), *files, *flags, "--save", str(saved)]) == 0
+    capsys.readouterr()
+    assert not is_causal(saved) and load_student(saved).head is None
+    assert main(["perplexity", "--student", str(saved), "--text", str(text)]) == 1
+    assert "is a LlamaForSequenceClassification, fine-tuned for a task" in capsys.readouterr().err
+    timing = "--batch-sizes 1 --lengths 8 --seconds 0.2 --backends pytorch --json".split()
+    assert main(["latency", "--student", str(saved), *timing]) == 0
+    timed = json.loads(capsys.readouterr().out)
+    assert timed["measurements"] and not timed.get("generation")
+    assert main(["compare", str(saved)]) == 0
+    assert "kdeval perplexity" not in capsys.readouterr().out
+    # what earlier versions measured of it
+    read_text(saved, 9.0)
+    assert main(["export", str(saved), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "type: perplexity" not in card
+    assert "perplexity.json was left out" in card
