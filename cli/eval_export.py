@@ -17,6 +17,7 @@ from cli.display import StatusLine
 from cli.eval_shared import deliver, make_record, print_result
 from cli.options import parse
 from student_train.evaluate.export.settings import ExportSettings
+from teacher_cache.outside import visible
 from teacher_cache.wording import format_bytes
 
 if TYPE_CHECKING:
@@ -67,15 +68,16 @@ def _export(settings: ExportSettings) -> ExportReport:
 
 
 def _print_tables(report: ExportReport) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from student_train.evaluate.onnx.records import onnx_table
 
-    files = Table(title=f"{report.out}: {report.pipeline}", title_justify="left")
+    files = Table(title=escape(visible(f"{report.out}: {report.pipeline}")), title_justify="left")
     files.add_column("file")
     files.add_column("size", justify="right")
     for name, size in report.files.items():
-        files.add_row(name, format_bytes(size))
+        files.add_row(escape(visible(name)), format_bytes(size))
     files.add_row("all", format_bytes(report.bytes), style="bold")
     onnx = [] if report.onnx is None else [onnx_table(Path(report.student).resolve().name, report.onnx)]
     notes = list(report.notes)

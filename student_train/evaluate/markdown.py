@@ -9,8 +9,9 @@ from teacher_cache.outside import visible
 
 _HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
 """What begins a tag, a comment, a link or a character by name."""
-_MARKDOWN = re.compile(r"`|\](?=[(\[:])|\\(?=[!-/:-@\[-`{-~])")
-"""What begins code, ends the words of a link, or escapes what follows."""
+_MARKDOWN = re.compile(r"`|\](?=[(\[:])|\\(?=[!-/:-@\[-`{-~])|\*|~(?=~)|(?<=~)~|_(?![^\W_])|(?<![^\W_])_")
+"""What begins code, ends the words of a link, escapes what follows, emphasises or strikes out; `_` within a word does
+not."""
 
 
 def plain(text: str) -> str:

@@ -27,6 +27,14 @@ def test_masked_words_are_filled(tiny_teacher_copy: Callable[..., Path], tmp_pat
     assert found["token"] == logits[ids == fill.tokenizer.mask_token_id].argmax()
 
 
+def test_a_name_that_looks_like_markup(
+    tiny_teacher: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(tiny_teacher("bert", num_hidden_layers=1)), "--out", "o[v2]"]) == 0
+    assert "o[v2]: fill-mask" in capsys.readouterr().out
+
+
 def test_a_decoder_generates(tmp_path: Path) -> None:
     student = make_causal(tmp_path / "student", "llama")
     assert main(["export", str(student), "--out", str(tmp_path / "out")]) == 0
