@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from student_train.evaluate.export.source import Source
@@ -39,7 +40,7 @@ _WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """Embeddings of held-out sentences by student and teacher.
+    """Embeddings of sentences by student and teacher; `held_out` where they are known to be so from the training.
 
     `cosine` is the mean cosine of the two embeddings of a sentence, None where their widths differ. `correlation` is
     that of the cosines of all pairs of sentences, `error` the mean absolute difference of these cosines.
@@ -49,6 +50,7 @@ class Similarity:
     cosine: float | None
     correlation: float
     error: float
+    held_out: bool = False
 
 
 def embedding_folder(asked: str | None, recorded: str | None) -> Path | None:
@@ -91,10 +93,14 @@ def write_embedding(source: Source, teacher: Path, folder: Path) -> int:
             "makes embeddings of an encoder; leave --teacher out"
         )
     modules = _read(teacher / MODULES, list)
+    settings: dict[str, Any] = {}
     for module in modules:
         _take_over(module, source, teacher, folder)
+        if _kind(module) == "Transformer":
+            settings |= _settings_in(teacher / module["path"])
+            # older versions of the library kept the encoder in a folder of its own: here it lies beside the card
+            module["path"] = ""
     _write(folder / MODULES, modules)
-    settings = _read(teacher / SENTENCES, dict) if (teacher / SENTENCES).exists() else {}
     asked, reads = settings.get("max_seq_length"), source.positions
     longest = min(asked, reads) if isinstance(asked, int) and reads is not None else asked or reads
     _write(folder / SENTENCES, {"max_seq_length": longest, "do_lower_case": settings.get("do_lower_case") is True})
@@ -106,7 +112,7 @@ def write_embedding(source: Source, teacher: Path, folder: Path) -> int:
 def _take_over(module: Any, source: Source, teacher: Path, folder: Path) -> None:
     if not isinstance(module, dict) or not all(isinstance(module.get(name), str) for name in ("path", "type")):
         raise _unreadable(teacher / MODULES, f"an entry is {str(module)[:80]!r}")
-    kind, place = module["type"].rpartition(".")[2], module["path"]
+    kind, place = _kind(module), module["path"]
     if kind not in ("Transformer", "Pooling", "Normalize", "Dense") or not _is_inside(place):
         raise StudentError(
             f"{str(teacher / MODULES)!r} names {module['type']!r} in {place!r}: only Transformer, Pooling, Normalize "
@@ -128,6 +134,18 @@ def _take_over(module: Any, source: Source, teacher: Path, folder: Path) -> None
         )
     _write(folder / place / "config.json", config)
     _copy_weights(teacher / place, folder / place)
+
+
+def _kind(module: Any) -> str:
+    """`Transformer` of a module of whichever version of the library."""
+    return str(module["type"].rpartition(".")[2])
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    """What an encoder's folder says of sentences; some versions of the library put its family into the file's name."""
+    files = (folder / SENTENCES, *sorted(folder.glob("sentence_*_config.json")))
+    file = next(filter(Path.exists, files), None)
+    return {} if file is None else dict(_read(file, dict))
 
 
 def _copy_weights(layer: Path, copy: Path) -> None:
@@ -153,27 +171,22 @@ def sentences_of(texts: Sequence[str]) -> list[str]:
     return [each for each in dict.fromkeys(found) if 4 <= len(each.split()) <= 60][:MOST_SENTENCES]
 
 
+def check_embeds(folder: Path) -> None:
+    """Load a folder that was written, and embed with it.
+
+    Raises:
+        StudentError: that cannot be done.
+    """
+    _embed(folder, ["A sentence."])
+
+
 def compare_embeddings(student: Path, teacher: Path, sentences: Sequence[str]) -> Similarity:
     """Load both folders with sentence-transformers, and compare what they make of the sentences, 8 or more.
 
     Raises:
         StudentError: one of them cannot be loaded or run.
     """
-    found = []
-    for folder in (student, teacher):
-        try:
-            from sentence_transformers import SentenceTransformer
-
-            with quiet_transformers():
-                model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-            found.append(np.asarray(model.encode(list(sentences), show_progress_bar=False), np.float64))
-        except Exception as error:
-            # a library that lays no errors down
-            raise StudentError(
-                f"sentence-transformers cannot embed with {folder.name!r} ({type(error).__name__}: "
-                f"{first_line(error)}): the export would not be what its card says; leave --teacher out, or mend the "
-                "teacher's folder"
-            ) from error
+    found = [_embed(folder, sentences) for folder in (student, teacher)]
     ours, theirs = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in found)
     upper = np.triu_indices(len(sentences), 1)
     pairs = [(each @ each.T)[upper] for each in (ours, theirs)]
@@ -183,6 +196,22 @@ def compare_embeddings(student: Path, teacher: Path, sentences: Sequence[str]) -
         correlation=float(np.corrcoef(*pairs)[0, 1]),
         error=float(np.abs(pairs[0] - pairs[1]).mean()),
     )
+
+
+def _embed(folder: Path, sentences: Sequence[str]) -> NDArray[np.float64]:
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        with quiet_transformers():
+            model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        return np.asarray(model.encode(list(sentences), show_progress_bar=False), np.float64)
+    except Exception as error:
+        # a library that lays no errors down
+        raise StudentError(
+            f"sentence-transformers cannot embed with {folder.name!r} ({type(error).__name__}: "
+            f"{first_line(error)}): the export would not be what its card says; leave --teacher out, or mend the "
+            "teacher's folder"
+        ) from error
 
 
 def _is_inside(place: str) -> bool:

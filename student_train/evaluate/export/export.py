@@ -18,6 +18,7 @@ from student_train.evaluate.export.embedding import (
     INSTALL,
     LEAST_SENTENCES,
     Similarity,
+    check_embeds,
     compare_embeddings,
     embedding_folder,
     missing_package,
@@ -160,14 +161,16 @@ def _embed(facts: Facts, teacher: Path, folder: Path, reader: CacheSource | None
     facts = replace(facts, embeds=True, longest_sentence=longest)
     if missing_package():
         return _without_similarity(facts, f"sentence-transformers is not installed ({INSTALL})")
+    check_embeds(folder)
     if reader is None:
         return _without_similarity(facts, "no text is at hand: give --cache")
-    student = load_student(facts.source.folder)
-    sentences = sentences_of(texts_of(reader, plan_for(reader, student, rows=facts.settings.rows).rows))
+    plan = plan_for(reader, load_student(facts.source.folder), rows=facts.settings.rows)
+    sentences = sentences_of(texts_of(reader, plan.rows))
     if len(sentences) < LEAST_SENTENCES:
-        return _without_similarity(facts, f"the held-out rows hold {len(sentences)} whole sentences")
+        return _without_similarity(facts, f"the measured rows hold {len(sentences)} whole sentences")
     show(f"embedding {len(sentences)} sentences")
-    return replace(facts, similarity=compare_embeddings(folder, teacher, sentences))
+    found = compare_embeddings(folder, teacher, sentences)
+    return replace(facts, similarity=replace(found, held_out=plan.held_out))
 
 
 def _without_similarity(facts: Facts, why: str) -> Facts:

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from cli.kdeval import main
 from student_train.evaluate.export.embedding import (
+    check_embeds,
     compare_embeddings,
     embedding_folder,
     missing_package,
@@ -69,6 +70,35 @@ def test_what_is_taken_over(teacher: Path, source: Source, tmp_path: Path) -> No
     (teacher / "sentence_bert_config.json").write_text('{"max_seq_length": 4096}')
     (tmp_path / "other").mkdir()
     assert write_embedding(source, teacher, tmp_path / "other") == 64
+
+
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_roberta_config.json"])
+def test_an_encoder_in_a_folder_of_its_own(name: str, teacher: Path, source: Source, tmp_path: Path) -> None:
+    """As older versions of the library wrote it; the student's files lie beside its card."""
+    modules = [{**MODULES[0], "path": "0_Transformer"}, MODULES[1]]
+    (teacher / "modules.json").write_text(json.dumps(modules))
+    (teacher / "0_Transformer").mkdir()
+    for file in [file for file in teacher.iterdir() if file.is_file() and "sentence" not in file.name]:
+        if file.name != "modules.json":
+            file.rename(teacher / "0_Transformer" / file.name)
+    (teacher / "sentence_bert_config.json").rename(teacher / "0_Transformer" / name)
+    out = tmp_path / "out"
+    # where the library is installed, the folder is loaded before it is there
+    assert main(["export", str(source.folder), "--out", str(out), "--teacher", str(teacher)]) == 0
+    assert json.loads((out / "modules.json").read_text()) == [MODULES[0], MODULES[1]]
+    assert json.loads((out / "sentence_bert_config.json").read_text())["max_seq_length"] == 48
+    if not missing_package():
+        check_embeds(out)
+
+
+@pytest.mark.skipif(missing_package(), reason="sentence-transformers is not installed")
+def test_a_folder_that_does_not_load_is_not_left(
+    teacher: Path, source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (teacher / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32, "pooling_mode": "none such"}')
+    out = tmp_path / "out"
+    assert main(["export", str(source.folder), "--out", str(out), "--teacher", str(teacher)]) == 1
+    assert "sentence-transformers cannot embed" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_dense_layer_must_fit(teacher: Path, source: Source, tmp_path: Path, tiny_teacher: Any) -> None:
