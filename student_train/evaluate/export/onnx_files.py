@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from safetensors import safe_open
+
 from student_train.data.split import count_rows
 from student_train.evaluate.export.cache_rows import calibration_rows
 from student_train.evaluate.export.measure import (
@@ -33,6 +35,7 @@ from student_train.evaluate.onnx.records import OnnxFile, OnnxReport
 from student_train.evaluate.schemas import SavedSchema
 from teacher_cache.errors import SettingsError, TaskError
 from teacher_cache.read.pool import CacheSource
+from teacher_cache.wording import format_bytes
 
 FOLDER = "onnx"
 FLOAT = "model.onnx"
@@ -106,11 +109,12 @@ def write_onnx_files(
             calibrated = max(calibrated, _quantise(kind, first, file, exported, held_out, settings))
             made[file.name] = file
             entries.append(_entry(file.name, f"int8 {kind}", file, check_export(exported, file, alike=False)))
-    weights = sum(file.stat().st_size for file in weight_files(source.folder))
+    size, notes = _size_in_float32(source, folder)
     report = OnnxReport(
         student=settings.student,
         output=exported.output,
-        files=(OnnxFile(file=None, arithmetic="float32", bytes=weights), *entries),
+        files=(OnnxFile(file=None, arithmetic="float32", bytes=size), *entries),
+        notes=notes,
         calibration_rows=calibrated,
         hardware=name_hardware(("cpu",))["cpu"],
         fingerprints={"student": weights_fingerprint(source.folder)},
@@ -120,6 +124,32 @@ def write_onnx_files(
         report = _with_fidelity(report, made, exported, held_out, show)
     report = _with_scores(report, made, exported, source, saved, settings, show)
     return _with_times(report, made, exported, settings, show)
+
+
+def _size_in_float32(source: Source, folder: Path) -> tuple[int, tuple[str, ...]]:
+    """Bytes of the weights as the model in PyTorch is measured, and a note where their files in `folder` differ."""
+    files = weight_files(folder)
+    written = sum(file.stat().st_size for file in files)
+    dtypes = sorted({dtype for file in files for dtype in _floats_in(file)})
+    if dtypes == ["F32"]:
+        return written, ()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in source.model.parameters())
+    note = (
+        f"the files of the weights are in {' and '.join(map(_in_words, dtypes))}, {format_bytes(written)}; in PyTorch "
+        "the model was measured in float32, and its size is that"
+    )
+    return size, (note,)
+
+
+def _floats_in(file: Path) -> set[str]:
+    """Types of floating-point numbers in a file, as safetensors calls them; buffers may be of others."""
+    with safe_open(file, "pt") as opened:
+        found = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return {dtype for dtype in found if "F" in dtype}
+
+
+def _in_words(dtype: str) -> str:
+    return {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}.get(dtype, dtype)
 
 
 def _entry(name: str, arithmetic: str, file: Path, error: float) -> OnnxFile:

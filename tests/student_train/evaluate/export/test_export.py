@@ -11,8 +11,9 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import student_train
 from cli.kdeval import main
@@ -115,6 +116,7 @@ def test_int8_is_measured(exported: Exported) -> None:
     report = OnnxReport.from_json(exported.record["onnx"])
     assert (report.rows, report.held_out, report.calibration_rows) == (6, True, 9)
     whole, exact, dynamic, static = report.files
+    assert whole.bytes == (exported.student / "model.safetensors").stat().st_size and not report.notes
     assert whole.file is None and exact.cosine == pytest.approx(1, abs=1e-6)
     assert exact.hidden_nmse == pytest.approx(whole.hidden_nmse, abs=1e-4)
     for file in (dynamic, static):
@@ -149,6 +151,18 @@ def test_logits_are_compared_with_the_teachers(
     assert whole.output_kl < small.output_kl < 0.1
     assert small.agreement is not None and 0.5 < small.agreement < 1
     assert small.cosine is not None and 0.9 < small.cosine < 1
+
+
+def test_files_in_half_precision(tiny_teacher_copy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What PyTorch was measured in is twice as large."""
+    student, out = tiny_teacher_copy("bert", num_hidden_layers=1), tmp_path / "out"
+    model = AutoModelForMaskedLM.from_pretrained(student, dtype=torch.bfloat16)
+    model.save_pretrained(student)
+    flags = ["--int8", "dynamic", "--seconds", "0.1", "--length", "8"]
+    assert main(["export", str(student), "--out", str(out), *flags, "--json"]) == 0
+    whole = OnnxReport.from_json(json.loads(capsys.readouterr().out)["onnx"]).files[0]
+    assert (whole.name, whole.bytes) == ("PyTorch, float32", 4 * model.num_parameters())
+    assert "the files of the weights are in bfloat16" in (out / "README.md").read_text()
 
 
 def test_documents_of_a_decoders_row_are_read_alone(
