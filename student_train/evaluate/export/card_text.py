@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from student_train.evaluate.export.commands import commands_behind, is_path, last_part, portable
+from student_train.evaluate.export.commands import is_path, last_part, portable
 from student_train.evaluate.export.facts import Facts
 from student_train.evaluate.fidelity.records import format_value
 from student_train.evaluate.finetune.records import score_cells
+from student_train.evaluate.making import commands_behind
 from student_train.evaluate.markdown import code_lines, markdown_table, plain
 from student_train.evaluate.onnx.records import onnx_caption, onnx_columns
 from student_train.evaluate.perplexity.records import COLUMNS as PERPLEXITY_COLUMNS
@@ -217,8 +218,10 @@ def training_data(facts: Facts) -> str:
 
 def made_by(facts: Facts) -> str:
     """The commands that make it again, and with which versions."""
-    commands = list(commands_behind(facts.provenance, facts.cache.command))
-    commands += filter(None, map(portable, (facts.saved_command or "", *facts.run.commands)))
+    stores = [each.command for each in facts.cache.stores] or [facts.cache.command]
+    behind = commands_behind(stores, facts.provenance, facts.source.folder)
+    saved = [] if facts.saved is None or facts.saved.command is None else [facts.saved.command]
+    commands = [found for each in (*behind, *saved, *facts.run.commands) if (found := portable(each))]
     if not commands:
         return ""
     parts = ["## How it was made", code_lines(dict.fromkeys(commands), "sh")]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 PROGRAMS = ("kdcache", "kdtrain", "kdeval")
 _HUB_FLAGS = frozenset({"--teacher", "--corpus", "--train-file", "--dev-file", "--test-files", "--base-model"})
@@ -59,14 +57,6 @@ def is_path(name: str) -> bool:
 def last_part(name: str) -> str:
     """The name of a file or a folder, wherever it lies."""
     return name.rstrip("/").rpartition("/")[2] or name
-
-
-def commands_behind(provenance: Mapping[str, Any], build: str | None) -> Iterator[str]:
-    """The commands from the store to the student, in order; `build` is what made the store, where that is known."""
-    command = provenance.get("command")
-    for each in (build, command):
-        if isinstance(each, str) and (found := portable(each)):
-            yield found
 
 
 def _is_hub_name(name: str) -> bool:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import PurePath
 
+from student_train.evaluate.making import commands_behind, store_commands
 from student_train.evaluate.report.html import Html, code_block, paragraph
 from student_train.evaluate.run_records import RunRecords
 
 _OURS = ("kdcache", "kdtrain", "kdeval")
-_DERIVED = re.compile(r"(?P<command>.*?); .* was made \S+ by: (?P<source>.*)", re.DOTALL)
-"""What a derived store says of itself (`teacher_cache/derive/origins.py`)."""
 
 
 def reproduce(records: RunRecords) -> list[Html]:
     """The commands that made the run."""
-    if not records.commands:
+    stores = store_commands(records.origin.get("cache", {}))
+    commands = [*commands_behind(stores, records.origin, records.folder), *records.commands]
+    if not commands:
         return [paragraph("No record names a command.", "note")]
-    cache = records.origin.get("cache", {})
-    stores = [each["command"] for each in cache.get("stores") or [cache] if each.get("command")]
-    commands = [part for command in stores for part in _of_store(command)] + list(records.commands)
     revision = records.origin.get("git_revision")
     where = f"At revision {revision}, in" if revision else "In"
     parts = [
@@ -31,13 +28,6 @@ def reproduce(records: RunRecords) -> list[Html]:
         shown = shlex.join(["kdcache", "info", *records.origin_settings.get("cache", ())])
         parts.append(paragraph(f"The command that built the store is in what `{shown}` prints.", "note"))
     return parts
-
-
-def _of_store(command: str) -> list[str]:
-    """The commands that made a store: of a derived one, what made its source first."""
-    if (found := _DERIVED.fullmatch(command)) is None:
-        return [command]
-    return [*_of_store(found["source"]), found["command"]]
 
 
 def _quoted(command: str) -> str:

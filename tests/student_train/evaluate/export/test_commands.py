@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from student_train.evaluate.export.commands import commands_behind, is_path, last_part, portable
+from student_train.evaluate.export.commands import is_path, last_part, portable
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,5 @@ def test_a_folder_that_looks_like_a_name_of_the_hub(tmp_path: Path, monkeypatch:
     assert is_path("models/bert") and not is_path("models/other")
 
 
-def test_in_order_and_from_the_store_on() -> None:
-    provenance = {"command": "kdtrain --out /x/student"}
-    assert list(commands_behind(provenance, "kdcache build --out /x/c.zarr")) == [
-        "kdcache build --out c.zarr",
-        "kdtrain --out student",
-    ]
-    assert list(commands_behind({}, None)) == []
+def test_the_last_part() -> None:
     assert last_part("/a/b/") == "b"

@@ -166,6 +166,9 @@ def test_the_store_is_made_first(records: RunRecords) -> None:
     stores = {"stores": [{"command": "kdcache build --part 1/2"}, {"command": "kdcache build --part 2/2"}]}
     known = replace(known, provenance={**records.provenance, "cache": cache | stores})
     assert "kdcache build --part 1/2\nkdcache build --part 2/2\nkdtrain --out x" in read(reproduce(known))
+    trimmed = {"vocabulary": {"trimmed": {"command": "kdeval trim --text de.txt"}}, "command": "kdtrain.py --out x"}
+    known = replace(known, provenance={**known.provenance, **trimmed})
+    assert "kdtrain --out x\nkdeval trim --text de.txt" in read(reproduce(known))
     old = read(reproduce(replace(known, provenance=records.provenance)))
     assert "kdcache info cache.zarr" in old, "records of before do not name it"
 
