@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from student_train.evaluate.export.commands import is_path, last_part, portable
-from student_train.evaluate.export.facts import Facts
+from student_train.evaluate.export.commands import is_path, last_part, portable, without_places
+from student_train.evaluate.export.facts import Facts, notes_of
 from student_train.evaluate.fidelity.records import format_value
 from student_train.evaluate.finetune.records import score_cells
+from student_train.evaluate.lm_eval.records import LACKING
 from student_train.evaluate.making import commands_behind
 from student_train.evaluate.markdown import code_lines, markdown_table, plain
 from student_train.evaluate.onnx.records import onnx_caption, onnx_columns
@@ -107,17 +108,18 @@ def _fidelity(facts: Facts) -> Iterator[str]:
     yield f"**Distance to the teacher**, on {kind} of text, {report.tokens:,} tokens (layers: student → teacher):"
     lines = [(each.label, each.place, format_value(each)) for each in report.lines().values()]
     yield markdown_table(("measure", "where", "value"), lines, words=2)
-    yield from map(plain, report.notes)
+    yield from _told(report.notes)
 
 
 def _similarity(facts: Facts) -> Iterator[str]:
     found = facts.similarity
     if found is None:
         return
+    kind = "held-out sentences" if found.held_out else "sentences, not known to be held out"
     beside = "" if found.cosine is None else f"mean cosine of the two embeddings of a sentence {found.cosine:.3f}, "
     yield (
-        f"**Embeddings beside the teacher's**, of {found.sentences} held-out sentences: {beside}correlation of the "
-        f"cosines of all pairs {found.correlation:.3f}, mean difference of these cosines {found.error:.3f}."
+        f"**Embeddings beside the teacher's**, of {found.sentences} {kind}: {beside}correlation of the cosines "
+        f"of all pairs {found.correlation:.3f}, mean difference of these cosines {found.error:.3f}."
     )
 
 
@@ -129,6 +131,8 @@ def _tasks(facts: Facts) -> Iterator[str]:
     if lines:
         yield "**Fine-tuned on tasks** (x 100, mean ± standard deviation over seeds; the models are not these weights):"
         yield markdown_table(("task", "metric", "seeds", "score"), lines, words=2)
+        for task in facts.run.tasks.values():
+            yield from _told(f"{task.task}: {note}" for note in notes_of(task.record))
     saved = facts.saved
     if saved is not None:
         yield f"**On its task**, {plain(saved.task)} ({plain(saved.metric)} x 100, of these very weights):"
@@ -138,23 +142,40 @@ def _tasks(facts: Facts) -> Iterator[str]:
             if saved.metric in found
         ]
         yield markdown_table(("examples", "number", "score"), own, words=1)
+        yield from _told(facts.saved_notes)
 
 
 def _perplexity(facts: Facts) -> Iterator[str]:
     report = facts.run.perplexity
     if report is not None:
         texts = ", ".join(last_part(text) for text in report.text)
-        yield f"**Text that it has not seen** ({plain(texts)}, {report.documents:,} documents):"
+        # which text the models had seen before, nobody recorded
+        yield f"**Text** ({plain(texts)}, {report.documents:,} documents):"
         yield markdown_table(
             PERPLEXITY_COLUMNS, [(role, *text_cells(score)) for role, score in report.lines()], words=1
         )
+        yield from _told(report.notes)
     harness = facts.run.lm_eval
     if harness is not None:
         lines = [
-            (each.task, each.main, f"{each.metrics[each.main].value:.4f}", f"{each.shots}") for each in harness.named
+            (
+                result.task,
+                result.main,
+                f"{result.metrics[result.main].value:.4f}",
+                _or_lacking(result.metrics[result.main].stderr, ".4f"),
+                _or_lacking(result.shots, ","),
+                _or_lacking(result.examples, ","),
+            )
+            for result in harness.named
         ]
-        yield "**lm-evaluation-harness**:"
-        yield markdown_table(("task", "metric", "value", "shots"), lines, words=2)
+        limited = "" if harness.limit is None else f", on the first {harness.limit:,} questions of each task alone"
+        yield f"**lm-evaluation-harness**{limited}:"
+        yield markdown_table(("task", "metric", "value", "± stderr", "shots", "questions"), lines, words=2)
+        yield from _told(harness.notes)
+
+
+def _or_lacking(value: float | None, form: str) -> str:
+    return LACKING if value is None else f"{value:{form}}"
 
 
 def _speed(facts: Facts) -> Iterator[str]:
@@ -186,6 +207,7 @@ def _speed(facts: Facts) -> Iterator[str]:
         yield f"**Time of an answer** ({plain(hardware)}):"
         columns = ("of what, where", "ms to the first token", "tokens/s after it", "times the teacher's")
         yield markdown_table(columns, answers, words=1)
+    yield from _told(notes_of(latency.record))
 
 
 def _onnx(facts: Facts) -> Iterator[str]:
@@ -196,7 +218,7 @@ def _onnx(facts: Facts) -> Iterator[str]:
     columns = onnx_columns(report)
     yield markdown_table(tuple(columns), list(zip(*columns.values(), strict=True)), words=1)
     yield plain(onnx_caption(report))
-    yield from map(plain, report.notes)
+    yield from _told(report.notes)
 
 
 def training_data(facts: Facts) -> str:
@@ -234,4 +256,9 @@ def made_by(facts: Facts) -> str:
 
 def remarks(notes: Sequence[str]) -> str:
     """What else a reader has to know."""
-    return "## Notes\n\n" + "\n".join(f"- {plain(note)}" for note in notes) if notes else ""
+    return "## Notes\n\n" + "\n".join(f"- {note}" for note in _told(notes)) if notes else ""
+
+
+def _told(notes: Iterable[str]) -> Iterator[str]:
+    """Notes of records for readers elsewhere, who have none of the places that they name."""
+    return (plain(without_places(note)) for note in notes)

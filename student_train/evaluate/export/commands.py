@@ -16,6 +16,9 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]*){0,2}(@[
 _FILE = re.compile(
     r"\.(txt|jsonl?|csv|tsv|parquet|gz|zst|zarr|gguf|conll|ya?ml|safetensors)(@[0-9.]+)?$", re.IGNORECASE
 )
+_QUOTED = re.compile(r"(?<!\w)(?P<quote>['\"])(?P<name>[^\n]*?)(?P=quote)(?!\w)")
+_PLACE = re.compile(r"(?<![\w/.:~-])(?:file:/+|[A-Za-z]:[\\/]|~?[\\/]|\.{1,2}/)[^\s'\"(),;]*[\\/][^\s'\"(),;]*")
+"""A path that nothing quotes, up to its first space."""
 _PART = re.compile(r"\d+/\d+")
 """What --part takes."""
 
@@ -44,9 +47,25 @@ def portable(command: str) -> str:
     return shlex.join(found)
 
 
+def without_places(note: str) -> str:
+    """A note of a record without the paths in it, which become their last parts."""
+    quoted = _QUOTED.sub(_without_place, note)
+    return _PLACE.sub(lambda found: last_part(found.group().replace("\\", "/")), quoted)
+
+
+def _without_place(found: re.Match[str]) -> str:
+    name, quote = found["name"], found["quote"]
+    return f"{quote}{last_part(name)}{quote}" if "/" in name and is_path(name) else found.group()
+
+
 def hub_dataset(text: str) -> str | None:
-    """OWNER/NAME of a text that was taken from the hub, without its part and weight; None of files and folders."""
-    return text.partition("@")[0].partition(":")[0] if _is_hub_name(text) else None
+    """OWNER/NAME of a text that was surely taken from the hub, without its part and weight.
+
+    None of files, of folders, and of a name without its configuration: where a store was built, a folder may have been
+    called so.
+    """
+    name, colon, _ = text.partition("@")[0].partition(":")
+    return name if colon and _is_hub_name(text) else None
 
 
 def is_path(name: str) -> bool:

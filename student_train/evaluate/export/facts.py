@@ -31,7 +31,7 @@ class Facts:
     provenance: Mapping[str, Any]
     cache: CacheSchema
     saved: SavedSchema | None = None
-    saved_command: str | None = None
+    saved_notes: Sequence[str] = ()
     onnx: OnnxReport | None = None
     embeds: bool = False
     similarity: Similarity | None = None
@@ -63,15 +63,15 @@ class Facts:
         return "sentence-transformers" if self.embeds else "transformers"
 
 
-def read_saved(source: Source) -> tuple[SavedSchema | None, Mapping[str, Any], str | None]:
-    """What `kdeval finetune --save` says of the model: its record, the provenance of its student, the command.
+def read_saved(source: Source) -> tuple[SavedSchema | None, Mapping[str, Any], Sequence[str]]:
+    """What `kdeval finetune --save` says of the model: its record, the provenance of its student, the notes.
 
     Raises:
         StudentError: the record cannot be read.
     """
     path = source.folder / FINETUNED
     if not path.exists():
-        return None, {}, None
+        return None, {}, ()
     record = read_object(path)
     saved = check_record(SavedSchema, path, record)
     base = record.get("base")
@@ -79,7 +79,13 @@ def read_saved(source: Source) -> tuple[SavedSchema | None, Mapping[str, Any], s
         check_fields(ProvenanceSchema, base)
     except ValueError:
         base = None
-    return saved, base or {}, saved.command
+    return saved, base or {}, notes_of(record)
+
+
+def notes_of(record: Mapping[str, Any]) -> list[str]:
+    """The notes of a record that is anybody's; the first versions left none."""
+    notes = record.get("notes")
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def cache_facts(provenance: Mapping[str, Any], manifest: Manifest | None, identity: str | None) -> CacheSchema:

@@ -29,8 +29,13 @@ _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "s
 _NAMES_OF_PLACES = ("_name_or_path", "name_or_path")
 _OF_OTHER_CALLS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 """What a tokenizer keeps of how it was last called and loaded: nothing that others should inherit."""
-_PLACE = re.compile(r"(?:file:/|[A-Za-z]:)?[\\/~][^\s]*[\\/][^\s]*")
-"""An absolute path of two parts or more, or one from somebody's home."""
+_PART = r"[^\s\\/](?:[^\\/\r\n\t]*[^\s\\/])?"
+_PLACE = re.compile(
+    rf"(?:(?:file:[\\/]*|[A-Za-z]:[\\/]+|[\\/]{{1,2}}){_PART}|~[^\s\\/]*)[\\/]+(?:{_PART}[\\/]+)*(?:{_PART})?"
+)
+"""An absolute path of two parts or more, or one from somebody's home; there may be spaces within its parts."""
+_WORDS = ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "id2label", "label2id")
+"""Entries of a configuration whose texts are tokens and labels, whatever they look like."""
 
 
 def write_model(source: Source, folder: Path) -> list[str]:
@@ -134,12 +139,23 @@ def _drop_places(file: Path) -> list[str]:
         content = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise StudentError(f"{file.name!r} of the student cannot be read ({error}): restore it") from error
-    left_out = [key for key, value in content.items() if key in _NAMES_OF_PLACES or _is_place(value)]
-    if left_out:
-        kept = {key: value for key, value in content.items() if key not in left_out}
+    left_out: list[str] = []
+    kept = _without_places(content, left_out)
+    if kept != content:
         file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [key for key in left_out if _is_place(content[key])]
+    return left_out
 
 
-def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and _PLACE.fullmatch(value) is not None
+def _without_places(content: Any, left_out: list[str], within: str = "") -> Any:
+    """An object or a list without what names a place, however deep; the keys that lead there go to `left_out`."""
+    if isinstance(content, list):
+        return list(_without_places(dict(enumerate(content)), left_out, within).values())
+    kept = {}
+    for key, value in content.items():
+        if isinstance(value, str) and _PLACE.fullmatch(value) and not str(key).endswith("_token"):
+            left_out.append(f"{within}{key}")
+        elif isinstance(value, (dict, list)) and key not in _WORDS:
+            kept[key] = _without_places(value, left_out, f"{within}{key}.")
+        elif key not in _NAMES_OF_PLACES:
+            kept[key] = value
+    return kept

@@ -247,7 +247,10 @@ def _with_scores(
     except TaskError as error:
         if settings.dev_file is not None:
             raise
-        return replace(report, notes=(*report.notes, f"the task was not measured again: {error}"))
+        # its first words say what happened; the rest is advice, with places of this machine in it
+        what = str(error).partition(": ")[0]
+        note = f"the task was not measured again ({what}); --dev-file names examples to measure on"
+        return replace(report, notes=(*report.notes, note))
     show(f"measuring {saved.task}")
     scores = score_files(examples, exported, made)
     return replace(

@@ -39,6 +39,20 @@ def test_places_are_left_out_and_named(student: Path, out: Path) -> None:
     ]
 
 
+def test_places_deep_within_and_with_spaces(student: Path, out: Path) -> None:
+    config = json.loads((student / "config.json").read_text())
+    places = {"table": "/my data/a table.json", "maps": {"one": "C:\\data\\x", "two": "a/b"}, "list": ["/a/b", "/"]}
+    words = {"id2label": {"0": "/a/b", "1": "x"}, "label2id": {"/a/b": 0, "x": 1}, "note": "/think or /no_think"}
+    (student / "config.json").write_text(json.dumps({**config, **places, **words}))
+    notes = write_model(read_source(str(student)), out)
+    kept = {"maps": {"two": "a/b"}, "list": ["/"]}
+    assert json.loads((out / "config.json").read_text()) == {**config, **kept, **words}
+    assert [note for note in notes if "config.json" in note] == [
+        f"config.json: {name!r} named a place on this machine and was left out"
+        for name in ("table", "maps.one", "list.0")
+    ]
+
+
 def test_pickled_weights_become_safetensors(student: Path, out: Path) -> None:
     weights = load_file(student / "model.safetensors")
     (student / "model.safetensors").unlink()
