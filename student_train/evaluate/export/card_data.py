@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -16,8 +17,6 @@ from teacher_cache.outside import visible
 _METRICS = {"accuracy": "accuracy", "f1": "f1", "macro-f1": "f1", "matthews": "matthews_correlation",
             "spearman": "spearmanr", "pearson": "pearsonr"}  # fmt: skip
 """Our names of metrics, and the hub's."""
-_TASKS = {"ner": "token-classification", "stsb": "sentence-similarity"}
-_HUB_TASKS = {"xnli": "facebook/xnli", "ner": "unimelb-nlp/wikiann"}
 
 
 def card_data(facts: Facts) -> ModelCardData:
@@ -52,7 +51,7 @@ def _tags(facts: Facts) -> list[str]:
 
 
 def _datasets(facts: Facts) -> list[str]:
-    """Texts that came from the hub, without configuration and split."""
+    """Texts that surely came from the hub, without configuration and split."""
     corpus = facts.cache.corpus
     names = [] if corpus is None else [name for spec in corpus.specs if (name := hub_dataset(spec)) is not None]
     return list(dict.fromkeys(map(visible, names)))
@@ -67,18 +66,19 @@ def _results(facts: Facts) -> Iterator[EvalResult]:
         for name, measures in saved.measures.items():
             if saved.metric in measures:
                 yield EvalResult(
-                    task_type=facts.pipeline, dataset_type=_dataset(saved.task), dataset_name=visible(saved.task),
-                    dataset_split=visible(name), metric_type=_METRICS.get(saved.metric, saved.metric),
-                    metric_value=measures[saved.metric], metric_name=saved.metric,
+                    task_type=facts.pipeline, **_examples(saved.task, {name: saved.sources.get(name)}),
+                    metric_type=_METRICS.get(saved.metric, saved.metric), metric_value=measures[saved.metric],
+                    metric_name=f"{saved.metric} on {visible(name)}",
                 )  # fmt: skip
     if facts.run.perplexity is not None:
         score = facts.run.perplexity.student_score
         texts = ", ".join(visible(last_part(text)) for text in facts.run.perplexity.text)
         for kind, value in (("perplexity", score.perplexity), ("bits_per_byte", score.bits_per_byte)):
-            yield EvalResult(
-                task_type="text-generation", dataset_type="text", dataset_name=texts, metric_type=kind,
-                metric_value=value,
-            )  # fmt: skip
+            if math.isfinite(value):
+                yield EvalResult(
+                    task_type="text-generation", dataset_type="text", dataset_name=texts, metric_type=kind,
+                    metric_value=value,
+                )  # fmt: skip
     yield from _harness(facts)
     yield from _speed(facts)
 
@@ -103,25 +103,44 @@ def _fidelity_name(measure: Measure) -> str:
 
 
 def _fine_tuned(task: TaskScores) -> EvalResult:
-    scores = list(task.scores.values())
+    scores, sources = list(task.scores.values()), task.record.get("sources")
+    known = sources if isinstance(sources, dict) else {}
+    # of several sets, it is the tests that are reported
+    measured = {name: source for name, source in known.items() if name != "train" and (name != "dev" or len(known) < 3)}
     return EvalResult(
-        task_type=_TASKS.get(task.task, "text-classification"),
-        dataset_type=_dataset(task.task),
-        dataset_name=visible(task.task),
+        task_type=_task_type(task),
+        **_examples(task.task, measured),
         metric_type=_METRICS.get(task.metric, task.metric),
         metric_value=sum(scores) / len(scores),
         metric_name=f"{task.metric} after fine-tuning, mean of {len(scores)} seeds",
     )
 
 
-def _dataset(task: str) -> str:
+def _task_type(task: TaskScores) -> str:
+    """The hub's name of the task; to it, texts that get a number are classified, too."""
+    settings = task.record.get("settings")
+    if isinstance(settings, dict) and "tag_scheme" in settings:
+        return "token-classification"
+    return "sentence-similarity" if task.task == "stsb" else "text-classification"
+
+
+def _examples(task: str, sources: Mapping[str, object]) -> dict[str, Any]:
+    """What a result says of its examples, sources by name of the set: the task's dataset where all are of that."""
     from student_train.evaluate.finetune.tasks import TASKS
 
-    return _HUB_TASKS.get(task, "nyu-mll/glue" if task in TASKS else visible(task))
+    dataset = TASKS[task].dev.partition(":")[0] if task in TASKS else None
+    parts = [str(source).split(":") for source in sources.values()]
+    if not parts or any(len(each) != 3 or each[0] != dataset for each in parts):
+        return {"dataset_type": "examples", "dataset_name": visible(task)}
+    ((_, config, split), *others) = parts
+    one = {} if others else {"dataset_config": visible(config), "dataset_split": visible(split)}
+    return {"dataset_type": parts[0][0], "dataset_name": visible(task), **one}
 
 
 def _harness(facts: Facts) -> Iterator[EvalResult]:
-    for result in () if facts.run.lm_eval is None else facts.run.lm_eval.named:
+    report = facts.run.lm_eval
+    # of a part of the questions, a score is none of the task: the text of the card says what it is
+    for result in () if report is None or report.limit is not None else report.named:
         yield EvalResult(
             task_type="text-generation",
             dataset_type=visible(result.task),

@@ -33,6 +33,10 @@ class TaskData:
         """Every set of examples by name, `train` first."""
         return {"train": self.train, **self.measured}
 
+    def sources(self) -> dict[str, str]:
+        """Where each set was read from."""
+        return {name: examples.origin for name, examples in self.all().items()}
+
     def labels(self) -> tuple[str, ...]:
         """The classes by number, the tags for token classification, nothing for a regression."""
         if self.task.kind != "tokens":

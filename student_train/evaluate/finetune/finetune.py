@@ -77,6 +77,7 @@ def measure_finetune(settings: FinetuneSettings, *, device: str, show: Show) -> 
         examples={name: len(examples) for name, examples in runs.data.all().items()},
         settings={**runs.recipe, "train_rows": settings.train_rows, "learning_rates": list(settings.learning_rates())},
         fingerprint=identify(runs.identity),
+        sources=runs.data.sources(),
         fingerprints=runs.fingerprints,
         notes=tuple(_notes(runs, results)),
     )
@@ -168,7 +169,7 @@ class _Runs:
         assert self.kept.model is not None
         facts = {
             "examples": {name: len(examples) for name, examples in self.data.all().items()},
-            "sources": {name: examples.origin for name, examples in self.data.all().items()},
+            "sources": self.data.sources(),
             "settings": {**self.recipe, "language": self.settings.language},
             "fingerprints": self.fingerprints,
             "notes": [*_notes(self, [result]), *self._chosen()],

@@ -43,7 +43,10 @@ class SeedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneReport:
-    """All seeds of a student on a task. `tests` names the test sets; without any, the dev set is what is reported."""
+    """All seeds of a student on a task. `tests` names the test sets; without any, the dev set is what is reported.
+
+    `sources` are the files, or datasets of the hub as `name:config:split`, that each set was read from.
+    """
 
     student: str
     task: str
@@ -53,6 +56,7 @@ class FinetuneReport:
     examples: Mapping[str, int]
     settings: Mapping[str, Any]
     fingerprint: str
+    sources: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -77,6 +81,7 @@ class FinetuneReport:
             "learning_rates": [result.learning_rate for result in self.seeds],
             "all_metrics": [dict(result.measures) for result in self.seeds],
             "examples": dict(self.examples),
+            "sources": dict(self.sources),
             "settings": dict(self.settings),
             "fingerprint": self.fingerprint,
             "fingerprints": dict(self.fingerprints),

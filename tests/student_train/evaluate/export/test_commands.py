@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from student_train.evaluate.export.commands import is_path, last_part, portable
+from student_train.evaluate.export.commands import hub_dataset, is_path, last_part, portable, without_places
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,25 @@ def test_a_folder_that_looks_like_a_name_of_the_hub(tmp_path: Path, monkeypatch:
 
 def test_the_last_part() -> None:
     assert last_part("/a/b/") == "b"
+
+
+@pytest.mark.parametrize(
+    "note, told",
+    [
+        (
+            "trained from another store ('/my data/c d.zarr'): the last 3",
+            "trained from another store ('c d.zarr'): the last 3",
+        ),
+        ("""student "/x/it's/y" and 'parts/y z.tsv'""", """student "y" and 'y z.tsv'"""),
+        ("at /home/me/x.txt, ~/a/b and file:///a/c", "at x.txt, b and c"),
+        ("teacher 'Qwen/Qwen3', 'nyu-mll/glue:sst2:dev'", "teacher 'Qwen/Qwen3', 'nyu-mll/glue:sst2:dev'"),
+        ("the student's tokens and/or the teacher's, 1/2", "the student's tokens and/or the teacher's, 1/2"),
+    ],
+)
+def test_places_in_notes_become_names(note: str, told: str) -> None:
+    assert without_places(note) == told
+
+
+def test_a_name_without_a_configuration_may_be_that_of_a_folder() -> None:
+    assert hub_dataset("wikimedia/wikipedia:20231101.de@0.5") == "wikimedia/wikipedia"
+    assert hub_dataset("data/wiki") is hub_dataset("data/wiki@3") is hub_dataset("data/wiki.txt") is None

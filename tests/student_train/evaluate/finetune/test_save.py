@@ -69,6 +69,7 @@ def test_what_is_kept_is_what_was_measured(saved: Saved) -> None:
     record = json.loads((saved.student / "finetune-pairs.json").read_text())
     best = max(range(2), key=lambda seed: record["scores"][seed])
     assert (saved.record["seed"], saved.record["measures"]["dev"]["f1"]) == (best, record["scores"][best])
+    assert record["sources"] == saved.record["sources"] == {"train": saved.files[1], "dev": saved.files[3]}
     assert (saved.record["labels"], saved.record["metric"]) == (["ja", "nein"], "f1")
     model = AutoModelForSequenceClassification.from_pretrained(saved.folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(saved.folder)
@@ -125,6 +126,7 @@ def test_an_export_is_measured_on_the_task(saved: Saved, tmp_path: Path, capsys:
     assert whole["score"] == pytest.approx(saved.record["measures"]["dev"]["f1"])
     assert small["score"] is not None and record["onnx"]["examples"] == 24
     card = (out / "README.md").read_text()
+    assert "type: examples" in card and "name: f1 on dev" in card
     assert "Fine-tuned on pairs." in card and "--columns one,other" in card and str(tmp_path.parent) not in card
 
 
@@ -140,6 +142,22 @@ def test_other_examples_are_no_score_beside_its_own(saved: Saved, tmp_path: Path
     with pytest.raises(TaskError, match="holds other examples than the model was measured on"):
         read_examples(source, moved, None)
     assert len(read_examples(source, moved, str(tmp_path / "dev.tsv"))) == 24
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_card_does_not_say_where_examples_were(there: bool, saved: Saved, tmp_path: Path) -> None:
+    student, place = tmp_path / "student", tmp_path / "secret place"
+    shutil.copytree(saved.folder, student)
+    place.mkdir()
+    if there:
+        write_pairs(place / "dev.tsv", 24, 2)
+    (student / "finetuned.json").write_text(json.dumps({**saved.record, "sources": {"dev": str(place / "dev.tsv")}}))
+    out = tmp_path / "out"
+    assert main(["export", str(student), "--out", str(out), "--int8", "dynamic", "--seconds", "0.1"]) == 0
+    card = (out / "README.md").read_text()
+    why = "'dev.tsv' holds other examples than the model was measured on" if there else "there is no file 'dev.tsv'"
+    assert f"the task was not measured again ({why}); --dev-file names" in card
+    assert not any(name in card for name in (str(tmp_path), "secret place", Path.cwd().name + "'"))
 
 
 @pytest.mark.parametrize("place", ["taken", "student/inside"])
