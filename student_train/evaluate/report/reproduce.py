@@ -14,7 +14,8 @@ _OURS = ("kdcache", "kdtrain", "kdeval")
 
 def reproduce(records: RunRecords) -> list[Html]:
     """The commands that made the run."""
-    stores = store_commands(records.origin.get("cache", {}))
+    cache = records.origin.get("cache", {})
+    stores = store_commands(cache)
     commands = [*commands_behind(stores, records.origin, records.folder), *records.commands]
     if not commands:
         return [paragraph("No record names a command.", "note")]

@@ -132,7 +132,7 @@ def test_names_are_text_in_markdown_and_on_a_terminal(comparison: Comparison) ->
     row = replace(comparison.rows[1], row=replace(comparison.rows[1].row, name=NASTY))
     nasty = replace(comparison, rows=(row, comparison.rows[0]), baseline=NASTY, notes=(NASTY,), tasks={"rte": NASTY})
     text = markdown(nasty)
-    plain = r"&lt;script>x&lt;/script> & &amp;lt; \`b\` | [c\](javascript:d) [/e] \\* \x1b[31m\nf"
+    plain = r"&lt;script>x&lt;/script> & &amp;lt; \`b\` | [c\](javascript:d) [/e] \\\* \x1b[31m\nf"
     assert f"- {plain}\n" in text and f"## Differences to {plain}\n" in text
     assert "| " + plain.replace("|", r"\|") + " |" in text
     assert "<script" not in text and "\x1b" not in text

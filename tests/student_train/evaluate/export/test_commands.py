@@ -49,7 +49,7 @@ def test_the_last_part() -> None:
             "trained from another store ('c d.zarr'): the last 3",
         ),
         ("""student "/x/it's/y" and 'parts/y z.tsv'""", """student "y" and 'y z.tsv'"""),
-        ("at /home/me/x.txt, ~/a/b and file:///a/c", "at x.txt, b and c"),
+        ("at /data/me/x.txt, ~/a/b and file:///a/c", "at x.txt, b and c"),
         ("teacher 'Qwen/Qwen3', 'nyu-mll/glue:sst2:dev'", "teacher 'Qwen/Qwen3', 'nyu-mll/glue:sst2:dev'"),
         ("the student's tokens and/or the teacher's, 1/2", "the student's tokens and/or the teacher's, 1/2"),
     ],
