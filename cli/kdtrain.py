@@ -39,7 +39,7 @@ def _main(argv: list[str]) -> int:
         from cli.sweep import run_sweep  # what it checks records with takes a while, too
 
         return run_sweep(path, content, own)
-    flags = parse(TrainFlags, argv, prog=PROG)
+    flags = parse(TrainFlags, argv, prog=PROG, content=content)
     settings = flags.training()
     tell_loading("PyTorch and DeepSpeed")
     from student_train.engine.ranks import first_process  # torch and deepspeed, which --help does not need

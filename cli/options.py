@@ -54,8 +54,12 @@ class Flags:
     """Whether there are arguments without a flag."""
 
 
-def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> SettingsT:
+def parse(
+    settings_class: type[SettingsT], argv: Sequence[str], prog: str, content: Mapping[str, Any] | None = None
+) -> SettingsT:
     """The settings that `argv`, and the file after `--config` in it, ask for.
+
+    `content` is that of the file where it has been read already: a pipe can be read only once.
 
     Exits with code 2 and a message where flags or the file's keys are wrong, with 0 after `--help`.
 
@@ -64,7 +68,9 @@ def parse(settings_class: type[SettingsT], argv: Sequence[str], prog: str) -> Se
     """
     path, own = split_config(argv, prog)
     _refuse_repeats(own, settings_class, prog)
-    flags = [] if path is None else flags_of(read_config(path), settings_class, path, prog)
+    if content is None:
+        content = {} if path is None else read_config(path)
+    flags = [] if path is None else flags_of(content, settings_class, path, prog)
     asked = tyro.cli(
         flags_class(settings_class, prog),
         args=[*map(from_home, [*flags, *own])],
@@ -153,12 +159,28 @@ def flags_of(content: Mapping[str, Any], settings_class: type[Any], path: Path, 
     # a positional argument has no flag to turn its key into
     valid = {field.name: hints[field.name] for field in fields(settings_class) if not is_positional(hints[field.name])}
     flags: list[str] = []
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
+    for name, value in by_field(content, path).items():
         if name not in valid:
-            _refuse(prog, f"{str(path)!r} sets {key!r}, which {prog} does not know{_nearest(name, valid)}")
+            _refuse(prog, f"{str(path)!r} sets {name!r}, which {prog} does not know{_nearest(name, valid)}")
         flags += _flag(name, value, valid[name], path)
     return flags
+
+
+def by_field(flags: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The values of a file by the fields that its keys name.
+
+    Raises:
+        SettingsError: one is named twice, as `seq-len` and `seq_len`.
+    """
+    found: dict[str, Any] = {}
+    for key, value in flags.items():
+        field = str(key).replace("-", "_")
+        if field in found:
+            raise SettingsError(
+                f"{str(path)!r}: {key!r} is given twice, with - and with _: one of them would be lost; take one out"
+            )
+        found[field] = value
+    return found
 
 
 def read_config(path: Path, flag: str = "--config") -> Mapping[str, Any]:
@@ -228,12 +250,12 @@ def _flag(name: str, value: Any, hint: Any, path: Path) -> list[str]:
     flag = _spell(name)
     if isinstance(value, Mapping) or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
         raise SettingsError(f"--config {str(path)!r} nests settings under {name!r}: give one value or a list of values")
+    if value in NOTHING:
+        return []
     if get_origin(hint) in SEVERAL:
         return [flag, *(value if isinstance(value, list) else [value])]
     if isinstance(value, list):
         return [f"{flag}={','.join(value)}"]
-    if value in NOTHING:
-        return []
     if hint is bool:
         if value.lower() not in BOOLEANS:
             raise SettingsError(

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from cli.options import SWEEP_KEYS, flags_of, from_home, parse
+from cli.options import NOTHING, SWEEP_KEYS, by_field, flags_of, from_home, parse
 from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 from teacher_cache.fields import FieldError, OpenFields, check_fields, shorten
@@ -99,10 +99,11 @@ def expand(content: Mapping[str, Any], path: Path, argv: Sequence[str]) -> list[
             settings, or the settings of one cannot be.
     """
     _check(content, path)
-    common = _by_field(
+    common = by_field(
         {key: value for key, value in content.items() if key not in (*SWEEP_KEYS, LAUNCHER, EVALUATE)}, path
     )
-    out = from_home(str(common.pop("out", DEFAULT_OUT)))
+    written_out = str(common.pop("out", ""))
+    out = from_home(DEFAULT_OUT if written_out in NOTHING else written_out)
     flags_typed = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
     typed = {flag.removeprefix("--no-").removeprefix("--").replace("-", "_") for flag in flags_typed}
     grid, runs = _read_grid(content, path, typed), dict[str, SweepRun]()
@@ -142,31 +143,19 @@ def _read_runs(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, An
                 f"{str(path)!r}: a run cannot be called {name!r}: it is the name of its folder in `out`; take letters, "
                 "digits and . _ + - = , with a letter or digit first"
             )
-        runs[name] = _by_field(flags or {}, path)
+        runs[name] = by_field(flags or {}, path)
         _refuse_shared(runs[name], f"run {name!r}", path)
     return runs
 
 
 def _read_grid(content: Mapping[str, Any], path: Path, typed: set[str]) -> dict[str, list[Any]]:
-    found = _by_field(content.get("grid") or {}, path)
+    found = by_field(content.get("grid") or {}, path)
     _refuse_shared(found, "the grid", path)
     for key in sorted(typed & found.keys()):
         raise SettingsError(
             f"{str(path)!r}: --{key.replace('_', '-')} is typed and the grid varies it: runs named after its values "
             "would all have the typed one; leave it out, or take it out of the grid"
         )
-    return found
-
-
-def _by_field(flags: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in flags.items():
-        field = key.replace("-", "_")
-        if field in found:
-            raise SettingsError(
-                f"{str(path)!r}: {key!r} is given twice, with - and with _: one of them would be lost; take one out"
-            )
-        found[field] = value
     return found
 
 

@@ -197,3 +197,15 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(workplace, tmp_pat
     assert "student  bert" in printed.err and not out.exists()
     assert main([*arguments, "--dry-run"]) == 0
     assert "40 steps would take " in capsys.readouterr().out
+
+
+def test_a_config_from_a_pipe_is_read_once(workplace, capsys):
+    """As `--config <(...)` gives it: whoever reads it again finds nothing."""
+    reading, writing = os.pipe()
+    os.write(writing, f"method: mha\ncache: {workplace / 'cache.zarr'}\nsteps: 7\ndevice: cpu\n".encode())
+    os.close(writing)
+    try:
+        assert main(["--config", f"/dev/fd/{reading}", "--dry-run", "--json"]) == 0
+    finally:
+        os.close(reading)
+    assert json.loads(capsys.readouterr().out)["steps"] == 7

@@ -83,8 +83,13 @@ def test_flags_win_over_the_file_wherever_they_stand(config) -> None:
 
 
 def test_empty_values_and_empty_files_leave_the_default(config) -> None:
-    assert read("--config", config("seq_len:\nlr: null\njson: ~\n")) == Settings()
+    assert read("--config", config("seq_len:\nlr: null\njson: ~\ncorpus:\n")) == Settings()
     assert read("--config", config("# nothing\n")) == Settings()
+
+
+def test_one_key_in_two_spellings_is_refused(config) -> None:
+    with pytest.raises(SettingsError, match="'seq_len' is given twice, with - and with _: one of them would be lost"):
+        read("--config", config("seq-len: 7\nseq_len: 8\n"))
 
 
 def test_unknown_key_names_itself_and_the_nearest(config, capsys) -> None:

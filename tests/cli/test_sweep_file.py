@@ -9,6 +9,7 @@ import pytest
 
 from cli.options import read_config
 from cli.sweep_file import SweepRun, expand
+from student_train.settings import TrainSettings
 from teacher_cache.errors import SettingsError
 
 
@@ -35,6 +36,11 @@ def test_a_grid_alone_varies_the_common_flags(tmp_path: Path) -> None:
     found = runs_of(tmp_path, "method: mha\ngrid: {init: [auto, random], dropout: [0, 0.1]}\n")
     assert [run.name for run in found] == ["auto-dropout0", "auto-dropout0.1", "random-dropout0", "random-dropout0.1"]
     assert {run.settings.out for run in found} == {f"students/{run.name}" for run in found}
+
+
+def test_what_is_left_empty_is_left_out(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path, "out:\ncache:\nmethod: mha\nruns: {a: }\n")
+    assert run.settings == TrainSettings(method="mha", out="students/a")
 
 
 def test_what_is_typed_takes_the_place_of_what_is_written(tmp_path: Path) -> None:
