@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from teacher_cache.codecs.base import refuse_infinite
 from teacher_cache.codecs.packing import LARGEST_CODE, choose_packings, refuse_beyond
 from teacher_cache.codecs.sample import CalibrationSample, coded_vectors, stacked_maps, total_variance
 from teacher_cache.codecs.sinks import squared_distance, store_sinks
 from teacher_cache.contract.manifest import SinkRecord, TransformRecord
 from teacher_cache.contract.streams import VECTORS
 from teacher_cache.device import tf32_products
-from teacher_cache.errors import TeacherError
 from teacher_cache.models.attention import AttentionProjections, Projection, Replay
 
 GROUP = 8
@@ -161,13 +161,10 @@ def calibrate(
     Sinks are left out of all of these; their record is part of what is found.
 
     Raises:
-        TeacherError: the sample has no finite covariance.
+        TeacherError: a token of the sample is not finite, or the covariance is not.
     """
-    if not bool(torch.isfinite(sample.moments()[1]).all()):
-        raise TeacherError(
-            "the teacher gave infinite or undefined values: they would ruin training; check the checkpoint, or use "
-            "--dtype float32 if the teacher overflows in half precision"
-        )
+    for values in (sample.moments()[1], *sample.tune, *sample.check):
+        refuse_infinite(values)
     count, mean_H, covariance_HH, sinks = sample.ordinary()
     weight_DH, bias_D = stacked_maps(projections, len(mean_H))
     variance_H, axes_HH = torch.linalg.eigh(covariance_HH)

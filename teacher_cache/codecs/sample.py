@@ -20,6 +20,8 @@ from teacher_cache.models.attention import AttentionProjections
 _FITTED_PER_COMPONENT = 48
 """Tokens for each component of a covariance: at this number the rotation costs held-out rows about 1% more error."""
 _MEASURED_TOKENS = 8192
+_MEDIAN_TOKENS = 256
+"""Tokens that say where ordinary ones are: among the few of one short row, a sink may be the median."""
 _MOST_ROWS, _ENOUGH_ROWS, _ENOUGH_SHARE = 384, 128, 20
 
 
@@ -51,6 +53,8 @@ class _Moments:
         self.outer_HH: torch.Tensor | float = 0.0
 
     def add(self, values_NH: torch.Tensor) -> None:
+        if not len(values_NH):  # all of a part may be far, and has no mean
+            return
         if self.shift_H is None:
             # centred roughly before squaring: a large mean would eat the digits of a small variance
             self.shift_H = values_NH.mean(dim=0)
@@ -80,20 +84,32 @@ class CalibrationSample:
         self._all = _Moments()
         self._near: _Moments | None = None
         self._surroundings: Surroundings | None = None
+        self._waiting: list[torch.Tensor] = []
         self._far, self._largest = 0, 0.0
 
     @property
     def count(self) -> int:
         """How many tokens were fitted."""
-        return self._all.count
+        return self._all.count + sum(map(len, self._waiting))
 
     def fit(self, values_NH: torch.Tensor) -> None:
         """Add tokens to mean and covariance."""
-        values_NH = values_NH.float()
-        coded_ND = coded_vectors(values_NH, self.projections)
+        self._waiting.append(values_NH.float())
+        if self._surroundings is not None or self.count >= _MEDIAN_TOKENS:
+            self._settled()
+
+    def _settled(self) -> Surroundings:
+        """What is far, from the first tokens, with all that were waiting for it added."""
         if self._surroundings is None:
-            self._surroundings = Surroundings.of(coded_ND)
-        far_N = self._surroundings.far(coded_ND)
+            self._surroundings = Surroundings.of(coded_vectors(torch.cat(self._waiting), self.projections))
+        waiting, self._waiting = self._waiting, []
+        for values_NH in waiting:
+            self._add(values_NH, self._surroundings)
+        return self._surroundings
+
+    def _add(self, values_NH: torch.Tensor, surroundings: Surroundings) -> None:
+        coded_ND = coded_vectors(values_NH, self.projections)
+        far_N = surroundings.far(coded_ND)
         if bool(far_N.any()):
             self._far += int(far_N.sum())
             self._largest = max(self._largest, float(coded_ND[far_N].abs().amax()))
@@ -104,24 +120,24 @@ class CalibrationSample:
 
     def far(self, values_NH: torch.Tensor) -> torch.Tensor:
         """[N]: True at tokens that are sinks if there are any. Ask once something was fitted."""
-        assert self._surroundings is not None
-        return self._surroundings.far(coded_vectors(values_NH, self.projections))
+        return self._settled().far(coded_vectors(values_NH, self.projections))
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean [H] and covariance [H, H] of all tokens, float64."""
+        self._settled()
         return self._all.result()
 
     def ordinary(self) -> tuple[int, torch.Tensor, torch.Tensor, SinkRecord | None]:
         """Number, mean and covariance of the tokens that are coded, and what is known of those that are not."""
+        surroundings = self._settled()
         everything = (self._all.count, *self._all.result())
         if self._near is None or not self._near.count:
             return *everything, None
-        assert self._surroundings is not None
         near = (self._near.count, *self._near.result())
         weight_DH, _ = stacked_maps(self.projections, len(near[1]))
         total, ordinary = (total_variance(weight_DH, covariance_HH) for _, _, covariance_HH in (everything, near))
         sinks = describe_sinks(
-            self._surroundings,
+            surroundings,
             tokens=self._all.count,
             far=self._far,
             total=total,

@@ -212,13 +212,16 @@ def test_padding_is_no_sink() -> None:
     assert sinks is not None and sinks.tolist() == [True, False, False]
 
 
-def test_infinite_values_are_refused_though_they_are_far() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["fit", "tune", "check"])
+def test_infinite_values_are_refused_though_they_are_far(part: str, value: float) -> None:
+    """In whichever rows of the sample they are: an error that is measured on them would be declared as 0."""
     sample = CalibrationSample()
-    values = correlated(2000, 1)
-    values[7] = float("inf")
-    sample.fit(values)
-    sample.tune.append(correlated(100, 2))
-    sample.check.append(correlated(100, 3))
+    values = {"fit": correlated(2000, 1), "tune": correlated(100, 2), "check": correlated(100, 3)}
+    values[part][7] = value
+    sample.fit(values["fit"])
+    sample.tune.append(values["tune"])
+    sample.check.append(values["check"])
     with pytest.raises(TeacherError, match="infinite or undefined"):
         calibrate(sample, 1e-2, None)
 

@@ -56,6 +56,20 @@ def test_moments_of_ordinary_tokens_have_the_digits_of_a_sample_without_the_othe
     assert torch.equal(sample.far(values), apart)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 40])
+def test_what_is_far_does_not_hang_on_how_many_tokens_come_at_once(tokens: int) -> None:
+    """A row of two tokens, one of which is a sink, says nothing of the others."""
+    values = torch.randn(1200, WIDTH, generator=torch.Generator().manual_seed(1))
+    values[:: max(tokens, 20), 3] -= 3000
+    sample, whole = CalibrationSample(), CalibrationSample()
+    for part in values.split(tokens):
+        sample.fit(part)
+    whole.fit(values)
+    assert sample.count == whole.count == 1200
+    assert sample.ordinary()[0] == whole.ordinary()[0] < 1200
+    assert sample.ordinary()[3] is not None and torch.equal(sample.far(values), whole.far(values))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 128, 1000, 20_000])
 def test_rows_are_shared_out_in_full(rows: int) -> None:
     fit, tune, check = share_rows(rows, 128, 384)
