@@ -17,6 +17,7 @@ import torch
 from teacher_cache.contract.batch import TargetRequest
 from teacher_cache.contract.manifest import Manifest
 from teacher_cache.contract.streams import VECTORS
+from teacher_cache.errors import TeacherError
 from teacher_cache.format.attention_constants import ROTARY_PARTS, projection_path, rotary_path
 from teacher_cache.format.groups import Group
 from teacher_cache.format.layout import StoreLayout
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _BLOCKS = 4
 _ROWS_AT_ONCE = 16
 _WEIGHTS_PER_FILE = 50 * 10**9
+_LEAST_SPREAD = 1e-12
+"""Variance that is more than rounding, as a share of the mean square: float32 tells no smaller one from none."""
 
 
 def reach_attention(
@@ -121,6 +124,9 @@ def write_variances(storage: Storage, manifest: Manifest, complete: Collection[s
     """Write E||h - mean||^2 of each hidden state of a group, where it is not there; `complete` as for the reader.
 
     Of ordinary tokens: sinks would be all that counts in it.
+
+    Raises:
+        TeacherError: a hidden state is the same at all tokens.
     """
     reader = CacheReader.of(storage, complete=complete)
     blocks = min(manifest.blocks, _BLOCKS)
@@ -144,4 +150,12 @@ def _total_variance(reader: CacheReader, layer: int, blocks: int) -> float:
             count += len(values_ND)
             total_D += values_ND.sum(dim=0)
             squares += float(values_ND.square().sum())
-    return squares / count - float((total_D / count).square().sum())
+    power = squares / count
+    variance = power - float((total_D / count).square().sum())
+    if not variance > _LEAST_SPREAD * power:
+        raise TeacherError(
+            f"hidden state {layer} is the same at every token (its variance is {variance!r}): there is nothing to learn"
+            " from it, and losses are shares of the variance; check the checkpoint, or what the import was made of, or "
+            f"leave {layer} out of --layers, in another --out"
+        )
+    return variance

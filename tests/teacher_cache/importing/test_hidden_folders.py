@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teacher_cache.contract.batch import TargetRequest
-from teacher_cache.errors import DistillationError, SettingsError, SourceError
+from teacher_cache.errors import DistillationError, SettingsError, SourceError, TeacherError
+from teacher_cache.format.protocol import SEAL
 from teacher_cache.importing.hidden_folders import HiddenSource, parse_layer_list
 from teacher_cache.importing.importing import import_store
 from teacher_cache.importing.settings import ImportSettings
@@ -54,6 +55,23 @@ def test_hidden_states_are_what_a_build_keeps(sample: Sample, asked: Asked, tmp_
         assert have.places is not None and int(have.places.count_B[mine[row]]) == len(row) - 1
     assert describe_store(settings.out).manifest.imported == "hidden"
     assert verify_store(settings.out).whole
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+@pytest.mark.parametrize("precision", ["int8", "nmse:1e-2"])
+def test_states_that_are_the_same_everywhere_are_refused(
+    sample: Sample, asked: Asked, tmp_path: Path, precision: str, value: float
+) -> None:
+    """Losses are shares of a variance that there is not: such a store could not be read."""
+    folder = write_folder(sample, tmp_path / "states")
+    for file in folder.iterdir():
+        tensors = load_file(file)
+        tensors["hidden_states"][:, 0] = value
+        save_file(tensors, file)
+    settings = asked(folder, layers="4,2", precision=precision)
+    with pytest.raises(TeacherError, match="hidden state 4 is the same at every token .*leave 4 out of --layers"):
+        import_store(settings)
+    assert not (Path(settings.out) / SEAL).exists()
 
 
 def test_calibrated_states_and_masks(sample: Sample, asked: Asked, tmp_path: Path) -> None:
