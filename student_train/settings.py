@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,8 @@ class TrainSettings:
 
     method: str
     """What to learn: mha (attention relations), direct (the queries, keys and values themselves), hs (hidden states),
-    od (output distribution), mlm (the masked tokens themselves, without the teacher), a method that an installed
-    package adds, or a sum such as mha+hs."""
+    od (output distribution), mlm (the masked tokens themselves, without the teacher), lm (the next tokens themselves,
+    without the teacher), a method that an installed package adds, or a sum such as mha+hs."""
 
     cache: tuple[str, ...] = ("cache.zarr",)
     """Store that `kdcache build` wrote, or several to read as one: paths, or a pattern in quotes such as
@@ -268,7 +269,8 @@ class TrainSettings:
         if self.steps is not None:
             return self.steps
         epochs = 3 if self.epochs is None else self.epochs
-        return math.ceil(epochs * training_rows / self.batch_size)
+        # the number as it is written: as a float, 1.1 times 100 is a little more than 110, and a step more
+        return math.ceil(Fraction(str(epochs)) * training_rows / self.batch_size)
 
     def identity(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the run it continues, by flag.

@@ -90,7 +90,8 @@ class Int8Codec:
         scale_N = values_ND.abs().amax(dim=1) / 127
         refuse_infinite(scale_N)
         step_N = torch.where(scale_N > 0, scale_N, 1.0)
-        codes_DN = (values_ND / step_N[:, None]).round_().to(torch.int8).T.contiguous()
+        # a scale among subnormal numbers is rounded so far that codes could pass 127, and turn their sign as bytes
+        codes_DN = (values_ND / step_N[:, None]).round_().clamp_(-127, 127).to(torch.int8).T.contiguous()
         return {"codes": codes_DN.cpu().numpy(), "scale": scale_N.cpu().numpy()}
 
     def decode(self, coded: Mapping[str, torch.Tensor]) -> torch.Tensor:

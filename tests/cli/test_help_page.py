@@ -12,7 +12,7 @@ import tyro
 from cli import kdcache, kdeval, kdtrain
 from cli.examples import EXAMPLES
 from cli.options import parse
-from student_train.settings import TrainSettings
+from student_train.settings import METHODS, TrainSettings
 
 SETTINGS = {
     "kdtrain": TrainSettings,
@@ -42,6 +42,11 @@ def test_no_line_is_longer_than_the_terminal(prog: str, capsys: pytest.CaptureFi
     text = help_of(prog, capsys)
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert "None" not in text and "\x1b" not in text
+
+
+def test_every_method_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of("kdtrain", capsys)
+    assert [method for method in METHODS if f" {method} (" not in text] == []
 
 
 @pytest.mark.parametrize("prog", SETTINGS)

@@ -168,6 +168,9 @@ def test_steps_follow_from_epochs_unless_given():
     assert TrainSettings(method="hs", epochs=1, batch_size=32).total_steps(100) == 4
     assert TrainSettings(method="hs", batch_size=10).total_steps(100) == 30
     assert TrainSettings(method="hs", steps=7).total_steps(100) == 7
+    # as a float, 1.1 * 100 is more than 110
+    assert TrainSettings(method="hs", epochs=1.1, batch_size=10).total_steps(100) == 11
+    assert TrainSettings(method="hs", epochs=1.11, batch_size=10).total_steps(100) == 12
 
 
 def test_warmup_is_a_share_or_a_number_of_steps():

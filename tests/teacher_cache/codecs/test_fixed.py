@@ -46,6 +46,13 @@ def test_the_bounds_are_tight() -> None:
         assert float((error_ND / codec.error_bound_ND(values_ND)).max()) > 0.9
 
 
+def test_int8_keeps_signs_among_subnormal_numbers() -> None:
+    """A scale of a few units in the last place is rounded so far that codes could be beyond a byte."""
+    values_ND = torch.arange(-600, 601).to(torch.float32)[:, None] * 2.0**-149
+    decoded_ND = round_trip(make_codec("int8"), values_ND)
+    assert bool((decoded_ND * values_ND.sign() >= 0).all())
+
+
 def test_values_that_cannot_be_held_are_refused() -> None:
     with pytest.raises(TeacherError, match="float16 cannot hold.*70000.*--precision int8"):
         make_codec("float16").encode(torch.tensor([[1.0, 70000.0]]))
