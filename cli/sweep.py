@@ -29,20 +29,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.options import parse
+from cli.options import NOTHING, parse
 from cli.sweep_choice import choose_runs
 from cli.sweep_claims import Claims
-from cli.sweep_evaluations import Evaluation, read_evaluations
+from cli.sweep_evaluations import Evaluation, read_evaluations, to_measure
 from cli.sweep_file import EVALUATE, LAUNCHER, PROG, SweepRun, expand
 from cli.sweep_process import python
 from cli.sweep_summary import as_table, completed, summarise, write_summary
 from cli.sweep_work import COMPLETE, SweepWork
 from cli.train_flags import SweepFlags, refuse_without_dry_run, split_sweep_flags
+from student_train.run_files import PROVENANCE
 from student_train.train.signals import noted_signals
 from teacher_cache.errors import SettingsError
 
@@ -80,7 +82,7 @@ def run_sweep(path: Path, content: Mapping[str, Any], argv: Sequence[str]) -> in
         from cli.sweep_plan import plan_sweep
 
         return plan_sweep(chosen, path, flags, launched=bool(content.get(LAUNCHER)))
-    return _run(chosen, runs, evaluations, flags, _launcher(content))
+    return _run(chosen, runs, evaluations, flags, _launcher(content, path))
 
 
 def _run(
@@ -92,10 +94,10 @@ def _run(
 ) -> int:
     """Take part in the chosen ones of all runs."""
     claims = Claims(Path(runs[0].settings.out).parent)
-    there = completed({run.name: run.settings for run in runs})
+    completed({run.name: run.settings for run in runs})  # refuses students of other settings
 
     def write(states: Mapping[str, str]) -> dict[str, Any]:
-        return _write(runs, {run.name: states.get(run.name) or _elsewhere(run, there, claims) for run in runs})
+        return _write(runs, {run.name: states.get(run.name) or _elsewhere(run, evaluations, claims) for run in runs})
 
     with noted_signals() as received:
         work = SweepWork(
@@ -118,12 +120,16 @@ def _run(
     return int(bool(failed))
 
 
-def _elsewhere(run: SweepRun, there: Sequence[str], claims: Claims) -> str:
+def _elsewhere(run: SweepRun, evaluations: Sequence[Evaluation], claims: Claims) -> str:
     """What is to be said of a run that has not come to an end in this process."""
     seen = claims.look(run.name)
-    if seen is None:
-        return COMPLETE if run.name in there else "not started"
-    return seen.outcome or f"training in {seen.holder}"
+    if seen is not None and seen.outcome is None:
+        return f"training in {seen.holder}"
+    outcome = None if seen is None else seen.outcome
+    # a released claim is what somebody said once: the folder may have been deleted or trained anew since
+    if not (Path(run.settings.out) / PROVENANCE).exists():
+        return "not started" if outcome in (None, COMPLETE) else str(outcome)
+    return outcome if outcome is not None and to_measure(evaluations, run.settings) else COMPLETE
 
 
 def _write(runs: Sequence[SweepRun], states: Mapping[str, str]) -> dict[str, Any]:
@@ -131,9 +137,15 @@ def _write(runs: Sequence[SweepRun], states: Mapping[str, str]) -> dict[str, Any
     return write_summary(summaries, Path(runs[0].settings.out).parent)
 
 
-def _launcher(content: Mapping[str, Any]) -> list[str]:
-    launcher = content.get(LAUNCHER)
-    return shlex.split(str(launcher)) if launcher else python()
+def _launcher(content: Mapping[str, Any], path: Path) -> list[str]:
+    launcher = str(content.get(LAUNCHER, ""))
+    command = [] if launcher in NOTHING else shlex.split(launcher)
+    if command and shutil.which(command[0]) is None:
+        raise SettingsError(
+            f"{str(path)!r}: {LAUNCHER} {launcher!r} starts with {command[0]!r}, which is no program on this machine, "
+            "so no training could start; name one that is in PATH, or leave it out to train in one process"
+        )
+    return command or python()
 
 
 def _say(text: str) -> None:

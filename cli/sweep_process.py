@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from teacher_cache.errors import SettingsError
+
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
@@ -50,6 +52,9 @@ def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
     Were it reached by what we hand on as well, the second signal would end it unsaved; and one that went on after we
     are killed would write into the same folder as the sweep that resumes.
+
+    Raises:
+        SettingsError: the system cannot start it.
     """
     libc = ctypes.CDLL(None)
 
@@ -57,13 +62,19 @@ def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
         if sys.platform == "linux":
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        process_group=0,
-        preexec_fn=end_with_parent,
-    )
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=end_with_parent,
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"{command[0]!r} cannot be started ({error.strerror}), so nothing can be trained by it: where the sweep's "
+            "file names it as launcher, name a program that this machine can run, or leave launcher out"
+        ) from error
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -82,4 +93,5 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def failure(code: int) -> str:
     """What a sweep calls the end of a process with this code."""
-    return f"failed ({code})" if code > 0 else f"failed ({signal.Signals(-code).name})"
+    names = {one.value: one.name for one in signal.Signals}  # real-time signals have none but the first and the last
+    return f"failed ({code})" if code > 0 else f"failed ({names.get(-code, f'signal {-code}')})"

@@ -241,6 +241,15 @@ def test_students_are_not_written_to_an_address(store: Path, tmp_path: Path, cap
     assert f"--out '{address}{'' if typed else '/a'}' is an address" in capsys.readouterr().err
 
 
+def test_a_launcher_that_is_not_there_is_found_before_anything_is_trained(
+    store: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = sweep_file(tmp_path, store, "method: mha\nsteps: 1\nlauncher: torchrunn --nproc 8\nruns: {a: {}}\n")
+    assert main(["--config", str(path)]) == 1
+    assert "launcher 'torchrunn --nproc 8' starts with 'torchrunn', which is no program" in capsys.readouterr().err
+    assert not (tmp_path / "students").exists()
+
+
 def test_the_home_folder_of_a_file_is_the_users(
     store: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A process of a sweep that has to end ends with all that it has started."""
+"""A process of a sweep that has to end ends with all that it has started; how one ended is told in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from cli.sweep_process import run_process
+import pytest
+
+from cli.sweep_process import failure, run_process, start
+from teacher_cache.errors import SettingsError
 
 LAUNCHER = """
 import subprocess, sys, time
@@ -40,3 +43,18 @@ def test_workers_of_a_launcher_that_must_end_end_too(tmp_path: Path) -> None:
     for pid in running:
         os.kill(pid, signal.SIGKILL)
     assert len(workers) == 2 and not running
+
+
+def test_what_cannot_be_started_is_named(tmp_path: Path) -> None:
+    launcher = tmp_path / "launcher"
+    launcher.write_text("no program")
+    for path, told in ((launcher, "Permission denied"), (tmp_path / "none", "No such file")):
+        with pytest.raises(SettingsError, match=f"{str(path)!r} cannot be started .{told}"):
+            start([str(path), "-m", "cli.kdtrain"])
+
+
+@pytest.mark.parametrize("number, told", [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 6, "signal 40")])
+def test_every_signal_that_ends_a_process_has_words(number: int, told: str) -> None:
+    """Of real-time signals Python names the first and the last alone."""
+    code = f"import os; os.kill(os.getpid(), {int(number)})"
+    assert failure(run_process([sys.executable, "-c", code], [], lambda: False)) == f"failed ({told})"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -146,6 +147,11 @@ def test_only_the_chosen_runs_are_trained_and_the_summary_knows_the_others(
     }  # fmt: skip
     assert "[2/3] b: training" in told.err and "[3/3] c: training" in told.err and "[1/3]" not in told.err
     assert sorted(folder.name for folder in (tmp_path / "students").glob("?")) == ["b", "c"]
+    # folders count, not what was once said of them
+    shutil.rmtree(tmp_path / "students" / "b")
+    assert main(["--config", str(path), "--only", "c", "--json"]) == 0
+    states = {run["name"]: run["state"] for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert states == {"a": "not started", "b": "not started", "c": "complete"}
 
 
 @pytest.mark.parametrize(
