@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -40,6 +40,12 @@ _DEFAULT_SEQ_LEN = 512
 _MUCH_MEMORY = 2**30
 _SMALL_BLOCK = 1024
 """Rows of a block that may have room for more than there are."""
+_FLAGS_OF = {
+    "logits": ("logits", "k", "temperature"),
+    "hidden": ("layers",),
+    "attention": ("attention_layer", "relations", "relation_heads"),
+}
+"""The flags that are about one target alone."""
 
 
 def plan_targets(
@@ -60,6 +66,7 @@ def plan_targets(
         names = TARGETS if teacher.record.has_mlm_head else tuple(name for name in TARGETS if name != "logits")
         if not teacher.record.has_mlm_head:
             note(f"{settings.teacher} has no language-modelling head: building {', '.join(names)} (no logits)")
+    _note_flags_of_others(settings, names, note)
     logits = _logits_spec(settings, teacher) if "logits" in names else None
     hidden: tuple[HiddenSpec, ...] = ()
     if "hidden" in names:
@@ -76,6 +83,18 @@ def plan_targets(
     targets = TargetSpecs(logits=logits, hidden=hidden, attention=attention).settled(TargetSpecs())
     _check_mask_token(teacher, targets)
     return targets, projections
+
+
+def _note_flags_of_others(settings: BuildSettings, names: Sequence[str], note: Callable[[str], None]) -> None:
+    """No error, as it is in `derive`: a store gets more targets by its own command with other --targets."""
+    for target, fields in _FLAGS_OF.items():
+        given = {name: value for name in fields if (value := getattr(settings, name)) != getattr(BuildSettings, name)}
+        if given and target not in names:
+            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+            note(
+                f"{flags} is not used: it is about {target}, and this build keeps {', '.join(names)} alone; add "
+                f"{target} to --targets if it is meant"
+            )
 
 
 def _logits_spec(settings: BuildSettings, teacher: Teacher) -> LogitsSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +123,7 @@ def plan(settings: BuildSettings, teacher: Teacher) -> tuple[TargetSpecs, list[s
         ({}, "shared", True),
         ({"layers": "4"}, "input", True),
         ({"layers": "4", "precision": "nmse:1e-2"}, "projected", True),
-        ({"targets": "attention"}, "input", True),
+        ({"targets": "attention", "k": None, "layers": "uniform+last"}, "input", True),
         ({"relations": "hidden"}, "shared", True),
         ({"relations": "qkv"}, "vectors", False),
         ({"relations": "matrix", "precision": "int4"}, "matrix", False),
@@ -136,6 +137,27 @@ def test_attention_is_held_where_it_costs_least(
     assert (spec.form, projected, said) == (form, exact, [])
     assert spec.codec == ("nmse:0.01" if form == "projected" else "float16")
     assert spec.heads == (2 if form == "matrix" else None)
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (
+            {"targets": "logits"},
+            ["--layers 2,4 is not used: it is about hidden, .* logits alone", "--attention-la"],
+        ),
+        (
+            {"targets": "hidden", "logits": "topk", "temperature": 3.0, "attention_layer": None},
+            ["--logits topk --k 8 --temperature 3.0 is not used: .* add logits to --targets if it is meant"],
+        ),
+        ({"targets": "hidden", "k": None, "attention_layer": None}, []),
+    ],
+)
+def test_flags_of_targets_that_are_not_kept_are_told(
+    small_settings: Settings, small_teacher: Teacher, flags: dict[str, object], told: list[str]
+) -> None:
+    _, said, _ = plan(small_settings(Path("never.zarr"), **flags), small_teacher)
+    assert len(said) == len(told) and all(map(re.match, told, said))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +204,7 @@ def test_what_a_headless_teacher_cannot_give_is_left_out_and_said(
     small_settings: Settings, tiny_teacher: Callable[..., Path]
 ) -> None:
     teacher = Teacher.load(str(tiny_teacher("bert", head=False)), device="cpu")
-    targets, said, _ = plan(small_settings(Path("never.zarr")), teacher)
+    targets, said, _ = plan(small_settings(Path("never.zarr"), k=None), teacher)
     assert targets.logits is None and targets.hidden and targets.attention
     (line,) = said
     assert line.endswith("has no language-modelling head: building hidden, attention (no logits)")
@@ -202,6 +224,7 @@ def test_masked_views_need_a_mask_token(small_settings: Settings, tiny_teacher: 
 def test_matrices_that_take_much_memory_are_told(small_settings: Settings, small_teacher: Teacher) -> None:
     """3 vectors x 2 bytes x 8 heads x 64^2 positions x 8192 rows are 1.5 GiB."""
     flags = {"targets": "attention", "relations": "matrix", "relation_heads": 8, "seq_len": 64}
+    flags |= {"k": None, "layers": BuildSettings.layers}
     _, said, _ = plan(small_settings(Path("never.zarr"), block_rows=8192, **flags), small_teacher)
     (line,) = said
     assert line.startswith("relation matrices take 1.5 GiB of memory for each block of 8192 rows")
