@@ -29,7 +29,7 @@ import math
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,7 +117,9 @@ def main() -> None:
                 kept(out / "runs" / f"{name}-seed{seed}", settings, compute, finished=f"{name}, seed {seed}: done")
     for name in CONFIGURATIONS:
         paths = sorted((out / "runs").glob(f"{name}-seed*/{RESULT_NAME}"))
-        measured = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        measured = {
+            int(path.parent.name.rpartition("seed")[2]): json.loads(path.read_text(encoding="utf-8")) for path in paths
+        }
         if measured:
             results[name] = summarise(measured)
     report(results, options)
@@ -322,19 +324,28 @@ def held_out_batches(reader: CacheReader, held_out: int, device: str) -> Iterato
         yield reader.read_rows(row, row + 1, TargetRequest(next_tokens=True))["plain"].to(device)
 
 
-def summarise(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(measured: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds, and each of them."""
-    kls = [one["kl"] for one in measured]
+    found = list(measured.values())
+    kls = [one["kl"] for one in found]
     return {
-        "seeds": len(measured),
+        "seeds": len(found),
         **{
-            name: statistics.fmean(one[name] for one in measured)
+            name: statistics.fmean(one[name] for one in found)
             for name in ("kl", "agreement", "perplexity", "teacher_perplexity")
         },
         "kl_sd": statistics.stdev(kls) if len(kls) > 1 else None,
         "kls": kls,
-        "places": measured[0]["places"],
+        "kl_by_seed": dict(zip(measured, kls, strict=True)),
+        "places": found[0]["places"],
     }
+
+
+def ratio(one: Mapping[str, Any], ceiling: Mapping[str, Any]) -> float | None:
+    """KL over the ceiling's, mean over the seeds that both have; None where they share none."""
+    ours, theirs = one["kl_by_seed"], ceiling["kl_by_seed"]
+    ratios = [ours[seed] / theirs[seed] for seed in ours.keys() & theirs.keys()]
+    return statistics.fmean(ratios) if ratios else None
 
 
 def bytes_per_place(store: Path) -> float:
@@ -347,14 +358,15 @@ def report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> N
     table = Table(title=f"{options.student}, {options.steps} steps of {options.tokens} tokens; held-out rows")
     for name in ("", "seeds", "KL, nats", "sd", "of online", "top-1", "perplexity", "teacher's"):
         table.add_column(name, justify="right" if name else "left")
-    ceiling = results.get("online", {}).get("kl")
+    ceiling = results.get("online")
     for name, one in results.items():
+        of_online = None if ceiling is None else ratio(one, ceiling)
         table.add_row(
             name,
             str(one["seeds"]),
             f"{one['kl']:.4f}",
             "" if one["kl_sd"] is None else f"{one['kl_sd']:.4f}",
-            "" if ceiling is None else f"{one['kl'] / ceiling:.3f}",
+            "" if of_online is None else f"{of_online:.3f}",
             f"{one['agreement']:.3f}",
             f"{one['perplexity']:.2f}",
             f"{one['teacher_perplexity']:.2f}",

@@ -220,6 +220,18 @@ def test_rows_are_read_once_for_all_stores(forms: Any, folder: Path, monkeypatch
     assert len(list((folder / "others").iterdir())) == 12
 
 
+def test_forms_are_compared_with_the_ceiling_of_the_same_seeds(forms: Any) -> None:
+    import causal_quality
+
+    def measured(**kls: float) -> dict[str, Any]:
+        rest = {"agreement": 0.5, "perplexity": 9.0, "teacher_perplexity": 8.0, "places": 7}
+        return causal_quality.summarise({int(seed[1:]): {"kl": kl, **rest} for seed, kl in kls.items()})
+
+    ours, ceiling = measured(s0=2.0, s1=3.0, s2=9.0), measured(s0=1.0, s1=2.0)
+    assert causal_quality.ratio(ours, ceiling) == (2 + 1.5) / 2 and ours["kl"] == pytest.approx(14 / 3)
+    assert causal_quality.ratio(measured(s5=1.0), ceiling) is None
+
+
 def test_the_ceiling_learns_the_whole_distribution(forms: Any) -> None:
     import causal_quality
 
