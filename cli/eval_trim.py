@@ -14,11 +14,10 @@ from cli.display import StatusLine
 from cli.eval_shared import deliver, make_record, print_result, writes_to
 from cli.options import parse
 from student_train.evaluate.trim.settings import TrimSettings
+from student_train.run_files import TRIMMED
 
 if TYPE_CHECKING:
     from student_train.evaluate.trim.records import TrimReport
-
-RECORD_NAME = "trim.json"
 
 
 def trim(argv: list[str]) -> int:
@@ -28,7 +27,7 @@ def trim(argv: list[str]) -> int:
     report = _trim(settings, out)
     record = make_record("trim", report.to_json())
     printed, written = (json.dumps(record, indent=indent, allow_nan=False) for indent in (None, 2))
-    deliver(written, out / RECORD_NAME, lambda: print(printed) if settings.json else _print_table(report))
+    deliver(written, out / TRIMMED, lambda: print(printed) if settings.json else _print_table(report))
     return 0
 
 

@@ -27,6 +27,8 @@ PROVENANCE = "provenance.json"
 """Of a student's directory, the file that says where it comes from; written last."""
 FINETUNED = "finetuned.json"
 """Of the directory of a fine-tuned model, the file that says which task it is for and what was measured of it."""
+TRIMMED = "trim.json"
+"""Of the directory of a model, the record of `kdeval trim`, which cut its vocabulary."""
 PACKAGES = (
     "kdcache",
     "torch",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from student_train.evaluate.schemas import read_object
+from student_train.run_files import TRIMMED
 
-TRIMMED = "trim.json"
 _DERIVED = re.compile(r"(?P<command>.*?); .*? was made \S+ by: (?P<source>.*)", re.DOTALL)
 """What a derived store says of itself (`teacher_cache/derive/origins.py`)."""
 

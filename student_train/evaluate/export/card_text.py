@@ -132,7 +132,7 @@ def _tasks(facts: Facts) -> Iterator[str]:
         yield "**Fine-tuned on tasks** (x 100, mean ± standard deviation over seeds; the models are not these weights):"
         yield markdown_table(("task", "metric", "seeds", "score"), lines, words=2)
         for task in facts.run.tasks.values():
-            yield from _told(f"{task.task}: {note}" for note in notes_of(task.record))
+            yield from _told(f"{task.task}: {note}" for note in task.notes)
     saved = facts.saved
     if saved is not None:
         yield f"**On its task**, {plain(saved.task)} ({plain(saved.metric)} x 100, of these very weights):"
@@ -142,7 +142,7 @@ def _tasks(facts: Facts) -> Iterator[str]:
             if saved.metric in found
         ]
         yield markdown_table(("examples", "number", "score"), own, words=1)
-        yield from _told(facts.saved_notes)
+        yield from _told(saved.notes)
 
 
 def _perplexity(facts: Facts) -> Iterator[str]:

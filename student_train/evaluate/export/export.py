@@ -130,7 +130,7 @@ def _gather(source: Source, settings: ExportSettings) -> tuple[Facts, Path | Non
             if record is not None
         ]
         run = replace(run, perplexity=None, lm_eval=None)
-    saved, base, saved_notes = read_saved(source)
+    saved, base = read_saved(source)
     provenance = run.provenance or base
     reader = open_caches(settings.cache) if settings.cache else None
     manifest, identity = (None, None) if reader is None else (reader.manifest, reader.identity_sha256)
@@ -141,7 +141,6 @@ def _gather(source: Source, settings: ExportSettings) -> tuple[Facts, Path | Non
         provenance=provenance,
         cache=cache_facts(provenance, manifest, identity),
         saved=saved,
-        saved_notes=saved_notes,
         notes=tuple(notes),
     )
     recorded = facts.teacher if source.kind.pipeline == "feature-extraction" else None

@@ -31,7 +31,6 @@ class Facts:
     provenance: Mapping[str, Any]
     cache: CacheSchema
     saved: SavedSchema | None = None
-    saved_notes: Sequence[str] = ()
     onnx: OnnxReport | None = None
     embeds: bool = False
     similarity: Similarity | None = None
@@ -63,15 +62,15 @@ class Facts:
         return "sentence-transformers" if self.embeds else "transformers"
 
 
-def read_saved(source: Source) -> tuple[SavedSchema | None, Mapping[str, Any], Sequence[str]]:
-    """What `kdeval finetune --save` says of the model: its record, the provenance of its student, the notes.
+def read_saved(source: Source) -> tuple[SavedSchema | None, Mapping[str, Any]]:
+    """What `kdeval finetune --save` says of the model: its record, and the provenance of its student.
 
     Raises:
         StudentError: the record cannot be read.
     """
     path = source.folder / FINETUNED
     if not path.exists():
-        return None, {}, ()
+        return None, {}
     record = read_object(path)
     saved = check_record(SavedSchema, path, record)
     base = record.get("base")
@@ -79,7 +78,7 @@ def read_saved(source: Source) -> tuple[SavedSchema | None, Mapping[str, Any], S
         check_fields(ProvenanceSchema, base)
     except ValueError:
         base = None
-    return saved, base or {}, notes_of(record)
+    return saved, base or {}
 
 
 def notes_of(record: Mapping[str, Any]) -> list[str]:

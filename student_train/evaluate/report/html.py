@@ -16,6 +16,8 @@ from teacher_cache.outside import visible
 
 Html = Markup
 """Text that is HTML already."""
+LACKING = "–"
+"""What stands in a table where there is nothing."""
 
 _STYLE = """
 :root { --ink: #1d232b; --soft: #5f6670; --line: #e3e6ea; --paper: #fff; --wash: #f6f7f9; --blue: #1f5fa8; }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from student_train.evaluate.report.html import Html, heading, missing, paragraph, table
+from student_train.evaluate.report.html import LACKING, Html, heading, missing, paragraph, table
 from student_train.evaluate.run_records import RunRecords
 
-LACKING = "–"
 _NOT_SETTINGS = ("json", "dry_run")
 _FINE_TUNED = "kdeval finetune made this model of a student, says finetuned.json."
 

@@ -19,12 +19,10 @@ from student_train.evaluate.onnx.records import onnx_caption, onnx_columns
 from student_train.evaluate.origins import SavedModel
 from student_train.evaluate.perplexity.records import COLUMNS as PERPLEXITY_COLUMNS
 from student_train.evaluate.perplexity.records import text_cells
-from student_train.evaluate.report.html import Html, heading, missing, paragraph, picture, table
+from student_train.evaluate.report.html import LACKING, Html, heading, missing, paragraph, picture, table
 from student_train.evaluate.report.plots import plot_fidelity_layers, plot_relation_maps, plot_training_curves, thin_out
 from student_train.evaluate.run_records import LatencyRecord, RunRecords, TaskScores
 from teacher_cache.errors import StudentError, TargetsError, TeacherError
-
-LACKING = "–"
 
 
 def training(metrics: Sequence[Mapping[str, Any]]) -> list[Html]:
